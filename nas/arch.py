@@ -1,0 +1,64 @@
+"""The architecture parameters: one logit vector for each choice key, outside of the supernet."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nas.choice import Choice, choices
+
+
+class ArchParams(nn.Module):
+    """The logits (alpha in DARTS eq. 2) of every choice key, as the rows of one matrix.
+
+    One matrix, because then sampling, entropy and the optimiser are a handful of calls whatever the number of
+    choices, and all gates come to the host in one transfer. Rows of choices with fewer candidates than the widest
+    are padded; `masked` puts -inf there, so that padding has probability 0 and receives no gradient.
+
+    found: choices by key, as `nas.choice.choices` returns them.
+    init_std: the logits start as init_std * N(0, 1); 1e-3 in the published searches.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, found: Mapping[str, Sequence[Choice]], *, init_std: float = 1e-3, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.candidates: dict[str, tuple[str, ...]] = {key: sharing[0].names for key, sharing in found.items()}
+        self.groups: dict[str, str | None] = {key: sharing[0].group for key, sharing in found.items()}
+        sizes = torch.tensor([len(names) for names in self.candidates.values()])
+        mask = torch.arange(int(sizes.max())) < sizes[:, None]  # (choices, widest): True at real candidates
+        self.logits = nn.Parameter(init_std * torch.randn(mask.shape, generator=generator) * mask)
+        self.register_buffer("mask", mask)
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, *, init_std: float = 1e-3, generator: torch.Generator | None = None
+    ) -> "ArchParams":
+        return cls(choices(model), init_std=init_std, generator=generator)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The choice keys, in the order of the rows."""
+        return tuple(self.candidates)
+
+    def masked(self) -> Tensor:
+        """(choices, widest): the logits, -inf at the padding."""
+        return self.logits.masked_fill(~self.mask, -torch.inf)
+
+    def probs(self) -> Tensor:
+        """(choices, widest): each row's softmax, 0 at the padding."""
+        return self.masked().softmax(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """(choices,): the entropy of each row's distribution in nats; log K when nothing is preferred."""
+        return torch.special.entr(self.probs()).sum(dim=-1)
+
+    def named_probs(self) -> dict[str, dict[str, float]]:
+        """key -> candidate -> probability, on the host in one transfer."""
+        rows = self.probs().tolist()
+        return {
+            key: dict(zip(names, row, strict=False))
+            for (key, names), row in zip(self.candidates.items(), rows, strict=True)
+        }

@@ -1,0 +1,184 @@
+"""The one mechanism of the project: a module that is one of several, and the gates that say which.
+
+A supernet is any ``nn.Module`` that contains `Choice` modules. A step opens a `gates` context, inside which every
+choice knows what to run; outside of it a forward pass is an error. `freeze` replaces each choice by what was chosen
+and leaves a plain network.
+"""
+
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import GenotypeError, SpaceError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one choice does during one step.
+
+    weights: (K,) factor of each candidate's output, or None when nothing differentiates through the gates.
+    drawn: the only candidate that runs, or None when all of them run.
+    """
+
+    weights: tuple[Tensor, ...] | None
+    drawn: int | None
+
+
+class Choice(nn.Module):
+    """One of several candidate modules, to be decided by the search.
+
+    candidates: name -> module. All take the same inputs and return one tensor of the same shape.
+    key: choices with equal keys share one logit vector; None: the choice's path in the model, its own.
+    group: names what competes when edges are dropped (the edges into one node), None when nothing does.
+
+    Raises SpaceError for fewer than two candidates, and in a forward pass outside of `gates`.
+    """
+
+    def __init__(
+        self, candidates: Mapping[str, nn.Module], *, key: str | None = None, group: str | None = None
+    ) -> None:
+        super().__init__()
+        if len(candidates) < 2:
+            raise SpaceError(
+                f"a Choice needs at least 2 candidates, got {len(candidates)} ({', '.join(candidates) or 'none'})",
+                fix="add candidates, or use the module itself where there is nothing to choose",
+            )
+        self.names = tuple(candidates)
+        self.key = key
+        self.group = group
+        # A list, not a ModuleDict: candidate names may hold dots, or be called `type` or `keys`.
+        self.candidates = nn.ModuleList(candidates.values())
+        self.gate: Gate | None = None
+
+    def forward(self, *inputs: Any) -> Tensor:
+        gate = self.gate
+        if gate is None:
+            raise SpaceError(
+                f"a Choice between {', '.join(self.names)} was run without gates",
+                fix="run the supernet inside `with gates(...)`, or freeze() it first",
+            )
+        if gate.drawn is not None:
+            output: Tensor = self.candidates[gate.drawn](*inputs)
+            return output if gate.weights is None else pass_through(output, gate.weights[gate.drawn])
+        if gate.weights is None:
+            raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
+        # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.
+        terms = (weight * op(*inputs) for weight, op in zip(gate.weights, self.candidates, strict=False))
+        return functools.reduce(operator.add, terms)
+
+    def extra_repr(self) -> str:
+        return f"key={self.key!r}, names={self.names}"
+
+
+class _PassThrough(torch.autograd.Function):
+    """output * gate for a gate whose value is exactly 1, without the multiplication.
+
+    Backward: the output's gradient unchanged; the gate's is the inner product <gradient, output>.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(output)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        (output,) = ctx.saved_tensors
+        return gradient, (gradient * output).sum()
+
+
+def pass_through(output: Tensor, gate: Tensor) -> Tensor:
+    """output: any shape; gate: a scalar whose value is 1. Returns output, differentiable in both."""
+    return _PassThrough.apply(output, gate)
+
+
+def choices(model: nn.Module) -> dict[str, list[Choice]]:
+    """All choices of a model by key, in module order; a choice without a key is known by its path.
+
+    Raises SpaceError when there is none, or when choices that share a key have different candidates or groups.
+    """
+    found: dict[str, list[Choice]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Choice):
+            found.setdefault(module.key or path or "choice", []).append(module)
+    if not found:
+        raise SpaceError(
+            f"{type(model).__name__} contains no Choice, so there is nothing to search",
+            fix="replace at least one of its modules by nas.choice.Choice({'name': module, ...})",
+        )
+    for key, sharing in found.items():
+        for other in sharing[1:]:
+            if other.names != sharing[0].names or other.group != sharing[0].group:
+                raise SpaceError(
+                    f"choices that share the key {key!r} must be alike, got candidates {sharing[0].names} in group "
+                    f"{sharing[0].group!r} and {other.names} in group {other.group!r}",
+                    fix="give them different keys, or the same candidates in the same order",
+                )
+    return found
+
+
+@contextmanager
+def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> Iterator[None]:
+    """Set the gate of every choice (as returned by `choices`) for the forward passes inside the context."""
+    for key, sharing in found.items():
+        for choice in sharing:
+            choice.gate = by_key[key]
+    try:
+        yield
+    finally:
+        for sharing in found.values():
+            for choice in sharing:
+                choice.gate = None
+
+
+class Dropped(nn.Module):
+    """An edge that derivation dropped: 0, the neutral element of the sum it takes part in."""
+
+    def forward(self, *inputs: Any) -> int:
+        return 0
+
+
+def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequence[str]]) -> None:
+    """Raises GenotypeError unless `chosen` names one of `options`, or None, for exactly the keys of `options`."""
+    missing, extra = options.keys() - chosen.keys(), chosen.keys() - options.keys()
+    if missing or extra:
+        parts = [f"lacks {', '.join(sorted(missing))}"] * bool(missing)
+        parts += [f"has unknown {', '.join(sorted(extra))}"] * bool(extra)
+        raise GenotypeError(
+            f"the genotype {' and '.join(parts)}, expected exactly the {len(options)} choices of the space",
+            fix="use the space and size that the genotype was derived in",
+        )
+    for key, name in chosen.items():
+        if name is not None and name not in options[key]:
+            raise GenotypeError(
+                f"the genotype has {name!r} at {key}, expected one of {', '.join(options[key])}",
+                fix="use the ops that the genotype was derived with, e.g. ops=darts",
+            )
+
+
+def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
+    """Replace every choice by its chosen candidate, in place, or by `Dropped` where that is None.
+
+    Returns the plain model: the same object, unless the model itself is a Choice. Raises GenotypeError (see
+    `check_chosen`).
+    """
+    found = choices(model)
+    check_chosen(chosen, {key: sharing[0].names for key, sharing in found.items()})
+    # Keys that are paths hold for the unfrozen model only, so they are resolved before anything moves.
+    key_of = {choice: key for key, sharing in found.items() for choice in sharing}
+
+    def resolved(module: nn.Module) -> nn.Module:
+        while isinstance(module, Choice):
+            name = chosen[key_of[module]]
+            module = Dropped() if name is None else module.candidates[module.names.index(name)]
+        for child_name, child in module.named_children():
+            setattr(module, child_name, resolved(child))
+        return module
+
+    return resolved(model)

@@ -1,0 +1,1 @@
+"""The commands, one a module: compose the configuration, call the library, print."""

@@ -1,0 +1,122 @@
+"""What all commands share: Hydra, one line for a user's mistake, exit codes."""
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+
+from nas import config
+from nas.errors import NasError
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+
+
+def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) -> None:
+    """Run `body` with the configuration composed from the command line, and the run's output directory.
+
+    Exits with 2 and one line on standard error for a mistake of the user, with 130 after Ctrl-C. ``--debug`` shows
+    the traceback instead. What `body` returns is the objective of a Hydra sweeper.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
+    config.register_schemas()
+    composed: DictConfig | None = None
+
+    def task(cfg: DictConfig) -> float | None:
+        nonlocal composed
+        composed = cfg
+        directory = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            return body(cfg, directory)
+        finally:
+            # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing.
+            remove_if_empty(directory)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        fail("interrupted", INTERRUPTED)
+    except (NasError, HydraException, OmegaConfBaseException, OSError) as error:
+        # An OSError of our own making is an OutputError; this one is Hydra's, making the output directory.
+        if debug or (isinstance(error, OSError) and composed is not None):
+            raise
+        fail(explain(error, config_name), USER_ERROR)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # not empty, or not there
+        directory.rmdir()
+        directory.parent.rmdir()
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """One line of what was got, what was expected and how to fix it, from whatever stopped a command."""
+    if isinstance(error, NasError):
+        return str(error)
+    if isinstance(error, OSError):
+        return (
+            f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"
+        )
+    text = " ".join(f"{error}\n{error.__cause__ or ''}".split())
+    if option := re.search(
+        r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", text
+    ):
+        group, got, options = option.groups()
+        return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
+    if group := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
+        return f"{group[1]} is not a configuration group; see --help for the groups"
+    if key := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):
+        return f"{key[1] or key[2]} is not a setting; {suggestion(key[1] or key[2], config_name)}"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]} is not set, and has no default; add {missing[1]}=..."
+    if value := re.search(r"(Value .* could not be converted to \w+) full_key: (\S+)", text):
+        return f"{value[2]}: {value[1]}; correct the value (see --cfg job)"
+    return f"{text.split(' full_key:')[0].strip()}; see --help, or --debug for a traceback"
+
+
+def suggestion(key: str, config_name: str) -> str:
+    """What the user may have meant by a setting that is not there."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+        known = list(settings(compose(config_name)))
+    last = key.rsplit(".", 1)[-1]
+    same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    close = (
+        same_name
+        or difflib.get_close_matches(key, known, n=3)
+        or [name for name in known if difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]])]
+    )
+    if not close:
+        return "--cfg job shows all settings"
+    return f"did you mean {' or '.join(close[:3])}?"
+
+
+def settings(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The full names of all settings, groups included."""
+    for key in map(str, node):
+        yield f"{prefix}{key}"
+        child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from settings(child, f"{prefix}{key}.")

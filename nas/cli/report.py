@@ -1,0 +1,27 @@
+"""What the commands print at the end."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nas.genotype import Genotype
+
+
+def show_search(genotype: Genotype, parameters: int) -> None:
+    """The derived genotype, a row for each choice that was kept."""
+    table = Table("choice", "derived", title=f"{genotype.space}, {parameters:,} parameters when retrained")
+    for key, name in genotype.choices.items():
+        if name is not None:
+            table.add_row(key, name)
+    Console().print(table)
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """A trained network's score and size."""
+    table = Table("measure", "value", title=f"{result['genotype']['space']} on {result['data']}")
+    table.add_row("test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']} images")
+    table.add_row("test loss", f"{result['test_loss']:.4f}")
+    table.add_row("parameters", f"{result['parameters']:,}")
+    table.add_row("multiply-accumulates", f"{result['macs']:,}")
+    Console().print(table)

@@ -1,0 +1,35 @@
+"""nas-retrain: train the network of a genotype from scratch and score it."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from nas.cli.command import command
+
+
+def run(cfg: DictConfig, directory: Path) -> float:
+    from nas import atomic
+    from nas.cli.report import show_result
+    from nas.pipeline import RetrainStage, Setup, final_result, scoring_loader
+    from nas.spaces.published import resolve
+
+    genotype = resolve(cfg.genotype)
+    setup = Setup.from_config(cfg)
+    retrain = RetrainStage(setup)
+    retrain.check(genotype)
+    with setup.open(directory) as out, setup.track(out) as tracker:
+        atomic.write_text(out.path / "genotype.json", genotype.to_json())
+        trained = retrain.run(genotype, out, tracker)
+        result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime))
+        atomic.write_json(out.path / "result.json", result)
+    show_result(result)
+    print(f"\nEverything is in {directory}")
+    return float(result["test_accuracy"])
+
+
+def main() -> None:
+    command("retrain", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""nas-run: search, derive, retrain, evaluate and export in one go."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from nas.cli.command import command
+
+
+def run(cfg: DictConfig, directory: Path) -> float:
+    from nas import atomic
+    from nas.cli.report import show_result, show_search
+    from nas.pipeline import RetrainStage, SearchStage, Setup, export_trained, final_result, scoring_loader
+
+    setup = Setup.from_config(cfg)
+    search, retrain = SearchStage(setup), RetrainStage(setup)
+    with setup.open(directory) as out, setup.track(out) as tracker:
+        genotype = search.run(out, tracker)
+        show_search(genotype, search.derived_parameters(genotype))
+        trained = retrain.run(genotype, out, tracker)
+        loader = scoring_loader(trained, setup.data, setup.runtime)
+        result = final_result(trained, loader)
+        atomic.write_json(out.path / "result.json", result)
+        export_trained(trained, loader, out.subdirectory("export"), result)
+    show_result(result)
+    print(f"\nEverything is in {directory}")
+    return float(result["test_accuracy"])
+
+
+def main() -> None:
+    command("run", run)
+
+
+if __name__ == "__main__":
+    main()

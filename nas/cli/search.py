@@ -1,0 +1,27 @@
+"""nas-search: search for an architecture and write its genotype."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from nas.cli.command import command
+
+
+def run(cfg: DictConfig, directory: Path) -> None:
+    from nas.cli.report import show_search
+    from nas.pipeline import SearchStage, Setup
+
+    setup = Setup.from_config(cfg)
+    search = SearchStage(setup)
+    with setup.open(directory) as out, setup.track(out) as tracker:
+        genotype = search.run(out, tracker)
+    show_search(genotype, search.derived_parameters(genotype))
+    print(f"\nEverything is in {directory}")
+
+
+def main() -> None:
+    command("search", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Configuration: the schemas of the commands, where the YAML lives, and the one place that instantiates it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from nas.errors import ConfigError, NasError
+
+# What `_target_` may name without being allowed explicitly.
+TRUSTED = ("nas", "torch.optim")
+
+
+@dataclass
+class SearchLoop:
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    weight_fraction: float = MISSING
+    init_std: float = MISSING
+
+
+@dataclass
+class RetrainLoop:
+    """optim and lr are groups of their own, so they are left open here."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    network: dict[str, Any] = field(default_factory=dict)
+    grad_clip: float = MISSING
+    cutout: int = MISSING
+    drop_path: float = MISSING
+    auxiliary_weight: float = MISSING
+    optim: Any = MISSING
+    lr: Any = MISSING
+
+
+@dataclass
+class RunConfig:
+    """Of nas-run and nas-search; the groups are checked by the classes they name."""
+
+    seed: int = MISSING
+    name: str = MISSING
+    search: SearchLoop = field(default_factory=SearchLoop)
+    retrain: RetrainLoop = field(default_factory=RetrainLoop)
+    space: Any = MISSING
+    ops: Any = MISSING
+    sampler: Any = MISSING
+    temperature: Any = MISSING
+    searcher: Any = MISSING
+    deriver: Any = MISSING
+    weight_optim: Any = MISSING
+    arch_optim: Any = MISSING
+    lr: Any = MISSING
+    data: Any = MISSING
+    runtime: Any = MISSING
+    tracker: Any = MISSING
+    experiment: Any = None
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RetrainConfig(RunConfig):
+    genotype: str = MISSING
+
+
+@dataclass
+class CheckpointConfig:
+    """Of nas-evaluate and nas-export. data None: as the checkpoint says."""
+
+    checkpoint: str = MISSING
+    name: str = MISSING
+    batch_size: int = MISSING
+    data: Any = None
+    runtime: Any = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra under the names that the root YAML files use."""
+    store = ConfigStore.instance()
+    store.store("run_schema", RunConfig)
+    store.store("retrain_schema", RetrainConfig)
+    store.store("checkpoint_schema", CheckpointConfig)
+
+
+def directory() -> Path:
+    """Where the YAML lives: inside the package in an installation, at the top of a checkout."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
+    """Instantiate a configuration node, the one place that does.
+
+    node: a config with ``_target_``. allow: package prefixes that may be named beside TRUSTED. arguments: passed to
+    the target, or to the partial that ``_partial_: true`` makes of it.
+    Raises ConfigError for a target that is not allowed, does not exist, or does not take the arguments.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    for target in targets(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node):
+        check_target(target, allow)
+    try:
+        built = instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, NasError):
+            raise cause from None
+        reason = str(cause or error).splitlines()[0]
+        raise ConfigError(
+            f"{OmegaConf.select(node, '_target_')} cannot be built: {reason}",
+            fix="correct the arguments in its configuration group",
+        ) from error
+    if not arguments:
+        return built
+    try:
+        return built(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{OmegaConf.select(node, '_target_')} does not fit its place: {error}",
+            fix="choose another option of its configuration group",
+        ) from error
+
+
+def targets(node: Any) -> Iterator[Any]:
+    """Every ``_target_`` in a plain configuration, at any depth."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for child in node.values():
+            yield from targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from targets(child)
+
+
+def check_target(target: Any, allow: Sequence[str] = ()) -> None:
+    """Raises ConfigError unless `target` names something that is defined in an allowed package.
+
+    The name alone does not tell: ``nas.atomic.os.remove`` begins with ``nas`` and is not ours. So what it resolves to
+    has to say that it comes from there, too.
+    """
+    from hydra.utils import get_object
+
+    prefixes = (*TRUSTED, *allow)
+
+    def inside(name: object) -> bool:
+        return isinstance(name, str) and any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+    if not inside(target):
+        raise ConfigError(
+            f"_target_ {target!r} is outside of the packages that may be built ({', '.join(prefixes)})",
+            fix="if you trust it, add its package: allow_targets=[package]",
+        )
+    try:
+        found = get_object(target)
+    except Exception as error:
+        raise ConfigError(f"_target_ {target!r} does not exist", fix="correct the name, or install its package") from (
+            error
+        )
+    if not inside(getattr(found, "__module__", None)):
+        raise ConfigError(
+            f"_target_ {target!r} leads to {getattr(found, '__module__', 'something')}, outside of the packages that "
+            f"may be built ({', '.join(prefixes)})",
+            fix="name the object by the package that defines it, and allow that: allow_targets=[package]",
+        )
+
+
+def to_yaml(config: DictConfig) -> str:
+    """The configuration with every interpolation resolved."""
+    return OmegaConf.to_yaml(config, resolve=True)
+
+
+def to_plain(config: Any) -> Any:
+    """The same as dicts, lists and scalars, for a checkpoint."""
+    return OmegaConf.to_container(config, resolve=True)

@@ -1,0 +1,157 @@
+"""The user's own images, in one folder a class."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nas.data.bundle import DataBundle, DataSpec, Split
+from nas.data.class_folders import Listing, find_images
+from nas.data.image_file import pillow_warnings, read_header, read_pixels
+from nas.data.split import StreamSplit, TensorSplit, fits_in_memory
+from nas.data.statistics import channel_statistics
+from nas.data.transforms import Augment
+from nas.errors import ConfigError, DataError
+
+STATISTICS_IMAGES = 10_000  # how many training images give mean and std of a streamed data set
+STATISTICS_CHUNK = 1024  # how many of them are in memory at once
+DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """Images as `root/train/<class>/*` and `root/test/<class>/*` (or `val`, `validation`, `valid`: the first of these
+    that exists), or as `root/<class>/*`, of which a stratified `test_fraction` is held out, the same in every run.
+
+    Folders inside a class folder are searched too; hidden files and files that are no images are passed over. Classes
+    are numbered in the order of their names. Mean and std are those of the training images, or of 10,000 evenly
+    spaced ones of them if the data set is streamed.
+
+    image_size: scale and crop every image to a square of this side; None: all must have one size, square or not.
+    channels: 1 or 3; None: 1 if every image is grey, else 3.
+    workers: processes that read the images if, as uint8, they do not fit into memory_limit_mb (MiB).
+    """
+
+    root: str
+    image_size: int | None = None
+    channels: int | None = None
+    test_fraction: float = 0.2
+    workers: int = 2
+    memory_limit_mb: int = 4096
+    crop_padding: int = 4
+    flip: bool = True
+
+    def load(self) -> DataBundle:
+        """Raises ConfigError for a setting that cannot work, DataError for what is wrong with the files."""
+        self._check_settings()
+        root = Path(self.root).expanduser()
+        train, test, class_names = find_images(root, test_fraction=self.test_fraction)
+        with pillow_warnings():
+            shape = self._common_shape(train.paths + test.paths)
+            in_memory = fits_in_memory(
+                images=len(train.paths) + len(test.paths), shape=shape, limit_mb=self.memory_limit_mb
+            )
+            train_files = ImageFiles(train, shape=shape, size=self.image_size)
+            test_files = ImageFiles(test, shape=shape, size=self.image_size)
+            splits: list[Split]
+            if in_memory:
+                pixels = train_files.decode(range(len(train.paths)))
+                mean, std = channel_statistics([pixels])
+                test_pixels = test_files.decode(range(len(test.paths)))
+                splits = [TensorSplit(pixels, train.labels), TensorSplit(test_pixels, test.labels)]
+            else:
+                mean, std = channel_statistics(train_files.sample(STATISTICS_IMAGES))
+                splits = [StreamSplit(files, files.labels, workers=self.workers) for files in (train_files, test_files)]
+        channels, height, width = shape
+        return DataBundle(
+            spec=DataSpec(
+                name=root.resolve().name,
+                channels=channels,
+                height=height,
+                width=width,
+                class_names=class_names,
+                mean=mean,
+                std=std,
+            ),
+            train=splits[0],
+            test=splits[1],
+            augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
+        )
+
+    def _check_settings(self) -> None:
+        if self.channels not in (None, 1, 3):
+            raise ConfigError(
+                f"data.channels must be 1, 3 or null, got {self.channels}",
+                fix="set data.channels=null to look at the files",
+            )
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(
+                f"data.image_size must be at least 1, got {self.image_size}", fix="set data.image_size=32"
+            )
+        for field in ("workers", "memory_limit_mb"):
+            if getattr(self, field) < 0:
+                raise ConfigError(f"data.{field} must be >= 0, got {getattr(self, field)}", fix=f"set data.{field}=0")
+
+    def _common_shape(self, paths: tuple[Path, ...]) -> tuple[int, int, int]:
+        """(C, H, W) of the images once read; from the headers of the files unless the settings already tell."""
+        if self.image_size is not None and self.channels is not None:
+            return (self.channels, self.image_size, self.image_size)
+        headers = [read_header(path) for path in paths]  # 40 us each, and slower in threads
+        channels = self.channels or (1 if all(header.grey for header in headers) else 3)
+        if self.image_size is not None:
+            return (channels, self.image_size, self.image_size)
+        first = headers[0]
+        for path, header in zip(paths, headers, strict=True):
+            if (header.width, header.height) != (first.width, first.height):
+                raise DataError(
+                    f"images must have one size, got {first.width}x{first.height} ({paths[0]}) and"
+                    f" {header.width}x{header.height} ({path})",
+                    fix="set data.image_size=32, or another side, to scale and crop them",
+                )
+        return (channels, first.height, first.width)
+
+
+class ImageFiles:
+    """Image files read one at a time (an `ImageSource`), or many at once by threads.
+
+    shape: (C, H, W) that every image comes out with.  size: as in `read_pixels`.
+    """
+
+    def __init__(self, listing: Listing, *, shape: tuple[int, int, int], size: int | None) -> None:
+        self.labels = listing.labels
+        self._paths = listing.paths
+        self._shape = shape
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with pillow_warnings():
+            return self._read(index), int(self.labels[index])
+
+    def decode(self, indices: range) -> Tensor:
+        """(len(indices), C, H, W) uint8. Call it inside `pillow_warnings`."""
+        pixels = torch.empty((len(indices), *self._shape), dtype=torch.uint8)
+
+        def fill(start: int) -> None:
+            for row in range(start, min(start + DECODE_CHUNK, len(indices))):
+                pixels[row] = self._read(indices[row])
+
+        # Threads, because Pillow decodes outside the interpreter lock and they all write into one tensor.
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(fill, range(0, len(indices), DECODE_CHUNK)):
+                pass
+        return pixels
+
+    def sample(self, count: int) -> Iterator[Tensor]:
+        """About `count` evenly spaced images, at most STATISTICS_CHUNK at a time: (n, C, H, W) uint8."""
+        indices = range(0, len(self), max(1, len(self) // count))
+        for start in range(0, len(indices), STATISTICS_CHUNK):
+            yield self.decode(indices[start : start + STATISTICS_CHUNK])
+
+    def _read(self, index: int) -> Tensor:
+        return read_pixels(self._paths[index], channels=self._shape[0], size=self._size)

@@ -1,0 +1,92 @@
+"""Augmentation and normalisation of a whole batch at once, on the device the images are on.
+
+The random numbers are drawn on the CPU, a few per image, and applied on the device: one seed gives the same crops on
+a CPU and on a GPU. Padding is black and added before normalisation, the hole of cutout is zero after it, as in the
+recipes of the NAS papers (Liu et al. 2019, sec. 3.1).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from nas.errors import ConfigError
+
+
+def random_crop(images: Tensor, *, padding: int, generator: Generator) -> Tensor:
+    """Shift every image by up to `padding` pixels in each direction: pad with black, then crop back to its size.
+
+    images: (N, C, H, W) uint8; returns the same shape. generator: on the CPU.
+    """
+    if padding == 0:
+        return images
+    n, _, height, width = images.shape
+    offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images.device, non_blocking=True)
+    padded = F.pad(images, (padding,) * 4)
+    # A view of all (2 padding + 1)^2 crops of every image; indexing copies one of them each.
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return crops[torch.arange(n, device=images.device), :, offsets[0], offsets[1]]
+
+
+def random_flip(images: Tensor, *, generator: Generator) -> Tensor:
+    """Mirror every image left to right with probability 1/2. images: (N, C, H, W); returns the same shape."""
+    flipped = torch.randint(2, (len(images), 1, 1, 1), generator=generator).to(images.device, non_blocking=True)
+    return torch.where(flipped.bool(), images.flip(3), images)
+
+
+def cutout(images: Tensor, *, size: int, generator: Generator) -> Tensor:
+    """Set a square of `size` pixels to zero, its centre anywhere in the image, so that it may hang over the edge.
+
+    images: (N, C, H, W) float, normalised; returns the same shape. Raises ConfigError if the square is larger than the
+    image. Source: DeVries and Taylor 2017; identical to the DARTS code for an even size.
+    """
+    n, _, height, width = images.shape
+    if size > min(height, width):
+        raise ConfigError(
+            f"cutout {size} is larger than the {height}x{width} images",
+            fix=f"set cutout to at most {min(height, width)}, e.g. half of the image; 0 turns it off",
+        )
+    if size == 0:
+        return images
+    top = torch.randint(height, (n, 1), generator=generator) - size // 2
+    left = torch.randint(width, (n, 1), generator=generator) - size // 2
+    rows, columns = torch.arange(height), torch.arange(width)
+    rows_hit = (rows >= top) & (rows < top + size)  # (N, H)
+    columns_hit = (columns >= left) & (columns < left + size)  # (N, W)
+    hole = rows_hit[:, None, :, None] & columns_hit[:, None, None, :]
+    return images.masked_fill(hole.to(images.device, non_blocking=True), 0.0)
+
+
+def normalise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels to zero mean and unit deviation. images: (N, C, H, W) uint8; mean, std: (C,) float in [0, 1] units, on
+    the device of the images. Returns (N, C, H, W) float32."""
+    scale = (1 / (255 * std))[:, None, None]
+    shift = (mean / std)[:, None, None]
+    return images.float().mul_(scale).sub_(shift)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What a training batch goes through, in this order: crop, flip, normalise, cutout. All off by default.
+
+    crop_padding: pixels to shift by at most.  flip: mirror left to right.  cutout: side of the square hole, in pixels.
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("crop_padding", "cutout"):
+            if getattr(self, field) < 0:
+                raise ConfigError(
+                    f"{field} must be >= 0 pixels, got {getattr(self, field)}", fix=f"set {field}=0 to turn it off"
+                )
+
+    def __call__(self, images: Tensor, *, mean: Tensor, std: Tensor, generator: Generator) -> Tensor:
+        """images: (N, C, H, W) uint8; mean, std: (C,). Returns (N, C, H, W) float32, normalised and augmented."""
+        images = random_crop(images, padding=self.crop_padding, generator=generator)
+        if self.flip:
+            images = random_flip(images, generator=generator)
+        return cutout(normalise(images, mean=mean, std=std), size=self.cutout, generator=generator)

@@ -1,0 +1,43 @@
+"""The errors a user can cause. Each says what was got, what was expected and how to fix it, on one line.
+
+The commands print them without a traceback and exit with code 2; anything else that is raised is a defect of ours.
+"""
+
+
+class NasError(Exception):
+    """A mistake in what the framework was given.
+
+    problem: what was got and what was expected, e.g. ``temperature must be > 0, got 0.0``.
+    fix: what to do about it, e.g. ``set temperature.end to e.g. 0.1``.
+    """
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        super().__init__(f"{problem}; {fix}")
+
+
+class ConfigError(NasError):
+    """A setting has a value that cannot work."""
+
+
+class DataError(NasError):
+    """A data set is missing, empty, or not what the configuration says."""
+
+
+class SpaceError(NasError):
+    """A search space, or a model with choices in it, is not well formed."""
+
+
+class GenotypeError(NasError):
+    """A genotype cannot be read, or does not fit the space."""
+
+
+class CheckpointError(NasError):
+    """A checkpoint cannot be read, or belongs to something else."""
+
+
+class DeviceError(NasError):
+    """The device that was asked for is not there."""
+
+
+class OutputError(NasError):
+    """The output directory cannot be written, or already holds something."""

@@ -1,0 +1,91 @@
+"""Genotypes: the outcome of a search, as a small file that people can read, compare and send around."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from nas.errors import GenotypeError
+
+FORMAT = "nas-genotype"
+VERSION = 1
+SIZE_LIMIT = 1_000_000  # bytes; the largest genotype of a published space takes about two thousand
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """What was chosen.
+
+    space: the name of the search space, e.g. ``nas_bench_201``.
+    choices: choice key -> the candidate's name, or None for an edge that was dropped.
+    """
+
+    space: str
+    choices: Mapping[str, str | None]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, "space": self.space, "choices": dict(self.choices)}
+
+    @classmethod
+    def from_dict(cls, raw: object, *, source: str = "the genotype") -> "Genotype":
+        """Raises GenotypeError, naming `source`, for anything that `to_dict` could not have written."""
+        fix = f'expected {{"format": "{FORMAT}", "version": {VERSION}, "space": ..., "choices": {{...}}}}'
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise GenotypeError(f"{source} is not a genotype", fix=fix)
+        if raw.get("version") != VERSION:
+            raise GenotypeError(
+                f"{source} has version {raw.get('version')!r}, expected {VERSION}",
+                fix="read it with the release of this project that wrote it",
+            )
+        space, chosen = raw.get("space"), raw.get("choices")
+        if raw.keys() != {"format", "version", "space", "choices"} or not isinstance(space, str):
+            raise GenotypeError(f"{source} has the fields {', '.join(map(str, raw))}", fix=fix)
+        if not isinstance(chosen, dict) or not all(
+            isinstance(key, str) and (name is None or isinstance(name, str)) for key, name in chosen.items()
+        ):
+            raise GenotypeError(f"{source} has choices that are not names", fix=fix)
+        return cls(space, chosen)
+
+    def to_json(self) -> str:
+        """One choice a line, so that two genotypes can be compared with diff."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "the genotype") -> "Genotype":
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise GenotypeError(
+                f"{source} is not JSON ({reason})", fix="give the genotype.json that a search wrote"
+            ) from error
+        return cls.from_dict(raw, source=source)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Genotype":
+        """Raises GenotypeError when the file is missing, too large, or not a genotype."""
+        path = Path(path)
+        try:
+            if path.stat().st_size > SIZE_LIMIT:
+                raise GenotypeError(
+                    f"{path} has {path.stat().st_size} bytes, expected at most {SIZE_LIMIT}",
+                    fix="give the genotype.json that a search wrote",
+                )
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise GenotypeError(
+                f"no genotype can be read at {path} ({reason})", fix="give the path of a genotype.json"
+            ) from error
+        return cls.from_json(text, source=str(path))
+
+    def differing(self, other: "Genotype | None") -> int:
+        """How many choices differ from `other`'s; all of them when there is no other."""
+        if other is None:
+            return len(self.choices)
+        return sum(other.choices.get(key) != name for key, name in self.choices.items())

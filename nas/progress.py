@@ -1,0 +1,64 @@
+"""Progress for a person: a live bar in a terminal, a line an epoch elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+# metric -> how it is shown; those a stage does not have are left out
+SHOWN = {
+    "weights/loss": "loss {:.3f}",
+    "weights/accuracy": "acc {:.1%}",
+    "arch/loss": "arch loss {:.3f}",
+    "arch/accuracy": "arch acc {:.1%}",
+    "temperature": "tau {:.2f}",
+    "entropy/mean": "entropy {:.3f}",
+    "lr/weights": "lr {:.4f}",
+    "images_per_second": "{:.0f} img/s",
+}
+
+
+class Progress:
+    """Progress of one stage. `step` is free of synchronisation; `epoch` shows the epoch's metrics."""
+
+    def __init__(self, stage: str, epochs: int, *, console: Console | None = None) -> None:
+        self._stage = stage
+        self._epochs = epochs
+        self._console = console or Console(soft_wrap=True, highlight=False)
+        self._started = time.monotonic()
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("epoch {task.fields[epoch]}/{task.total:.0f}"),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(stage, total=epochs, epoch=0, text="")
+
+    def step(self, epoch: int, fraction: float) -> None:
+        """fraction: of the epoch that is done."""
+        self._bar.update(self._task, completed=epoch + fraction, epoch=epoch + 1)
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        text = "  ".join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
+        self._bar.update(self._task, completed=epoch + 1, text=text)
+        if not self._console.is_terminal:
+            elapsed = time.monotonic() - self._started
+            left = elapsed / (epoch + 1) * (self._epochs - epoch - 1)
+            self._console.print(f"{self._stage} {epoch + 1}/{self._epochs}  {text}  left {left:.0f} s")
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()

@@ -1,0 +1,101 @@
+"""Where and how a run computes: device, threads, determinism, memory format."""
+
+import hashlib
+import os
+import resource
+import sys
+
+import torch
+from torch import nn
+
+from nas.errors import ConfigError, DeviceError
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+class Runtime:
+    """device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
+    result every time. memory_format: ``channels_last`` or ``contiguous``.
+    Raises DeviceError for a device that is not there, ConfigError for anything else.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        deterministic: bool = True,
+        memory_format: str = "channels_last",
+    ) -> None:
+        if memory_format not in MEMORY_FORMATS:
+            raise ConfigError(
+                f"runtime.memory_format must be one of {', '.join(MEMORY_FORMATS)}, got {memory_format!r}",
+                fix="set runtime.memory_format=channels_last",
+            )
+        if threads is not None and threads < 1:
+            raise ConfigError(
+                f"runtime.threads must be at least 1, got {threads}", fix="set runtime.threads=null for torch's choice"
+            )
+        self.device = find_device(device)
+        self.threads = threads
+        self.deterministic = deterministic
+        self.memory_format = MEMORY_FORMATS[memory_format]
+
+    def start(self, seed: int) -> None:
+        """Set the process up: threads, determinism, and the seed of every global generator."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.deterministic:
+            # cuBLAS is reproducible only with this, and only if set before its first call.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.manual_seed(seed)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the memory format."""
+        return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def peak_memory(self) -> int:
+        """Bytes: the most that was allocated on a GPU, or resident for this process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB
+
+    def describe(self) -> str:
+        """The device in words, for manifests and tables."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{self.device.type}, {torch.get_num_threads()} threads"
+
+
+def available_devices() -> list[str]:
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *devices, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def find_device(name: str) -> torch.device:
+    """Raises DeviceError unless the device is there; ``auto`` takes the fastest."""
+    available = available_devices()
+    if name == "auto":
+        return torch.device(available[-1])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    full_name = "cuda:0" if name == "cuda" else name
+    if device is None or full_name not in available:
+        raise DeviceError(
+            f"device {name!r} is not on this machine, which has {', '.join(available)}",
+            fix="set runtime.device=auto",
+        )
+    return device
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose of a run, unrelated to those of its other purposes and of other runs."""
+    digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")

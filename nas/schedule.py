@@ -1,0 +1,83 @@
+"""Schedules: pure functions of progress in [0, 1], for temperatures, learning rates and drop-path.
+
+0 is the first point of a run and 1 the last, whatever the number of epochs, so a resumed run needs only to know
+where it is.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nas.errors import ConfigError
+
+Schedule = Callable[[float], float]
+
+
+def progress(position: float, length: int) -> float:
+    """Where `position` stands among `length` points 0 .. length-1: the first is 0, the last is 1, a lone one is 0."""
+    return min(1.0, position / max(1, length - 1))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """value throughout. `start` is accepted so that it can stand where a decay from `start` does."""
+
+    value: float | None = None
+    start: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.value is None and self.start is None:
+            raise ConfigError("a constant schedule needs a value, got none", fix="set value, e.g. temperature.value=1")
+
+    def __call__(self, progress: float) -> float:
+        value = self.start if self.value is None else self.value
+        assert value is not None  # __post_init__
+        return value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A straight line from start to end. GDAS cools from 10 to 0.1 so."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        # Written so that progress 0 and 1 give start and end exactly, not to within rounding.
+        return self.start * (1 - progress) + self.end * progress
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from start to end (Loshchilov & Hutter 2017, one cycle).
+
+    warmup: the fraction of the run, at its beginning, that rises linearly from 0 to start.
+    """
+
+    start: float
+    end: float = 0.0
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(
+                f"warmup is a fraction of the run in [0, 1), got {self.warmup}", fix="set warmup to e.g. 0.05"
+            )
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return self.start * progress / self.warmup
+        phase = (progress - self.warmup) / (1 - self.warmup)
+        weight = 0.5 * (1 + math.cos(math.pi * phase))
+        return self.start * weight + self.end * (1 - weight)
+
+
+def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
+    """The schedule itself, once it is known to stay above 0 all the way.
+
+    Raises ConfigError naming `what` (a setting, e.g. ``temperature``) otherwise.
+    """
+    lowest = min(schedule(progress(i, points)) for i in range(points))
+    if not lowest > 0:
+        raise ConfigError(f"{what} must be > 0 throughout, got {lowest:g}", fix=f"set {what}.end to e.g. 0.1")
+    return schedule

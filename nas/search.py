@@ -1,0 +1,113 @@
+"""The search: alternate the two levels over the epochs, cool down, derive."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nas.arch import ArchParams
+from nas.data.loader import Loader, search_batches
+from nas.deriver import Deriver
+from nas.genotype import Genotype
+from nas.meter import Meter
+from nas.progress import Progress
+from nas.schedule import Schedule, progress
+from nas.searcher import FirstOrder
+
+
+@dataclass
+class SearchState:
+    """All that a search changes: what a checkpoint of it holds."""
+
+    supernet: nn.Module
+    arch: ArchParams
+    weight_optim: Optimizer
+    arch_optim: Optimizer
+    generator: torch.Generator
+    epoch: int = 0  # epochs done
+    genotype: Genotype | None = None  # derived after the last epoch done
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "arch": self.arch.state_dict(),
+            "weight_optim": self.weight_optim.state_dict(),
+            "arch_optim": self.arch_optim.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+            "epoch": self.epoch,
+            "genotype": None if self.genotype is None else self.genotype.to_dict(),
+        }
+
+
+def search(
+    state: SearchState,
+    *,
+    searcher: FirstOrder,
+    weight_loader: Loader,
+    arch_loader: Loader,
+    epochs: int,
+    temperature: Schedule,
+    lr: Schedule,
+    deriver: Deriver,
+    space_name: str,
+    count_parameters: Callable[[Genotype], int],
+    bar: Progress,
+    on_epoch: Callable[[SearchState, dict[str, float]], None],
+) -> Genotype:
+    """Run the search from state.epoch to the end and return the genotype of the last epoch.
+
+    temperature: by epoch, so that the first epoch has exactly its start and the last exactly its end.
+    lr: of the weights, by step. on_epoch: receives the state and the epoch's metrics, to log and to save.
+    """
+    steps = len(weight_loader)
+    genotype = state.genotype
+    for epoch in range(state.epoch, epochs):
+        tau = temperature(progress(epoch, epochs))
+        weights, arch, started = Meter(), Meter(), time.perf_counter()
+        for step, (weight_batch, arch_batch) in enumerate(search_batches(weight_loader, arch_loader, epoch)):
+            set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
+            weights.add(searcher.weight_step(weight_batch, tau))
+            arch.add(searcher.arch_step(arch_batch, tau))
+            bar.step(epoch, (step + 1) / steps)
+        seconds = time.perf_counter() - started
+
+        derived = Genotype(space_name, deriver(state.arch))
+        metrics = {
+            **weights.summary("weights"),
+            **arch.summary("arch"),
+            "temperature": tau,
+            "lr/weights": state.weight_optim.param_groups[0]["lr"],
+            "lr/arch": state.arch_optim.param_groups[0]["lr"],
+            "seconds_per_step": seconds / steps,
+            "images_per_second": (weights.images + arch.images) / seconds,
+            "genotype_changes": derived.differing(genotype),
+            "derived_parameters": count_parameters(derived),
+            **dict(arch_metrics(state.arch)),
+        }
+        genotype = derived
+        state.epoch, state.genotype = epoch + 1, genotype
+        bar.epoch(epoch, metrics)
+        on_epoch(state, metrics)
+    assert genotype is not None  # epochs >= 1, checked by whoever configured the search
+    return genotype
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:
+    """The entropy of every choice and the probability of every candidate, by name."""
+    entropies = arch.entropy().tolist()
+    yield "entropy/mean", sum(entropies) / len(entropies)
+    for key, entropy in zip(arch.keys, entropies, strict=True):
+        yield f"entropy/{key}", entropy
+    for key, probs in arch.named_probs().items():
+        for name, p in probs.items():
+            yield f"probability/{key}/{name}", p

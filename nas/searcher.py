@@ -1,0 +1,93 @@
+"""The two steps of the bilevel problem min_alpha L_val(w*(alpha), alpha), first order: each level takes the other as
+given (Liu et al. 2019, sec. 2.3 with xi = 0; GDAS takes the same form)."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nas.arch import ArchParams
+from nas.choice import choices, gates
+from nas.errors import ConfigError
+from nas.meter import StepResult
+from nas.sampler import Sampler
+
+
+@contextmanager
+def weights_frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradient is computed for the parameters inside: a third of the backward pass of an architecture step."""
+    frozen = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+class FirstOrder:
+    """Weight steps and architecture steps of a supernet.
+
+    sampler: draws fresh gates for every step. generator: the sampler's randomness, on the CPU.
+    grad_clip: the norm that the weights' gradient is clipped to; 0 for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        supernet: nn.Module,
+        arch: ArchParams,
+        sampler: Sampler,
+        weight_optim: Optimizer,
+        arch_optim: Optimizer,
+        generator: torch.Generator,
+        grad_clip: float = 5.0,
+    ) -> None:
+        if grad_clip < 0:
+            raise ConfigError(
+                f"searcher.grad_clip must be >= 0, got {grad_clip}", fix="set searcher.grad_clip=0 for no clipping"
+            )
+        self.supernet = supernet
+        self.arch = arch
+        self.sampler = sampler
+        self.weight_optim = weight_optim
+        self.arch_optim = arch_optim
+        self.generator = generator
+        self.grad_clip = grad_clip
+        self.choices = choices(supernet)
+        self.weights = list(supernet.parameters())
+
+    def weight_step(self, batch: tuple[Tensor, Tensor], temperature: float) -> StepResult:
+        """One step of the weights on a batch of their own split."""
+        # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
+        self.weight_optim.zero_grad(set_to_none=True)
+        loss, correct = self._forward(batch, temperature, differentiable=False)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.weights, self.grad_clip or torch.inf)
+        self.weight_optim.step()
+        return StepResult(loss.detach(), correct, len(batch[1]), grad_norm)
+
+    def arch_step(self, batch: tuple[Tensor, Tensor], temperature: float) -> StepResult:
+        """One step of the logits on a batch of the architecture's split."""
+        self.arch_optim.zero_grad(set_to_none=True)
+        with weights_frozen(self.weights):
+            loss, correct = self._forward(batch, temperature, differentiable=True)
+            loss.backward()
+        grad_norm = nn.utils.get_total_norm(p.grad for p in self.arch.parameters() if p.grad is not None)
+        self.arch_optim.step()
+        return StepResult(loss.detach(), correct, len(batch[1]), grad_norm)
+
+    def _forward(
+        self, batch: tuple[Tensor, Tensor], temperature: float, *, differentiable: bool
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        with torch.set_grad_enabled(differentiable):
+            drawn = self.sampler(self.arch.masked(), temperature, self.generator)
+        with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=differentiable)):
+            scores = self.supernet(images)
+        loss = F.cross_entropy(scores, labels)
+        return loss, (scores.detach().argmax(dim=1) == labels).sum()

@@ -1,0 +1,96 @@
+"""Cells: directed acyclic graphs whose edges are choices between operations."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.choice import Choice
+from nas.ops import Operation
+
+
+class DropPath(nn.Module):
+    """Zeroes whole samples of an edge's output with probability `rate` and rescales the rest, in training only.
+
+    Source: Larsson et al. 2017, per edge as in NASNet and DARTS. `rate` is set by the training loop.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Set the rate of every DropPath in the model."""
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.rate = rate
+
+
+class Cell(nn.Module):
+    """A DAG over feature maps: each new node is the sum of one edge from every node before it.
+
+    inputs: how many nodes the cell is given; nodes: how many it computes.
+    edge: (source, node) -> module of that edge.
+    """
+
+    def __init__(self, *, inputs: int, nodes: int, edge: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.drop_path = DropPath()
+        self.edges = nn.ModuleList(
+            nn.ModuleList(edge(source, node) for source in range(node)) for node in range(inputs, inputs + nodes)
+        )
+
+    def forward(self, states: list[Tensor]) -> list[Tensor]:
+        """states: the input nodes, (N, C, H, W) each. Returns all nodes, the inputs first."""
+        states = list(states)
+        for incoming in self.edges:
+            assert isinstance(incoming, nn.ModuleList)
+            states.append(sum(self._run(edge, state) for edge, state in zip(incoming, states, strict=True)))  # type: ignore[arg-type]
+        return states
+
+    def _run(self, edge: nn.Module, state: Tensor) -> Any:
+        output = edge(state)
+        # As in DARTS, skips are never dropped; a dropped edge is the number 0.
+        return output if isinstance(edge, nn.Identity) or not isinstance(output, Tensor) else self.drop_path(output)
+
+
+def mixed_edge(
+    ops: Mapping[str, Operation],
+    kind: str,
+    source: int,
+    node: int,
+    *,
+    channels: int,
+    stride: int,
+    affine: bool,
+) -> Choice:
+    """The choice on the edge source -> node of a kind of cell ("normal", "reduce", ...).
+
+    Its key names the kind but not the cell: all cells of a kind share their logits, and a genotype fits networks of
+    any depth. Edges into one node form a group.
+    """
+    return Choice(
+        {name: op(channels, channels, stride, affine) for name, op in ops.items()},
+        key=f"{kind}/{source}-{node}",
+        group=f"{kind}/{node}",
+    )
+
+
+class ClassifierHead(nn.Module):
+    """Global average pooling and a linear layer: (N, channels, H, W) -> (N, classes)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))

@@ -1,0 +1,206 @@
+"""The DARTS space (Liu et al. 2019): a normal and a reduction cell, stacked into the NASNet skeleton for CIFAR."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nas.data.bundle import DataSpec
+from nas.errors import ConfigError
+from nas.genotype import Genotype
+from nas.ops import FactorizedReduce, Operation, ReLUConvBN
+from nas.spaces.cell import Cell, ClassifierHead, mixed_edge
+from nas.spaces.space import Space, at_least
+
+
+class DartsCell(nn.Module):
+    """Two input cells, `steps` nodes, the output their concatenation.
+
+    c_before_last, c_last: channels of the outputs of the two cells before; channels: of this cell's nodes.
+    """
+
+    def __init__(
+        self,
+        ops: Mapping[str, Operation],
+        *,
+        steps: int,
+        c_before_last: int,
+        c_last: int,
+        channels: int,
+        reduction: bool,
+        after_reduction: bool,
+        affine: bool,
+    ) -> None:
+        super().__init__()
+        # The cell before a reduction has twice the resolution of the one after it.
+        self.preprocess_before_last: nn.Module = (
+            FactorizedReduce(c_before_last, channels, affine)
+            if after_reduction
+            else ReLUConvBN(c_before_last, channels, 1, affine, kernel_size=1)
+        )
+        self.preprocess_last = ReLUConvBN(c_last, channels, 1, affine, kernel_size=1)
+        self.graph = Cell(
+            inputs=2,
+            nodes=steps,
+            edge=lambda source, node: mixed_edge(
+                ops,
+                "reduce" if reduction else "normal",
+                source,
+                node,
+                channels=channels,
+                stride=2 if reduction and source < 2 else 1,
+                affine=affine,
+            ),
+        )
+
+    def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
+        states = self.graph([self.preprocess_before_last(before_last), self.preprocess_last(last)])
+        return torch.cat(states[2:], dim=1)
+
+
+class AuxiliaryHead(nn.Sequential):
+    """A second classifier at two thirds of the depth, for training only: (N, C, >= 8, >= 8) -> (N, classes)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=3, padding=0, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),  # of one pixel for CIFAR's 32x32
+            nn.Flatten(),
+            nn.Linear(768, classes),
+        )
+
+
+class DartsNetwork(nn.Module):
+    """Stem, `cells` cells of which those at 1/3 and 2/3 are reductions, head.
+
+    Returns (N, classes) scores; in training mode with an auxiliary head the pair (scores, auxiliary scores).
+    """
+
+    def __init__(
+        self,
+        ops: Mapping[str, Operation],
+        spec: DataSpec,
+        *,
+        channels: int,
+        cells: int,
+        steps: int,
+        stem_multiplier: int,
+        auxiliary: bool,
+        affine: bool,
+    ) -> None:
+        super().__init__()
+        c_stem = stem_multiplier * channels
+        self.stem = nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem))
+        self.cells = nn.ModuleList()
+        self.auxiliary_at = 2 * cells // 3
+        self.auxiliary: AuxiliaryHead | None = None
+        c_before_last, c_last, after_reduction = c_stem, c_stem, False
+        for index in range(cells):
+            reduction = index in (cells // 3, 2 * cells // 3)
+            channels *= 2 if reduction else 1
+            self.cells.append(
+                DartsCell(
+                    ops,
+                    steps=steps,
+                    c_before_last=c_before_last,
+                    c_last=c_last,
+                    channels=channels,
+                    reduction=reduction,
+                    after_reduction=after_reduction,
+                    affine=affine,
+                )
+            )
+            c_before_last, c_last, after_reduction = c_last, steps * channels, reduction
+            if auxiliary and index == self.auxiliary_at:
+                self.auxiliary = AuxiliaryHead(c_last, spec.num_classes)
+        self.head = ClassifierHead(c_last, spec.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        before_last = last = self.stem(x)
+        auxiliary_scores: Tensor | None = None
+        for index, cell in enumerate(self.cells):
+            before_last, last = last, cell(before_last, last)
+            if self.training and self.auxiliary is not None and index == self.auxiliary_at:
+                auxiliary_scores = self.auxiliary(last)
+        scores: Tensor = self.head(last)
+        return scores if auxiliary_scores is None else (scores, auxiliary_scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Darts(Space):
+    """channels, cells: 16 and 8 in the published search, 36 and 20 in retraining; steps: computed nodes of a cell.
+
+    auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
+    """
+
+    name = "darts"
+    ops: Mapping[str, Operation]
+    channels: int = 16
+    cells: int = 8
+    steps: int = 4
+    stem_multiplier: int = 3
+    auxiliary: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, channels=self.channels, steps=self.steps, stem_multiplier=self.stem_multiplier)
+        at_least(3, cells=self.cells)  # fewer have no place for two reductions
+
+    def build(self, spec: DataSpec, *, affine: bool) -> DartsNetwork:
+        if self.auxiliary and min(spec.height, spec.width) < 32:
+            raise ConfigError(
+                f"the auxiliary head needs images of at least 32x32, got {spec.height}x{spec.width}",
+                fix="set retrain.network.auxiliary=false",
+            )
+        return DartsNetwork(
+            self.ops,
+            spec,
+            channels=self.channels,
+            cells=self.cells,
+            steps=self.steps,
+            stem_multiplier=self.stem_multiplier,
+            auxiliary=self.auxiliary,
+            affine=affine,
+        )
+
+
+def published(normal: list[tuple[str, int]], reduce: list[tuple[str, int]]) -> Genotype:
+    """A genotype from the published notation: two (operation, source) pairs a node, the first node being 2."""
+    chosen: dict[str, str | None] = {}
+    for kind, entries in (("normal", normal), ("reduce", reduce)):
+        for node in range(2, 2 + len(entries) // 2):
+            kept = {source: op for op, source in entries[2 * (node - 2) : 2 * (node - 1)]}
+            chosen |= {f"{kind}/{source}-{node}": kept.get(source) for source in range(node)}
+    return Genotype(Darts.name, chosen)
+
+
+# The genotypes of the DARTS paper: V1 first order, V2 second order.
+PUBLISHED = {
+    "DARTS_V1": published(
+        normal=[
+            ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("skip_connect", 0), ("sep_conv_3x3", 1),
+            ("skip_connect", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("skip_connect", 2),
+        ],
+        reduce=[
+            ("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 0),
+            ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("avg_pool_3x3", 0),
+        ],
+    ),
+    "DARTS_V2": published(
+        normal=[
+            ("sep_conv_3x3", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
+            ("sep_conv_3x3", 1), ("skip_connect", 0), ("skip_connect", 0), ("dil_conv_3x3", 2),
+        ],
+        reduce=[
+            ("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 1),
+            ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("max_pool_3x3", 1),
+        ],
+    ),
+}  # fmt: skip

@@ -1,0 +1,86 @@
+"""The NAS-Bench-201 space (Dong & Yang 2020): one cell of 4 nodes and 5 operations, 15,625 architectures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.data.bundle import DataSpec
+from nas.ops import Operation, ReLUConvBN
+from nas.spaces.cell import Cell, ClassifierHead, mixed_edge
+from nas.spaces.space import Space, at_least
+
+
+class NasBench201Cell(nn.Module):
+    """A cell whose output is its last node: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, ops: Mapping[str, Operation], *, channels: int, nodes: int, affine: bool) -> None:
+        super().__init__()
+        self.graph = Cell(
+            inputs=1,
+            nodes=nodes - 1,
+            edge=lambda source, node: mixed_edge(ops, "cell", source, node, channels=channels, stride=1, affine=affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.graph([x])[-1]
+
+
+class ResidualReduction(nn.Module):
+    """The basic residual block between stages: halves the resolution, not searched."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            ReLUConvBN(c_in, c_out, 2, True, kernel_size=3), ReLUConvBN(c_out, c_out, 1, True, kernel_size=3)
+        )
+        # ceil_mode only differs from the published block where the resolution is odd, which CIFAR's never is.
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(c_in, c_out, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.convs(x)
+
+
+class NasBench201Network(nn.Module):
+    """Stem, three stages of `cells` cells with residual reductions between them, head."""
+
+    def __init__(
+        self, ops: Mapping[str, Operation], spec: DataSpec, *, channels: int, cells: int, nodes: int, affine: bool
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(spec.channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+        body: list[nn.Module] = []
+        for stage in range(3):
+            width = channels << stage
+            if stage > 0:
+                body.append(ResidualReduction(width // 2, width))
+            body += [NasBench201Cell(ops, channels=width, nodes=nodes, affine=affine) for _ in range(cells)]
+        self.body = nn.Sequential(*body)
+        self.norm = nn.BatchNorm2d(4 * channels)
+        self.head = ClassifierHead(4 * channels, spec.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(self.body(self.stem(x)))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NasBench201(Space):
+    """channels: C of the first stage (16 published); cells: N a stage (5 published); nodes: of a cell (4 published)."""
+
+    name = "nas_bench_201"
+    ops: Mapping[str, Operation]
+    channels: int = 16
+    cells: int = 5
+    nodes: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(1, channels=self.channels, cells=self.cells)
+        at_least(2, nodes=self.nodes)
+
+    def build(self, spec: DataSpec, *, affine: bool) -> NasBench201Network:
+        return NasBench201Network(
+            self.ops, spec, channels=self.channels, cells=self.cells, nodes=self.nodes, affine=affine
+        )

@@ -1,0 +1,73 @@
+"""What a search space is: a recipe for the supernet, and for the plain network of a genotype."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from nas.choice import choices, freeze
+from nas.data.bundle import DataSpec
+from nas.errors import ConfigError, GenotypeError
+from nas.genotype import Genotype
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Space(ABC):
+    """A frozen dataclass whose fields are the sizes of the space.
+
+    name: what genotypes of this space are marked with.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
+        """The model with its choices open: (N, C, H, W) float -> (N, classes) class scores.
+
+        affine: False for a search, True for a network that is to be frozen and retrained.
+        """
+
+    def supernet(self, spec: DataSpec) -> nn.Module:
+        """The model that a search trains."""
+        return self.build(spec, affine=False)
+
+    def check(self, genotype: Genotype) -> None:
+        """Raises GenotypeError if the genotype is of another space."""
+        if genotype.space != self.name:
+            raise GenotypeError(
+                f"the genotype is of the space {genotype.space!r}, expected {self.name!r}",
+                fix=f"add space={genotype.space}",
+            )
+
+    def network(self, spec: DataSpec, genotype: Genotype) -> nn.Module:
+        """The plain network of a genotype, without choices. Raises GenotypeError if it does not fit the space."""
+        self.check(genotype)
+        return freeze(self.build(spec, affine=True), genotype.choices)
+
+    def options(self, spec: DataSpec) -> Mapping[str, Sequence[str]]:
+        """choice key -> candidate names. Costs no memory: the model is built without storage."""
+        with torch.device("meta"):
+            return {key: sharing[0].names for key, sharing in choices(self.build(spec, affine=True)).items()}
+
+    def resized(self, sizes: Mapping[str, Any]) -> Self:
+        """The same space with some of its fields changed, e.g. {"channels": 36, "cells": 20} for retraining."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        unknown = [name for name in sizes if name not in fields]
+        if unknown:
+            raise ConfigError(
+                f"retrain.network sets {', '.join(unknown)}, which the space {self.name} does not have",
+                fix=f"set any of {', '.join(fields)}",
+            )
+        return dataclasses.replace(self, **sizes)
+
+
+def at_least(minimum: int, **sizes: int) -> None:
+    """Raises ConfigError unless every named size is an integer >= minimum."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ConfigError(
+                f"space.{name} must be an integer >= {minimum}, got {value!r}", fix=f"set space.{name}={minimum}"
+            )
