@@ -81,9 +81,16 @@ class CheckpointConfig:
 def register_schemas() -> None:
     """Make the schemas known to Hydra under the names that the root YAML files use."""
     store = ConfigStore.instance()
-    store.store("run_schema", RunConfig)
-    store.store("retrain_schema", RetrainConfig)
-    store.store("checkpoint_schema", CheckpointConfig)
+    for name, schema in (
+        ("run_schema", RunConfig),
+        ("retrain_schema", RetrainConfig),
+        ("checkpoint_schema", CheckpointConfig),
+    ):
+        node = OmegaConf.structured(schema)
+        if issubclass(schema, RunConfig):
+            # Its keys are the fields of whatever space is chosen, so they cannot be listed in a schema.
+            OmegaConf.set_struct(node.retrain.network, False)
+        store.store(name, node)
 
 
 def directory() -> Path:
@@ -119,10 +126,10 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
         return built
     try:
         return built(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{OmegaConf.select(node, '_target_')} does not fit its place: {error}",
-            fix="choose another option of its configuration group",
+            f"{OmegaConf.select(node, '_target_')} refuses its arguments: {error}",
+            fix="correct them in its configuration group, or choose another of its options",
         ) from error
 
 

@@ -3,6 +3,8 @@
 The commands print them without a traceback and exit with code 2; anything else that is raised is a defect of ours.
 """
 
+from typing import Any
+
 
 class NasError(Exception):
     """A mistake in what the framework was given.
@@ -13,6 +15,16 @@ class NasError(Exception):
 
     def __init__(self, problem: str, *, fix: str) -> None:
         super().__init__(f"{problem}; {fix}")
+        self.problem = problem
+        self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by their positional arguments; ours has to cross from a data worker, too.
+        return _rebuild, (type(self), self.problem, self.fix)
+
+
+def _rebuild(kind: type[NasError], problem: str, fix: str) -> NasError:
+    return kind(problem, fix=fix)
 
 
 class ConfigError(NasError):

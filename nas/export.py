@@ -38,9 +38,8 @@ def export(
     program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     serialised = io.BytesIO()
     with warnings.catch_warnings():
-        # torch.export's own serialiser deprecates parts of itself; nothing a user could act on.
-        warnings.simplefilter("ignore", category=DeprecationWarning)
-        warnings.simplefilter("ignore", category=FutureWarning)
+        # torch.export's own serialiser warns of parts of itself; nothing that a user could act on.
+        warnings.simplefilter("ignore")
         torch.export.save(program, serialised)
         serialised.seek(0)
         loaded = torch.export.load(serialised).module()

@@ -79,5 +79,7 @@ def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
     """
     lowest = min(schedule(progress(i, points)) for i in range(points))
     if not lowest > 0:
-        raise ConfigError(f"{what} must be > 0 throughout, got {lowest:g}", fix=f"set {what}.end to e.g. 0.1")
+        raise ConfigError(
+            f"{what} must be > 0 throughout, got {lowest:g}", fix=f"set it to e.g. 0.1, as {what}.end=0.1"
+        )
     return schedule

@@ -34,14 +34,20 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
         sys.argv.remove("--debug")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
     config.register_schemas()
-    composed: DictConfig | None = None
 
     def task(cfg: DictConfig) -> float | None:
-        nonlocal composed
-        composed = cfg
         directory = Path(HydraConfig.get().runtime.output_dir)
         try:
             return body(cfg, directory)
+        except (NasError, OmegaConfBaseException) as error:
+            if debug:
+                raise
+            # Not left to Hydra, which would add a line of its own.
+            fail(explain(error, config_name), USER_ERROR)
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            fail(f"interrupted; what was reached is in {directory}", INTERRUPTED)
         finally:
             # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing.
             remove_if_empty(directory)
@@ -49,12 +55,10 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
     try:
         hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
     except KeyboardInterrupt:
-        if debug:
-            raise
-        fail("interrupted", INTERRUPTED)
-    except (NasError, HydraException, OmegaConfBaseException, OSError) as error:
-        # An OSError of our own making is an OutputError; this one is Hydra's, making the output directory.
-        if debug or (isinstance(error, OSError) and composed is not None):
+        fail("interrupted before anything was done", INTERRUPTED)
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory.
+        if debug or (isinstance(error, OSError) and not isinstance(error, HydraException) and error.filename is None):
             raise
         fail(explain(error, config_name), USER_ERROR)
 
@@ -74,7 +78,7 @@ def explain(error: Exception, config_name: str) -> str:
     """One line of what was got, what was expected and how to fix it, from whatever stopped a command."""
     if isinstance(error, NasError):
         return str(error)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename:
         return (
             f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"
         )
@@ -90,6 +94,10 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{key[1] or key[2]} is not a setting; {suggestion(key[1] or key[2], config_name)}"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} is not set, and has no default; add {missing[1]}=..."
+    if override := re.search(r"Error parsing override '([^']*)'", text):
+        return (
+            f"{override[1]!r} is not of the form key=value; write e.g. search.epochs=10, quoted where a shell needs it"
+        )
     if value := re.search(r"(Value .* could not be converted to \w+) full_key: (\S+)", text):
         return f"{value[2]}: {value[1]}; correct the value (see --cfg job)"
     return f"{text.split(' full_key:')[0].strip()}; see --help, or --debug for a traceback"
@@ -116,6 +124,8 @@ def suggestion(key: str, config_name: str) -> str:
 def settings(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """The full names of all settings, groups included."""
     for key in map(str, node):
+        if key.startswith("_"):  # _target_ and _partial_ are not for users
+            continue
         yield f"{prefix}{key}"
         child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():

@@ -1,0 +1,120 @@
+import json
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+from nas.data.bundle import DataBundle, DataSpec
+from nas.data.split import TensorSplit
+from nas.data.synthetic import Synthetic
+from nas.data.transforms import Augment
+from nas.errors import ConfigError, DataError
+
+SPEC = DataSpec(name="pets", channels=1, height=4, width=6, class_names=("cat", "dog"), mean=(0.5,), std=(0.25,))
+
+
+def bundle_of(*counts: int) -> DataBundle:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    # The pixel of an image is its number, so that a batch tells which images are in it.
+    images = torch.arange(len(labels)).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 6).contiguous()
+    test = TensorSplit(torch.full((2, 1, 4, 6), 255, dtype=torch.uint8), torch.tensor([0, 1]))
+    return DataBundle(spec=SPEC, train=TensorSplit(images, labels), test=test, augment=Augment())
+
+
+def test_spec_survives_json() -> None:
+    assert DataSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
+    assert SPEC.num_classes == 2
+    assert SPEC.input_shape == (1, 4, 6)
+
+
+def test_spec_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        SPEC.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"height": -3}, "height must be at least 1, got -3"),
+        ({"class_names": ("cat",)}, r"at least 2 classes, got \['cat'\]"),
+        ({"class_names": ("cat", "cat")}, "class names must differ"),
+        ({"mean": (0.1, 0.2)}, r"mean must have one value for each of 1 channels, got \(0\.1, 0\.2\)"),
+        ({"std": ()}, r"std must have one value for each of 1 channels, got \(\)"),
+        ({"std": (0.0,)}, r"std must be > 0, got \(0\.0,\)"),
+    ],
+)
+def test_spec_rejects_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        replace(SPEC, **change)
+    with pytest.raises(DataError, match=message):
+        DataSpec.from_dict({**SPEC.to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": "3"}, "expected int, got '3'"),
+        ({"channels": True}, "expected int, got True"),
+        ({"name": 3}, "expected str, got 3"),
+        ({"class_names": "cat"}, "expected list or tuple, got 'cat'"),
+        ({"class_names": ["cat", 1]}, "expected str, got 1"),
+        ({"mean": [None]}, "expected int or float, got None"),
+        ({"colour": "red"}, r"has the keys \['channels', .*got .*'colour'"),
+    ],
+)
+def test_spec_from_dict_rejects_wrong_types_and_keys(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        DataSpec.from_dict({**SPEC.to_dict(), **change})
+
+
+@pytest.mark.parametrize("missing", [field.name for field in fields(DataSpec)])
+def test_spec_from_dict_rejects_a_missing_key(missing: str) -> None:
+    values = SPEC.to_dict()
+    del values[missing]
+    with pytest.raises(DataError, match="a data spec has the keys"):
+        DataSpec.from_dict(values)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.2, 0.75])
+@pytest.mark.parametrize("counts", [(10, 10), (7, 12), (3, 2)])
+def test_search_splits_are_disjoint_and_have_all_classes(counts: tuple[int, int], fraction: float) -> None:
+    bundle = bundle_of(*counts)
+    parts = bundle.search_splits(weight_fraction=fraction, seed=0)
+    seen = []
+    for part in parts:
+        ((images, labels),) = part.batches([torch.arange(len(part))], device=torch.device("cpu"))
+        assert labels.unique().tolist() == [0, 1]
+        assert torch.equal(labels, bundle.train.labels[images[:, 0, 0, 0].long()])
+        seen += images[:, 0, 0, 0].tolist()
+    assert sorted(seen) == list(range(sum(counts)))
+
+
+def test_search_splits_are_a_function_of_the_seed() -> None:
+    bundle = Synthetic().load()
+
+    def first_image(seed: int) -> torch.Tensor:
+        weight, _ = bundle.search_splits(weight_fraction=0.5, seed=seed)
+        return next(weight.batches([torch.arange(20)], device=torch.device("cpu")))[0]
+
+    assert torch.equal(first_image(1), first_image(1))
+    assert not torch.equal(first_image(1), first_image(2))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 2.0, -0.5, float("nan")])
+def test_search_splits_reject_a_fraction_outside_0_1(fraction: float) -> None:
+    with pytest.raises(ConfigError, match=r"weight_fraction must lie strictly .* got .*; set search\.weight_fraction"):
+        bundle_of(4, 4).search_splits(weight_fraction=fraction, seed=0)
+
+
+def test_search_splits_reject_an_empty_part() -> None:
+    with pytest.raises(DataError, match="the architecture part of the 2 training images of 'pets' would be empty"):
+        bundle_of(1, 1).search_splits(weight_fraction=0.5, seed=0)
+
+
+def test_the_test_images_cannot_be_reached_from_the_search_splits() -> None:
+    bundle = bundle_of(5, 5)
+    for part in bundle.search_splits(weight_fraction=0.5, seed=0):
+        tensors = [part.labels, part._pixels.images, part._rows]  # type: ignore[attr-defined]
+        assert not any((tensor == 255).any() for tensor in tensors)

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from nas.data.class_folders import find_images
+from nas.errors import DataError
+
+
+def make(root: Path, files: str) -> None:
+    for name in files.split():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def names(root: Path, paths: tuple[Path, ...]) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+@pytest.mark.parametrize("folder", ["test", "val", "validation", "valid"])
+def test_train_and_test_folders(tmp_path: Path, folder: str) -> None:
+    make(tmp_path, f"train/b/1.png train/a/2.JPG train/a/1.png {folder}/b/9.webp other/readme.txt")
+    train, test, classes = find_images(tmp_path, test_fraction=0.5)
+    assert classes == ("a", "b")
+    assert names(tmp_path, train.paths) == ["train/a/1.png", "train/a/2.JPG", "train/b/1.png"]
+    assert train.labels.tolist() == [0, 0, 1]
+    assert names(tmp_path, test.paths) == [f"{folder}/b/9.webp"]  # class a has no test images, and b is still 1
+    assert test.labels.tolist() == [1]
+
+
+def test_the_test_folder_comes_before_the_validation_folder(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.png train/b/1.png val/a/1.png test/a/1.png")
+    assert names(tmp_path, find_images(tmp_path, test_fraction=0.5)[1].paths) == ["test/a/1.png"]
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_without_a_test_folder_images_are_held_out(tmp_path: Path, prefix: str) -> None:
+    make(tmp_path, " ".join(f"{prefix}{name}/{k}.png" for name in "ab" for k in range(10)) + f" {prefix}c/only.png")
+    train, test, classes = find_images(tmp_path, test_fraction=0.2)
+    assert classes == ("a", "b", "c")
+    assert not set(train.paths) & set(test.paths)
+    assert (len(train.paths), len(test.paths)) == (17, 4)
+    assert sorted(test.labels.tolist()) == [0, 0, 1, 1]
+    for listing in (train, test):
+        assert [path.parent.name for path in listing.paths] == [classes[label] for label in listing.labels]
+    assert find_images(tmp_path, test_fraction=0.2)[1].paths == test.paths
+
+
+def test_a_folder_of_images_called_train_is_a_class(tmp_path: Path) -> None:
+    make(tmp_path, "train/1.png train/2.png car/1.png car/2.png")
+    assert find_images(tmp_path, test_fraction=0.5)[2] == ("car", "train")
+
+
+def test_what_is_no_image_is_passed_over_and_folders_are_searched(tmp_path: Path) -> None:
+    make(tmp_path, "a/deep/down/1.png a/.hidden.png a/notes.txt a/.git/2.png b/1.tif b/Thumbs.db .cache/1.png top.png")
+    make(tmp_path, "a/2.png b/2.tif")
+    train, test, classes = find_images(tmp_path, test_fraction=0.5)
+    assert classes == ("a", "b")
+    assert sorted(names(tmp_path, train.paths + test.paths)) == ["a/2.png", "a/deep/down/1.png", "b/1.tif", "b/2.tif"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ("", r"has 0 class folders \(none\), expected at least 2; put the images into .*/<class>/"),
+        ("1.png 2.png", r"has 0 class folders \(none\), expected at least 2"),
+        ("cats/1.png cats/2.png", r"has 1 class folders \(cats\), expected at least 2"),
+        ("a/1.png b/readme.txt", r"class folder .*/b has no images \(\.avif \.bmp .*; add images to it, or remove it"),
+        ("train/a/1.png train/b/1.png test/a/x.txt", r"class folder .*/test/a has no images"),
+        (
+            "train/a/1.png train/b/1.png test/a/1.png test/z/1.png test/y/1.png",
+            r"test has classes that .*/train does not have: y, z; give both the same class folders",
+        ),
+        ("train/a/1.png train/b/1.png test/1.png", r"/test has no class folders; put the images into .*/test/<class>/"),
+        ("a/1.png b/1.png", "no image can be held out for testing"),
+    ],
+)
+def test_wrong_folders_are_errors(tmp_path: Path, files: str, message: str) -> None:
+    make(tmp_path, files)
+    with pytest.raises(DataError, match=message) as caught:
+        find_images(tmp_path, test_fraction=0.5)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_root_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path, "images.zip")
+    with pytest.raises(DataError, match=r"data\.root .*/missing does not exist; set data\.root"):
+        find_images(tmp_path / "missing", test_fraction=0.5)
+    with pytest.raises(DataError, match=r"data\.root .*/images\.zip is a file, expected a folder; unpack it"):
+        find_images(tmp_path / "images.zip", test_fraction=0.5)

@@ -1,0 +1,131 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nas.data.image_file import EXTENSIONS, Header, pillow_warnings, read_header, read_pixels
+from nas.errors import DataError
+
+
+def save(path: Path, array: Any, mode: str | None = None) -> Path:
+    Image.fromarray(np.asarray(array)).convert(mode).save(path)
+    return path
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _pillow_warnings() -> Any:
+    with pillow_warnings():
+        yield
+
+
+def test_colour_and_grey_pixels_come_out_as_they_are(tmp_path: Path) -> None:
+    colour, grey = noise(4, 6, 3), noise(4, 6)
+    got = read_pixels(save(tmp_path / "c.png", colour), channels=3, size=None)
+    assert got.dtype == torch.uint8
+    assert np.array_equal(got.numpy(), colour.transpose(2, 0, 1))
+    path = save(tmp_path / "g.png", grey)
+    assert np.array_equal(read_pixels(path, channels=1, size=None).numpy(), grey[None])
+    assert np.array_equal(read_pixels(path, channels=3, size=None).numpy(), np.stack([grey] * 3))
+    assert read_header(path) == Header(width=6, height=4, grey=True)
+    assert not read_header(tmp_path / "c.png").grey
+
+
+def test_transparent_pixels_are_white_whatever_colour_they_hide(tmp_path: Path) -> None:
+    rgba = np.zeros((2, 2, 4), dtype=np.uint8)
+    rgba[0] = (200, 0, 0, 255)
+    rgba[1] = (0, 200, 0, 0)
+    got = read_pixels(save(tmp_path / "a.png", rgba), channels=3, size=None)
+    assert got[:, 0, 0].tolist() == [200, 0, 0]
+    assert got[:, 1, 0].tolist() == [255, 255, 255]
+    assert read_pixels(tmp_path / "a.png", channels=1, size=None)[0, 1, 0] == 255
+
+    grey_alpha = Image.new("LA", (1, 1), (7, 0))
+    grey_alpha.save(tmp_path / "la.png")
+    assert read_header(tmp_path / "la.png").grey
+    assert read_pixels(tmp_path / "la.png", channels=1, size=None).item() == 255
+
+
+def test_palette_images_are_looked_up_and_not_read_as_indices(tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "p.png")
+    assert not read_header(tmp_path / "p.png").grey
+    assert read_pixels(tmp_path / "p.png", channels=3, size=None)[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
+    palette.save(tmp_path / "t.png", transparency=b"\x00\xff")  # an alpha for each entry
+    assert read_pixels(tmp_path / "t.png", channels=3, size=None)[:, 0].T.tolist() == [[255] * 3, [200, 100, 50]]
+
+
+def test_16_bit_greys_keep_their_upper_byte(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 256, 65535]], dtype=np.uint16)).save(tmp_path / "d.png")
+    assert read_header(tmp_path / "d.png").grey
+    assert read_pixels(tmp_path / "d.png", channels=1, size=None).flatten().tolist() == [0, 1, 255]
+    assert read_pixels(tmp_path / "d.png", channels=3, size=None)[:, 0, 2].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_deeper_pixels_are_an_error(tmp_path: Path, kind: Any) -> None:
+    Image.fromarray(np.array([[0, 70000]], dtype=kind)).save(tmp_path / "d.tiff")
+    with pytest.raises(DataError, match=r"d\.tiff has .*; convert it to 8 or 16 bits"):
+        read_pixels(tmp_path / "d.tiff", channels=1, size=None)
+
+
+def test_black_and_white_and_cmyk(tmp_path: Path) -> None:
+    save(tmp_path / "b.png", np.array([[0, 255]], dtype=np.uint8), "1")
+    assert read_pixels(tmp_path / "b.png", channels=1, size=None).flatten().tolist() == [0, 255]
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.jpg")
+    red, green, blue = read_pixels(tmp_path / "c.jpg", channels=3, size=None)[:, 4, 4].tolist()
+    assert red > 200 > 60 > max(green, blue)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (10, 30), (40, 40)])
+def test_size_scales_the_shorter_side_and_crops_the_centre(tmp_path: Path, height: int, width: int) -> None:
+    # A brightness ramp over the longer side: its middle half, or whatever square, must be centred on grey.
+    ramp = np.linspace(0, 255, max(height, width))
+    array = np.broadcast_to(ramp if width >= height else ramp[:, None], (height, width)).astype(np.uint8)
+    got = read_pixels(save(tmp_path / "r.png", array), channels=1, size=20)[0].float()
+    assert got.shape == (20, 20)
+    along = got.mean(0 if width >= height else 1)
+    assert along.mean() == pytest.approx(127, abs=2)
+    assert (along[-1] - along[0]).item() == pytest.approx(255 * min(height, width) / max(height, width), rel=0.12)
+    assert got.std(0 if width >= height else 1).max() < 1
+
+
+def test_shrinking_is_antialiased(tmp_path: Path) -> None:
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    got = read_pixels(save(tmp_path / "b.png", board), channels=1, size=8)
+    assert got.float().std() < 3
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.png", noise(32, 32, 3)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(DataError, match=r"cut\.png cannot be read as an image \(.*\); repair it, or remove it"):
+        read_pixels(tmp_path / "cut.png", channels=3, size=None)
+    for name in ("text.jpg", "empty.png"):
+        with pytest.raises(DataError, match=f"{name} cannot be read as an image"):
+            read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("limit", [60, 20])  # Pillow warns above the limit, and raises above twice the limit
+def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    path = save(tmp_path / "bomb.png", noise(10, 10))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    for read in (read_header, lambda bomb: read_pixels(bomb, channels=1, size=4)):
+        with pytest.raises(DataError, match=r"bomb\.png has too many pixels to decode safely .*; scale it down"):
+            read(path)
+
+
+def test_pillow_opens_every_extension_that_is_looked_for() -> None:
+    Image.init()
+    formats = {extension: Image.registered_extensions().get(extension) for extension in EXTENSIONS - {".avif"}}
+    assert all(name in Image.OPEN for name in formats.values()), formats
