@@ -53,7 +53,9 @@ class ArchParams(nn.Module):
 
     def entropy(self) -> Tensor:
         """(choices,): the entropy of each row's distribution in nats; log K when nothing is preferred."""
-        return torch.special.entr(self.probs()).sum(dim=-1)
+        log_probs = self.masked().log_softmax(dim=-1)
+        # 0 for -inf at the padding: 0 * -inf would be NaN, in the value or in the gradient.
+        return -(log_probs.exp() * log_probs.masked_fill(~self.mask, 0.0)).sum(dim=-1)
 
     def named_probs(self) -> dict[str, dict[str, float]]:
         """key -> candidate -> probability, on the host in one transfer."""

@@ -32,7 +32,8 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             os.close(directory)
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror})", fix="free some space, or set hydra.run.dir elsewhere"
+            f"{path} cannot be written ({error.strerror or error})",
+            fix="free some space, or set hydra.run.dir elsewhere",
         ) from error
 
 

@@ -1,5 +1,7 @@
-"""Checkpoints: written atomically, read without running anything that is in them."""
+"""Checkpoints: written atomically with a checksum, read without running anything that is in them."""
 
+import hashlib
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,25 @@ from nas.errors import CheckpointError
 
 FORMAT = "nas-checkpoint"
 VERSION = 1
+DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
 
 
 def save(path: Path, kind: str, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``."""
-    atomic.write(path, lambda stream: torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, stream))
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, buffer)
+    content = sealed(buffer.getvalue())
+    atomic.write(path, lambda stream: stream.write(content))
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip archive with the SHA-256 of all before it as its comment: still an archive, for torch.load and for unzip.
+
+    torch does not compare the checksums of a zip's records, so a flipped bit would load as another weight.
+    """
+    # The last two bytes of an archive without a comment are the comment's length.
+    content = archive[:-2] + DIGEST_LENGTH.to_bytes(2, "little")
+    return content + hashlib.sha256(content).hexdigest().encode()
 
 
 def load(path: str | Path, kind: str) -> dict[str, Any]:
@@ -30,16 +46,22 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}", fix=fix)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})", fix=fix) from error
+    if hashlib.sha256(content[:-DIGEST_LENGTH]).hexdigest().encode() != content[-DIGEST_LENGTH:]:
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, or carries code; nothing of it was run", fix=fix
         ) from error
     except Exception as error:  # a file from anywhere: the unpickler meets garbage in every way there is
-        raise CheckpointError(f"{path} is damaged or not a checkpoint", fix=fix) from error
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this project", fix=fix)
-    if state.get("version") != VERSION:
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
+    if type(state.get("version")) is not int or state["version"] != VERSION:
         raise CheckpointError(
             f"{path} has version {state.get('version')!r}, expected {VERSION}",
             fix="use the release of this project that wrote it",

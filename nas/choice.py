@@ -79,18 +79,20 @@ class Choice(nn.Module):
 class _PassThrough(torch.autograd.Function):
     """output * gate for a gate whose value is exactly 1, without the multiplication.
 
-    Backward: the output's gradient unchanged; the gate's is the inner product <gradient, output>.
+    Backward: the output's gradient as it is; the gate's is the inner product <gradient, output>.
     """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(output)
+        ctx.save_for_backward(output, gate)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        (output,) = ctx.saved_tensors
-        return gradient, (gradient * output).sum()
+        output, gate = ctx.saved_tensors
+        # Grad mode is on when the backward pass is itself to be differentiated: only then the factor 1 matters.
+        scaled = gradient * gate if torch.is_grad_enabled() else gradient
+        return scaled, (gradient * output).sum()
 
 
 def pass_through(output: Tensor, gate: Tensor) -> Tensor:
@@ -126,15 +128,15 @@ def choices(model: nn.Module) -> dict[str, list[Choice]]:
 @contextmanager
 def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> Iterator[None]:
     """Set the gate of every choice (as returned by `choices`) for the forward passes inside the context."""
-    for key, sharing in found.items():
-        for choice in sharing:
-            choice.gate = by_key[key]
+    before = [(choice, choice.gate) for sharing in found.values() for choice in sharing]
     try:
+        for key, sharing in found.items():
+            for choice in sharing:
+                choice.gate = by_key[key]
         yield
     finally:
-        for sharing in found.values():
-            for choice in sharing:
-                choice.gate = None
+        for choice, gate in before:
+            choice.gate = gate
 
 
 class Dropped(nn.Module):
@@ -177,8 +179,10 @@ def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
         while isinstance(module, Choice):
             name = chosen[key_of[module]]
             module = Dropped() if name is None else module.candidates[module.names.index(name)]
-        for child_name, child in module.named_children():
-            setattr(module, child_name, resolved(child))
+        # Not named_children(), which passes over a module's second name.
+        for child_name, child in list(module._modules.items()):
+            if child is not None:
+                setattr(module, child_name, resolved(child))
         return module
 
     return resolved(model)

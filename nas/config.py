@@ -109,7 +109,8 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    for target in targets(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node):
+    node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
+    for target in targets(OmegaConf.to_container(node, resolve=True)):
         check_target(target, allow)
     try:
         built = instantiate(node, _convert_="all")

@@ -1,5 +1,6 @@
 """Genotypes: the outcome of a search, as a small file that people can read, compare and send around."""
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Genotype:
         fix = f'expected {{"format": "{FORMAT}", "version": {VERSION}, "space": ..., "choices": {{...}}}}'
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise GenotypeError(f"{source} is not a genotype", fix=fix)
-        if raw.get("version") != VERSION:
+        if type(raw.get("version")) is not int or raw["version"] != VERSION:
             raise GenotypeError(
                 f"{source} has version {raw.get('version')!r}, expected {VERSION}",
                 fix="read it with the release of this project that wrote it",
@@ -71,13 +72,15 @@ class Genotype:
         """Raises GenotypeError when the file is missing, too large, or not a genotype."""
         path = Path(path)
         try:
+            if not path.is_file():  # a pipe or a device would be read for ever
+                raise FileNotFoundError(errno.ENOENT, "no such file")
             if path.stat().st_size > SIZE_LIMIT:
                 raise GenotypeError(
                     f"{path} has {path.stat().st_size} bytes, expected at most {SIZE_LIMIT}",
                     fix="give the genotype.json that a search wrote",
                 )
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
             reason = getattr(error, "strerror", None) or "not text"
             raise GenotypeError(
                 f"no genotype can be read at {path} ({reason})", fix="give the path of a genotype.json"

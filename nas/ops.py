@@ -58,8 +58,8 @@ class DilConv(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution with two offset 1x1 convolutions, so that no pixel is ignored; ReLU before, batch norm
-    after. Odd sizes are padded by one row and column of zeros at the far end."""
+    """Halves the resolution with two 1x1 convolutions of stride 2, one over the even rows and columns and one over
+    the odd ones; ReLU before, batch norm after. Odd sizes are padded by one row and column of zeros at the far end."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool) -> None:
         super().__init__()
@@ -74,8 +74,10 @@ class FactorizedReduce(nn.Module):
 
 
 def skip_connect(c_in: int, c_out: int, stride: int, affine: bool) -> nn.Module:
-    """``skip_connect``: the identity where shapes allow it, else a FactorizedReduce."""
-    return nn.Identity() if stride == 1 and c_in == c_out else FactorizedReduce(c_in, c_out, affine)
+    """``skip_connect``: the identity where shapes allow it, a FactorizedReduce at stride 2, else a 1x1 convolution."""
+    if stride == 1:
+        return nn.Identity() if c_in == c_out else ReLUConvBN(c_in, c_out, 1, affine, kernel_size=1)
+    return FactorizedReduce(c_in, c_out, affine)
 
 
 class Zero(nn.Module):

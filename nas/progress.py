@@ -30,6 +30,7 @@ class Progress:
         self._epochs = epochs
         self._console = console or Console(soft_wrap=True, highlight=False)
         self._started = time.monotonic()
+        self._first: int | None = None  # the epoch this process began with: a resumed run begins later
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -45,15 +46,22 @@ class Progress:
 
     def step(self, epoch: int, fraction: float) -> None:
         """fraction: of the epoch that is done."""
+        self._begin(epoch)
         self._bar.update(self._task, completed=epoch + fraction, epoch=epoch + 1)
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self._begin(epoch)
+        assert self._first is not None  # _begin
         text = "  ".join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
         self._bar.update(self._task, completed=epoch + 1, text=text)
         if not self._console.is_terminal:
             elapsed = time.monotonic() - self._started
-            left = elapsed / (epoch + 1) * (self._epochs - epoch - 1)
+            left = elapsed / (epoch + 1 - self._first) * (self._epochs - epoch - 1)
             self._console.print(f"{self._stage} {epoch + 1}/{self._epochs}  {text}  left {left:.0f} s")
+
+    def _begin(self, epoch: int) -> None:
+        if self._first is None:
+            self._first = epoch
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()

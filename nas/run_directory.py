@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from nas import __version__, atomic
 from nas.errors import OutputError
 from nas.runtime import Runtime
@@ -48,7 +50,8 @@ class RunDirectory:
             "versions": {
                 "gumbel-nas": __version__,
                 "python": platform.python_version(),
-                **{name: metadata.version(name) for name in ("torch", "torchvision", "hydra-core", "numpy")},
+                "torch": torch.__version__,  # unlike the metadata it names the CUDA it was built for
+                **{name: metadata.version(name) for name in ("torchvision", "hydra-core", "numpy")},
             },
             "platform": platform.platform(),
             "device": runtime.describe(),

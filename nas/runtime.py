@@ -50,7 +50,7 @@ class Runtime:
         if self.deterministic:
             # cuBLAS is reproducible only with this, and only if set before its first call.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.manual_seed(seed)
 

@@ -1,6 +1,7 @@
 """Where the metrics of a run go: always ``metrics.jsonl``, by default TensorBoard as well."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,9 @@ class JsonLines:
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """stage: ``search`` or ``retrain``; epoch: from 0."""
-        self._stream.write(json.dumps({"stage": stage, "epoch": epoch, **metrics}) + "\n")
+        # JSON has no NaN and no infinity.
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._stream.write(json.dumps({"stage": stage, "epoch": epoch, **finite}) + "\n")
         self._stream.flush()
 
     def close(self) -> None:

@@ -2,8 +2,6 @@
 
 import contextlib
 import http.client
-import io
-import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from nas.data.split import TensorSplit
 from nas.data.statistics import channel_statistics
 from nas.data.transforms import Augment
 from nas.errors import DataError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +120,15 @@ class FashionMnist:
 def _read(title: str, split: Callable[..., Any], root: str, download: bool, files: str) -> tuple[Any, Any]:
     """torchvision's (train, test) objects. files: what torchvision looks for under the root, for messages."""
     path = Path(root).expanduser()
-    if download:
-        log.info("reading %s from %s, downloading what is missing", title, path)
     try:
-        # torchvision draws progress bars on stderr, and numpy warns about the age of the CIFAR pickles.
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        with warnings.catch_warnings():  # numpy warns about the age of the CIFAR pickles
             warnings.simplefilter("ignore")
             return split(str(path), train=True, download=download), split(str(path), train=False, download=download)
     # RuntimeError is what torchvision raises for a missing file and for a wrong checksum.
     except (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException) as error:
         if download:
+            with contextlib.suppress(OSError):  # torchvision makes the folder before it tries; leave it if it has files
+                path.rmdir()
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
                 f"could not download {title} to {path} ({reason})",

@@ -1,0 +1,155 @@
+"""The main job through the commands: what a run leaves, and that the same seed leaves the same."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli.conftest import TINY, Outcome
+
+Nas = Callable[..., Outcome]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def finished(nas: Nas, tmp_path: Path) -> Path:
+    """The directory of a tiny nas-run."""
+    outcome = nas("run", *TINY, "hydra.run.dir=first")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"Everything is in {tmp_path}/first" in outcome.out
+    return tmp_path / "first"
+
+
+def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert {path.name for path in tmp_path.iterdir()} == {"first"}
+    events = [path.name for path in finished.glob("events.out.tfevents.*")]
+    assert len(events) == 1
+    assert {path.name for path in finished.iterdir()} - set(events) == {
+        "config.yaml", "manifest.json", "metrics.jsonl", "genotype.json", "result.json", "search", "retrain", "export",
+    }  # fmt: skip
+    assert {path.name for path in (finished / "export").iterdir()} == {"model.pt2", "genotype.json", "metadata.json"}
+
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["command"] == ["nas-run", *TINY, "hydra.run.dir=first"]
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["seed"] == 0
+    assert manifest["wall_seconds"] > 0
+    assert manifest["peak_memory_bytes"] > 10_000_000
+    assert "${" not in (finished / "config.yaml").read_text()  # resolved
+
+    metrics = lines(finished / "metrics.jsonl")
+    assert [(line["stage"], line["epoch"]) for line in metrics] == [
+        ("search", 0), ("search", 1), ("retrain", 0), ("retrain", 1),
+    ]  # fmt: skip
+    assert [line["temperature"] for line in metrics[:2]] == [10.0, 0.1]
+
+    accumulator = EventAccumulator(str(finished))
+    accumulator.Reload()
+    tags = set(accumulator.Tags()["scalars"])
+    assert tags == {f"{line['stage']}/{name}" for line in metrics for name in line if name not in ("stage", "epoch")}
+    assert tags >= {
+        "search/weights/loss", "search/arch/loss", "search/weights/accuracy", "search/arch/accuracy",
+        "search/temperature", "search/lr/weights", "search/lr/arch", "search/entropy/cell/0-1",
+        "search/probability/cell/2-3/skip_connect", "search/weights/grad_norm", "search/arch/grad_norm",
+        "search/seconds_per_step", "search/images_per_second", "search/derived_parameters",
+        "retrain/weights/loss", "retrain/weights/accuracy", "retrain/lr/weights",
+    }  # fmt: skip
+    assert [event.value for event in accumulator.Scalars("search/temperature")] == pytest.approx([10.0, 0.1])
+
+
+def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finished: Path, nas: Nas) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert result["test_images"] == 16
+    assert result["genotype"] == json.loads((finished / "genotype.json").read_text())
+
+    checkpoint = f"checkpoint={finished}/retrain/checkpoint.pt"
+    assert nas("evaluate", checkpoint, "hydra.run.dir=scored").code == 0
+    assert json.loads(Path("scored/result.json").read_text()) == result
+
+    assert nas("export", checkpoint, "hydra.run.dir=exported").code == 0
+    metadata = json.loads(Path("exported/metadata.json").read_text())
+    assert metadata["results"] == result
+    assert Path("exported/genotype.json").read_text() == (finished / "genotype.json").read_text()
+
+
+def test_search_and_retrain_give_what_run_gives(finished: Path, nas: Nas) -> None:
+    assert nas("search", *TINY, "hydra.run.dir=search").code == 0
+    assert Path("search/genotype.json").read_text() == (finished / "genotype.json").read_text()
+    assert not Path("search/result.json").exists()
+
+    assert nas("retrain", *TINY, "genotype=search/genotype.json", "hydra.run.dir=retrain").code == 0
+    assert json.loads(Path("retrain/result.json").read_text()) == json.loads((finished / "result.json").read_text())
+
+
+def without_time(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in ("seconds_per_step", "images_per_second")} for line in metrics]
+
+
+def assert_equal(a: Any, b: Any, where: str) -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    else:
+        assert a == b, where
+
+
+def test_the_same_seed_gives_the_same_bits(finished: Path, nas: Nas) -> None:
+    assert nas("run", *TINY, "hydra.run.dir=second").code == 0
+    assert nas("run", *TINY, "hydra.run.dir=other", "seed=1").code == 0
+    for stage, weights in (("search", "supernet"), ("retrain", "network")):
+        first, second, other = (
+            torch.load(directory / stage / "checkpoint.pt", weights_only=True)
+            for directory in (finished, Path("second"), Path("other"))
+        )
+        assert_equal(first, second, stage)
+        assert not all(torch.equal(first[weights][name], other[weights][name]) for name in first[weights])
+    assert without_time(lines(finished / "metrics.jsonl")) == without_time(lines(Path("second/metrics.jsonl")))
+    assert (finished / "genotype.json").read_bytes() == Path("second/genotype.json").read_bytes()
+
+
+def test_interrupted_run_keeps_what_it_reached(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas.progress import Progress
+
+    def interrupt(self: Progress, epoch: int, fraction: float) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "step", interrupt)
+    outcome = nas("run", *TINY, "hydra.run.dir=cut")
+    assert outcome.code == 130
+    assert outcome.err == f"error: interrupted; what was reached is in {tmp_path}/cut\n"
+    assert json.loads(Path("cut/manifest.json").read_text())["status"] == "interrupted"
+    assert torch.load("cut/search/checkpoint.pt", weights_only=True)["epoch"] == 1
+    assert len(lines(Path("cut/metrics.jsonl"))) == 1
+    assert Path("cut/genotype.json").exists()
+
+
+def test_sweep_runs_side_by_side_in_one_folder(nas: Nas) -> None:
+    assert nas("search", "-m", *TINY, "search.epochs=1", "seed=0,1").code == 0
+    runs = sorted(path for path in Path("runs").iterdir() if path.is_dir())
+    assert [path.name.rsplit("seed", 1)[1] for path in runs] == ["0_0", "1_1"]
+    assert all((path / "genotype.json").exists() for path in runs)
+
+
+def test_a_data_set_of_another_kind_is_refused(finished: Path, nas: Nas) -> None:
+    outcome = nas("evaluate", f"checkpoint={finished}/retrain/checkpoint.pt", "data=digits")
+    assert outcome.code == 2
+    assert "the data set digits has channels 1, expected 3 as in training" in outcome.err
+
+
+def test_start_up_leaves_torch_alone() -> None:
+    code = "import nas.cli.run, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,93 @@
+"""What several test files share. Sizes are tiny: the mathematics does not depend on them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nas import config
+from nas.data.bundle import DataSpec
+from nas.spaces.darts import Darts
+from nas.spaces.nas_bench_201 import NasBench201
+
+# From the files that ship, so that the tests cannot drift from them.
+OPS_TABLES = sorted(path.stem for path in (config.directory() / "ops").glob("*.yaml"))
+
+
+def load_ops(name):
+    return config.build(OmegaConf.load(config.directory() / "ops" / f"{name}.yaml"))
+
+
+def pytest_generate_tests(metafunc):
+    """`op_case`: (table, operation) for every operation of every table that ships."""
+    if "op_case" in metafunc.fixturenames:
+        cases = [(table, name) for table in OPS_TABLES for name in load_ops(table)]
+        metafunc.parametrize("op_case", cases, ids=[f"{table}-{name}" for table, name in cases])
+
+
+@pytest.fixture
+def op(op_case):
+    """The factory of one operation of one table: (c_in, c_out, stride, affine) -> module."""
+    table, name = op_case
+    return load_ops(table)[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    # The tensors are tiny, and threads that wait for each other on a shared machine cost a hundred times the work.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def spec():
+    return DataSpec(
+        name="tiny",
+        channels=3,
+        height=8,
+        width=8,
+        class_names=("a", "b", "c"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+@pytest.fixture(scope="session")
+def ops_tables():
+    return {name: load_ops(name) for name in OPS_TABLES}
+
+
+@pytest.fixture(scope="session")
+def nas_bench_201(ops_tables):
+    return NasBench201(ops=ops_tables["nas_bench_201"], channels=4, cells=1)
+
+
+@pytest.fixture(scope="session")
+def darts(ops_tables):
+    return Darts(ops=ops_tables["darts"], channels=4, cells=3)
+
+
+@pytest.fixture(params=["nas_bench_201", "darts"])
+def space(request):
+    """Each of the spaces that ship."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.fixture
+def nas_data():
+    """The directory of the real data sets."""
+    root = os.environ.get("NAS_DATA")
+    if not root:
+        pytest.skip("needs the data sets: set NAS_DATA to their directory")
+    return Path(root)

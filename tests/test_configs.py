@@ -1,0 +1,85 @@
+"""Every YAML that ships composes and builds, and every preset runs two steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from nas import config
+from nas.pipeline import RetrainStage, SearchStage, Setup
+from nas.tracker import JsonLines
+
+ROOT = config.directory()
+GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "hydra")
+OPTIONS = [
+    (group, path.stem)
+    for group in GROUPS
+    if group not in ("experiment", "data")  # below; the data sets are built in tests/data
+    for path in sorted((ROOT / group).glob("*.yaml"))
+]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
+
+# Two batches in each half of the training split, on images as large as CIFAR's: an auxiliary head needs that.
+SMALL = [
+    "data=synthetic", "data.train=16", "data.test=4", "data.classes=2", "data.size=32",
+    "search.epochs=1", "search.batch_size=4", "retrain.epochs=1", "retrain.batch_size=8",
+    "space.channels=4", "retrain.network.channels=4", "runtime.device=cpu", "tracker=jsonl",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def composer() -> Iterator[None]:
+    config.register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
+        yield
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    cfg = compose(root, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg
+
+
+def two_steps(cfg: DictConfig, directory: Path) -> None:
+    """Both stages, every loader of which gives two batches."""
+    setup = Setup.from_config(cfg)
+    search, retrain = SearchStage(setup), RetrainStage(setup)
+    assert (len(search.weight_loader), len(retrain.loader)) == (2, 2)
+    with setup.open(directory) as out, JsonLines(directory=out.path) as tracker:
+        genotype = search.run(out, tracker)
+        trained = retrain.run(genotype, out, tracker)
+    assert trained.genotype.space == setup.space.name
+    assert not trained.network.training
+
+
+@pytest.mark.parametrize("root", sorted(path.stem for path in ROOT.glob("*.yaml")))
+def test_every_command_composes(root: str) -> None:
+    cfg = composed(root)
+    assert cfg.runtime._target_ == "nas.runtime.Runtime"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
+    overrides = [f"{group}={option}"]
+    if group == "optim":  # a group that appears in three places
+        overrides = [f"optim@{place}={option}" for place in ("weight_optim", "arch_optim", "retrain.optim")]
+    if option == "darts":  # those of a space need it
+        overrides = ["space=darts", *overrides]
+    small = [o for o in SMALL if not (group == "tracker" and o.startswith("tracker"))]
+    setup = Setup.from_config(composed("run", *small, *overrides, "space.cells=3", "retrain.network.cells=3"))
+    SearchStage(setup)
+    RetrainStage(setup)
+    with setup.open(tmp_path) as out, setup.track(out) as tracker:
+        tracker.log("search", 0, {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"stage": "search", "epoch": 0, "loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_preset_runs_two_steps(experiment: str, tmp_path: Path) -> None:
+    # The preset's own sizes but for the widths and lengths above; its data set may not be on this machine.
+    two_steps(composed("run", f"experiment={experiment}", *SMALL), tmp_path)

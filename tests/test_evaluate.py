@@ -1,0 +1,97 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nas.evaluate import count_macs, count_parameters, score
+from nas.genotype import Genotype
+from nas.spaces.darts import PUBLISHED
+
+
+class Batches:
+    """Stands for a loader."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def epoch(self, epoch):
+        return iter(self.batches)
+
+
+class Table(nn.Module):
+    """Scores by image: the image is its row number. Adds noise in training mode, so that score() must leave it."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = torch.tensor(rows)
+
+    def forward(self, x):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return self.rows[x.flatten().long()]
+
+
+def test_score_of_a_network_made_by_hand():
+    network = Table([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, math.log(7.0)]]).train()
+    loader = Batches(
+        (torch.tensor([[0.0], [2.0]]), torch.tensor([0, 0])),  # right with p = 3/4, wrong with p = 1/8
+        (torch.tensor([[2.0]]), torch.tensor([1])),  # right with p = 7/8: a smaller last batch
+    )
+    result = score(network, loader)
+    assert result.images == 3
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert result.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 8) + math.log(7 / 8)) / 3, rel=1e-6)
+    assert result.to_dict() == {"accuracy": result.accuracy, "loss": result.loss, "images": 3}
+
+
+def test_score_does_not_depend_on_the_batches():
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, 3))
+    images, labels = torch.randn(10, 1, 5, 5), torch.randint(3, (10,))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    one = score(network, Batches((images, labels)))
+    many = score(network, Batches(*zip(images.split(3), labels.split(3), strict=True)))
+    assert one.accuracy == many.accuracy
+    assert one.loss == pytest.approx(many.loss, rel=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("groups", "stride", "kernel"), [(1, 1, 3), (1, 2, 3), (3, 1, 5), (3, 2, 1)])
+def test_macs_of_a_convolution(groups, stride, kernel, spec):
+    conv = nn.Conv2d(3, 6, kernel, stride, kernel // 2, groups=groups, bias=False)
+    out = -(-8 // stride)
+    assert count_macs(conv, spec) == out * out * 6 * (3 // groups) * kernel * kernel
+
+
+def test_macs_of_a_linear_layer(spec):
+    assert count_macs(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)), spec) == 192 * 5
+
+
+def test_macs_of_a_published_network(nas_bench_201, spec):
+    """All skips: stem, two residual reductions, classifier; at C = 4 and 8 x 8 by hand."""
+    genotype = Genotype("nas_bench_201", dict.fromkeys(nas_bench_201.options(spec), "skip_connect"))
+    stem = 64 * 4 * 3 * 9
+    first = 16 * 8 * 4 * 9 + 16 * 8 * 8 * 9 + 16 * 8 * 4
+    second = 4 * 16 * 8 * 9 + 4 * 16 * 16 * 9 + 4 * 16 * 8
+    assert count_macs(nas_bench_201.network(spec, genotype), spec) == stem + first + second + 16 * 3
+
+
+def test_parameters_leave_out_the_auxiliary_head_and_what_is_not_trained(darts, spec):
+    large = dataclasses.replace(spec, height=32, width=32)
+    with torch.device("meta"):
+        plain = darts.network(large, PUBLISHED["DARTS_V2"])
+        auxiliary = darts.resized({"auxiliary": True}).network(large, PUBLISHED["DARTS_V2"])
+    assert count_parameters(auxiliary) == count_parameters(plain) == sum(p.numel() for p in plain.parameters())
+    assert sum(p.numel() for p in auxiliary.parameters()) > count_parameters(plain)
+    linear = nn.Linear(3, 2)
+    linear.bias.requires_grad_(False)
+    assert count_parameters(linear) == 6
+
+
+def test_macs_leave_out_the_auxiliary_head(darts, spec):
+    large = dataclasses.replace(spec, height=32, width=32)
+    plain = darts.network(large, PUBLISHED["DARTS_V2"])
+    auxiliary = darts.resized({"auxiliary": True}).network(large, PUBLISHED["DARTS_V2"]).train()
+    assert count_macs(auxiliary, large) == count_macs(plain, large)

@@ -1,0 +1,110 @@
+import itertools
+import math
+
+import pytest
+
+from nas.errors import ConfigError
+from nas.schedule import Constant, Cosine, Linear, positive, progress
+
+POINTS = [k / 1000 for k in range(1001)]
+
+
+@pytest.mark.parametrize("make", [Linear, Cosine])
+@pytest.mark.parametrize(
+    ("start", "end"), [(10.0, 0.1), (0.025, 0.001), (0.1, 0.3), (1 / 3, 1e-17), (0.2, 0.2), (7, 0)]
+)
+def test_end_points_are_exact(make, start, end):
+    schedule = make(start=start, end=end)
+    assert schedule(0.0) == start
+    assert schedule(1.0) == end
+
+
+@pytest.mark.parametrize("make", [Linear, Cosine])
+def test_monotone_between_the_end_points(make):
+    down = [make(start=10.0, end=0.1)(p) for p in POINTS]
+    assert all(a > b for a, b in itertools.pairwise(down))
+    up = [make(start=0.0, end=0.2)(p) for p in POINTS]
+    assert all(a < b for a, b in itertools.pairwise(up))
+
+
+def test_linear_is_the_gdas_formula():
+    epochs = 250
+    for epoch in range(epochs):
+        tau = Linear(start=10.0, end=0.1)(progress(epoch, epochs))
+        assert tau == pytest.approx(10 - 9.9 * epoch / (epochs - 1), rel=1e-12)
+
+
+def test_cosine_is_the_formula_of_pytorch():
+    for p in POINTS:
+        expected = 0.001 + (0.025 - 0.001) * (1 + math.cos(math.pi * p)) / 2
+        assert Cosine(start=0.025, end=0.001)(p) == pytest.approx(expected, rel=1e-12)
+
+
+def test_warmup_rises_linearly_from_zero_to_start_and_then_is_a_cosine():
+    schedule = Cosine(start=0.4, end=0.1, warmup=0.25)
+    assert schedule(0.0) == 0.0
+    assert schedule(0.125) == pytest.approx(0.2)
+    assert schedule(0.25) == 0.4
+    assert schedule(0.625) == pytest.approx(0.25)  # half of the rest: half way between
+    assert schedule(1.0) == 0.1
+    rising = [schedule(p) for p in POINTS if p <= 0.25]
+    falling = [schedule(p) for p in POINTS if p >= 0.25]
+    assert all(a < b for a, b in itertools.pairwise(rising))
+    assert all(a > b for a, b in itertools.pairwise(falling))
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, 1.5, math.nan])
+def test_warmup_outside_of_its_range(warmup):
+    with pytest.raises(ConfigError, match=rf"warmup .*\[0, 1\), got {warmup}"):
+        Cosine(start=1.0, warmup=warmup)
+
+
+def test_constant():
+    assert {Constant(value=0.5)(p) for p in POINTS} == {0.5}
+    assert Constant(start=0.3)(0.7) == 0.3
+    assert Constant(value=0.5, start=0.3)(0.7) == 0.5
+    assert Constant(value=0.0, start=0.3)(0.7) == 0.0
+    with pytest.raises(ConfigError, match="needs a value"):
+        Constant()
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 50, 250, 600, 12345])
+def test_progress_begins_at_zero_and_ends_at_one(length):
+    assert progress(0, length) == 0.0
+    assert progress(length - 1, length) == 1.0
+    values = [progress(k, length) for k in range(length)]
+    assert all(a < b for a, b in itertools.pairwise(values))
+
+
+def test_progress_of_a_single_epoch_is_the_start():
+    assert progress(0, 1) == 0.0
+    assert Linear(start=10.0, end=0.1)(progress(0, 1)) == 10.0
+
+
+def test_progress_never_leaves_its_range():
+    assert progress(1, 1) == 1.0
+    assert progress(9, 3) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lowest"),
+    [
+        (Linear(start=10.0, end=0.0), "0"),
+        (Linear(start=10.0, end=-1.0), "-1"),
+        (Linear(start=-2.0, end=1.0), "-2"),
+        (Constant(value=0.0), "0"),
+        (Cosine(start=1.0, end=0.0), "0"),
+        (Cosine(start=1.0, end=0.1, warmup=0.1), "0"),
+        (Constant(value=math.nan), "nan"),
+    ],
+)
+def test_positive_refuses_what_touches_zero(schedule, lowest):
+    with pytest.raises(
+        ConfigError, match=rf"temperature must be > 0 throughout, got {lowest}; set it .*temperature\.end=0\.1"
+    ):
+        positive(schedule, "temperature")
+
+
+def test_positive_returns_the_schedule_itself():
+    schedule = Linear(start=10.0, end=0.1)
+    assert positive(schedule, "temperature") is schedule

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from nas import config
+from nas.tracker import JsonLines, TensorBoard
+
+TRACKERS = sorted(path.stem for path in (config.directory() / "tracker").glob("*.yaml"))
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_every_tracker_that_ships_writes_a_line_an_epoch(name, tmp_path):
+    node = OmegaConf.load(config.directory() / "tracker" / f"{name}.yaml")
+    with config.build(node, directory=tmp_path) as tracker:
+        tracker.log("search", 0, {"weights/loss": 0.1, "temperature": 10.0})
+        tracker.log("search", 1, {"weights/loss": 1 / 3})
+        tracker.log("retrain", 0, {"weights/loss": 2})
+        assert len(lines(tmp_path)) == 3  # whatever interrupts the run, the epochs that are done are there
+    assert lines(tmp_path) == [
+        {"stage": "search", "epoch": 0, "weights/loss": 0.1, "temperature": 10.0},
+        {"stage": "search", "epoch": 1, "weights/loss": 1 / 3},
+        {"stage": "retrain", "epoch": 0, "weights/loss": 2},
+    ]
+
+
+def test_a_second_run_appends(tmp_path):
+    for epoch in range(2):
+        with JsonLines(directory=tmp_path) as tracker:
+            tracker.log("search", epoch, {"a": 1.0})
+    assert [line["epoch"] for line in lines(tmp_path)] == [0, 1]
+
+
+def test_it_is_closed_after_an_exception(tmp_path):
+    tracker = JsonLines(directory=tmp_path)
+
+    def fail():
+        with tracker:
+            tracker.log("search", 0, {"a": 1.0})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(ValueError, match="closed"):
+        tracker.log("search", 1, {"a": 1.0})
+    assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_lines_are_json_even_when_a_loss_diverged(value, tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON (RFC 8259), and jq and JavaScript refuse it")
+
+    with JsonLines(directory=tmp_path) as tracker:
+        tracker.log("search", 0, {"weights/loss": value})
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's reader, which only this test uses
+def test_tensorboard_events_read_back(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with TensorBoard(directory=tmp_path) as tracker:
+        for epoch in range(3):
+            tracker.log("search", epoch, {"weights/loss": 0.5 * epoch, "probability/cell/0-1/none": 0.25})
+        tracker.log("retrain", 0, {"weights/loss": 7.0})
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert curves == {
+        "search/weights/loss": [(0, 0.0), (1, 0.5), (2, 1.0)],
+        "search/probability/cell/0-1/none": [(0, 0.25), (1, 0.25), (2, 0.25)],
+        "retrain/weights/loss": [(0, 7.0)],
+    }
