@@ -3,7 +3,8 @@
 
 affine: whether batch norms have a scale and a shift. Published searches run without (every candidate would rescale
 itself past its gate) and the derived network with them.
-Sources: the op tables of DARTS (Liu et al. 2019) and NAS-Bench-201 (Dong & Yang 2020).
+Sources: the op tables of DARTS (Liu et al. 2019), NAS-Bench-201 (Dong & Yang 2020), S1 to S4 (Zela et al. 2020) and
+ProxylessNAS (Cai et al. 2019).
 """
 
 from collections.abc import Callable
@@ -93,6 +94,26 @@ class Zero(nn.Module):
         return x.new_zeros(n, self.c_out, -(-height // self.stride), -(-width // self.stride))
 
 
+class Noise(nn.Module):
+    """``noise`` of S4: N(0, 1) in place of every value, of the shape that the other operations give.
+
+    Drawn anew in every forward pass, in evaluation too, from torch's own generator. A search that keeps it is misled,
+    which is what it is for.
+
+    Source: Zela et al. 2020, sec. 3.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.c_out = c_out
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        shape = (n, self.c_out, -(-height // self.stride), -(-width // self.stride))
+        return torch.randn(shape, dtype=x.dtype, device=x.device)
+
+
 def max_pool(c_in: int, c_out: int, stride: int, affine: bool, *, kernel_size: int = 3) -> nn.Module:
     """``max_pool_3x3`` of DARTS. See `avg_pool`."""
     return nn.MaxPool2d(kernel_size, stride, kernel_size // 2)
@@ -116,3 +137,37 @@ class SearchNormalised:
     def __call__(self, c_in: int, c_out: int, stride: int, affine: bool) -> nn.Module:
         module = self.op(c_in, c_out, stride, affine)
         return module if affine else nn.Sequential(module, nn.BatchNorm2d(c_out, affine=False))
+
+
+def conv_bn_relu6(
+    c_in: int, c_out: int, *, kernel_size: int = 1, stride: int = 1, groups: int = 1, affine: bool = True
+) -> list[nn.Module]:
+    """Convolution, batch norm, ReLU6: what the networks of the MobileNetV2 family are made of."""
+    return [
+        nn.Conv2d(c_in, c_out, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(c_out, affine=affine),
+        nn.ReLU6(),
+    ]
+
+
+class InvertedResidual(nn.Module):
+    """``mbconv_*``: expand by a 1x1 convolution, filter depthwise, project by a 1x1 convolution without activation;
+    the input is added where its shape is the output's.
+
+    expansion: channels inside for each input channel; 1 leaves out the first convolution.
+    Source: Sandler et al. 2018 (MobileNetV2), sec. 3.3.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, affine: bool, *, kernel_size: int, expansion: int) -> None:
+        super().__init__()
+        width = c_in * expansion
+        self.residual = stride == 1 and c_in == c_out
+        self.convs = nn.Sequential(
+            *(conv_bn_relu6(c_in, width, affine=affine) if expansion > 1 else []),
+            *conv_bn_relu6(width, width, kernel_size=kernel_size, stride=stride, groups=width, affine=affine),
+            nn.Conv2d(width, c_out, 1, bias=False),
+            nn.BatchNorm2d(c_out, affine=affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.convs(x) if self.residual else self.convs(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nas.choice import Choice
 from nas.ops import Operation
+from nas.spaces.edge_ops import candidates
 
 
 class DropPath(nn.Module):
@@ -78,9 +79,10 @@ def mixed_edge(
     Its key names the kind but not the cell: all cells of a kind share their logits, and a genotype fits networks of
     any depth. Edges into one node form a group.
     """
+    key = f"{kind}/{source}-{node}"
     return Choice(
-        {name: op(channels, channels, stride, affine) for name, op in ops.items()},
-        key=f"{kind}/{source}-{node}",
+        {name: op(channels, channels, stride, affine) for name, op in candidates(ops, key).items()},
+        key=key,
         group=f"{kind}/{node}",
     )
 

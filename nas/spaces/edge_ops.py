@@ -1,0 +1,47 @@
+"""Sets of operations whose candidates differ by edge, as in the S1 space of Zela et al. 2020."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from nas.errors import SpaceError
+from nas.ops import Operation
+
+
+class EdgeOps(Mapping[str, Operation]):
+    """The operations of a space, of which each choice has some as its candidates.
+
+    ops: name -> operation. edges: choice key -> the names of its candidates, in their order.
+    Raises SpaceError for a candidate that is not among the operations.
+    """
+
+    def __init__(self, *, ops: Mapping[str, Operation], edges: Mapping[str, Sequence[str]]) -> None:
+        self.edges = {key: tuple(names) for key, names in edges.items()}
+        self._ops = dict(ops)
+        for key, names in self.edges.items():
+            if unknown := [name for name in names if name not in ops]:
+                raise SpaceError(
+                    f"ops.edges offers {', '.join(unknown)} at {key}, expected some of {', '.join(ops)}",
+                    fix="add the operation to ops.ops, or correct the name",
+                )
+
+    def __getitem__(self, name: str) -> Operation:
+        return self._ops[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ops)
+
+    def __len__(self) -> int:
+        return len(self._ops)
+
+    def at(self, key: str) -> dict[str, Operation]:
+        """The candidates of one choice. Raises SpaceError for a choice that is not in the table."""
+        if key not in self.edges:
+            raise SpaceError(
+                f"the chosen ops have no candidates for {key}, only for {', '.join(self.edges)}",
+                fix="use the space and size the ops were published for, e.g. space=darts space.steps=4",
+            )
+        return {name: self._ops[name] for name in self.edges[key]}
+
+
+def candidates(ops: Mapping[str, Operation], key: str) -> Mapping[str, Operation]:
+    """The candidates of the choice `key`: all operations, unless they are told apart by edge."""
+    return ops.at(key) if isinstance(ops, EdgeOps) else ops
