@@ -70,25 +70,29 @@ class Genotype:
     @classmethod
     def load(cls, path: str | Path) -> "Genotype":
         """Raises GenotypeError when the file is missing, too large, or not a genotype."""
-        path = Path(path)
-        try:
-            if not path.is_file():  # a pipe or a device would be read for ever
-                raise FileNotFoundError(errno.ENOENT, "no such file")
-            if path.stat().st_size > SIZE_LIMIT:
-                raise GenotypeError(
-                    f"{path} has {path.stat().st_size} bytes, expected at most {SIZE_LIMIT}",
-                    fix="give the genotype.json that a search wrote",
-                )
-            text = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
-            reason = getattr(error, "strerror", None) or "not text"
-            raise GenotypeError(
-                f"no genotype can be read at {path} ({reason})", fix="give the path of a genotype.json"
-            ) from error
-        return cls.from_json(text, source=str(path))
+        return cls.from_json(read_text(path), source=str(path))
 
     def differing(self, other: "Genotype | None") -> int:
         """How many choices differ from `other`'s; all of them when there is no other."""
         if other is None:
             return len(self.choices)
         return sum(other.choices.get(key) != name for key, name in self.choices.items())
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a genotype's file. Raises GenotypeError when it is missing, too large, or not text."""
+    path = Path(path)
+    try:
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        if path.stat().st_size > SIZE_LIMIT:
+            raise GenotypeError(
+                f"{path} has {path.stat().st_size} bytes, expected at most {SIZE_LIMIT}",
+                fix="give the genotype.json that a search wrote",
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
+        reason = getattr(error, "strerror", None) or "not text"
+        raise GenotypeError(
+            f"no genotype can be read at {path} ({reason})", fix="give the path of a genotype.json"
+        ) from error
