@@ -29,6 +29,7 @@ SMALL = [
     "data.train=32",
     "data.test=8",
     "runtime.device=cpu",
+    "runtime.threads=1",
     "tracker=jsonl",
     "search.epochs=1",
     "search.batch_size=8",
@@ -362,9 +363,8 @@ def test_a_genotype_of_a_deeper_network_does_not_fit():
         mbconv(depths=[2, 1]).network(tiny_spec(), genotype)
 
 
-@pytest.mark.parametrize("overrides", [MBCONV, [*DARTS, "ops=s1"]], ids=["mbconv", "s1"])
-def test_the_whole_job(overrides, tmp_path):
-    nas_run.run(composed("run", overrides), tmp_path / "run")
+def test_the_whole_job_in_the_mbconv_space(tmp_path):
+    nas_run.run(composed("run", MBCONV), tmp_path / "run")
     assert (tmp_path / "run" / "export" / "model.pt2").is_file()
 
 
