@@ -57,25 +57,42 @@ class RunConfig:
     data: Any = MISSING
     runtime: Any = MISSING
     tracker: Any = MISSING
+    benchmark: Any = None
     experiment: Any = None
     allow_targets: list[str] = field(default_factory=list)
 
 
 @dataclass
 class RetrainConfig(RunConfig):
+    """Merged after what run.yaml chose, so that a None here would undo it."""
+
+    benchmark: Any = MISSING
     genotype: str = MISSING
 
 
 @dataclass
-class CheckpointConfig:
-    """Of nas-evaluate and nas-export. data None: as the checkpoint says."""
+class TrainedConfig:
+    """What nas-evaluate and nas-export share. data None: as the checkpoint says."""
 
-    checkpoint: str = MISSING
     name: str = MISSING
     batch_size: int = MISSING
     data: Any = None
     runtime: Any = MISSING
     allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EvaluateConfig(TrainedConfig):
+    """One of checkpoint and genotype is None."""
+
+    checkpoint: str | None = None
+    genotype: str | None = None
+    benchmark: Any = None
+
+
+@dataclass
+class ExportConfig(TrainedConfig):
+    checkpoint: str = MISSING
 
 
 def register_schemas() -> None:
@@ -84,7 +101,8 @@ def register_schemas() -> None:
     for name, schema in (
         ("run_schema", RunConfig),
         ("retrain_schema", RetrainConfig),
-        ("checkpoint_schema", CheckpointConfig),
+        ("evaluate_schema", EvaluateConfig),
+        ("export_schema", ExportConfig),
     ):
         node = OmegaConf.structured(schema)
         if issubclass(schema, RunConfig):

@@ -14,6 +14,7 @@ from torch import nn
 
 from nas import atomic, checkpoint
 from nas.arch import ArchParams
+from nas.benchmark import NasBench201Table
 from nas.choice import check_chosen
 from nas.config import build, to_plain, to_yaml
 from nas.data.bundle import DataBundle, DataSpec
@@ -41,6 +42,7 @@ class Setup:
     cfg: DictConfig
     runtime: Runtime
     space: Space
+    benchmark: NasBench201Table | None
     data: DataBundle
 
     @classmethod
@@ -48,7 +50,7 @@ class Setup:
         allow = list(cfg.allow_targets)
         runtime: Runtime = build(cfg.runtime, allow=allow)
         space: Space = build(cfg.space, allow=allow)
-        return cls(cfg, runtime, space, build(cfg.data, allow=allow).load())
+        return cls(cfg, runtime, space, open_benchmark(cfg), build(cfg.data, allow=allow).load())
 
     def build(self, node: Any, **arguments: Any) -> Any:
         return build(node, allow=list(self.cfg.allow_targets), **arguments)
@@ -65,6 +67,14 @@ class Setup:
     def track(self, out: RunDirectory) -> JsonLines:
         tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
         return tracker
+
+
+def open_benchmark(cfg: DictConfig) -> NasBench201Table | None:
+    """The table of the group ``benchmark``, if one was chosen."""
+    if cfg.benchmark is None:
+        return None
+    table: NasBench201Table = build(cfg.benchmark, allow=list(cfg.allow_targets))
+    return table
 
 
 def at_least(minimum: float, **settings: float) -> None:
@@ -123,8 +133,11 @@ class SearchStage:
             )
             for split, level in zip(splits, ("weight", "architecture"), strict=True)
         )
-        self.deriver(arch)  # a deriver that does not suit the space is found now, not after the first epoch
         self.retrained_space = setup.space.resized(cfg.retrain.network)
+        if setup.benchmark is not None:
+            setup.benchmark.check(setup.space.options(setup.data.spec))
+        # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
+        self.measure(Genotype(setup.space.name, self.deriver(arch)))
 
     def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
         cfg = self.setup.cfg
@@ -147,10 +160,18 @@ class SearchStage:
                 lr=self.lr,
                 deriver=self.deriver,
                 space_name=self.setup.space.name,
-                count_parameters=self.derived_parameters,
+                measure=self.measure,
                 bar=bar,
                 on_epoch=on_epoch,
             )
+
+    def measure(self, genotype: Genotype) -> dict[str, float]:
+        """What is logged of a derived genotype: its size, and what the benchmark knows of it."""
+        benchmark = self.setup.benchmark
+        return {
+            "derived_parameters": self.derived_parameters(genotype),
+            **({} if benchmark is None else benchmark.metrics(genotype)),
+        }
 
     def derived_parameters(self, genotype: Genotype) -> int:
         """Of the genotype's network at the size it would be retrained in; built without storage."""

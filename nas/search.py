@@ -1,7 +1,7 @@
 """The search: alternate the two levels over the epochs, cool down, derive."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,15 @@ def search(
     lr: Schedule,
     deriver: Deriver,
     space_name: str,
-    count_parameters: Callable[[Genotype], int],
+    measure: Callable[[Genotype], Mapping[str, float]],
     bar: Progress,
     on_epoch: Callable[[SearchState, dict[str, float]], None],
 ) -> Genotype:
     """Run the search from state.epoch to the end and return the genotype of the last epoch.
 
     temperature: by epoch, so that the first epoch has exactly its start and the last exactly its end.
-    lr: of the weights, by step. on_epoch: receives the state and the epoch's metrics, to log and to save.
+    lr: of the weights, by step. measure: metrics of a derived genotype.
+    on_epoch: receives the state and the epoch's metrics, to log and to save.
     """
     steps = len(weight_loader)
     genotype = state.genotype
@@ -86,7 +87,7 @@ def search(
             "seconds_per_step": seconds / steps,
             "images_per_second": (weights.images + arch.images) / seconds,
             "genotype_changes": derived.differing(genotype),
-            "derived_parameters": count_parameters(derived),
+            **measure(derived),
             **dict(arch_metrics(state.arch)),
         }
         genotype = derived

@@ -82,6 +82,13 @@ def explain(error: Exception, config_name: str) -> str:
         return (
             f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"
         )
+    given = getattr(error, "override", None)  # what Hydra's grammar stumbled over, if it did
+    if isinstance(given, str) and given.partition("=")[2]:
+        setting = given.partition("=")[0]
+        return (
+            f"the value in {given!r} has characters with a meaning of their own, expected it in quotes that reach "
+            f"Hydra; write '{setting}=\"...\"'"
+        )
     text = " ".join(f"{error}\n{error.__cause__ or ''}".split())
     if option := re.search(
         r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", text

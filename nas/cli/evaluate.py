@@ -1,23 +1,52 @@
-"""nas-evaluate: score a retrained network on the test split."""
+"""nas-evaluate: score a retrained network on the test split, or look a genotype up in a benchmark."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from nas.cli.command import command
 
 
-def run(cfg: DictConfig, directory: Path) -> float:
+def run(cfg: DictConfig, directory: Path) -> float | None:
+    """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
     from nas import atomic
-    from nas.cli.report import show_result
-    from nas.pipeline import final_result, open_trained
+    from nas.cli.report import show_result, show_standings
+    from nas.pipeline import final_result, open_benchmark, open_trained
+    from nas.spaces.published import resolve
 
-    trained, loader = open_trained(cfg)
-    result = final_result(trained, loader)
+    check(cfg)
+    benchmark = open_benchmark(cfg)
+    trained, loader = (None, None) if cfg.checkpoint is None else open_trained(cfg)
+    genotype = resolve(cfg.genotype, benchmark=benchmark) if trained is None else trained.genotype
+    result: dict[str, Any] = {"genotype": genotype.to_dict()}
+    if benchmark is not None:
+        result["benchmark"] = benchmark.report(genotype)
+    if trained is not None and loader is not None:
+        result |= final_result(trained, loader)
+        show_result(result)
+    if benchmark is not None:
+        show_standings(result["benchmark"])
     atomic.write_json(directory / "result.json", result)
-    show_result(result)
     print(f"\nEverything is in {directory}")
-    return float(result["test_accuracy"])
+    return result.get("test_accuracy")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises ConfigError unless there is one thing to evaluate, and something to evaluate it by."""
+    from nas.errors import ConfigError
+
+    if (cfg.checkpoint is None) == (cfg.genotype is None):
+        raise ConfigError(
+            "nas-evaluate needs either a checkpoint to score or a genotype to look up, got "
+            f"{'neither' if cfg.checkpoint is None else 'both'}",
+            fix="set checkpoint=..., or genotype=... benchmark=nas_bench_201 benchmark.table=<csv>",
+        )
+    if cfg.genotype is not None and cfg.benchmark is None:
+        raise ConfigError(
+            "a genotype alone has no accuracy, expected a benchmark to look it up in",
+            fix="add benchmark=nas_bench_201 benchmark.table=<csv>, or train its network with nas-retrain",
+        )
 
 
 def main() -> None:

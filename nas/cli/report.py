@@ -25,3 +25,12 @@ def show_result(result: dict[str, Any]) -> None:
     table.add_row("parameters", f"{result['parameters']:,}")
     table.add_row("multiply-accumulates", f"{result['macs']:,}")
     Console().print(table)
+
+
+def show_standings(report: dict[str, Any]) -> None:
+    """What a benchmark knows of a cell, a row for each of its columns."""
+    print(f"\n{report['architecture']}")  # in one piece, to be copied
+    table = Table("column", "accuracy", "rank", title=f"index {report['index']} in the benchmark")
+    for column, standing in report["columns"].items():
+        table.add_row(column, f"{standing['accuracy']:.4f} %", f"{standing['rank']:,} of {standing['of']:,}")
+    Console().print(table)

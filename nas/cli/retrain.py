@@ -13,8 +13,8 @@ def run(cfg: DictConfig, directory: Path) -> float:
     from nas.pipeline import RetrainStage, Setup, final_result, scoring_loader
     from nas.spaces.published import resolve
 
-    genotype = resolve(cfg.genotype)
     setup = Setup.from_config(cfg)
+    genotype = resolve(cfg.genotype, benchmark=setup.benchmark)
     retrain = RetrainStage(setup)
     retrain.check(genotype)
     with setup.open(directory) as out, setup.track(out) as tracker:

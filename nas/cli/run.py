@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> float:
     from nas import atomic
-    from nas.cli.report import show_result, show_search
+    from nas.cli.report import show_result, show_search, show_standings
     from nas.pipeline import RetrainStage, SearchStage, Setup, export_trained, final_result, scoring_loader
 
     setup = Setup.from_config(cfg)
@@ -17,6 +17,8 @@ def run(cfg: DictConfig, directory: Path) -> float:
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         show_search(genotype, search.derived_parameters(genotype))
+        if setup.benchmark is not None:
+            show_standings(setup.benchmark.report(genotype))
         trained = retrain.run(genotype, out, tracker)
         loader = scoring_loader(trained, setup.data, setup.runtime)
         result = final_result(trained, loader)

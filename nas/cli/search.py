@@ -8,7 +8,7 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> None:
-    from nas.cli.report import show_search
+    from nas.cli.report import show_search, show_standings
     from nas.pipeline import SearchStage, Setup
 
     setup = Setup.from_config(cfg)
@@ -16,6 +16,8 @@ def run(cfg: DictConfig, directory: Path) -> None:
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
     show_search(genotype, search.derived_parameters(genotype))
+    if setup.benchmark is not None:
+        show_standings(setup.benchmark.report(genotype))
     print(f"\nEverything is in {directory}")
 
 
