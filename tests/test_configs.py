@@ -17,7 +17,7 @@ GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.n
 OPTIONS = [
     (group, path.stem)
     for group in GROUPS
-    if group not in ("experiment", "data")  # below; the data sets are built in tests/data
+    if group not in ("experiment", "data", "benchmark")  # below, in tests/data and in test_benchmark.py
     for path in sorted((ROOT / group).glob("*.yaml"))
 ]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
@@ -26,8 +26,11 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
 SMALL = [
     "data=synthetic", "data.train=16", "data.test=4", "data.classes=2", "data.size=32",
     "search.epochs=1", "search.batch_size=4", "retrain.epochs=1", "retrain.batch_size=8",
-    "space.channels=4", "retrain.network.channels=4", "runtime.device=cpu", "tracker=jsonl",
+    "runtime.device=cpu", "tracker=jsonl",
 ]  # fmt: skip
+NARROW = ["space.channels=4", "retrain.network.channels=4"]
+# Options that go with a space other than the default one.
+SPACES = {**dict.fromkeys(("darts", "s1", "s2", "s3", "s4"), "darts"), "mbconv": "mbconv"}
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +71,14 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
     overrides = [f"{group}={option}"]
     if group == "optim":  # a group that appears in three places
         overrides = [f"optim@{place}={option}" for place in ("weight_optim", "arch_optim", "retrain.optim")]
-    if option == "darts":  # those of a space need it
-        overrides = ["space=darts", *overrides]
+    space = SPACES.get(option)
+    if space is not None:
+        overrides = [f"space={space}", *overrides]
+    sizes = [*NARROW, "space.cells=3", "retrain.network.cells=3"]
+    if space == "mbconv":  # it has stages, no cells
+        sizes = ["space.widths=[4]", "space.depths=[1]", "space.strides=[1]"]
     small = [o for o in SMALL if not (group == "tracker" and o.startswith("tracker"))]
-    setup = Setup.from_config(composed("run", *small, *overrides, "space.cells=3", "retrain.network.cells=3"))
+    setup = Setup.from_config(composed("run", *small, *overrides, *sizes))
     SearchStage(setup)
     RetrainStage(setup)
     with setup.open(tmp_path) as out, setup.track(out) as tracker:
@@ -82,4 +89,4 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_preset_runs_two_steps(experiment: str, tmp_path: Path) -> None:
     # The preset's own sizes but for the widths and lengths above; its data set may not be on this machine.
-    two_steps(composed("run", f"experiment={experiment}", *SMALL), tmp_path)
+    two_steps(composed("run", f"experiment={experiment}", *SMALL, *NARROW), tmp_path)

@@ -210,7 +210,13 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
             ("genotype=nowhere.json",),
             "no genotype can be read at nowhere.json (no such file); give the path of a genotype.json",
         ),
-        ("evaluate", (), "checkpoint is not set, and has no default; add checkpoint=..."),
+        (
+            "evaluate",
+            (),
+            "nas-evaluate needs either a checkpoint to score or a genotype to look up, got neither; set "
+            "checkpoint=..., or genotype=... benchmark=nas_bench_201 benchmark.table=<csv>",
+        ),
+        ("export", (), "checkpoint is not set, and has no default; add checkpoint=..."),
         (
             "evaluate",
             ("checkpoint=nowhere.pt",),
