@@ -65,10 +65,10 @@ def search(
     lr: of the weights, by step. on_epoch: receives the state and the epoch's metrics, to log and to save.
     """
     steps = len(weight_loader)
-    genotype = state.genotype
+    genotype, metric = state.genotype, searcher.task.metric.name
     for epoch in range(state.epoch, epochs):
         tau = temperature(progress(epoch, epochs))
-        weights, arch, started = Meter(), Meter(), time.perf_counter()
+        weights, arch, started = Meter(metric), Meter(metric), time.perf_counter()
         for step, (weight_batch, arch_batch) in enumerate(search_batches(weight_loader, arch_loader, epoch)):
             set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
             weights.add(searcher.weight_step(weight_batch, tau))
@@ -84,7 +84,7 @@ def search(
             "lr/weights": state.weight_optim.param_groups[0]["lr"],
             "lr/arch": state.arch_optim.param_groups[0]["lr"],
             "seconds_per_step": seconds / steps,
-            "images_per_second": (weights.images + arch.images) / seconds,
+            "examples_per_second": (weights.examples + arch.examples) / seconds,
             "genotype_changes": derived.differing(genotype),
             "derived_parameters": count_parameters(derived),
             **dict(arch_metrics(state.arch)),
