@@ -1,5 +1,6 @@
 """Export of a trained network as files that run without this project."""
 
+import contextlib
 import io
 import warnings
 from collections.abc import Mapping
@@ -43,7 +44,8 @@ def export(
     examples = tuple(tensor.contiguous() for tensor in examples)
     batch = torch.export.Dim("batch", min=1)
     try:
-        program = torch.export.export(network, examples, dynamic_shapes=tuple({0: batch} for _ in examples))
+        with contextlib.redirect_stderr(io.StringIO()):  # where it draws the graph it got stuck in
+            program = torch.export.export(network, examples, dynamic_shapes=tuple({0: batch} for _ in examples))
     except Exception as error:  # whatever the forward of a user's own model makes of being traced
         reason = " ".join(str(error).split())
         raise OutputError(

@@ -6,7 +6,7 @@ import torch
 
 from nas.data.bundle import Split
 from nas.data.loader import Batch, Loader, search_batches
-from nas.data.spec import DataSpec, ImageSpec
+from nas.data.spec import ImageSpec
 from nas.data.split import StreamSplit, TensorSplit
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
