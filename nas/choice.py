@@ -24,10 +24,12 @@ class Gate:
 
     weights: (K,) factor of each candidate's output, or None when nothing differentiates through the gates.
     drawn: the only candidate that runs, or None when all of them run.
+    undrawn_as_ones: add the weights of the undrawn candidates, whose values are 0, to the output for their gradient.
     """
 
     weights: tuple[Tensor, ...] | None
     drawn: int | None
+    undrawn_as_ones: bool = False
 
 
 class Choice(nn.Module):
@@ -78,8 +80,18 @@ class Choice(nn.Module):
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
         if gate.drawn is not None:
+<<<<<<< HEAD
             output: Tensor = self.candidates[gate.drawn](*inputs, **named)
             return output if gate.weights is None else pass_through(output, gate.weights[gate.drawn])
+=======
+            output: Tensor = self.candidates[gate.drawn](*inputs)
+            if gate.weights is None:
+                return output
+            output = pass_through(output, gate.weights[gate.drawn])
+            if gate.undrawn_as_ones:
+                output = output + sum(gate.weights[i] for i in range(len(self.names)) if i != gate.drawn)
+            return output
+>>>>>>> main
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
         # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.

@@ -1,7 +1,8 @@
 """Samplers: (logits, temperature, generator) -> gates.
 
 A sampler is any callable of that form. The logits come as a (choices, candidates) matrix with -inf at the padding;
-every row is a categorical distribution of its own.
+every row is a categorical distribution p = softmax(logits) of its own. g is Gumbel noise, tau the temperature, and
+y = softmax((log p + g) / tau) the Gumbel-Softmax sample (Jang et al. 2017; Maddison et al. 2017).
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nas.choice import Gate
+from nas.errors import ConfigError
+
+ESTIMATORS = ("sampled", "autodl", "full", "reinmax")
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,12 @@ class Gates:
 
     weights: (choices, candidates) factors of the candidates' outputs, each row summing to 1.
     drawn: (choices,) int64, the only candidate of each choice that runs; None when all of them run.
+    undrawn_as_ones: the gates of undrawn candidates are added as if those had returned 1 (GDAS' `autodl` estimator).
     """
 
     weights: Tensor
     drawn: Tensor | None = None
+    undrawn_as_ones: bool = False
 
     def by_key(self, keys: Sequence[str], *, differentiable: bool) -> dict[str, Gate]:
         """Gates for `nas.choice.gates`, row i for keys[i].
@@ -32,40 +39,148 @@ class Gates:
         """
         # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
         drawn: list[int | None] = [None] * len(keys) if self.drawn is None else self.drawn.tolist()
-        if not differentiable and self.drawn is not None:
+        if self.drawn is not None and not (differentiable and self.weights.requires_grad):
             return {key: Gate(None, index) for key, index in zip(keys, drawn, strict=True)}
         weights = self.weights if differentiable else self.weights.detach()
         # Unbound once a row: indexing the matrix in every choice would add a full-size gradient for each of them.
         rows = [row.unbind() for row in weights.unbind()]
-        return {key: Gate(row, index) for key, row, index in zip(keys, rows, drawn, strict=True)}
+        return {
+            key: Gate(row, index, self.undrawn_as_ones) for key, row, index in zip(keys, rows, drawn, strict=True)
+        }
 
 
 class Sampler(Protocol):
     """Draws the gates of one step. All randomness comes from `generator`."""
 
+    @property
+    def relaxed(self) -> bool:
+        """Whether the gates are a smooth function of the logits, as second-order search needs."""
+        ...
+
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates: ...
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise of the shape of `like`: -log E with E ~ Exp(1), which unlike -log(-log U) never meets
-    log 0. Drawn on the generator's device in float32, so that a search draws the same on a CPU and on a GPU."""
+    """Standard Gumbel noise of the shape of `like`: -log E with E ~ Exp(1). In float32 on the generator's device, so
+    that a search draws the same on a CPU and on a GPU, and rounds the same whatever the precision of the logits."""
     exponential = torch.empty(like.shape, device=generator.device).exponential_(generator=generator)
-    return -exponential.log().to(like)
+    # E can round to 0, where the logarithm has no finite value.
+    return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log().to(like.device)
 
 
-class GDAS:
-    """One drawn operation an edge, differentiable in the logits (Dong & Yang 2019).
+def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """y (choices, candidates), differentiable in the logits, and the index of its largest entry (choices,): an exact
+    draw from p. Computed in float32 at least, returned in the type of the logits."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    perturbed = wide.log_softmax(dim=-1) + gumbel_noise(wide, generator)
+    # argmax of the perturbed logits, not of y: at a high temperature softmax rounds neighbours to ties.
+    return (perturbed / temperature).softmax(dim=-1).to(logits), perturbed.argmax(dim=-1)
 
-    With y = softmax((log p + g) / tau), g Gumbel noise, and k = argmax y, only operation k runs, and its output is
-    multiplied by h_k = 1 + y_k - stopgrad(y_k): 1 forward, the gradient of y_k backward. That is the estimator the
-    formula in the paper defines; the gates of the operations that were not drawn take no part in the output, and
-    their logits learn through the softmax alone.
-    """
+
+def straight_through(drawn: Tensor, soft: Tensor) -> Tensor:
+    """onehot(drawn) forward, exactly; the gradient of `soft` backward."""
+    return torch.zeros_like(soft).scatter_(-1, drawn[:, None], 1.0) + (soft - soft.detach())
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """p itself: every operation runs, weighted (DARTS, Liu et al. 2019, eq. 2). Takes no temperature, draws nothing."""
+
+    relaxed = True
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
-        perturbed = logits.log_softmax(dim=-1) + gumbel_noise(logits, generator)
-        soft = (perturbed / temperature).softmax(dim=-1)
-        # argmax of the perturbed logits, not of `soft`: at a high temperature softmax rounds neighbours to ties.
-        drawn = perturbed.argmax(dim=-1)
-        hard = torch.zeros_like(soft).scatter_(-1, drawn[:, None], 1.0)
-        return Gates(hard + (soft - soft.detach()), drawn)
+        return Gates(logits.softmax(dim=-1))
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax:
+    """y: every operation runs, weighted at random (SNAS, Xie et al. 2019)."""
+
+    relaxed = True
+
+    def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
+        return Gates(gumbel_softmax(logits, temperature, generator)[0])
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """onehot(argmax y) forward, y backward; every operation runs, since the backward pass needs every output."""
+
+    relaxed = False
+
+    def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
+        soft, drawn = gumbel_softmax(logits, temperature, generator)
+        return Gates(straight_through(drawn, soft))
+
+
+@dataclass(frozen=True)
+class GDAS:
+    """One drawn operation k = argmax y an edge (Dong & Yang 2019). The output is h_k o_k(x) with
+    h = onehot(k) + y - stopgrad(y). How the logits learn is a matter of the estimator:
+
+    sampled: only operation k runs, and only h_k carries gradient: the formula as it stands in the paper.
+    autodl: only operation k runs, and the gates of the others are added as scalars, as in the authors' public code;
+        they get a gradient as if their operations had returned 1.
+    full: every operation runs, so that every gate gets its true gradient: `StraightThrough`, the reference.
+    reinmax: every operation runs; second-order accurate (Liu et al. 2023, "Bridging Discrete and Backpropagation").
+    """
+
+    estimator: str = "sampled"
+    relaxed = False
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise ConfigError(
+                f"sampler.estimator must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}",
+                fix="set sampler.estimator=sampled",
+            )
+
+    def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
+        soft, drawn = gumbel_softmax(logits, temperature, generator)
+        if self.estimator == "full":
+            return Gates(straight_through(drawn, soft))
+        if self.estimator == "reinmax":
+            return Gates(reinmax(logits, drawn, temperature))
+        return Gates(straight_through(drawn, soft), drawn, undrawn_as_ones=self.estimator == "autodl")
+
+
+def reinmax(logits: Tensor, drawn: Tensor, temperature: float) -> Tensor:
+    """onehot(drawn) forward; backward Heun's method instead of straight-through's Euler step (Liu et al. 2023,
+    algorithm 2): pi_1 = (D + softmax(logits / tau)) / 2, gradient of 2 softmax(log pi_1) - softmax(logits) / 2."""
+    probs = logits.softmax(dim=-1)
+    hard = torch.zeros_like(probs).scatter_(-1, drawn[:, None], 1.0)
+    with torch.no_grad():
+        middle = (hard + (logits / temperature).softmax(dim=-1)) / 2
+        # Where the logits are -inf, at the padding, the difference is not a number and not wanted.
+        shift = torch.where(logits.isfinite(), middle.log() - logits, torch.zeros_like(logits))
+    return straight_through(drawn, 2 * (shift + logits).softmax(dim=-1) - probs / 2)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One operation an edge, all equally likely, nothing learnt: the single-path random baseline (Li & Talwalkar
+    2019). The logits stay as they were initialised, so what is derived is a random architecture."""
+
+    relaxed = False
+
+    def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
+        flat = torch.zeros_like(logits.detach()).masked_fill(logits.detach() == -torch.inf, -torch.inf)
+        soft, drawn = gumbel_softmax(flat, 1.0, generator)
+        return Gates(torch.zeros_like(soft).scatter_(-1, drawn[:, None], 1.0), drawn)
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Weights ~ Dirichlet(elu(logits) + 1), differentiable by implicit reparameterisation; every operation runs
+    (DrNAS, Chen et al. 2021). Takes no temperature. Its mean is proportional to elu(logits) + 1."""
+
+    relaxed = True
+
+    def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        candidates = wide != -torch.inf
+        # elu + 1 approaches 0 for very negative logits, where gamma samples underflow to an all-zero row.
+        concentration = (F.elu(wide.masked_fill(~candidates, 0.0)) + 1).clamp_min(1e-2)
+        gamma = torch._standard_gamma(concentration.to(generator.device), generator=generator).to(wide.device)
+        gamma = gamma.clamp_min(torch.finfo(gamma.dtype).tiny).masked_fill(~candidates, 0.0)
+        return Gates((gamma / gamma.sum(dim=-1, keepdim=True)).to(logits))

@@ -72,6 +72,47 @@ class Cosine:
         return self.start * weight + self.end * (1 - weight)
 
 
+@dataclass(frozen=True)
+class Exponential:
+    """A geometric decay from start to end: every epoch multiplies by the same factor. Both must be > 0."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not (self.start > 0 and self.end > 0):
+            raise ConfigError(
+                f"an exponential schedule needs start and end > 0, got {self.start:g} and {self.end:g}",
+                fix="set both, e.g. start=10 end=0.1",
+            )
+
+    def __call__(self, progress: float) -> float:
+        # The power leaves a rounding error at 1, where the end shall be exact.
+        return self.end if progress >= 1 else self.start * (self.end / self.start) ** progress
+
+
+@dataclass(frozen=True)
+class Step:
+    """Piecewise constant: start, multiplied by `factor` each time another `every` of the run is over.
+
+    every: a fraction of the run in (0, 1].
+    """
+
+    start: float
+    factor: float = 0.1
+    every: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.every <= 1:
+            raise ConfigError(
+                f"every is a fraction of the run in (0, 1], got {self.every:g}", fix="set every to e.g. 0.25"
+            )
+
+    def __call__(self, progress: float) -> float:
+        # 0.3 / 0.1 is 2.9999999999999996: a step that is due is not missed by a rounding error.
+        return self.start * self.factor ** math.floor(progress / self.every + 1e-9)
+
+
 def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
     """The schedule itself, once it is known to stay above 0 all the way.
 

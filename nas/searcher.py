@@ -80,7 +80,8 @@ class FirstOrder:
         self.arch_optim.zero_grad(set_to_none=True)
         with weights_frozen(self.weights):
             loss, metric = self._forward(batch, temperature, differentiable=True)
-            loss.backward()
+            if loss.requires_grad:  # not with a sampler that learns nothing
+                loss.backward()
         grad_norm = nn.utils.get_total_norm(p.grad for p in self.arch.parameters() if p.grad is not None)
         self.arch_optim.step()
         return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)

@@ -4,15 +4,30 @@ import pytest
 import torch
 from scipy import stats
 
-from nas.sampler import GDAS, Gates, gumbel_noise
+from nas.errors import ConfigError
+from nas.sampler import (
+    ESTIMATORS,
+    GDAS,
+    Dirichlet,
+    Gates,
+    GumbelSoftmax,
+    Softmax,
+    StraightThrough,
+    Uniform,
+    gumbel_noise,
+)
 
 
 def gumbel(seed):
     return torch.Generator().manual_seed(seed)
 
 
-# Every sampler that ships.
-SAMPLERS = [pytest.param(GDAS(), id="GDAS")]
+GDAS_ESTIMATORS = [pytest.param(GDAS(estimator=name), id=f"GDAS-{name}") for name in ESTIMATORS]
+HARD = [*GDAS_ESTIMATORS, pytest.param(StraightThrough(), id="StraightThrough")]
+SOFT = [pytest.param(sampler(), id=sampler.__name__) for sampler in (Softmax, GumbelSoftmax, Dirichlet)]
+LEARNING = [*HARD, *SOFT]
+SAMPLERS = [*LEARNING, pytest.param(Uniform(), id="Uniform")]  # every sampler that ships
+STOCHASTIC = [param for param in SAMPLERS if param.id != "Softmax"]
 
 
 # -- Gumbel noise
@@ -27,11 +42,16 @@ def test_gumbel_noise_has_the_moments_and_the_distribution_of_its_definition():
     assert stats.kstest(noise[:100_000].numpy(), "gumbel_r").pvalue > 0.001
 
 
+def test_gumbel_noise_is_finite_where_the_exponential_rounds_to_zero(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, **_: self.zero_())
+    assert gumbel_noise(torch.empty(3), gumbel(0)).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gumbel_noise_takes_the_type_of_the_logits_and_stays_finite(dtype):
-    noise = gumbel_noise(torch.empty(200_000, dtype=dtype), gumbel(0))
-    assert noise.dtype == dtype
-    assert noise.isfinite().all()
+def test_gumbel_noise_is_the_same_for_every_precision_of_the_logits(dtype):
+    assert torch.equal(
+        gumbel_noise(torch.empty(100, dtype=dtype), gumbel(0)), gumbel_noise(torch.empty(100), gumbel(0))
+    )
 
 
 # -- GDAS: the draw
@@ -39,13 +59,29 @@ def test_gumbel_noise_takes_the_type_of_the_logits_and_stays_finite(dtype):
 LOGITS = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.1])
 
 
+def draws_of(sampler, logits, temperature, seed):
+    """Index of the drawn candidate, row by row: of soft gates the largest, which is an exact draw too."""
+    return sampler(logits, temperature, gumbel(seed)).weights.argmax(dim=-1)
+
+
 @pytest.mark.parametrize("temperature", [10.0, 1.0, 0.1])
-def test_draws_follow_the_softmax_of_the_logits_at_every_temperature(temperature):
+@pytest.mark.parametrize("sampler", [*HARD, SOFT[1], pytest.param(Uniform(), id="Uniform")])
+def test_draws_follow_the_distribution_at_every_temperature(sampler, temperature):
     draws = 100_000
-    drawn = GDAS()(LOGITS.expand(draws, -1), temperature, gumbel(7)).drawn
+    drawn = draws_of(sampler, LOGITS.expand(draws, -1), temperature, 7)
     observed = torch.bincount(drawn, minlength=len(LOGITS)).numpy()
-    expected = LOGITS.double().softmax(dim=0).numpy() * draws
+    logits = torch.zeros_like(LOGITS) if isinstance(sampler, Uniform) else LOGITS
+    expected = logits.double().softmax(dim=0).numpy() * draws
     assert stats.chisquare(observed, expected).pvalue > 0.001
+
+
+def test_dirichlet_has_the_moments_of_its_definition():
+    weights = Dirichlet()(LOGITS.expand(100_000, -1), 1.0, gumbel(7)).weights.double()
+    beta = torch.nn.functional.elu(LOGITS.double()) + 1
+    total = beta.sum()
+    mean, variance = beta / total, beta * (total - beta) / (total**2 * (total + 1))
+    assert torch.allclose(weights.mean(dim=0), mean, atol=4 * variance.max().sqrt().item() / 100_000**0.5)
+    assert torch.allclose(weights.var(dim=0), variance, rtol=0.03)
 
 
 def test_rows_of_one_draw_are_independent():
@@ -98,23 +134,166 @@ def test_the_gradient_is_that_of_the_soft_gumbel_softmax(temperature):
     assert torch.allclose(got, closed, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("temperature", [100.0, 0.01])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extreme_temperatures_give_no_nan(temperature, scale, dtype):
-    logits = (torch.randn(1000, 8) * scale).to(dtype).requires_grad_()
-    masked = logits.masked_fill(torch.arange(8) >= 5, -torch.inf)
-    gates = GDAS()(masked, temperature, gumbel(12))
-    assert gates.weights.isfinite().all()
-    assert torch.equal(gates.weights.argmax(dim=-1), gates.drawn)
-    (gates.weights * torch.randn(1000, 8).to(dtype)).sum().backward()
-    assert logits.grad.isfinite().all()
+# -- the other estimators, each against a reference
+
+
+def unit_gradient(sampler, logits, seed, temperature=0.7):
+    """(candidates, ...) gradient of each weight on its own: the Jacobian of the gates."""
+    gates = sampler(logits, temperature, gumbel(seed))
+    rows = [torch.autograd.grad(weight, logits, retain_graph=True)[0] for weight in gates.weights[0]]
+    return gates, torch.stack(rows)
+
+
+def single_choice():
+    return torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("sampler", HARD[2:3] + HARD[4:])
+def test_full_has_the_jacobian_of_the_soft_sample(sampler):
+    logits = single_choice()
+    _, jacobian = unit_gradient(sampler, logits, 3)
+    y = ((logits.log_softmax(dim=-1) + gumbel_noise(logits, gumbel(3))) / 0.7).softmax(dim=-1).detach()[0]
+    assert torch.allclose(jacobian[:, 0], (torch.diag(y) - torch.outer(y, y)) / 0.7, rtol=1e-6, atol=1e-9)
+
+
+def test_softmax_is_softmax_and_its_jacobian():
+    logits = single_choice()
+    gates, jacobian = unit_gradient(Softmax(), logits, 3)
+    p = logits.detach().softmax(dim=-1)[0]
+    assert torch.equal(gates.weights[0], p)
+    assert torch.allclose(jacobian[:, 0], torch.diag(p) - torch.outer(p, p))
+
+
+def test_dirichlet_gradient_is_that_of_the_mean():
+    """The reparameterised gradient is unbiased: averaged over draws it is the derivative of the exact mean."""
+    logits = LOGITS.double().clone().requires_grad_()
+    weights = Dirichlet()(logits.expand(400_000, -1), 1.0, gumbel(5)).weights
+    upstream = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0], dtype=torch.float64)
+    (got,) = torch.autograd.grad((weights * upstream).sum(dim=-1).mean(), logits)
+    beta = torch.nn.functional.elu(logits) + 1
+    (expected,) = torch.autograd.grad((beta / beta.sum() * upstream).sum(), logits)
+    assert torch.allclose(got, expected, atol=5e-3)
+
+
+def test_reinmax_is_the_published_formula():
+    logits = single_choice()
+    gates, jacobian = unit_gradient(GDAS(estimator="reinmax"), logits, 3)
+    hard, tau = gates.weights.detach(), 0.7
+    # pi_2 = 2 pi_1' - pi_0 / 2 with pi_1' = softmax at log pi_1, differentiated by hand.
+    pi_0 = logits.detach().softmax(dim=-1)[0]
+    pi_1 = (hard[0] + (logits.detach()[0] / tau).softmax(dim=-1)) / 2
+
+    def softmax_jacobian(p):
+        return torch.diag(p) - torch.outer(p, p)
+
+    expected = 2 * softmax_jacobian(pi_1) - softmax_jacobian(pi_0) / 2
+    assert torch.allclose(jacobian[:, 0], expected, rtol=1e-9, atol=1e-12)
+
+
+def exact_gradient(logits, values):
+    """d E[values[k]] / d logits with k ~ softmax(logits)."""
+    p = logits.detach().softmax(dim=-1)
+    return p * (values - (p * values).sum())
+
+
+def test_reinmax_is_exact_for_two_candidates_and_any_function_where_straight_through_is_not():
+    """For a binary variable and tau 1 Heun's method has no error left on a quadratic (Liu et al. 2023, sec. 3)."""
+    logits = torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+
+    def loss(weights):  # quadratic in the gates, so that its gradient depends on the draw
+        return (weights @ torch.tensor([1.0, -3.0], dtype=torch.float64)) ** 2
+
+    def mean_gradient(sampler):
+        rows = logits.expand(400_000, -1)
+        weights = sampler(rows, 1.0, gumbel(6)).weights
+        (gradient,) = torch.autograd.grad(loss(weights).mean(), logits)
+        return gradient
+
+    expected = exact_gradient(logits, loss(torch.eye(2, dtype=torch.float64)))
+    assert torch.allclose(mean_gradient(GDAS(estimator="reinmax")), expected, atol=0.03)
+    assert not torch.allclose(mean_gradient(StraightThrough()), expected, atol=0.1)
+
+
+def test_estimators_draw_the_same_from_the_same_noise():
+    logits = torch.randn(50, 5)
+    drawn = [draws_of(GDAS(estimator=name), logits, 1.0, 2) for name in ESTIMATORS]
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+@pytest.mark.parametrize("sampler", LEARNING)
+def test_every_logit_gets_a_gradient_over_enough_draws(sampler):
+    logits = torch.randn(1, 5, requires_grad=True)
+    generator, upstream = gumbel(4), torch.randn(5)
+    seen = torch.zeros(5, dtype=torch.bool)
+    for _ in range(50):
+        (gradient,) = torch.autograd.grad((sampler(logits, 1.0, generator).weights * upstream).sum(), logits)
+        seen |= gradient[0] != 0
+    assert seen.all()
+
+
+@pytest.mark.parametrize("sampler", [param for param in LEARNING if param.id != "GDAS-reinmax"])
+def test_limits_of_the_temperature(sampler):
+    if isinstance(sampler, Softmax | Dirichlet):
+        pytest.skip("takes no temperature")
+    logits = torch.randn(200, 5, dtype=torch.float64, requires_grad=True)
+
+    def soft(temperature):
+        """The differentiable part: the gates themselves, or what their gradient comes from."""
+        return ((logits.log_softmax(-1) + gumbel_noise(logits, gumbel(1))) / temperature).softmax(-1)
+
+    upstream = torch.randn(5, dtype=torch.float64)
+    for temperature, expected in ((1e6, torch.full((200, 5), 0.2, dtype=torch.float64)), (1e-6, None)):
+        weights = sampler(logits, temperature, gumbel(1)).weights
+        if isinstance(sampler, GumbelSoftmax):
+            one_hot = torch.nn.functional.one_hot(weights.argmax(dim=-1), 5).double()
+            assert torch.allclose(weights, one_hot if expected is None else expected, atol=1e-5)
+        (got,) = torch.autograd.grad((weights * upstream).sum(), logits)
+        (reference,) = torch.autograd.grad((soft(temperature) * upstream).sum(), logits)
+        assert torch.allclose(got, reference, rtol=1e-6, atol=1e-12)
+
+
+def test_uniform_takes_no_notice_of_the_logits_and_carries_no_gradient():
+    logits = (torch.randn(50, 5) * 100).requires_grad_()
+    gates = Uniform()(logits, 1.0, gumbel(1))
+    assert torch.equal(gates.weights, Uniform()(torch.zeros(50, 5), 1.0, gumbel(1)).weights)
+    assert not gates.weights.requires_grad
+
+
+def test_unknown_estimator():
+    with pytest.raises(ConfigError) as error:
+        GDAS(estimator="gumbel")
+    assert str(error.value) == (
+        "sampler.estimator must be one of sampled, autodl, full, reinmax, got 'gumbel'; set sampler.estimator=sampled"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_million_draws_hold_no_nan(sampler, dtype):
+    per_case = 1_000_000 // (4 * 3 * 4)
+    for temperature in (100.0, 10.0, 0.1, 0.01):
+        for scale in (0.0, 1.0, 20.0):
+            logits = (torch.randn(per_case, 5) * scale).to(dtype).requires_grad_()
+            masked = logits.masked_fill(torch.arange(5) >= 4, -torch.inf)
+            gates = sampler(masked, temperature, gumbel(12))
+            assert gates.weights.isfinite().all()
+            assert gates.weights.dtype == dtype
+            assert (gates.weights[:, 4] == 0).all()
+            if gates.weights.requires_grad:
+                (gates.weights * torch.randn(5).to(dtype)).sum().backward()
+                assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", [*HARD, pytest.param(Uniform(), id="Uniform")])
+def test_hard_gates_are_exactly_one_hot(sampler):
+    weights = sampler(torch.randn(5_000, 8) * 3, 0.7, gumbel(10)).weights
+    assert torch.equal(weights, torch.nn.functional.one_hot(weights.argmax(dim=-1), 8).float())
 
 
 # -- every sampler
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", STOCHASTIC)
 def test_the_generator_determines_the_draw(sampler):
     logits = torch.randn(50, 5)
     generator = gumbel(13)

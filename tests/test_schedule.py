@@ -4,7 +4,7 @@ import math
 import pytest
 
 from nas.errors import ConfigError
-from nas.schedule import Constant, Cosine, Linear, positive, progress
+from nas.schedule import Constant, Cosine, Exponential, Linear, Step, positive, progress
 
 POINTS = [k / 1000 for k in range(1001)]
 
@@ -57,6 +57,25 @@ def test_warmup_rises_linearly_from_zero_to_start_and_then_is_a_cosine():
 def test_warmup_outside_of_its_range(warmup):
     with pytest.raises(ConfigError, match=rf"warmup .*\[0, 1\), got {warmup}"):
         Cosine(start=1.0, warmup=warmup)
+
+
+def test_exponential_has_a_constant_ratio_and_exact_ends():
+    schedule = Exponential(start=10.0, end=0.1)
+    assert (schedule(0.0), schedule(1.0)) == (10.0, 0.1)
+    values = [schedule(k / 20) for k in range(21)]
+    ratios = [b / a for a, b in itertools.pairwise(values)]
+    assert ratios == pytest.approx([0.01 ** (1 / 20)] * 20)
+    with pytest.raises(ConfigError, match=r"start and end > 0, got 10 and 0; set both"):
+        Exponential(start=10.0, end=0.0)
+
+
+def test_step_falls_at_its_fractions_and_nowhere_else():
+    schedule = Step(start=8.0, factor=0.5, every=0.1)
+    assert [schedule(k / 10) for k in range(11)] == [8.0 * 0.5**k for k in range(11)]
+    assert [schedule(k / 10 + 0.099) for k in range(10)] == [8.0 * 0.5**k for k in range(10)]
+    for every in (0.0, -1.0, 1.5):
+        with pytest.raises(ConfigError, match="every is a fraction of the run"):
+            Step(start=1.0, every=every)
 
 
 def test_constant():
