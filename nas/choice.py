@@ -80,18 +80,13 @@ class Choice(nn.Module):
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
         if gate.drawn is not None:
-<<<<<<< HEAD
             output: Tensor = self.candidates[gate.drawn](*inputs, **named)
-            return output if gate.weights is None else pass_through(output, gate.weights[gate.drawn])
-=======
-            output: Tensor = self.candidates[gate.drawn](*inputs)
             if gate.weights is None:
                 return output
             output = pass_through(output, gate.weights[gate.drawn])
             if gate.undrawn_as_ones:
                 output = output + sum(gate.weights[i] for i in range(len(self.names)) if i != gate.drawn)
             return output
->>>>>>> main
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
         # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.

@@ -20,6 +20,9 @@ class SearchLoop:
     batch_size: int = MISSING
     weight_fraction: float = MISSING
     init_std: float = MISSING
+    warmup_epochs: int = MISSING
+    arch_every: int = MISSING
+    arch_first: bool = MISSING
 
 
 @dataclass

@@ -38,10 +38,12 @@ class Meter:
         self._grad_norm += result.grad_norm
 
     def summary(self, prefix: str) -> dict[str, float]:
-        """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step."""
-        examples, steps = max(1, self.examples), max(1, self._steps)
+        """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step; empty before the
+        first step."""
+        if not self._steps:
+            return {}
         return {
-            f"{prefix}/loss": float(self._loss) / examples,
-            f"{prefix}/{self._name}": float(self._metric) / examples,
-            f"{prefix}/grad_norm": float(self._grad_norm) / steps,
+            f"{prefix}/loss": float(self._loss) / self.examples,
+            f"{prefix}/{self._name}": float(self._metric) / self.examples,
+            f"{prefix}/grad_norm": float(self._grad_norm) / self._steps,
         }

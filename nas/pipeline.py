@@ -29,7 +29,7 @@ from nas.retrain import RetrainState, retrain
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime, derived_seed
 from nas.schedule import Linear, positive
-from nas.search import SearchState, search
+from nas.search import Order, SearchState, search
 from nas.shapes import check_shapes
 from nas.spaces.space import Space
 from nas.task import Task
@@ -102,8 +102,8 @@ class SearchStage:
 
     def __init__(self, setup: Setup) -> None:
         cfg, seed = setup.cfg, setup.cfg.seed
-        at_least(1, search__epochs=cfg.search.epochs)
-        at_least(0, search__init_std=cfg.search.init_std)
+        at_least(1, search__epochs=cfg.search.epochs, search__arch_every=cfg.search.arch_every)
+        at_least(0, search__init_std=cfg.search.init_std, search__warmup_epochs=cfg.search.warmup_epochs)
         self.setup = setup
         self.temperature = positive(setup.build(cfg.temperature), "temperature")
         self.deriver = setup.build(cfg.deriver)
@@ -170,6 +170,11 @@ class SearchStage:
                 epochs=cfg.search.epochs,
                 temperature=self.temperature,
                 lr=self.lr,
+                order=Order(
+                    warmup_epochs=cfg.search.warmup_epochs,
+                    arch_every=cfg.search.arch_every,
+                    arch_first=cfg.search.arch_first,
+                ),
                 deriver=self.deriver,
                 space_name=self.setup.space.name,
                 count_parameters=self.derived_parameters,

@@ -44,9 +44,7 @@ class Gates:
         weights = self.weights if differentiable else self.weights.detach()
         # Unbound once a row: indexing the matrix in every choice would add a full-size gradient for each of them.
         rows = [row.unbind() for row in weights.unbind()]
-        return {
-            key: Gate(row, index, self.undrawn_as_ones) for key, row, index in zip(keys, rows, drawn, strict=True)
-        }
+        return {key: Gate(row, index, self.undrawn_as_ones) for key, row, index in zip(keys, rows, drawn, strict=True)}
 
 
 class Sampler(Protocol):

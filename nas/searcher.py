@@ -75,8 +75,11 @@ class FirstOrder:
         self.weight_optim.step()
         return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)
 
-    def arch_step(self, batch: Batch, temperature: float) -> StepResult:
-        """One step of the logits on a batch of the architecture's split."""
+    def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float) -> StepResult:
+        """One step of the logits on a batch of the architecture's split.
+
+        weight_batch: of the weights' split, for searchers that look at what the weights would do next.
+        """
         self.arch_optim.zero_grad(set_to_none=True)
         with weights_frozen(self.weights):
             loss, metric = self._forward(batch, temperature, differentiable=True)

@@ -50,8 +50,8 @@ class SecondOrder(FirstOrder):
             )
         self.method = method
         self.radius = radius
-        self.named_weights = dict(self.supernet.named_parameters())
-        self.name_of = {weight: name for name, weight in self.named_weights.items()}
+        self.named_weights: dict[str, Tensor] = dict(self.supernet.named_parameters())
+        self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
 
     def arch_step(self, arch_batch: Batch, weight_batch: Batch, temperature: float) -> StepResult:
         self.arch_optim.zero_grad(set_to_none=True)
@@ -76,9 +76,7 @@ class SecondOrder(FirstOrder):
         targets = arch_batch[1]
         return StepResult(loss.detach(), self.task.measure(outputs.detach(), targets).sum(), len(targets), grad_norm)
 
-    def _exact(
-        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch
-    ) -> Tensor:
+    def _exact(self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch) -> Tensor:
         """d/d leaf <grad_w L_train, vector>."""
         names = [name for name in vector if slopes[name].requires_grad]
         (product,) = torch.autograd.grad(
@@ -103,7 +101,7 @@ class SecondOrder(FirstOrder):
                 sides.append(side)
         return (sides[0] - sides[1]) / (2 * epsilon)
 
-    def _loss(self, weights: dict[str, nn.Parameter] | dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
+    def _loss(self, weights: dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
         """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds."""
         inputs, targets = batch
         with gates(self.choices, Gates(leaf).by_key(self.arch.keys, differentiable=True)):
