@@ -7,7 +7,7 @@ and leaves a plain network.
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,17 +35,31 @@ class Gate:
 class Choice(nn.Module):
     """One of several candidate modules, to be decided by the search.
 
-    candidates: name -> module. All take the same inputs and return one tensor of the same shape.
+    candidates: name -> module. All take the same inputs and return one tensor of the same shape. A candidate may
+    itself be, or contain, a choice.
     key: choices with equal keys share one logit vector; None: the choice's path in the model, its own.
     group: names what competes when edges are dropped (the edges into one node), None when nothing does.
 
-    Raises SpaceError for fewer than two candidates, and in a forward pass outside of `gates`.
+    Raises SpaceError for anything but two or more named modules, and in a forward pass outside of `gates`.
     """
 
     def __init__(
         self, candidates: Mapping[str, nn.Module], *, key: str | None = None, group: str | None = None
     ) -> None:
         super().__init__()
+        if not hasattr(candidates, "items"):
+            raise SpaceError(
+                f"a Choice takes its candidates as a dict of name -> module, got a {type(candidates).__name__}",
+                fix="name them, e.g. Choice({'relu': nn.ReLU(), 'silu': nn.SiLU()})",
+            )
+        entries: Iterable[tuple[Any, Any]] = candidates.items()  # what a user wrote, whatever its types
+        for name, candidate in entries:
+            if not isinstance(name, str) or not isinstance(candidate, nn.Module):
+                got = f"a {type(candidate).__name__} called" if isinstance(name, str) else "the name"
+                raise SpaceError(
+                    f"candidates of a Choice are modules with names that are strings, got {got} {name!r}",
+                    fix="write the name in quotes, and a function as a module, e.g. nn.ReLU()",
+                )
         if len(candidates) < 2:
             raise SpaceError(
                 f"a Choice needs at least 2 candidates, got {len(candidates)} ({', '.join(candidates) or 'none'})",
@@ -58,7 +72,7 @@ class Choice(nn.Module):
         self.candidates = nn.ModuleList(candidates.values())
         self.gate: Gate | None = None
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         gate = self.gate
         if gate is None:
             raise SpaceError(
@@ -66,7 +80,7 @@ class Choice(nn.Module):
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
         if gate.drawn is not None:
-            output: Tensor = self.candidates[gate.drawn](*inputs)
+            output: Tensor = self.candidates[gate.drawn](*inputs, **named)
             if gate.weights is None:
                 return output
             output = pass_through(output, gate.weights[gate.drawn])
@@ -76,7 +90,7 @@ class Choice(nn.Module):
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
         # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.
-        terms = (weight * op(*inputs) for weight, op in zip(gate.weights, self.candidates, strict=False))
+        terms = (weight * op(*inputs, **named) for weight, op in zip(gate.weights, self.candidates, strict=False))
         return functools.reduce(operator.add, terms)
 
     def extra_repr(self) -> str:
@@ -149,7 +163,7 @@ def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> 
 class Dropped(nn.Module):
     """An edge that derivation dropped: 0, the neutral element of the sum it takes part in."""
 
-    def forward(self, *inputs: Any) -> int:
+    def forward(self, *inputs: Any, **named: Any) -> int:
         return 0
 
 
@@ -167,7 +181,7 @@ def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequenc
         if name is not None and name not in options[key]:
             raise GenotypeError(
                 f"the genotype has {name!r} at {key}, expected one of {', '.join(options[key])}",
-                fix="use the ops that the genotype was derived with, e.g. ops=darts",
+                fix="use the candidates that the genotype was derived with, e.g. ops=darts for cells",
             )
 
 

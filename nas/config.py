@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from nas.errors import ConfigError, NasError
 
 # What `_target_` may name without being allowed explicitly.
-TRUSTED = ("nas", "torch.optim")
+TRUSTED = ("nas", "torch.optim", "torch.nn.functional")
 
 
 @dataclass
@@ -20,6 +20,9 @@ class SearchLoop:
     batch_size: int = MISSING
     weight_fraction: float = MISSING
     init_std: float = MISSING
+    warmup_epochs: int = MISSING
+    arch_every: int = MISSING
+    arch_first: bool = MISSING
 
 
 @dataclass
@@ -55,6 +58,7 @@ class RunConfig:
     arch_optim: Any = MISSING
     lr: Any = MISSING
     data: Any = MISSING
+    task: Any = MISSING
     runtime: Any = MISSING
     tracker: Any = MISSING
     benchmark: Any = None
@@ -109,6 +113,11 @@ def register_schemas() -> None:
             # Its keys are the fields of whatever space is chosen, so they cannot be listed in a schema.
             OmegaConf.set_struct(node.retrain.network, False)
         store.store(name, node)
+    for group in ("space", "data"):
+        # Likewise: the arguments of a factory are whatever it takes.
+        node = OmegaConf.create({"arguments": {}})
+        OmegaConf.set_struct(node.arguments, False)
+        store.store("open_arguments", node, group=group)
 
 
 def directory() -> Path:
@@ -121,15 +130,18 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
     """Instantiate a configuration node, the one place that does.
 
     node: a config with ``_target_``. allow: package prefixes that may be named beside TRUSTED. arguments: passed to
-    the target, or to the partial that ``_partial_: true`` makes of it.
+    the target, or to the partial that ``_partial_: true`` makes of it. ``factory: my_package.my_model`` at any depth is
+    short for ``factory: {_target_: my_package.my_model, _partial_: true}``.
     Raises ConfigError for a target that is not allowed, does not exist, or does not take the arguments.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
-    for target in targets(OmegaConf.to_container(node, resolve=True)):
+    plain = spelt_out(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
+    for target in targets(plain):
         check_target(target, allow)
+    node = OmegaConf.create(plain)
     try:
         built = instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -152,6 +164,22 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
         ) from error
 
 
+def spelt_out(node: Any) -> Any:
+    """A plain configuration with every factory that is just named as a ``_target_``."""
+    if isinstance(node, dict):
+        spelt = {key: spelt_out(child) for key, child in node.items()}
+        if isinstance(spelt.get("factory"), str):
+            spelt["factory"] = {"_target_": spelt["factory"], "_partial_": True}
+        return spelt
+    return [spelt_out(child) for child in node] if isinstance(node, list) else node
+
+
+def allowed(config: DictConfig) -> list[str]:
+    """The packages a command line trusts: those of ``allow_targets``, and those whose factories it names itself."""
+    factories = (OmegaConf.select(config, f"{group}.factory") for group in ("space", "data"))
+    return [*config.allow_targets, *(str(path).partition(".")[0] for path in factories if path is not None)]
+
+
 def targets(node: Any) -> Iterator[Any]:
     """Every ``_target_`` in a plain configuration, at any depth."""
     if isinstance(node, dict):
@@ -170,7 +198,7 @@ def check_target(target: Any, allow: Sequence[str] = ()) -> None:
     The name alone does not tell: ``nas.atomic.os.remove`` begins with ``nas`` and is not ours. So what it resolves to
     has to say that it comes from there, too.
     """
-    from hydra.utils import get_object
+    from hydra._internal.utils import _locate  # what instantiate() uses; the public get_object prints what it raises
 
     prefixes = (*TRUSTED, *allow)
 
@@ -183,10 +211,18 @@ def check_target(target: Any, allow: Sequence[str] = ()) -> None:
             fix="if you trust it, add its package: allow_targets=[package]",
         )
     try:
-        found = get_object(target)
-    except Exception as error:
-        raise ConfigError(f"_target_ {target!r} does not exist", fix="correct the name, or install its package") from (
-            error
+        found = _locate(target)
+    except Exception as error:  # importing a user's package runs it: whatever that raises is the reason
+        reason = error.__cause__ or error
+        raise ConfigError(
+            f"_target_ {target!r} does not exist, or cannot be imported ({type(reason).__name__}: "
+            f"{' '.join(str(reason).split())})",
+            fix="correct the name; your own package has to be installed, or in the directory the command is started in",
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"_target_ {target!r} is a {type(found).__name__}, expected a function or class",
+            fix="add the name of what is to be called, as in package.module.function",
         )
     if not inside(getattr(found, "__module__", None)):
         raise ConfigError(

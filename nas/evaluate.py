@@ -1,41 +1,39 @@
 """Scores and sizes of a network."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.data.bundle import DataSpec
+from nas.data.inputs import each
 from nas.data.loader import Loader
+from nas.data.spec import DataSpec
+from nas.task import Task
 
 
 @dataclass(frozen=True)
 class Score:
-    """accuracy in [0, 1] and mean cross-entropy in nats, over `images` images."""
+    """The task's metric and its loss, means over `examples` examples."""
 
-    accuracy: float
+    metric: float
     loss: float
-    images: int
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+    examples: int
 
 
 @torch.no_grad()
-def score(network: nn.Module, loader: Loader) -> Score:
-    """The network in eval mode on every image of the loader."""
+def score(network: nn.Module, loader: Loader, task: Task) -> Score:
+    """The network in eval mode on every example of the loader."""
     network.eval()
-    correct: Tensor | float = 0.0
+    metric: Tensor | float = 0.0
     loss: Tensor | float = 0.0
-    images = 0
-    for batch, labels in loader.epoch(0):
-        scores = network(batch)
-        correct += (scores.argmax(dim=1) == labels).sum()
-        loss += F.cross_entropy(scores, labels, reduction="sum")
-        images += len(labels)
-    return Score(float(correct) / images, float(loss) / images, images)
+    examples = 0
+    for inputs, targets in loader.epoch(0):
+        outputs = network(*each(inputs))
+        metric += task.measure(outputs, targets).sum()
+        loss += task.loss(outputs, targets) * len(targets)
+        examples += len(targets)
+    return Score(float(metric) / examples, float(loss) / examples, examples)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -49,10 +47,10 @@ def count_parameters(network: nn.Module) -> int:
 
 @torch.no_grad()
 def count_macs(network: nn.Module, spec: DataSpec) -> int:
-    """Multiply-accumulates of one image's forward pass in eval mode, convolutions and matrix products, as torch's own
+    """Multiply-accumulates of one example's forward pass in eval mode, convolutions and matrix products, as torch's own
     FLOP counter sees them (two operations each)."""
     network.eval()
     device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *spec.input_shape, device=device))
+        network(*each(spec.zeros(device=device)))
     return counter.get_total_flops() // 2

@@ -9,37 +9,41 @@ from torch import Tensor
 class StepResult:
     """What a step measured, still on the device: reading it is left to whoever can afford to wait.
 
-    loss: mean over the batch; correct: images classified correctly; images: in the batch; grad_norm: before clipping.
+    loss: mean over the batch; metric: the task's, summed over the batch; examples: in the batch; grad_norm: before
+    clipping.
     """
 
     loss: Tensor
-    correct: Tensor
-    images: int
+    metric: Tensor
+    examples: int
     grad_norm: Tensor
 
 
 class Meter:
-    """Sums step results on the device and reads them once, in `summary`."""
+    """Sums step results on the device and reads them once, in `summary`. metric: its name."""
 
-    def __init__(self) -> None:
-        self.images = 0
+    def __init__(self, metric: str) -> None:
+        self.examples = 0
+        self._name = metric
         self._steps = 0
         self._loss: Tensor | float = 0.0
-        self._correct: Tensor | float = 0.0
+        self._metric: Tensor | float = 0.0
         self._grad_norm: Tensor | float = 0.0
 
     def add(self, result: StepResult) -> None:
-        self.images += result.images
+        self.examples += result.examples
         self._steps += 1
-        self._loss += result.loss * result.images
-        self._correct += result.correct
+        self._loss += result.loss * result.examples
+        self._metric += result.metric
         self._grad_norm += result.grad_norm
 
     def summary(self, prefix: str) -> dict[str, float]:
-        """``<prefix>/loss`` and ``<prefix>/accuracy`` in [0, 1], by image; ``<prefix>/grad_norm``, by step."""
-        images, steps = max(1, self.images), max(1, self._steps)
+        """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step; empty before the
+        first step."""
+        if not self._steps:
+            return {}
         return {
-            f"{prefix}/loss": float(self._loss) / images,
-            f"{prefix}/accuracy": float(self._correct) / images,
-            f"{prefix}/grad_norm": float(self._grad_norm) / steps,
+            f"{prefix}/loss": float(self._loss) / self.examples,
+            f"{prefix}/{self._name}": float(self._metric) / self.examples,
+            f"{prefix}/grad_norm": float(self._grad_norm) / self._steps,
         }

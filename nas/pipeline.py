@@ -4,22 +4,24 @@ A stage checks and builds all it can in its constructor, and writes only in `run
 configuration is found before the run's directory exists, and not after the hours of the stage before.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from nas import atomic, checkpoint
 from nas.arch import ArchParams
 from nas.benchmark import NasBench201Table
 from nas.choice import check_chosen
-from nas.config import build, to_plain, to_yaml
-from nas.data.bundle import DataBundle, DataSpec
+from nas.config import allowed, build, to_plain, to_yaml
+from nas.data.bundle import DataBundle
+from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
-from nas.errors import ConfigError, DataError
+from nas.data.spec import DataSpec
+from nas.errors import ConfigError, DataError, SpaceError
 from nas.evaluate import count_macs, count_parameters, score
 from nas.export import export
 from nas.genotype import Genotype
@@ -28,8 +30,10 @@ from nas.retrain import RetrainState, retrain
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime, derived_seed
 from nas.schedule import Linear, positive
-from nas.search import SearchState, search
+from nas.search import Order, SearchState, search
+from nas.shapes import check_shapes
 from nas.spaces.space import Space
+from nas.task import Task
 from nas.tracker import JsonLines
 
 EVALUATION_BATCH = 256
@@ -43,17 +47,19 @@ class Setup:
     runtime: Runtime
     space: Space
     benchmark: NasBench201Table | None
+    task: Task
     data: DataBundle
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Setup":
-        allow = list(cfg.allow_targets)
+        allow = allowed(cfg)
         runtime: Runtime = build(cfg.runtime, allow=allow)
         space: Space = build(cfg.space, allow=allow)
-        return cls(cfg, runtime, space, open_benchmark(cfg), build(cfg.data, allow=allow).load())
+        task: Task = build(cfg.task, allow=allow)
+        return cls(cfg, runtime, space, open_benchmark(cfg), task, build(cfg.data, allow=allow).load())
 
     def build(self, node: Any, **arguments: Any) -> Any:
-        return build(node, allow=list(self.cfg.allow_targets), **arguments)
+        return build(node, allow=allowed(self.cfg), **arguments)
 
     def open(self, directory: Path) -> RunDirectory:
         return RunDirectory(
@@ -85,13 +91,29 @@ def at_least(minimum: float, **settings: float) -> None:
             raise ConfigError(f"{dotted} must be at least {minimum:g}, got {value}", fix=f"set {dotted}={minimum:g}")
 
 
+def two_examples(loader: Loader) -> tuple[Inputs, Tensor]:
+    """The first two of an epoch, or the only one: enough to see whether everything fits."""
+    inputs, targets = next(loader.epoch(0))
+    return mapped(lambda tensor: tensor[:2], inputs), targets[:2]
+
+
+def check_outputs(outputs: Any, targets: Tensor, setup: Setup) -> None:
+    """Raises SpaceError or DataError unless what the model returned suits the task."""
+    if not isinstance(outputs, Tensor):
+        raise SpaceError(
+            f"the model returns a {type(outputs).__name__}, expected one tensor",
+            fix="return the tensor that the loss is to be computed of",
+        )
+    setup.task.check(outputs, targets, setup.data.spec)
+
+
 class SearchStage:
     """Search and derive: leaves ``search/checkpoint.pt`` and ``genotype.json`` after every epoch."""
 
     def __init__(self, setup: Setup) -> None:
         cfg, seed = setup.cfg, setup.cfg.seed
-        at_least(1, search__epochs=cfg.search.epochs)
-        at_least(0, search__init_std=cfg.search.init_std)
+        at_least(1, search__epochs=cfg.search.epochs, search__arch_every=cfg.search.arch_every)
+        at_least(0, search__init_std=cfg.search.init_std, search__warmup_epochs=cfg.search.warmup_epochs)
         self.setup = setup
         self.temperature = positive(setup.build(cfg.temperature), "temperature")
         self.deriver = setup.build(cfg.deriver)
@@ -113,6 +135,7 @@ class SearchStage:
             cfg.searcher,
             supernet=supernet,
             arch=arch,
+            task=setup.task,
             sampler=setup.build(cfg.sampler),
             weight_optim=self.state.weight_optim,
             arch_optim=self.state.arch_optim,
@@ -133,6 +156,8 @@ class SearchStage:
             )
             for split, level in zip(splits, ("weight", "architecture"), strict=True)
         )
+        inputs, targets = two_examples(self.arch_loader)
+        check_outputs(check_shapes(supernet, inputs), targets, setup)
         self.retrained_space = setup.space.resized(cfg.retrain.network)
         if setup.benchmark is not None:
             setup.benchmark.check(setup.space.options(setup.data.spec))
@@ -149,7 +174,7 @@ class SearchStage:
             atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
             checkpoint.save(path, "search", {"config": to_plain(cfg), **state.state_dict()})
 
-        with Progress("search", cfg.search.epochs) as bar:
+        with Progress("search", cfg.search.epochs, metric=self.setup.task.metric) as bar:
             return search(
                 self.state,
                 searcher=self.searcher,
@@ -158,6 +183,11 @@ class SearchStage:
                 epochs=cfg.search.epochs,
                 temperature=self.temperature,
                 lr=self.lr,
+                order=Order(
+                    warmup_epochs=cfg.search.warmup_epochs,
+                    arch_every=cfg.search.arch_every,
+                    arch_first=cfg.search.arch_first,
+                ),
                 deriver=self.deriver,
                 space_name=self.setup.space.name,
                 measure=self.measure,
@@ -174,8 +204,8 @@ class SearchStage:
         }
 
     def derived_parameters(self, genotype: Genotype) -> int:
-        """Of the genotype's network at the size it would be retrained in; built without storage."""
-        with torch.device("meta"):
+        """Of the genotype's network at the size it would be retrained in."""
+        with self.retrained_space.sketching():
             return count_parameters(self.retrained_space.network(self.setup.data.spec, genotype))
 
 
@@ -204,7 +234,7 @@ class RetrainStage:
             batch_size=cfg.batch_size,
             device=setup.runtime.device,
             seed=derived_seed(setup.cfg.seed, "retrain batches"),
-            augment=replace(setup.data.augment, cutout=cfg.cutout),
+            augment=setup.data.with_cutout(cfg.cutout),
             shuffle=True,
             drop_last=True,
             what="retrain.batch_size",
@@ -219,9 +249,14 @@ class RetrainStage:
         return optimizer
 
     def check(self, genotype: Genotype) -> None:
-        """Raises GenotypeError unless the genotype is of this stage's space."""
+        """Raises GenotypeError unless the genotype is of this stage's space, SpaceError if its network does not suit
+        the data and the task."""
         self.space.check(genotype)
         check_chosen(genotype.choices, self.options)
+        network = self.setup.runtime.place(self.space.network(self.setup.data.spec, genotype)).eval()
+        inputs, targets = two_examples(self.loader)
+        with torch.no_grad():
+            check_outputs(network(*each(inputs)), targets, self.setup)
 
     def run(self, genotype: Genotype, out: RunDirectory, tracker: JsonLines) -> "Trained":
         cfg, setup = self.setup.cfg, self.setup
@@ -242,9 +277,10 @@ class RetrainStage:
                 },
             )
 
-        with Progress("retrain", cfg.retrain.epochs) as bar:
+        with Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric) as bar:
             retrain(
                 RetrainState(network, self.optimizer(network)),
+                task=setup.task,
                 loader=self.loader,
                 epochs=cfg.retrain.epochs,
                 lr=self.lr,
@@ -254,7 +290,7 @@ class RetrainStage:
                 bar=bar,
                 on_epoch=on_epoch,
             )
-        return Trained(network.eval(), genotype, setup.data.spec, to_plain(cfg))
+        return Trained(network.eval(), genotype, setup.data.spec, setup.task, to_plain(cfg))
 
 
 @dataclass(frozen=True)
@@ -264,6 +300,7 @@ class Trained:
     network: nn.Module
     genotype: Genotype
     spec: DataSpec
+    task: Task
     config: dict[str, Any]
 
     @classmethod
@@ -273,20 +310,19 @@ class Trained:
         config, spec = state["config"], DataSpec.from_dict(state["data"])
         genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {path}")
         space: Space = build(config["space"], allow=allow)
+        task: Task = build(config["task"], allow=allow)
         network = space.resized(config["retrain"]["network"]).network(spec, genotype)
         checkpoint.restore(network, state["network"], source=path)
-        return cls(runtime.place(network).eval(), genotype, spec, config)
+        return cls(runtime.place(network).eval(), genotype, spec, task, config)
 
 
 def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_size: int = EVALUATION_BATCH) -> Loader:
-    """The test split as the network wants it: not augmented, normalised with the constants it was trained with.
+    """The test split as the network wants it: not augmented, images normalised with the constants of its training.
 
     Raises DataError if the data are not of the kind that the network was trained on.
     """
-    for what, got, expected in (
-        ("channels", data.spec.channels, trained.spec.channels),
-        ("classes", data.spec.class_names, trained.spec.class_names),
-    ):
+    for what, expected in trained.spec.must_match.items():
+        got = data.spec.must_match.get(what)
         if got != expected:
             raise DataError(
                 f"the data set {data.spec.name} has {what} {got}, expected {expected} as in training",
@@ -305,11 +341,12 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
 
 def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
     """What ``result.json`` holds: the score on the test split, and the network's size."""
-    tested = score(trained.network, loader)
+    tested, metric = score(trained.network, loader, trained.task), trained.task.metric
     return {
-        "test_accuracy": tested.accuracy,
+        f"test_{metric.name}": tested.metric,
         "test_loss": tested.loss,
-        "test_images": tested.images,
+        "test_examples": tested.examples,
+        "metric": asdict(metric),
         "parameters": count_parameters(trained.network),
         "macs": count_macs(trained.network, trained.spec),
         "data": trained.spec.name,
@@ -317,14 +354,20 @@ def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
     }
 
 
+def objective(result: dict[str, Any]) -> float:
+    """What a sweeper is given of a result: the task's metric on the test split."""
+    return float(result[f"test_{result['metric']['name']}"])
+
+
 def export_trained(trained: Trained, loader: Loader, directory: Path, result: dict[str, Any]) -> dict[str, Path]:
-    """Export, checked on the first images of the loader."""
-    images, _ = next(iter(loader.epoch(0)))
+    """Export, checked on the first examples of the loader."""
+    inputs, _ = next(loader.epoch(0))
     return export(
         trained.network,
         spec=trained.spec,
+        task=trained.task,
         genotype=trained.genotype,
-        images=images[:16],
+        inputs=mapped(lambda tensor: tensor[:16], inputs),
         directory=directory,
         results=result,
     )
@@ -336,5 +379,7 @@ def open_trained(cfg: DictConfig) -> tuple[Trained, Loader]:
     runtime: Runtime = build(cfg.runtime, allow=allow)
     runtime.start(seed=0)
     trained = Trained.load(cfg.checkpoint, allow=allow, runtime=runtime)
-    data: DataBundle = build(trained.config["data"] if cfg.data is None else cfg.data, allow=allow).load()
-    return trained, scoring_loader(trained, data, runtime, cfg.batch_size)
+    # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are.
+    data = build(trained.config["data"], allow=allow) if cfg.data is None else build(cfg.data, allow=allowed(cfg))
+    loader = scoring_loader(trained, data.load(), runtime, cfg.batch_size)
+    return trained, loader

@@ -1,7 +1,7 @@
 """Progress for a person: a live bar in a terminal, a line an epoch elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -9,24 +9,32 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-# metric -> how it is shown; those a stage does not have are left out
-SHOWN = {
-    "weights/loss": "loss {:.3f}",
-    "weights/accuracy": "acc {:.1%}",
-    "arch/loss": "arch loss {:.3f}",
-    "arch/accuracy": "arch acc {:.1%}",
-    "temperature": "tau {:.2f}",
-    "entropy/mean": "entropy {:.3f}",
-    "lr/weights": "lr {:.4f}",
-    "images_per_second": "{:.0f} img/s",
-}
+from nas.task import Metric
+
+Form = Callable[[float], str]
+
+
+def shown(metric: Metric) -> dict[str, Form]:
+    """metric -> how it is shown; those a stage does not have are left out. metric: the task's."""
+    name = metric.name.replace("_", " ")
+    return {
+        "weights/loss": "loss {:.3f}".format,
+        f"weights/{metric.name}": lambda value: f"{name} {metric.show(value)}",
+        "arch/loss": "arch loss {:.3f}".format,
+        f"arch/{metric.name}": lambda value: f"arch {name} {metric.show(value)}",
+        "temperature": "tau {:.2f}".format,
+        "entropy/mean": "entropy {:.3f}".format,
+        "lr/weights": "lr {:.4f}".format,
+        "examples_per_second": "{:.0f} examples/s".format,
+    }
 
 
 class Progress:
     """Progress of one stage. `step` is free of synchronisation; `epoch` shows the epoch's metrics."""
 
-    def __init__(self, stage: str, epochs: int, *, console: Console | None = None) -> None:
+    def __init__(self, stage: str, epochs: int, *, metric: Metric, console: Console | None = None) -> None:
         self._stage = stage
+        self._shown = shown(metric)
         self._epochs = epochs
         self._console = console or Console(soft_wrap=True, highlight=False)
         self._started = time.monotonic()
@@ -52,7 +60,7 @@ class Progress:
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self._begin(epoch)
         assert self._first is not None  # _begin
-        text = "  ".join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
+        text = "  ".join(form(metrics[name]) for name, form in self._shown.items() if name in metrics)
         self._bar.update(self._task, completed=epoch + 1, text=text)
         if not self._console.is_terminal:
             elapsed = time.monotonic() - self._started

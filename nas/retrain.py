@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.meter import Meter, StepResult
 from nas.progress import Progress
 from nas.schedule import Schedule, progress
 from nas.search import set_lr
 from nas.spaces.cell import set_drop_path
+from nas.task import Task
 
 
 @dataclass
@@ -38,6 +39,7 @@ class RetrainState:
 def retrain(
     state: RetrainState,
     *,
+    task: Task,
     loader: Loader,
     epochs: int,
     lr: Schedule,
@@ -58,16 +60,16 @@ def retrain(
     for epoch in range(state.epoch, epochs):
         rate = drop_path(progress(epoch, epochs))
         set_drop_path(state.network, rate)
-        meter, started = Meter(), time.perf_counter()
-        for step, (images, labels) in enumerate(loader.epoch(epoch)):
+        meter, started = Meter(task.metric.name), time.perf_counter()
+        for step, (inputs, targets) in enumerate(loader.epoch(epoch)):
             set_lr(state.optimizer, lr(progress(epoch * steps + step, epochs * steps)))
             state.optimizer.zero_grad(set_to_none=True)
-            loss, scores = training_loss(state.network(images), labels, auxiliary_weight)
+            loss, outputs = training_loss(task, state.network(*each(inputs)), targets, auxiliary_weight)
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(parameters, grad_clip or torch.inf)
             state.optimizer.step()
-            correct = (scores.detach().argmax(dim=1) == labels).sum()
-            meter.add(StepResult(loss.detach(), correct, len(labels), grad_norm))
+            metric = task.measure(outputs.detach(), targets).sum()
+            meter.add(StepResult(loss.detach(), metric, len(targets), grad_norm))
             bar.step(epoch, (step + 1) / steps)
         seconds = time.perf_counter() - started
         metrics = {
@@ -75,7 +77,7 @@ def retrain(
             "lr/weights": state.optimizer.param_groups[0]["lr"],
             "drop_path": rate,
             "seconds_per_step": seconds / steps,
-            "images_per_second": meter.images / seconds,
+            "examples_per_second": meter.examples / seconds,
         }
         state.epoch = epoch + 1
         bar.epoch(epoch, metrics)
@@ -83,10 +85,10 @@ def retrain(
 
 
 def training_loss(
-    output: Tensor | tuple[Tensor, Tensor], labels: Tensor, auxiliary_weight: float
+    task: Task, output: Tensor | tuple[Tensor, Tensor], targets: Tensor, auxiliary_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a network's output, and its (N, classes) scores: an auxiliary head adds a weighted second loss."""
+    """The loss of what a network returned, and its outputs: an auxiliary head adds a weighted second loss."""
     if isinstance(output, tuple):
-        scores, auxiliary = output
-        return F.cross_entropy(scores, labels) + auxiliary_weight * F.cross_entropy(auxiliary, labels), scores
-    return F.cross_entropy(output, labels), output
+        outputs, auxiliary = output
+        return task.loss(outputs, targets) + auxiliary_weight * task.loss(auxiliary, targets), outputs
+    return task.loss(output, targets), output

@@ -56,7 +56,12 @@ class Runtime:
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory format."""
-        return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+        model.to(self.device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            # Module.to() would refuse the five dimensions of a 3-D convolution.
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=self.memory_format)
+        return model
 
     def peak_memory(self) -> int:
         """Bytes: the most that was allocated on a GPU, or resident for this process on a CPU."""

@@ -44,6 +44,19 @@ class SearchState:
         }
 
 
+@dataclass(frozen=True)
+class Order:
+    """When the architecture takes a step beside the weights, which take one on every batch.
+
+    warmup_epochs: first epochs, of all, in which the logits stay as they are. arch_every: weight steps to one
+    architecture step. arch_first: whether it comes before the weight step of its batch, as in DARTS, or after it.
+    """
+
+    warmup_epochs: int = 0
+    arch_every: int = 1
+    arch_first: bool = False
+
+
 def search(
     state: SearchState,
     *,
@@ -53,6 +66,7 @@ def search(
     epochs: int,
     temperature: Schedule,
     lr: Schedule,
+    order: Order,
     deriver: Deriver,
     space_name: str,
     measure: Callable[[Genotype], Mapping[str, float]],
@@ -66,14 +80,18 @@ def search(
     on_epoch: receives the state and the epoch's metrics, to log and to save.
     """
     steps = len(weight_loader)
-    genotype = state.genotype
+    genotype, metric = state.genotype, searcher.task.metric.name
     for epoch in range(state.epoch, epochs):
         tau = temperature(progress(epoch, epochs))
-        weights, arch, started = Meter(), Meter(), time.perf_counter()
+        weights, arch, started = Meter(metric), Meter(metric), time.perf_counter()
         for step, (weight_batch, arch_batch) in enumerate(search_batches(weight_loader, arch_loader, epoch)):
             set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
+            learns = epoch >= order.warmup_epochs and (epoch * steps + step + 1) % order.arch_every == 0
+            if learns and order.arch_first:
+                arch.add(searcher.arch_step(arch_batch, weight_batch, tau))
             weights.add(searcher.weight_step(weight_batch, tau))
-            arch.add(searcher.arch_step(arch_batch, tau))
+            if learns and not order.arch_first:
+                arch.add(searcher.arch_step(arch_batch, weight_batch, tau))
             bar.step(epoch, (step + 1) / steps)
         seconds = time.perf_counter() - started
 
@@ -85,7 +103,7 @@ def search(
             "lr/weights": state.weight_optim.param_groups[0]["lr"],
             "lr/arch": state.arch_optim.param_groups[0]["lr"],
             "seconds_per_step": seconds / steps,
-            "images_per_second": (weights.images + arch.images) / seconds,
+            "examples_per_second": (weights.examples + arch.examples) / seconds,
             "genotype_changes": derived.differing(genotype),
             **measure(derived),
             **dict(arch_metrics(state.arch)),

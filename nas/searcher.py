@@ -5,15 +5,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.arch import ArchParams
 from nas.choice import choices, gates
+from nas.data.inputs import each
+from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.meter import StepResult
 from nas.sampler import Sampler
+from nas.task import Task
 
 
 @contextmanager
@@ -32,8 +34,8 @@ def weights_frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class FirstOrder:
     """Weight steps and architecture steps of a supernet.
 
-    sampler: draws fresh gates for every step. generator: the sampler's randomness, on the CPU.
-    grad_clip: the norm that the weights' gradient is clipped to; 0 for none.
+    task: whose loss both levels have. sampler: draws fresh gates for every step. generator: the sampler's randomness,
+    on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class FirstOrder:
         *,
         supernet: nn.Module,
         arch: ArchParams,
+        task: Task,
         sampler: Sampler,
         weight_optim: Optimizer,
         arch_optim: Optimizer,
@@ -53,6 +56,7 @@ class FirstOrder:
             )
         self.supernet = supernet
         self.arch = arch
+        self.task = task
         self.sampler = sampler
         self.weight_optim = weight_optim
         self.arch_optim = arch_optim
@@ -61,34 +65,35 @@ class FirstOrder:
         self.choices = choices(supernet)
         self.weights = list(supernet.parameters())
 
-    def weight_step(self, batch: tuple[Tensor, Tensor], temperature: float) -> StepResult:
+    def weight_step(self, batch: Batch, temperature: float) -> StepResult:
         """One step of the weights on a batch of their own split."""
         # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
         self.weight_optim.zero_grad(set_to_none=True)
-        loss, correct = self._forward(batch, temperature, differentiable=False)
+        loss, metric = self._forward(batch, temperature, differentiable=False)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.weights, self.grad_clip or torch.inf)
         self.weight_optim.step()
-        return StepResult(loss.detach(), correct, len(batch[1]), grad_norm)
+        return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)
 
-    def arch_step(self, batch: tuple[Tensor, Tensor], temperature: float) -> StepResult:
-        """One step of the logits on a batch of the architecture's split."""
+    def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float) -> StepResult:
+        """One step of the logits on a batch of the architecture's split.
+
+        weight_batch: of the weights' split, for searchers that look at what the weights would do next.
+        """
         self.arch_optim.zero_grad(set_to_none=True)
         with weights_frozen(self.weights):
-            loss, correct = self._forward(batch, temperature, differentiable=True)
+            loss, metric = self._forward(batch, temperature, differentiable=True)
             if loss.requires_grad:  # not with a sampler that learns nothing
                 loss.backward()
         grad_norm = nn.utils.get_total_norm(p.grad for p in self.arch.parameters() if p.grad is not None)
         self.arch_optim.step()
-        return StepResult(loss.detach(), correct, len(batch[1]), grad_norm)
+        return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)
 
-    def _forward(
-        self, batch: tuple[Tensor, Tensor], temperature: float, *, differentiable: bool
-    ) -> tuple[Tensor, Tensor]:
-        images, labels = batch
+    def _forward(self, batch: Batch, temperature: float, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
         with torch.set_grad_enabled(differentiable):
             drawn = self.sampler(self.arch.masked(), temperature, self.generator)
         with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=differentiable)):
-            scores = self.supernet(images)
-        loss = F.cross_entropy(scores, labels)
-        return loss, (scores.detach().argmax(dim=1) == labels).sum()
+            outputs = self.supernet(*each(inputs))
+        loss = self.task.loss(outputs, targets)
+        return loss, self.task.measure(outputs.detach(), targets).sum()

@@ -200,7 +200,7 @@ def test_the_architecture_step_moves_the_logits_and_no_weight(space, spec):
     searcher = make(space.supernet(spec))
     flags = [p.requires_grad for p in searcher.weights]
     weights, logits = snapshot(searcher.supernet), searcher.arch.logits.detach().clone()
-    result = searcher.arch_step(image_batch(spec), 1.0)
+    result = searcher.arch_step(image_batch(spec), image_batch(spec), 1.0)
     assert unchanged(searcher.supernet, weights)
     assert all(p.grad is None for p in searcher.weights)
     assert [p.requires_grad for p in searcher.weights] == flags
@@ -212,7 +212,7 @@ def test_the_architecture_step_moves_the_logits_and_no_weight(space, spec):
 def test_a_weight_that_was_frozen_before_stays_frozen(small, batch):
     frozen = small.weights[0]
     frozen.requires_grad_(False)
-    small.arch_step(batch, 1.0)
+    small.arch_step(batch, batch, 1.0)
     assert not frozen.requires_grad
     assert all(p.requires_grad for p in small.weights[1:])
 
@@ -233,7 +233,7 @@ def test_requires_grad_is_restored_after_an_exception():
 def test_the_architecture_step_leaves_gradients_of_the_weights_as_they_are(small, batch):
     small.weight_step(batch, 1.0)
     before = [None if p.grad is None else p.grad.clone() for p in small.weights]
-    norm = small.arch_step(batch, 1.0).grad_norm
+    norm = small.arch_step(batch, batch, 1.0).grad_norm
     for p, b in zip(small.weights, before, strict=True):
         assert (p.grad is None and b is None) or torch.equal(p.grad, b)
     assert norm.item() == pytest.approx(small.arch.logits.grad.norm().item(), rel=1e-5)
@@ -243,7 +243,7 @@ def test_gates_are_closed_after_a_step_and_after_an_error(small, batch):
     small.weight_step(batch, 1.0)
     assert small.supernet.one.gate is None
     with pytest.raises(RuntimeError):
-        small.arch_step((batch[0][:, :2], batch[1]), 1.0)
+        small.arch_step((batch[0][:, :2], batch[1]), batch, 1.0)
     assert small.supernet.one.gate is None
     assert all(p.requires_grad for p in small.weights)
 
@@ -276,7 +276,7 @@ def test_the_architecture_gradient_of_a_linear_problem_in_closed_form(tau):
     logits = searcher.arch.logits.detach().clone()
     noise = gumbel_noise(logits, torch.Generator().manual_seed(2))  # the searcher's own seed
 
-    searcher.arch_step((x, labels), tau)
+    searcher.arch_step((x, labels), (x, labels), tau)
 
     perturbed = logits[0].log_softmax(dim=0) + noise[0]
     y, k = (perturbed / tau).softmax(dim=0), int(perturbed.argmax())
@@ -291,7 +291,7 @@ def test_every_logit_gets_a_gradient(space, spec):
     searcher = make(space.supernet(spec), arch_lr=0.0)
     reached = torch.zeros_like(searcher.arch.mask)
     for _ in range(40):
-        searcher.arch_step(image_batch(spec, 3), 2.0)
+        searcher.arch_step(image_batch(spec, 3), image_batch(spec, 4), 2.0)
         assert searcher.arch.logits.grad.isfinite().all()
         reached |= searcher.arch.logits.grad != 0
         if torch.equal(reached, searcher.arch.mask):
@@ -307,7 +307,7 @@ def test_the_better_operation_wins(batch):
     labels = torch.arange(3).repeat(4)
     images = F.one_hot(labels, 3).float()
     for _ in range(200):
-        searcher.arch_step((images, labels), 1.0)
+        searcher.arch_step((images, labels), batch, 1.0)
     assert searcher.arch.probs()[0, 1] > 0.8
 
 
@@ -317,7 +317,7 @@ def test_the_better_operation_wins(batch):
 def test_every_step_draws_afresh(small, batch):
     for _ in range(4):
         small.weight_step(batch, 1.0)
-        small.arch_step(batch, 1.0)
+        small.arch_step(batch, batch, 1.0)
     assert len(small.sampler.gates) == 8  # one a step, no more
     soft = torch.stack([gates.drawn for gates in small.sampler.gates])
     assert len({tuple(row) for row in soft.tolist()}) > 1
@@ -336,7 +336,7 @@ def test_steps_are_a_function_of_the_seed(space, spec):
         losses = []
         for _ in range(3):
             losses.append(searcher.weight_step(image_batch(spec), 1.0).loss.item())
-            losses.append(searcher.arch_step(image_batch(spec), 1.0).loss.item())
+            losses.append(searcher.arch_step(image_batch(spec), image_batch(spec), 1.0).loss.item())
         return losses
 
     assert trace() == trace()

@@ -37,6 +37,10 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
 
     def task(cfg: DictConfig) -> float | None:
         directory = Path(HydraConfig.get().runtime.output_dir)
+        if config.allowed(cfg) and (here := os.getcwd()) not in sys.path:
+            # An installed command does not look for packages where it is started. The user's own may lie there; last
+            # in the list, so that no file there stands in for an installed module.
+            sys.path.append(here)
         try:
             return body(cfg, directory)
         except (NasError, OmegaConfBaseException) as error:
@@ -99,8 +103,9 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{group[1]} is not a configuration group; see --help for the groups"
     if key := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):
         return f"{key[1] or key[2]} is not a setting; {suggestion(key[1] or key[2], config_name)}"
-    if missing := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{missing[1]} is not set, and has no default; add {missing[1]}=..."
+    if missing := re.search(r"Missing mandatory value: (\S+)(?: full_key: (\S+))?", text):
+        setting = missing[2] or missing[1]
+        return f"{setting} is not set, and has no default; add {setting}=..."
     if override := re.search(r"Error parsing override '([^']*)'", text):
         return (
             f"{override[1]!r} is not of the form key=value; write e.g. search.epochs=10, quoted where a shell needs it"

@@ -12,7 +12,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
     from nas import atomic
     from nas.cli.report import show_result, show_standings
-    from nas.pipeline import final_result, open_benchmark, open_trained
+    from nas.pipeline import final_result, objective, open_benchmark, open_trained
     from nas.spaces.published import resolve
 
     check(cfg)
@@ -29,7 +29,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         show_standings(result["benchmark"])
     atomic.write_json(directory / "result.json", result)
     print(f"\nEverything is in {directory}")
-    return result.get("test_accuracy")
+    return None if trained is None else objective(result)
 
 
 def check(cfg: DictConfig) -> None:

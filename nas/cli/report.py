@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nas.genotype import Genotype
+from nas.task import Metric
 
 
 def show_search(genotype: Genotype, parameters: int) -> None:
@@ -19,8 +20,13 @@ def show_search(genotype: Genotype, parameters: int) -> None:
 
 def show_result(result: dict[str, Any]) -> None:
     """A trained network's score and size."""
+    metric = Metric(**result["metric"])
+    better = "" if metric.higher_is_better else ", lower is better"
     table = Table("measure", "value", title=f"{result['genotype']['space']} on {result['data']}")
-    table.add_row("test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']} images")
+    table.add_row(
+        f"test {metric.name.replace('_', ' ')}",
+        f"{metric.show(result[f'test_{metric.name}'])} over {result['test_examples']} examples{better}",
+    )
     table.add_row("test loss", f"{result['test_loss']:.4f}")
     table.add_row("parameters", f"{result['parameters']:,}")
     table.add_row("multiply-accumulates", f"{result['macs']:,}")

@@ -10,7 +10,7 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float:
     from nas import atomic
     from nas.cli.report import show_result
-    from nas.pipeline import RetrainStage, Setup, final_result, scoring_loader
+    from nas.pipeline import RetrainStage, Setup, final_result, objective, scoring_loader
     from nas.spaces.published import resolve
 
     setup = Setup.from_config(cfg)
@@ -24,7 +24,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
         atomic.write_json(out.path / "result.json", result)
     show_result(result)
     print(f"\nEverything is in {directory}")
-    return float(result["test_accuracy"])
+    return objective(result)
 
 
 def main() -> None:

@@ -10,7 +10,15 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float:
     from nas import atomic
     from nas.cli.report import show_result, show_search, show_standings
-    from nas.pipeline import RetrainStage, SearchStage, Setup, export_trained, final_result, scoring_loader
+    from nas.pipeline import (
+        RetrainStage,
+        SearchStage,
+        Setup,
+        export_trained,
+        final_result,
+        objective,
+        scoring_loader,
+    )
 
     setup = Setup.from_config(cfg)
     search, retrain = SearchStage(setup), RetrainStage(setup)
@@ -26,7 +34,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
         export_trained(trained, loader, out.subdirectory("export"), result)
     show_result(result)
     print(f"\nEverything is in {directory}")
-    return float(result["test_accuracy"])
+    return objective(result)
 
 
 def main() -> None:

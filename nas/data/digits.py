@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nas.data.bundle import DataBundle, DataSpec
+from nas.data.bundle import DataBundle
+from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
 from nas.data.statistics import channel_statistics
 from nas.data.stratify import hold_out
@@ -31,11 +32,9 @@ class Digits:
         train, test = hold_out(labels, test_fraction=self.test_fraction)
         mean, std = channel_statistics([images[train]])
         return DataBundle(
-            spec=DataSpec(
+            spec=ImageSpec(
                 name="digits",
-                channels=1,
-                height=8,
-                width=8,
+                input_shapes=((1, 8, 8),),
                 class_names=tuple(str(digit) for digit in range(10)),
                 mean=mean,
                 std=std,

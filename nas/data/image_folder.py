@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nas.data.bundle import DataBundle, DataSpec, Split
+from nas.data.bundle import DataBundle, Split
 from nas.data.class_folders import Listing, find_images
 from nas.data.image_file import pillow_warnings, read_header, read_pixels
+from nas.data.spec import ImageSpec
 from nas.data.split import StreamSplit, TensorSplit, fits_in_memory
 from nas.data.statistics import channel_statistics
 from nas.data.transforms import Augment
@@ -65,13 +66,10 @@ class ImageFolder:
             else:
                 mean, std = channel_statistics(train_files.sample(STATISTICS_IMAGES))
                 splits = [StreamSplit(files, files.labels, workers=self.workers) for files in (train_files, test_files)]
-        channels, height, width = shape
         return DataBundle(
-            spec=DataSpec(
+            spec=ImageSpec(
                 name=root.resolve().name,
-                channels=channels,
-                height=height,
-                width=width,
+                input_shapes=(shape,),
                 class_names=class_names,
                 mean=mean,
                 std=std,
@@ -115,7 +113,7 @@ class ImageFolder:
 
 
 class ImageFiles:
-    """Image files read one at a time (an `ImageSource`), or many at once by threads.
+    """Image files read one at a time (an `Source`), or many at once by threads.
 
     shape: (C, H, W) that every image comes out with.  size: as in `read_pixels`.
     """

@@ -9,18 +9,21 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from nas.data.bundle import DataSpec, Split
+from nas.data.bundle import Split
+from nas.data.inputs import Inputs
+from nas.data.spec import DataSpec, Preparation
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 
 
 class Loader:
-    """Normalised, augmented batches of one split.
+    """Batches of one split as the network gets them: images normalised, and augmented.
 
-    augment: None only normalises.  shuffle: a fresh permutation every epoch.  drop_last: leave out the rest that does
-    not fill a batch.  what: the setting that gives the batch size, for messages, e.g. ``search.batch_size``.
+    spec: says how to prepare them.  augment: None for none.  shuffle: a fresh permutation every epoch.
+    drop_last: leave out the rest that does not fill a batch.
+    what: the setting that gives the batch size, for messages, e.g. ``search.batch_size``.
     Two loaders with one seed and equally large splits draw equal permutations: give each loader of a run its own seed.
     Raises ConfigError if batch_size < 1, DataError if the split is empty or has no full batch to give.
     """
@@ -33,7 +36,7 @@ class Loader:
         batch_size: int,
         device: torch.device,
         seed: int = 0,
-        augment: Augment | None = None,
+        augment: Augment | Preparation | None = None,
         shuffle: bool,
         drop_last: bool,
         what: str,
@@ -41,22 +44,21 @@ class Loader:
         if batch_size < 1:
             raise ConfigError(f"{what} must be at least 1, got {batch_size}", fix=f"set {what} to e.g. 64")
         if len(split) == 0:
-            raise DataError(f"the split for {what} has no images", fix="add images, or change how the data is split")
+            raise DataError(
+                f"the split for {what} has no examples", fix="add examples, or change how the data is split"
+            )
         if drop_last and batch_size > len(split):
             raise DataError(
-                f"{what} {batch_size} is larger than the {len(split)} images of its split",
+                f"{what} {batch_size} is larger than the {len(split)} examples of its split",
                 fix=f"set {what} to at most {len(split)}",
             )
         self._split = split
         self._batch_size = batch_size
         self._device = device
         self._seed = seed
-        self._augment = augment or Augment()
+        self._prepare = spec.preparation(augment, device)
         self._shuffle = shuffle
         self._drop_last = drop_last
-        # Here, once: made for each batch, these small tensors would stall the GPU twice a step.
-        self._mean = torch.tensor(spec.mean, device=device)
-        self._std = torch.tensor(spec.std, device=device)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -66,16 +68,15 @@ class Loader:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; those before it are not produced.
 
-        Yields images (B, C, H, W) float32 and labels (B,) int64, on the device.
+        Yields inputs (B, ...), of images (B, C, H, W) float32, and targets (B, ...), of classes int64, on the device.
         """
         if self._shuffle:
             order = torch.randperm(len(self._split), generator=_generator(self._seed, epoch))
         else:
             order = torch.arange(len(self._split))
         vectors = torch.split(order, self._batch_size)[start : len(self)]
-        for number, (images, labels) in enumerate(self._split.batches(vectors, device=self._device), start):
-            generator = _generator(self._seed, epoch, number)
-            yield self._augment(images, mean=self._mean, std=self._std, generator=generator), labels
+        for number, (inputs, targets) in enumerate(self._split.batches(vectors, device=self._device), start):
+            yield self._prepare(inputs, _generator(self._seed, epoch, number)), targets
 
 
 def search_batches(
@@ -84,7 +85,7 @@ def search_batches(
     """Pairs (weight batch, architecture batch), one for every weight batch of the epoch from number `start` on.
 
     The architecture batches run on through permutation after permutation across the epochs, so every architecture
-    image is used equally often whichever of the two loaders is longer. A pure function of its arguments.
+    example is used equally often whichever of the two loaders is longer. A pure function of its arguments.
     """
     done = epoch * len(weight_loader) + start
     arch_batches = _endless(arch_loader, done)

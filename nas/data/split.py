@@ -1,5 +1,6 @@
-"""Where the pixels of a split live: in memory, or in files that worker processes read as they are needed."""
+"""Where the examples of a split live: in memory, or where worker processes read them as they are needed."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nas.data.inputs import Inputs, each, mapped
 from nas.errors import DataError
 
 MIB = 2**20
@@ -18,92 +20,101 @@ def fits_in_memory(*, images: int, shape: tuple[int, int, int], limit_mb: int) -
     return images * channels * height * width <= limit_mb * MIB
 
 
-class _Pixels:
-    """All images of a data set, and one copy of them on the device that asked last; its subsets share both."""
+class _Memory:
+    """All inputs of a data set, and one copy of them on the device that asked last; its subsets share both."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self._resident = images
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        self.inputs = inputs
+        self._resident = inputs
 
-    def on(self, device: torch.device) -> Tensor:
-        if self.images.device.type == device.type == "cpu":
-            return self.images
-        if self._resident.device != torch.empty(0, device=device).device:  # "cuda" is "cuda:0" once allocated
-            self._resident = self.images.to(device)
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        if self.inputs[0].device.type == device.type == "cpu":
+            return self.inputs
+        if self._resident[0].device != torch.empty(0, device=device).device:  # "cuda" is "cuda:0" once allocated
+            self._resident = tuple(tensor.to(device) for tensor in self.inputs)
         return self._resident
 
 
 class TensorSplit:
     """A split held in memory. It is moved to the device once, on first use, and indexed there: no workers, no copies.
 
-    images: (N, C, H, W) uint8 and labels: (N,) int64, both on the CPU.
+    inputs: (N, ...), of images (N, C, H, W) uint8, or a tuple of such; targets: (N, ...). All on the CPU. Targets that
+    are one integer an example are class labels.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+    def __init__(self, inputs: Inputs, targets: Tensor) -> None:
+        lengths = [len(tensor) for tensor in (*each(inputs), targets)]
+        if len(set(lengths)) > 1:
             raise DataError(
-                f"expected uint8 images (N, C, H, W) and N labels, got {images.dtype} {tuple(images.shape)}"
-                f" and labels {tuple(labels.shape)}",
-                fix="convert them before making a TensorSplit",
+                f"a split needs as many targets as inputs, got {lengths[:-1]} inputs and {lengths[-1]} targets",
+                fix="correct the data set",
             )
-        self.labels = labels.long()
-        self._pixels = _Pixels(images)
-        self._rows = torch.arange(len(labels))  # which of the shared images are in this split
+        self._memory = _Memory(each(inputs))
+        self._several = isinstance(inputs, tuple)
+        self._targets = targets if targets.is_floating_point() else targets.long()
+        self._rows = torch.arange(len(targets))  # which of the shared inputs are in this split
+
+    @property
+    def labels(self) -> Tensor | None:
+        return None if self._targets.is_floating_point() or self._targets.ndim > 1 else self._targets
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._rows)
 
     def subset(self, indices: Tensor) -> "TensorSplit":
-        part = object.__new__(TensorSplit)
-        part.labels = self.labels[indices]
-        part._pixels = self._pixels
+        part = copy.copy(self)
+        part._targets = self._targets[indices]
         part._rows = self._rows[indices]
         return part
 
-    def batches(self, order: Sequence[Tensor], *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Tensor], *, device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
         if not order:
             return
-        images = self._pixels.on(device)
-        # One transfer of all indices and labels, not two a batch.
+        inputs = self._memory.on(device)
+        # One transfer of all indices and targets, not two a batch.
         flat = torch.cat(list(order))
         sizes = [len(indices) for indices in order]
         rows = torch.split(self._rows[flat].to(device), sizes)
-        labels = torch.split(self.labels[flat].to(device), sizes)
-        for batch_rows, batch_labels in zip(rows, labels, strict=True):
-            yield images[batch_rows], batch_labels
+        targets = torch.split(self._targets[flat].to(device), sizes)
+        for batch_rows, batch_targets in zip(rows, targets, strict=True):
+            batch = tuple(tensor[batch_rows] for tensor in inputs)
+            yield batch if self._several else batch[0], batch_targets
 
 
-class ImageSource(Protocol):
-    """Images that are read one at a time. Item i is ((C, H, W) uint8, label); it raises DataError if unreadable."""
+class Source(Protocol):
+    """Examples that are read one at a time. Item i is (inputs, target), of images ((C, H, W) uint8, label); it raises
+    DataError if unreadable."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int) -> tuple[Inputs, Tensor | int]: ...
 
 
 class StreamSplit:
     """A split too large for memory: `workers` processes read `source` ahead of the training loop.
 
-    labels: (N,) int64. workers: 0 reads in the training process. The processes start on first use and stay.
+    labels: (N,) integers; None where targets are not class labels. workers: 0 reads in the training process. The
+    processes start on first use and stay.
     """
 
-    def __init__(self, source: ImageSource, labels: Tensor, *, workers: int) -> None:
-        self.labels = labels.long()
+    def __init__(self, source: Source, labels: Tensor | None, *, workers: int) -> None:
+        self.labels = None if labels is None else labels.long()
         self._source = source
         self._workers = workers
-        self._rows = torch.arange(len(labels))
+        self._rows = torch.arange(len(source))
         self._order: list[list[int]] = []  # what the batch sampler of the loader reads, set for each epoch
         self._loader: DataLoader[_Item] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._rows)
 
     def subset(self, indices: Tensor) -> "StreamSplit":
-        part = StreamSplit(self._source, self.labels[indices], workers=self._workers)
+        labels = None if self.labels is None else self.labels[indices]
+        part = StreamSplit(self._source, labels, workers=self._workers)
         part._rows = self._rows[indices]
         return part
 
-    def batches(self, order: Sequence[Tensor], *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Tensor], *, device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
         if not order:
             return
         self._order[:] = [self._rows[indices].tolist() for indices in order]
@@ -113,8 +124,9 @@ class StreamSplit:
             if isinstance(batch, _Unreadable):
                 self._loader = None  # ends the workers now, and not when the traceback is collected
                 raise DataError(batch.problem, fix=batch.fix)
-            images, labels = batch
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            inputs, targets = batch
+            moved = mapped(lambda tensor: tensor.to(device, non_blocking=True), inputs)
+            yield moved, targets.to(device, non_blocking=True)
 
     def _make_loader(self, *, pin_memory: bool) -> "DataLoader[_Item]":
         return DataLoader(
@@ -136,11 +148,11 @@ class _Unreadable:
         self.problem, _, self.fix = str(error).rpartition("; ")
 
 
-_Item = tuple[Tensor, int] | _Unreadable
+_Item = tuple[Inputs, Tensor | int] | _Unreadable
 
 
 class _Guarded(Dataset["_Item"]):
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
 
     def __getitem__(self, index: int) -> "_Item":
@@ -150,11 +162,12 @@ class _Guarded(Dataset["_Item"]):
             return _Unreadable(error)
 
 
-def _collate(items: "list[_Item]") -> tuple[Tensor, Tensor] | _Unreadable:
-    images, labels = [], []
+def _collate(items: "list[_Item]") -> tuple[Inputs, Tensor] | _Unreadable:
+    inputs, targets = [], []
     for item in items:
         if isinstance(item, _Unreadable):
             return item
-        images.append(item[0])
-        labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels)
+        inputs.append(item[0])
+        targets.append(torch.as_tensor(item[1]))
+    stacked = tuple(torch.stack(tensors) for tensors in zip(*map(each, inputs), strict=True))
+    return stacked if isinstance(inputs[0], tuple) else stacked[0], torch.stack(targets)

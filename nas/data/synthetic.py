@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from nas.data.bundle import DataBundle, DataSpec
+from nas.data.bundle import DataBundle
+from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
 from nas.data.statistics import channel_statistics
 from nas.data.transforms import Augment
@@ -39,11 +40,9 @@ class Synthetic:
         test_images, test_labels = self._draw(self.test, patterns, generator)
         mean, std = channel_statistics([train_images])
         return DataBundle(
-            spec=DataSpec(
+            spec=ImageSpec(
                 name="synthetic",
-                channels=self.channels,
-                height=self.size,
-                width=self.size,
+                input_shapes=((self.channels, self.size, self.size),),
                 class_names=tuple(f"class_{index}" for index in range(self.classes)),
                 mean=mean,
                 std=std,

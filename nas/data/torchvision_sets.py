@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.data.bundle import DataBundle, DataSpec
+from nas.data.bundle import DataBundle
+from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
 from nas.data.statistics import channel_statistics
 from nas.data.transforms import Augment
@@ -160,10 +161,9 @@ def _bundle(
     # Contiguous, because indexing a transposed view gathers each image from all over memory.
     train_images, test_images = train[0].contiguous(), test[0].contiguous()
     mean, std = statistics or channel_statistics([train_images])
-    channels, height, width = train_images.shape[1:]
     return DataBundle(
-        spec=DataSpec(
-            name=name, channels=channels, height=height, width=width, class_names=class_names, mean=mean, std=std
+        spec=ImageSpec(
+            name=name, input_shapes=(tuple(train_images.shape[1:]),), class_names=class_names, mean=mean, std=std
         ),
         train=TensorSplit(train_images, train[1]),
         test=TensorSplit(test_images, test[1]),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas.data.bundle import DataSpec
+from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.genotype import Genotype
 from nas.ops import FactorizedReduce, Operation, ReLUConvBN

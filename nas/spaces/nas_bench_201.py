@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.data.bundle import DataSpec
+from nas.data.spec import DataSpec
 from nas.ops import Operation, ReLUConvBN
 from nas.spaces.cell import Cell, ClassifierHead, mixed_edge
 from nas.spaces.space import Space, at_least

@@ -3,13 +3,14 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from nas.choice import choices, freeze
-from nas.data.bundle import DataSpec
+from nas.data.spec import DataSpec
 from nas.errors import ConfigError, GenotypeError
 from nas.genotype import Genotype
 
@@ -25,7 +26,8 @@ class Space(ABC):
 
     @abstractmethod
     def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
-        """The model with its choices open: (N, C, H, W) float -> (N, classes) class scores.
+        """The model with its choices open. It takes the inputs of `spec`, (N, C, H, W) float for images, and returns
+        one tensor that suits the task, (N, classes) scores for classification.
 
         affine: False for a search, True for a network that is to be frozen and retrained.
         """
@@ -47,9 +49,13 @@ class Space(ABC):
         self.check(genotype)
         return freeze(self.build(spec, affine=True), genotype.choices)
 
+    def sketching(self) -> AbstractContextManager[Any]:
+        """A context for models that are built to be looked at and not run: no memory, no random numbers."""
+        return torch.device("meta")
+
     def options(self, spec: DataSpec) -> Mapping[str, Sequence[str]]:
-        """choice key -> candidate names. Costs no memory: the model is built without storage."""
-        with torch.device("meta"):
+        """choice key -> candidate names."""
+        with self.sketching():
             return {key: sharing[0].names for key, sharing in choices(self.build(spec, affine=True)).items()}
 
     def resized(self, sizes: Mapping[str, Any]) -> Self:

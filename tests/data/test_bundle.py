@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from nas.data.bundle import DataBundle, DataSpec
+from nas.data.bundle import DataBundle
+from nas.data.spec import DataSpec, ImageSpec
 from nas.data.split import TensorSplit
 from nas.data.synthetic import Synthetic
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
 
-SPEC = DataSpec(name="pets", channels=1, height=4, width=6, class_names=("cat", "dog"), mean=(0.5,), std=(0.25,))
+SPEC = ImageSpec(name="pets", input_shapes=((1, 4, 6),), class_names=("cat", "dog"), mean=(0.5,), std=(0.25,))
 
 
 def bundle_of(*counts: int) -> DataBundle:
@@ -36,8 +37,13 @@ def test_spec_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": 0}, "channels must be at least 1, got 0"),
-        ({"height": -3}, "height must be at least 1, got -3"),
+        ({"input_shapes": ((0, 4, 6),)}, r"a shape of sizes >= 1, got \(\(0, 4, 6\),\)"),
+        ({"input_shapes": ((1, -3, 6),)}, r"a shape of sizes >= 1, got \(\(1, -3, 6\),\)"),
+        ({"input_shapes": ()}, r"a shape of sizes >= 1, got \(\)"),
+        ({"input_shapes": ((1, 6),)}, r"images are one input of shape \(C, H, W\), got \(\(1, 6\),\)"),
+        ({"input_dtypes": ("float32", "float32")}, "each of 1 inputs needs a dtype of torch, got"),
+        ({"input_dtypes": ("nn",)}, r"each of 1 inputs needs a dtype of torch, got \('nn',\)"),
+        ({"class_names": ()}, r"at least 2 classes, got \[\]"),
         ({"class_names": ("cat",)}, r"at least 2 classes, got \['cat'\]"),
         ({"class_names": ("cat", "cat")}, "class names must differ"),
         ({"mean": (0.1, 0.2)}, r"mean must have one value for each of 1 channels, got \(0\.1, 0\.2\)"),
@@ -55,13 +61,15 @@ def test_spec_rejects_what_does_not_fit(change: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": "3"}, "expected int, got '3'"),
-        ({"channels": True}, "expected int, got True"),
+        ({"input_shapes": [["1", 4, 6]]}, "expected int, got '1'"),
+        ({"input_shapes": [[True, 4, 6]]}, "expected int, got True"),
+        ({"input_shapes": [1, 4, 6]}, "expected list or tuple, got 1"),
+        ({"target_shape": 1}, "expected list or tuple, got 1"),
         ({"name": 3}, "expected str, got 3"),
         ({"class_names": "cat"}, "expected list or tuple, got 'cat'"),
         ({"class_names": ["cat", 1]}, "expected str, got 1"),
         ({"mean": [None]}, "expected int or float, got None"),
-        ({"colour": "red"}, r"has the keys \['channels', .*got .*'colour'"),
+        ({"colour": "red"}, r"has the keys \['class_names', .*got .*'colour'"),
     ],
 )
 def test_spec_from_dict_rejects_wrong_types_and_keys(change: dict[str, Any], message: str) -> None:
@@ -69,7 +77,7 @@ def test_spec_from_dict_rejects_wrong_types_and_keys(change: dict[str, Any], mes
         DataSpec.from_dict({**SPEC.to_dict(), **change})
 
 
-@pytest.mark.parametrize("missing", [field.name for field in fields(DataSpec)])
+@pytest.mark.parametrize("missing", [field.name for field in fields(ImageSpec)])
 def test_spec_from_dict_rejects_a_missing_key(missing: str) -> None:
     values = SPEC.to_dict()
     del values[missing]
@@ -109,12 +117,12 @@ def test_search_splits_reject_a_fraction_outside_0_1(fraction: float) -> None:
 
 
 def test_search_splits_reject_an_empty_part() -> None:
-    with pytest.raises(DataError, match="the architecture part of the 2 training images of 'pets' would be empty"):
+    with pytest.raises(DataError, match="the architecture part of the 2 training examples of 'pets' would be empty"):
         bundle_of(1, 1).search_splits(weight_fraction=0.5, seed=0)
 
 
 def test_the_test_images_cannot_be_reached_from_the_search_splits() -> None:
     bundle = bundle_of(5, 5)
     for part in bundle.search_splits(weight_fraction=0.5, seed=0):
-        tensors = [part.labels, part._pixels.images, part._rows]  # type: ignore[attr-defined]
+        tensors = [part.labels, part._memory.inputs[0], part._rows]  # type: ignore[attr-defined]
         assert not any((tensor == 255).any() for tensor in tensors)

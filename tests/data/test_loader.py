@@ -4,14 +4,15 @@ from typing import Any
 import pytest
 import torch
 
-from nas.data.bundle import DataSpec, Split
+from nas.data.bundle import Split
 from nas.data.loader import Batch, Loader, search_batches
+from nas.data.spec import ImageSpec
 from nas.data.split import StreamSplit, TensorSplit
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
-SPEC = DataSpec(name="n", channels=1, height=4, width=4, class_names=("a", "b"), mean=(0.0,), std=(1 / 255,))
+SPEC = ImageSpec(name="n", input_shapes=((1, 4, 4),), class_names=("a", "b"), mean=(0.0,), std=(1 / 255,))
 
 
 def split_of(count: int) -> TensorSplit:
@@ -111,7 +112,7 @@ def test_a_batch_larger_than_the_split_says_how_large_it_may_be() -> None:
     with pytest.raises(DataError) as caught:
         loader(300 % 256, batch_size=512)
     assert str(caught.value) == (
-        "search.batch_size 512 is larger than the 44 images of its split; set search.batch_size to at most 44"
+        "search.batch_size 512 is larger than the 44 examples of its split; set search.batch_size to at most 44"
     )
     assert len(list(loader(3, batch_size=512, drop_last=False).epoch(0))) == 1
 
@@ -126,7 +127,7 @@ def test_batch_size_must_be_positive(size: int) -> None:
 
 def test_an_empty_split_is_an_error() -> None:
     empty = split_of(4).subset(torch.arange(0))
-    with pytest.raises(DataError, match=r"the split for search\.batch_size has no images"):
+    with pytest.raises(DataError, match=r"the split for search\.batch_size has no examples"):
         loader(empty, drop_last=False)
 
 

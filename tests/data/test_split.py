@@ -79,14 +79,52 @@ def test_a_pass_leaves_the_global_generator_alone(split: Split) -> None:
 
 def test_tensor_subsets_share_the_pixels() -> None:
     split = TensorSplit(IMAGES, LABELS)
-    assert split.subset(torch.tensor([1]))._pixels is split._pixels
+    assert split.subset(torch.tensor([1]))._memory is split._memory
 
 
-def test_tensor_split_rejects_what_is_not_uint8_nchw() -> None:
-    with pytest.raises(DataError, match=r"expected uint8 images \(N, C, H, W\) and N labels, got torch.float32"):
-        TensorSplit(IMAGES.float(), LABELS)
-    with pytest.raises(DataError, match=r"labels \(9,\)"):
+def test_tensor_split_rejects_unequal_lengths() -> None:
+    with pytest.raises(DataError, match=r"as many targets as inputs, got \[10\] inputs and 9 targets"):
         TensorSplit(IMAGES, LABELS[:9])
+    with pytest.raises(DataError, match=r"got \[10, 9\] inputs and 10 targets"):
+        TensorSplit((IMAGES, IMAGES[:9]), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("targets", "are_labels"),
+    [(LABELS, True), (LABELS.to(torch.uint8), True), (LABELS.float(), False), (LABELS[:, None], False)],
+)
+def test_one_integer_an_example_is_a_class_label(targets: Tensor, are_labels: bool) -> None:
+    labels = TensorSplit(IMAGES, targets).labels
+    assert torch.equal(labels, LABELS) if are_labels and labels is not None else labels is None
+
+
+class Pairs:
+    """A Source of two inputs and a value."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        return (IMAGES[index], torch.tensor([float(index)])), torch.tensor(index / 2)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        TensorSplit((IMAGES, torch.arange(10.0)[:, None]), torch.arange(10) / 2),
+        StreamSplit(Pairs(), None, workers=0),
+        StreamSplit(Pairs(), None, workers=1),
+    ],
+    ids=["tensor", "stream", "workers"],
+)
+def test_several_inputs_and_targets_that_are_values(split: Split) -> None:
+    assert split.labels is None
+    part = split.subset(torch.tensor([8, 6, 4]))
+    ((inputs, targets),) = part.batches([torch.tensor([2, 0])], device=CPU)
+    assert isinstance(inputs, tuple)
+    assert torch.equal(inputs[0], IMAGES[[4, 8]])
+    assert inputs[1].tolist() == [[4.0], [8.0]]
+    assert targets.tolist() == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -112,5 +150,5 @@ def test_the_gpu_holds_one_copy_for_all_subsets(split: Split) -> None:
         assert images.device.type == labels.device.type == "cuda"
         assert torch.equal(images.cpu(), expected)
     if isinstance(split, TensorSplit):
-        resident = [part._pixels.on(device).data_ptr() for part in parts]  # type: ignore[attr-defined]
+        resident = [part._memory.on(device)[0].data_ptr() for part in parts]  # type: ignore[attr-defined]
         assert resident[0] == resident[1]

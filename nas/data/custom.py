@@ -1,0 +1,182 @@
+"""The user's own data: any pair of map-style torch Datasets, not necessarily images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import IterableDataset
+
+from nas.data.bundle import DataBundle, Split
+from nas.data.inputs import Inputs, each, mapped
+from nas.data.spec import DataSpec
+from nas.data.split import MIB, StreamSplit, TensorSplit
+from nas.errors import ConfigError, DataError
+from nas.factory import Factory, call, import_path
+
+READ_AHEAD = 64  # items that a worker process reads at a time while the labels are collected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Custom:
+    """factory: a function that returns (train, test). arguments: its keyword arguments.
+
+    Items are (inputs, target): inputs a tensor, or a tuple of tensors for a network that takes several; target a
+    number or a tensor. One integer is a class label, counted from 0; anything else is a value. Numbers in double
+    precision are rounded to float32. All items have one shape, and an item is the same whenever it is read: what is
+    random belongs into `augment`, so that a run can be repeated and continued.
+
+    classes: names of the classes, by label; None: "0", "1", ... up to the largest label.
+    augment: (inputs, generator) -> inputs for a batch of training inputs on the device; its random numbers come from
+    the generator, which is on the CPU.
+    memory_limit_mb: if all items take more MiB than this, they are read in every epoch, by `workers` processes.
+    """
+
+    factory: Factory
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[str] | None = None
+    augment: Callable[[Inputs, Generator], Inputs] | None = None
+    memory_limit_mb: int = 4096
+    workers: int = 2
+
+    def load(self) -> DataBundle:
+        """Raises ConfigError for a setting that cannot work, DataError for data that are not as described."""
+        for field_name in ("workers", "memory_limit_mb"):
+            if (value := getattr(self, field_name)) < 0:
+                raise ConfigError(f"data.{field_name} must be >= 0, got {value}", fix=f"set data.{field_name}=0")
+        train, test = self._pair()
+        inputs, target = train.like
+        in_memory = train.nbytes + test.nbytes <= self.memory_limit_mb * MIB
+        splits: list[Split] = [
+            TensorSplit(*items.stacked())
+            if in_memory
+            else StreamSplit(items, self._labels(items), workers=self.workers)
+            for items in (train, test)
+        ]
+        return DataBundle(
+            spec=DataSpec(
+                name=import_path(self.factory).rpartition(".")[2],
+                input_shapes=tuple(tuple(tensor.shape) for tensor in each(inputs)),
+                input_dtypes=tuple(name_of(tensor.dtype) for tensor in each(inputs)),
+                target_shape=tuple(target.shape),
+                class_names=self._class_names([split.labels for split in splits if split.labels is not None]),
+            ),
+            train=splits[0],
+            test=splits[1],
+            augment=self.augment,
+        )
+
+    def _pair(self) -> "tuple[Items, Items]":
+        made = call(self.factory, self.arguments, offered={}, setting="data")
+        pair = tuple(made) if isinstance(made, tuple | list) else ()
+        if len(pair) != 2 or not all(map(map_style, pair)):
+            got = f"({', '.join(type(part).__name__ for part in pair)})" if pair else f"a {type(made).__name__}"
+            raise DataError(
+                f"data.factory {import_path(self.factory)} returned {got}, expected a pair of map-style torch Datasets",
+                fix="return (train, test), two objects with __len__ and __getitem__",
+            )
+        for part, what in zip(pair, ("training", "test"), strict=True):
+            if len(part) == 0:
+                raise DataError(
+                    f"the {what} set of {import_path(self.factory)} is empty", fix="return at least one item in each"
+                )
+        train = Items(pair[0], f"the training set of {import_path(self.factory)}")
+        return train, Items(pair[1], f"the test set of {import_path(self.factory)}", like=train.like)
+
+    def _labels(self, items: "Items") -> Tensor | None:
+        """The class labels of items that are not kept, which takes a pass over them."""
+        _, target = items.like
+        if target.is_floating_point() or target.ndim > 0:
+            return None
+        order = torch.arange(len(items)).split(READ_AHEAD)
+        batches = StreamSplit(items, None, workers=self.workers).batches(order, device=torch.device("cpu"))
+        return torch.cat([targets for _, targets in batches])
+
+    def _class_names(self, labels: list[Tensor]) -> tuple[str, ...]:
+        if not labels:
+            return tuple(self.classes or ())
+        lowest, highest = (int(extreme) for extreme in torch.cat(labels).aminmax())
+        # Without names the labels tell how many classes there are; more than examples are no classes.
+        most = max(2, len(labels[0])) if self.classes is None else len(self.classes)
+        if lowest < 0 or highest >= most:
+            raise DataError(
+                f"the targets of {import_path(self.factory)} are integers from {lowest} to {highest}, expected class "
+                f"labels from 0 to at most {most - 1}",
+                fix="count the classes from 0, name all in data.classes, or return floats if they are values",
+            )
+        return tuple(map(str, range(max(2, highest + 1))) if self.classes is None else self.classes)
+
+
+class Items:
+    """The items of a Dataset as tensors of the types that networks take, each checked (a `Source`).
+
+    what: whose they are, for messages. like: an example that all must have the form of; None: the first one.
+    Raises DataError for what is not an item, or not like the others.
+    """
+
+    def __init__(self, dataset: Any, what: str, *, like: tuple[Inputs, Tensor] | None = None) -> None:
+        self._dataset = dataset
+        self._what = what
+        self.like = like or self._read(0)
+        first, again = self[0], self[0]
+        if any(not torch.equal(a, b) for a, b in zip(tensors(first), tensors(again), strict=True)):
+            self._reject(0, "something else each time it is read", "the same: put what is random into data.augment")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Inputs, Tensor]:
+        item = self._read(index)
+        if form(item) != form(self.like):
+            self._reject(index, form(item), f"{form(self.like)} as in the first training item")
+        return item
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * sum(tensor.nbytes for tensor in tensors(self.like))
+
+    def stacked(self) -> tuple[Inputs, Tensor]:
+        """All of them: inputs (N, ...) and targets (N, ...)."""
+        columns = [tensor.new_empty(len(self), *tensor.shape) for tensor in tensors(self.like)]
+        for index in range(len(self)):
+            for column, tensor in zip(columns, tensors(self[index]), strict=True):
+                column[index] = tensor
+        *inputs, targets = columns
+        return tuple(inputs) if isinstance(self.like[0], tuple) else inputs[0], targets
+
+    def _read(self, index: int) -> tuple[Inputs, Tensor]:
+        item = self._dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            self._reject(index, f"a {type(item).__name__}", "a pair (inputs, target)")
+        inputs, target = item
+        if inputs == () or not all(isinstance(tensor, Tensor) for tensor in each(inputs)):
+            kinds = ", ".join(type(tensor).__name__ for tensor in each(inputs))
+            self._reject(index, f"inputs of type {kinds or '()'}", "a tensor, or a tuple of tensors")
+        try:
+            target = torch.as_tensor(target)
+        except (TypeError, ValueError, RuntimeError):
+            self._reject(index, f"a target of type {type(target).__name__}", "a number or a tensor")
+        rounded = mapped(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor, inputs)
+        return rounded, target.float() if target.is_floating_point() else target.long()
+
+    def _reject(self, index: int, got: str, expected: str) -> NoReturn:
+        raise DataError(f"item {index} of {self._what} is {got}, expected {expected}", fix="correct its __getitem__")
+
+
+def map_style(dataset: Any) -> bool:
+    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+
+
+def tensors(item: tuple[Inputs, Tensor]) -> tuple[Tensor, ...]:
+    return (*each(item[0]), item[1])
+
+
+def form(item: tuple[Inputs, Tensor]) -> str:
+    """The types and shapes of an item in words."""
+    *inputs, target = (f"{name_of(tensor.dtype)} {tuple(tensor.shape)}" for tensor in tensors(item))
+    return f"({', '.join(inputs)}) with target {target}"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,218 @@
+"""What a network, and an exported artefact, must know about the data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+import torch
+from torch import Generator, Tensor
+
+from nas.data.inputs import Inputs
+from nas.data.transforms import Augment
+from nas.errors import DataError
+
+# A batch's inputs -> what the network gets; randomness from the generator, which is on the CPU.
+Preparation = Callable[[Inputs, Generator], Inputs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a network, and an exported artefact, must know about its data.
+
+    input_shapes: of one example, a shape for each input of the network; input_dtypes: likewise, e.g. ``float32``.
+    target_shape: of one target; () for a class label or a number.
+    class_names: by label; empty where targets are not class labels.
+    Raises DataError if the fields do not fit each other.
+    """
+
+    name: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    input_dtypes: tuple[str, ...] = ("float32",)
+    target_shape: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.input_shapes or any(size < 1 for shape in self.input_shapes for size in shape):
+            self._reject(f"every input needs a shape of sizes >= 1, got {self.input_shapes}")
+        if len(self.input_dtypes) != len(self.input_shapes) or not all(
+            isinstance(getattr(torch, dtype, None), torch.dtype) for dtype in self.input_dtypes
+        ):
+            self._reject(f"each of {len(self.input_shapes)} inputs needs a dtype of torch, got {self.input_dtypes}")
+        if len(self.class_names) == 1:
+            self._reject(f"a classifier needs at least 2 classes, got {list(self.class_names)}")
+        if len(set(self.class_names)) < len(self.class_names):
+            self._reject(f"class names must differ from each other, got {list(self.class_names)}")
+
+    def _reject(self, problem: str) -> NoReturn:
+        raise DataError(f"data spec {self.name!r}: {problem}", fix="correct the data set, or the file this comes from")
+
+    @property
+    def num_classes(self) -> int:
+        """Raises DataError where targets are not class labels."""
+        if not self.class_names:
+            raise DataError(
+                f"the data set {self.name!r} has no classes: its targets are no integers",
+                fix="return class labels as integers, or choose a model that does not ask for num_classes",
+            )
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the only input. Raises DataError where there are several."""
+        if len(self.input_shapes) > 1:
+            raise DataError(
+                f"the data set {self.name!r} has {len(self.input_shapes)} inputs, expected one",
+                fix="choose a model that takes them, e.g. space=custom with a factory that asks for spec",
+            )
+        return self.input_shapes[0]
+
+    @property
+    def channels(self) -> int:
+        """The first size of the only input: C of (C, H, W), of (C, L) and of (C,)."""
+        return self._sizes(1)[0]
+
+    @property
+    def height(self) -> int:
+        return self._sizes(3)[1]
+
+    @property
+    def width(self) -> int:
+        return self._sizes(3)[2]
+
+    def _sizes(self, least: int) -> tuple[int, ...]:
+        shape = self.input_shape
+        if len(shape) < least:
+            expected = "(C, H, W)" if least > 1 else "(C, ...)"
+            raise DataError(
+                f"the data set {self.name!r} has inputs of shape {shape}, expected {expected}",
+                fix="choose a model for such inputs, e.g. space=custom",
+            )
+        return shape
+
+    def zeros(self, *, device: torch.device) -> Inputs:
+        """A batch of one made-up example."""
+        made = tuple(
+            torch.zeros(1, *shape, dtype=getattr(torch, dtype), device=device)
+            for shape, dtype in zip(self.input_shapes, self.input_dtypes, strict=True)
+        )
+        return made if len(made) > 1 else made[0]
+
+    def preparation(self, augment: Augment | Preparation | None, device: torch.device) -> Preparation:
+        """What a batch goes through before the network, on `device`. augment: None for none."""
+        assert not isinstance(augment, Augment)  # of images, whose families hand out an ImageSpec
+        return augment or (lambda inputs, generator: inputs)
+
+    @property
+    def must_match(self) -> dict[str, object]:
+        """What another data set must have in common to be scored by the same network, in words."""
+        return {
+            "inputs": self.input_shapes,
+            "input types": self.input_dtypes,
+            "targets": self.target_shape,
+            "classes": self.class_names,
+        }
+
+    @property
+    def description(self) -> str:
+        """The inputs of the network in words, for who makes them without this project."""
+        return ", ".join(
+            f"{dtype} ({', '.join(map(str, ('batch', *shape)))})"
+            for shape, dtype in zip(self.input_shapes, self.input_dtypes, strict=True)
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain lists, strings and numbers: what JSON keeps."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "DataSpec":
+        """The inverse of `to_dict`: an ImageSpec where there are pixel statistics. Raises DataError if a key is
+        missing, unknown, or of the wrong type."""
+        kind = ImageSpec if {"mean", "std"} & values.keys() else DataSpec
+        expected = {field.name for field in fields(kind)}
+        if set(values) != expected:
+            raise DataError(
+                f"a data spec has the keys {sorted(expected)}, got {sorted(values)}",
+                fix="write it with DataSpec.to_dict of this version",
+            )
+        try:
+            return kind(**{name: _READ[name](value) for name, value in values.items()})
+        except TypeError as error:
+            raise DataError(f"data spec: {error}", fix="write it with DataSpec.to_dict of this version") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec(DataSpec):
+    """Of images with class labels: one input (C, H, W), in the splits uint8 pixels.
+
+    mean, std: per channel, of pixels scaled to [0, 1].
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.input_shapes) != 1 or len(self.input_shape) != 3:
+            self._reject(f"images are one input of shape (C, H, W), got {self.input_shapes}")
+        if not self.class_names:
+            self._reject("a classifier needs at least 2 classes, got []")
+        for field in ("mean", "std"):
+            got = getattr(self, field)
+            if len(got) != self.channels:
+                self._reject(f"{field} must have one value for each of {self.channels} channels, got {got}")
+        if not all(value > 0 for value in self.std):
+            self._reject(f"std must be > 0, got {self.std}")
+
+    def preparation(self, augment: Augment | Preparation | None, device: torch.device) -> Preparation:
+        """Augmentation and normalisation."""
+        chosen = augment or Augment()
+        assert isinstance(chosen, Augment)
+        # Here, once: made for each batch, these small tensors would stall the GPU twice a step.
+        mean, std = torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
+
+        def prepare(images: Inputs, generator: Generator) -> Tensor:
+            if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+                self._reject("images must be one uint8 tensor (N, C, H, W)")
+            return chosen(images, mean=mean, std=std, generator=generator)
+
+        return prepare
+
+    @property
+    def must_match(self) -> dict[str, object]:
+        return {"channels": self.channels, "classes": self.class_names}  # most networks take images of any size
+
+    @property
+    def description(self) -> str:
+        return "float32 (batch, channels, height, width): pixels in [0, 1], less mean, divided by std"
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    # bool is an int to Python, never to a user.
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+    return value
+
+
+def _text(value: Any) -> Any:
+    return _typed(value, str)
+
+
+def _tuple(value: Any, *kinds: type) -> tuple[Any, ...]:
+    return tuple(_typed(item, *kinds) for item in _typed(value, list, tuple))
+
+
+# What the fields of a spec are made of when they come from a file.
+_READ: dict[str, Callable[[Any], Any]] = {
+    "name": _text,
+    "input_shapes": lambda value: tuple(_tuple(shape, int) for shape in _tuple(value, list, tuple)),
+    "input_dtypes": lambda value: _tuple(value, str),
+    "target_shape": lambda value: _tuple(value, int),
+    "class_names": lambda value: _tuple(value, str),
+    "mean": lambda value: tuple(map(float, _tuple(value, int, float))),
+    "std": lambda value: tuple(map(float, _tuple(value, int, float))),
+}

@@ -1,0 +1,151 @@
+"""Tasks: what a network is trained for, and by what it is judged.
+
+A task is any class of the form of `Task`. Both levels of a search, retraining and the final score go through it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas.data.spec import DataSpec
+from nas.errors import ConfigError, DataError, SpaceError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a task reports beside its loss: a mean over the examples.
+
+    name: as in ``metrics.jsonl`` and ``result.json``, e.g. ``accuracy``. percent: shown to people as a percentage.
+    """
+
+    name: str
+    higher_is_better: bool
+    percent: bool = False
+
+    def show(self, value: float) -> str:
+        return f"{value:.2%}" if self.percent else f"{value:.4g}"
+
+
+class Task(Protocol):
+    """outputs: what the network returned for a batch; targets: of the batch. Nothing here may wait for the device.
+
+    output: what the network's output is, in words, for who uses an exported one.
+    """
+
+    metric: Metric
+    output: str
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch, a scalar."""
+        ...
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(B,): the metric of every example."""
+        ...
+
+    def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
+        """Called before training on a batch of one or two examples. Raises DataError or SpaceError, saying which of
+        the data and the model does not suit the task."""
+        ...
+
+
+class Classification:
+    """Cross-entropy and accuracy. outputs: (B, classes, ...) scores; targets: (B, ...) int64 labels."""
+
+    metric = Metric("accuracy", higher_is_better=True, percent=True)
+    output = "float32 (batch, classes): scores before the softmax, in the order of class_names"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        correct = outputs.argmax(dim=1) == targets
+        # Of a label for every pixel, an example's accuracy is that of its pixels.
+        return correct if correct.ndim == 1 else correct.flatten(1).float().mean(dim=1)
+
+    def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
+        if not spec.class_names:
+            raise DataError(
+                f"task=classification needs class labels as targets, got {targets.dtype} of shape "
+                f"{spec.target_shape} from {spec.name!r}",
+                fix="return each label as an integer, name the classes in data.classes, or set task=regression",
+            )
+        expected = (len(targets), spec.num_classes, *targets.shape[1:])
+        if outputs.shape != expected:
+            raise SpaceError(
+                f"the model gives outputs of shape {tuple(outputs.shape)} for {len(targets)} examples, expected "
+                f"{expected}: a score for each of {spec.num_classes} classes",
+                fix="let the factory ask for num_classes, and make its last layer that wide",
+            )
+
+
+class Regression:
+    """Mean squared error and mean absolute error. outputs and targets: (B, ...) floats of equal shape."""
+
+    metric = Metric("mean_absolute_error", higher_is_better=False)
+    output = "float32 (batch, ...): the predicted values, as the targets were"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        error = (outputs - targets).abs()
+        return error if error.ndim == 1 else error.flatten(1).mean(dim=1)
+
+    def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
+        if not targets.is_floating_point():
+            raise DataError(
+                f"task=regression needs floats as targets, got {targets.dtype} from {spec.name!r}",
+                fix="return the targets as floats, or set task=classification",
+            )
+        # (B, 1) against (B,) would broadcast to all pairs and train towards the mean.
+        if outputs.shape != targets.shape:
+            raise SpaceError(
+                f"the model gives outputs of shape {tuple(outputs.shape)}, expected that of the targets, "
+                f"{tuple(targets.shape)}",
+                fix="make the last layer as wide as a target, and squeeze it where a target is one number",
+            )
+
+
+class Custom:
+    """A loss and a metric of the user's own.
+
+    loss: (outputs, targets) -> scalar, the mean over the batch.
+    metric: (outputs, targets) -> (B,), the value of every example; `name` is what it is called.
+    """
+
+    output = "what the model returns"
+
+    def __init__(
+        self,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        metric: Callable[[Tensor, Tensor], Tensor],
+        name: str,
+        higher_is_better: bool,
+        percent: bool = False,
+    ) -> None:
+        self.metric = Metric(name, higher_is_better, percent)
+        self._loss = loss
+        self._measure = metric
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._loss(outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._measure(outputs, targets)
+
+    def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
+        for what, value, expected in (
+            ("loss", self.loss(outputs, targets), ()),
+            ("metric", self.measure(outputs, targets), (len(targets),)),
+        ):
+            if not isinstance(value, Tensor) or value.shape != expected:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(
+                    f"task.{what} returned {got} for {len(targets)} examples, expected a tensor of shape {expected}",
+                    fix="let the loss return its mean over the batch, and the metric a value for each example",
+                )

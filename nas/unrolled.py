@@ -1,0 +1,133 @@
+"""The second-order architecture step of DARTS: differentiate through one step of the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nas.choice import gates
+from nas.data.inputs import each
+from nas.data.loader import Batch
+from nas.errors import ConfigError
+from nas.meter import StepResult
+from nas.sampler import Gates
+from nas.searcher import FirstOrder, weights_frozen
+
+METHODS = ("difference", "exact")
+
+
+class SecondOrder(FirstOrder):
+    """Architecture steps on L_val(w', alpha), w' = w - xi (m buf + grad_w L_train(w, alpha) + wd w): the step that the
+    weights' SGD would take next (Liu et al. 2019, eq. 7 and 8), xi, m and wd being its own.
+
+    method: ``exact`` differentiates twice by autograd; ``difference`` takes the mixed second derivative as a central
+    difference with epsilon = radius / ||grad_w' L_val||, as the authors do: less memory, two more forward passes.
+    A step costs three to four times a first-order one, and one draw of the gates serves all its passes.
+    Raises ConfigError for a sampler that is not relaxed (through a hard gate there is no second derivative to speak
+    of), or weights that are not trained by SGD.
+    """
+
+    def __init__(self, *, method: str = "difference", radius: float = 0.01, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if method not in METHODS:
+            raise ConfigError(
+                f"searcher.method must be one of {', '.join(METHODS)}, got {method!r}",
+                fix="set searcher.method=difference",
+            )
+        if not radius > 0:
+            raise ConfigError(f"searcher.radius must be > 0, got {radius:g}", fix="set searcher.radius=0.01")
+        if not self.sampler.relaxed:
+            raise ConfigError(
+                f"second-order search needs a sampler whose gates are a smooth function of the logits, got "
+                f"{type(self.sampler).__name__}",
+                fix="set sampler=softmax, gumbel_softmax or dirichlet, or searcher=first_order",
+            )
+        if not isinstance(self.weight_optim, torch.optim.SGD):
+            raise ConfigError(
+                f"second-order search unrolls a step of SGD, got {type(self.weight_optim).__name__}",
+                fix="set optim@weight_optim=sgd, or searcher=first_order",
+            )
+        self.method = method
+        self.radius = radius
+        self.named_weights: dict[str, Tensor] = dict(self.supernet.named_parameters())
+        self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
+
+    def arch_step(self, arch_batch: Batch, weight_batch: Batch, temperature: float) -> StepResult:
+        self.arch_optim.zero_grad(set_to_none=True)
+        drawn = self.sampler(self.arch.masked(), temperature, self.generator)
+        # A leaf between the logits and the gates: the passes below end there, and the sampler's own graph is gone
+        # through once, at the end.
+        leaf = drawn.weights.detach().requires_grad_()
+
+        train_loss, _ = self._loss(self.named_weights, leaf, weight_batch)
+        slopes = self._gradients(train_loss, create_graph=self.method == "exact")
+        # w' as a function of the gradient alone, so that one backward pass gives both the direct part of the result
+        # and the vector that the mixed second derivative is to be multiplied by.
+        cut = {name: slope.detach().requires_grad_() for name, slope in slopes.items()}
+        loss, outputs = self._loss(self._next_weights(cut), leaf, arch_batch)
+        direct, *vector = torch.autograd.grad(loss, [leaf, *cut.values()], allow_unused=True)
+        by_name = {name: v for name, v in zip(cut, vector, strict=True) if v is not None}
+
+        product = self._exact if self.method == "exact" else self._difference
+        drawn.weights.backward(direct + product(leaf, slopes, by_name, weight_batch))
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self.arch.parameters() if p.grad is not None])
+        self.arch_optim.step()
+        targets = arch_batch[1]
+        return StepResult(loss.detach(), self.task.measure(outputs.detach(), targets).sum(), len(targets), grad_norm)
+
+    def _exact(self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch) -> Tensor:
+        """d/d leaf <grad_w L_train, vector>."""
+        names = [name for name in vector if slopes[name].requires_grad]
+        (product,) = torch.autograd.grad(
+            [slopes[name] for name in names], leaf, [vector[name] for name in names], allow_unused=True
+        )
+        return torch.zeros_like(leaf) if product is None else product
+
+    def _difference(
+        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch
+    ) -> Tensor:
+        """The same as (grad_leaf L_train(w + eps vector) - grad_leaf L_train(w - eps vector)) / (2 eps)."""
+        norm = torch.stack([v.norm() for v in vector.values()]).norm()
+        epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        sides = []
+        with weights_frozen(self.weights):
+            for sign in (1, -1):
+                shifted = {
+                    name: weight + sign * epsilon * vector[name] if name in vector else weight
+                    for name, weight in self.named_weights.items()
+                }
+                (side,) = torch.autograd.grad(self._loss(shifted, leaf, weight_batch)[0], leaf)
+                sides.append(side)
+        return (sides[0] - sides[1]) / (2 * epsilon)
+
+    def _loss(self, weights: dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
+        """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds."""
+        inputs, targets = batch
+        with gates(self.choices, Gates(leaf).by_key(self.arch.keys, differentiable=True)):
+            outputs = functional_call(self.supernet, weights, each(inputs))
+        return self.task.loss(outputs, targets), outputs
+
+    def _gradients(self, loss: Tensor, *, create_graph: bool) -> dict[str, Tensor]:
+        """grad_w of the loss; zeros for a weight that took no part."""
+        found = torch.autograd.grad(loss, self.weights, create_graph=create_graph, allow_unused=True)
+        return {
+            name: torch.zeros_like(weight) if gradient is None else gradient
+            for (name, weight), gradient in zip(self.named_weights.items(), found, strict=True)
+        }
+
+    def _next_weights(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """w' after one step of the SGD that trains the weights, differentiable in the gradients."""
+        following: dict[str, Tensor] = {}
+        for group in self.weight_optim.param_groups:
+            momentum, nesterov = group["momentum"], group["nesterov"]
+            for weight in group["params"]:
+                name = self.name_of[weight]
+                step = gradients[name] + group["weight_decay"] * weight.detach()
+                buffer = self.weight_optim.state[weight].get("momentum_buffer")
+                # torch starts the buffer with the first step itself, undamped.
+                moved = step if buffer is None else momentum * buffer + (1 - group["dampening"]) * step
+                if momentum:
+                    step = step + momentum * moved if nesterov else moved
+                following[name] = weight.detach() - group["lr"] * step
+        return following
