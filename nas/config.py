@@ -113,11 +113,10 @@ def register_schemas() -> None:
             # Its keys are the fields of whatever space is chosen, so they cannot be listed in a schema.
             OmegaConf.set_struct(node.retrain.network, False)
         store.store(name, node)
-    for group in ("space", "data"):
-        # Likewise: the arguments of a factory are whatever it takes.
-        node = OmegaConf.create({"arguments": {}})
-        OmegaConf.set_struct(node.arguments, False)
-        store.store("open_arguments", node, group=group)
+    # Likewise: the arguments of a factory are whatever it takes.
+    node = OmegaConf.create({"arguments": {}})
+    OmegaConf.set_struct(node.arguments, False)
+    store.store("factory_schema", node)
 
 
 def directory() -> Path:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nas import config
-from nas.data.bundle import DataSpec
+from nas.data.spec import ImageSpec
 from nas.spaces.darts import Darts
 from nas.spaces.nas_bench_201 import NasBench201
 
@@ -47,11 +47,9 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def spec():
-    return DataSpec(
+    return ImageSpec(
         name="tiny",
-        channels=3,
-        height=8,
-        width=8,
+        input_shapes=((3, 8, 8),),
         class_names=("a", "b", "c"),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),

@@ -8,6 +8,7 @@ from torch import nn
 from nas.evaluate import count_macs, count_parameters, score
 from nas.genotype import Genotype
 from nas.spaces.darts import PUBLISHED
+from nas.task import Classification
 
 
 class Batches:
@@ -39,11 +40,10 @@ def test_score_of_a_network_made_by_hand():
         (torch.tensor([[0.0], [2.0]]), torch.tensor([0, 0])),  # right with p = 3/4, wrong with p = 1/8
         (torch.tensor([[2.0]]), torch.tensor([1])),  # right with p = 7/8: a smaller last batch
     )
-    result = score(network, loader)
-    assert result.images == 3
-    assert result.accuracy == pytest.approx(2 / 3)
+    result = score(network, loader, Classification())
+    assert result.examples == 3
+    assert result.metric == pytest.approx(2 / 3)
     assert result.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 8) + math.log(7 / 8)) / 3, rel=1e-6)
-    assert result.to_dict() == {"accuracy": result.accuracy, "loss": result.loss, "images": 3}
 
 
 def test_score_does_not_depend_on_the_batches():
@@ -51,9 +51,9 @@ def test_score_does_not_depend_on_the_batches():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, 3))
     images, labels = torch.randn(10, 1, 5, 5), torch.randint(3, (10,))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    one = score(network, Batches((images, labels)))
-    many = score(network, Batches(*zip(images.split(3), labels.split(3), strict=True)))
-    assert one.accuracy == many.accuracy
+    one = score(network, Batches((images, labels)), Classification())
+    many = score(network, Batches(*zip(images.split(3), labels.split(3), strict=True)), Classification())
+    assert one.metric == many.metric
     assert one.loss == pytest.approx(many.loss, rel=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -79,7 +79,7 @@ def test_macs_of_a_published_network(nas_bench_201, spec):
 
 
 def test_parameters_leave_out_the_auxiliary_head_and_what_is_not_trained(darts, spec):
-    large = dataclasses.replace(spec, height=32, width=32)
+    large = dataclasses.replace(spec, input_shapes=((3, 32, 32),))
     with torch.device("meta"):
         plain = darts.network(large, PUBLISHED["DARTS_V2"])
         auxiliary = darts.resized({"auxiliary": True}).network(large, PUBLISHED["DARTS_V2"])
@@ -91,7 +91,7 @@ def test_parameters_leave_out_the_auxiliary_head_and_what_is_not_trained(darts, 
 
 
 def test_macs_leave_out_the_auxiliary_head(darts, spec):
-    large = dataclasses.replace(spec, height=32, width=32)
+    large = dataclasses.replace(spec, input_shapes=((3, 32, 32),))
     plain = darts.network(large, PUBLISHED["DARTS_V2"])
     auxiliary = darts.resized({"auxiliary": True}).network(large, PUBLISHED["DARTS_V2"]).train()
     assert count_macs(auxiliary, large) == count_macs(plain, large)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from nas.data.bundle import DataSpec
+from nas.data.spec import DataSpec
 from nas.errors import OutputError
 from nas.export import TOLERANCE, export
 from nas.genotype import Genotype
+from nas.task import Classification
 
 BATCHES = (1, 2, 3, 7)
 
@@ -36,8 +37,9 @@ def exported(request, spec, tmp_path_factory):
     paths = export(
         network,
         spec=spec,
+        task=Classification(),
         genotype=genotype,
-        images=torch.randn(4, *spec.input_shape).to(memory_format=torch.channels_last),
+        inputs=torch.randn(4, *spec.input_shape).to(memory_format=torch.channels_last),
         directory=directory,
         results={"accuracy": 0.5, "nothing": None},
     )
@@ -95,8 +97,9 @@ def test_nothing_is_written_if_the_program_differs(by, spec, tmp_path):
         export(
             network,
             spec=spec,
+            task=Classification(),
             genotype=Genotype("s", {}),
-            images=torch.randn(4, *spec.input_shape),
+            inputs=torch.randn(4, *spec.input_shape),
             directory=tmp_path,
             results={},
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from nas import config
-from nas.data.bundle import DataSpec
+from nas.data.spec import DataSpec
 from nas.errors import GenotypeError
 from nas.genotype import SIZE_LIMIT, Genotype
 from nas.spaces import darts_notation, nas_bench_201_notation

@@ -5,8 +5,10 @@ import pytest
 from rich.console import Console
 
 from nas import progress
-from nas.progress import SHOWN, Progress
+from nas.progress import Progress, shown
+from nas.task import Classification, Metric
 
+METRIC = Classification.metric
 METRICS = {"weights/loss": 1.2345, "weights/accuracy": 0.5, "temperature": 0.1, "something/else": 3.0}
 
 
@@ -27,34 +29,41 @@ def clock(monkeypatch):
 
 def test_plain_lines_when_it_is_no_terminal(clock):
     out = console(force_terminal=False)
-    with Progress("search", 4, console=out) as bar:
+    with Progress("search", 4, metric=METRIC, console=out) as bar:
         for epoch in range(4):
             for fraction in (0.5, 1.0):
                 bar.step(epoch, fraction)
             clock.now += 10
             bar.epoch(epoch, METRICS)
     assert out.file.getvalue().splitlines() == [
-        f"search {epoch + 1}/4  loss 1.234  acc 50.0%  tau 0.10  left {30 - 10 * epoch} s" for epoch in range(4)
+        f"search {epoch + 1}/4  loss 1.234  accuracy 50.00%  tau 0.10  left {30 - 10 * epoch} s" for epoch in range(4)
     ]
+
+
+def test_another_metric_is_shown_by_its_name():
+    out = console(force_terminal=False)
+    with Progress("search", 1, metric=Metric("absolute_error", higher_is_better=False), console=out) as bar:
+        bar.epoch(0, {"weights/absolute_error": 0.12345, "arch/absolute_error": 2.0, "weights/accuracy": 1.0})
+    assert "  absolute error 0.1235  arch absolute error 2  left" in out.file.getvalue()
 
 
 def test_no_control_characters_when_it_is_no_terminal():
     out = console(force_terminal=False)
-    with Progress("search", 1, console=out) as bar:
+    with Progress("search", 1, metric=METRIC, console=out) as bar:
         bar.epoch(0, METRICS)
     assert re.fullmatch(r"[\x20-\x7e]*\n", out.file.getvalue())
 
 
 def test_a_long_line_is_not_wrapped():
     out = Console(file=io.StringIO(), soft_wrap=True, highlight=False, width=20, force_terminal=False)
-    with Progress("search", 1, console=out) as bar:
-        bar.epoch(0, dict.fromkeys(SHOWN, 0.5))
+    with Progress("search", 1, metric=METRIC, console=out) as bar:
+        bar.epoch(0, dict.fromkeys(shown(METRIC), 0.5))
     assert out.file.getvalue().count("\n") == 1
 
 
 def test_a_terminal_shows_the_epoch():
     out = console(force_terminal=True)
-    with Progress("search", 3, console=out) as bar:
+    with Progress("search", 3, metric=METRIC, console=out) as bar:
         bar.step(0, 0.5)
         bar.epoch(0, METRICS)
         bar.step(1, 0.5)
@@ -67,7 +76,7 @@ def test_a_terminal_shows_the_epoch():
 
 def test_it_stops_after_an_exception():
     out = console(force_terminal=True)
-    bar = Progress("search", 3, console=out)
+    bar = Progress("search", 3, metric=METRIC, console=out)
     with pytest.raises(ZeroDivisionError), bar:
         raise ZeroDivisionError
     assert not bar._bar.live.is_started
@@ -76,7 +85,7 @@ def test_it_stops_after_an_exception():
 def test_the_time_left_of_a_resumed_run(clock):
     """Two of ten epochs are to do, at ten seconds each: after the first of them ten seconds are left."""
     out = console(force_terminal=False)
-    with Progress("search", 10, console=out) as bar:
+    with Progress("search", 10, metric=METRIC, console=out) as bar:
         clock.now += 10
         bar.epoch(8, {})
     assert "left 10 s" in out.file.getvalue()

@@ -9,7 +9,7 @@ from torch import nn
 from nas import config
 from nas.choice import Choice, choices, freeze
 from nas.cli import run as nas_run
-from nas.data.bundle import DataSpec
+from nas.data.spec import DataSpec
 from nas.errors import ConfigError, GenotypeError, SpaceError
 from nas.evaluate import count_parameters
 from nas.export import export

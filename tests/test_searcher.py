@@ -10,6 +10,7 @@ from nas.choice import Choice
 from nas.errors import ConfigError
 from nas.sampler import GDAS, Gates, gumbel_noise
 from nas.searcher import FirstOrder, weights_frozen
+from nas.task import Classification
 
 
 class Fixed:
@@ -35,6 +36,7 @@ def make(supernet, *, lr=0.05, momentum=0.9, weight_decay=1e-2, arch_lr=0.1, ini
     return FirstOrder(
         supernet=supernet,
         arch=arch,
+        task=Classification(),
         sampler=kwargs.pop("sampler", Fixed()),
         weight_optim=torch.optim.SGD(
             supernet.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
@@ -143,8 +145,8 @@ def test_the_weight_step_is_sgd_on_the_drawn_network(small, batch):
         optimizer.step()
         assert torch.allclose(result.loss, loss)
         assert torch.allclose(result.grad_norm, norm)
-        assert result.correct.item() == (scores.argmax(dim=1) == batch[1]).sum().item()
-        assert result.images == 8
+        assert result.metric.item() == (scores.argmax(dim=1) == batch[1]).sum().item()
+        assert result.examples == 8
     trained = nn.Sequential(small.supernet.one.candidates[2], nn.Tanh(), small.supernet.two.candidates[1])
     for p, q in zip(trained.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(p, q)

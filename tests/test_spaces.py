@@ -16,7 +16,7 @@ from nas.spaces.nas_bench_201 import NasBench201, NasBench201Cell
 
 
 def cifar(spec, **changes):
-    return dataclasses.replace(spec, height=32, width=32, class_names=tuple("0123456789"), **changes)
+    return dataclasses.replace(spec, input_shapes=((3, 32, 32),), class_names=tuple("0123456789"), **changes)
 
 
 def from_string(text):
@@ -326,7 +326,7 @@ def test_the_auxiliary_head_does_not_change_the_scores(darts, spec):
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 31), (8, 32)])
 def test_the_auxiliary_head_refuses_small_images(size, darts, spec):
-    spec = dataclasses.replace(spec, height=size[0], width=size[1])
+    spec = dataclasses.replace(spec, input_shapes=((3, *size),))
     with pytest.raises(ConfigError, match=rf"at least 32x32, got {size[0]}x{size[1]}; .*auxiliary=false"):
         darts.resized({"auxiliary": True}).build(spec, affine=True)
 
@@ -387,7 +387,7 @@ def test_other_edges_are_dropped_in_training_only(name, op, request, spec):
 
 @pytest.mark.parametrize("size", [(7, 7), (15, 15), (28, 28), (7, 10), (1, 1), (2, 3)])
 def test_any_size_of_image(size, space, spec):
-    spec = dataclasses.replace(spec, channels=1, mean=(0.5,), std=(0.5,), height=size[0], width=size[1])
+    spec = dataclasses.replace(spec, input_shapes=((1, *size),), mean=(0.5,), std=(0.5,))
     supernet = space.supernet(spec)
     for seed in range(3):
         scores = run(supernet, torch.randn(4, *spec.input_shape), seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nas.choice import Choice
-from nas.data.bundle import DataSpec
+from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.ops import InvertedResidual, Operation, conv_bn_relu6
 from nas.spaces.cell import ClassifierHead

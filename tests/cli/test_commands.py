@@ -61,7 +61,7 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
         "search/weights/loss", "search/arch/loss", "search/weights/accuracy", "search/arch/accuracy",
         "search/temperature", "search/lr/weights", "search/lr/arch", "search/entropy/cell/0-1",
         "search/probability/cell/2-3/skip_connect", "search/weights/grad_norm", "search/arch/grad_norm",
-        "search/seconds_per_step", "search/images_per_second", "search/derived_parameters",
+        "search/seconds_per_step", "search/examples_per_second", "search/derived_parameters",
         "retrain/weights/loss", "retrain/weights/accuracy", "retrain/lr/weights",
     }  # fmt: skip
     assert [event.value for event in accumulator.Scalars("search/temperature")] == pytest.approx([10.0, 0.1])
@@ -69,7 +69,7 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
 
 def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finished: Path, nas: Nas) -> None:
     result = json.loads((finished / "result.json").read_text())
-    assert result["test_images"] == 16
+    assert result["test_examples"] == 16
     assert result["genotype"] == json.loads((finished / "genotype.json").read_text())
 
     checkpoint = f"checkpoint={finished}/retrain/checkpoint.pt"
@@ -92,7 +92,7 @@ def test_search_and_retrain_give_what_run_gives(finished: Path, nas: Nas) -> Non
 
 
 def without_time(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in ("seconds_per_step", "images_per_second")} for line in metrics]
+    return [{k: v for k, v in line.items() if k not in ("seconds_per_step", "examples_per_second")} for line in metrics]
 
 
 def assert_equal(a: Any, b: Any, where: str) -> None:

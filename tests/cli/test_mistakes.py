@@ -55,11 +55,11 @@ MISTAKES = {
     ),
     "search batch too large": (
         ("search.batch_size=100",),
-        "search.batch_size 100 is larger than the 24 images of its split; set search.batch_size to at most 24",
+        "search.batch_size 100 is larger than the 24 examples of its split; set search.batch_size to at most 24",
     ),
     "retraining batch too large": (
         ("retrain.batch_size=100",),
-        "retrain.batch_size 100 is larger than the 48 images of its split; set retrain.batch_size to at most 48",
+        "retrain.batch_size 100 is larger than the 48 examples of its split; set retrain.batch_size to at most 48",
     ),
     "batch of nothing": (
         ("search.batch_size=0",),
@@ -117,7 +117,7 @@ MISTAKES = {
     ),
     "target outside": (
         ("sampler._target_=os.system",),
-        "_target_ 'os.system' is outside of the packages that may be built (nas, torch.optim); "
+        "_target_ 'os.system' is outside of the packages that may be built (nas, torch.optim, torch.nn.functional); "
         "if you trust it, add its package: allow_targets=[package]",
     ),
     "folder not named": (
@@ -250,5 +250,5 @@ def test_help_shows_groups_and_examples(nas: Nas) -> None:
     for command in ("run", "search", "retrain", "evaluate", "export"):
         text = nas(command, "--help").out
         assert text.count(f"  nas-{command} ") == 3  # examples
-        assert "data: cifar10, cifar100, digits" in text
+        assert "data: cifar10, cifar100, custom, digits" in text
         assert "--debug" in text
