@@ -13,8 +13,7 @@ from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.meter import Meter, StepResult
 from nas.progress import Progress
-from nas.schedule import Schedule, progress
-from nas.search import set_lr
+from nas.schedule import Schedule, progress, set_lr
 from nas.spaces.cell import set_drop_path
 from nas.task import Task
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch.optim import Optimizer
+
 from nas.errors import ConfigError
 
 Schedule = Callable[[float], float]
@@ -124,3 +126,9 @@ def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
             f"{what} must be > 0 throughout, got {lowest:g}", fix=f"set it to e.g. 0.1, as {what}.end=0.1"
         )
     return schedule
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate that a schedule says."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -15,7 +15,7 @@ from nas.deriver import Deriver
 from nas.genotype import Genotype
 from nas.meter import Meter
 from nas.progress import Progress
-from nas.schedule import Schedule, progress
+from nas.schedule import Schedule, progress, set_lr
 from nas.searcher import FirstOrder
 
 
@@ -114,11 +114,6 @@ def search(
         on_epoch(state, metrics)
     assert genotype is not None  # epochs >= 1, checked by whoever configured the search
     return genotype
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:

@@ -18,9 +18,10 @@ from nas.cli import evaluate
 from nas.cli import search as nas_search
 from nas.errors import ConfigError, DataError, GenotypeError
 from nas.genotype import Genotype
-from nas.pipeline import SearchStage, Setup
 from nas.spaces.nas_bench_201_notation import from_text
 from nas.spaces.published import PUBLISHED, resolve
+from nas.stages.search import SearchStage
+from nas.stages.setup import Setup
 
 SKIPS = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
 BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|"

@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from nas import config
 from nas.errors import DataError
-from nas.pipeline import RetrainStage, SearchStage, Setup
+from nas.stages.retrain import RetrainStage
+from nas.stages.search import SearchStage
+from nas.stages.setup import Setup
 from nas.tracker import JsonLines
 
 ROOT = config.directory()

@@ -14,8 +14,8 @@ import torch
 
 from nas.choice import Choice
 from nas.genotype import Genotype
-from nas.pipeline import Trained
 from nas.runtime import Runtime
+from nas.stages.trained import Trained
 
 HERE = Path(__file__).parent
 

@@ -15,13 +15,15 @@ from nas.evaluate import count_parameters
 from nas.export import export
 from nas.genotype import Genotype
 from nas.ops import InvertedResidual, Noise
-from nas.pipeline import RetrainStage, SearchStage, Setup
 from nas.run_directory import RunDirectory
 from nas.spaces.cell import mixed_edge
 from nas.spaces.darts import Darts
 from nas.spaces.edge_ops import EdgeOps
 from nas.spaces.mbconv import MBConv
 from nas.spaces.nas_bench_201 import NasBench201
+from nas.stages.retrain import RetrainStage
+from nas.stages.search import SearchStage
+from nas.stages.setup import Setup
 
 SMALL = [
     "name=test",

@@ -12,8 +12,9 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
     from nas import atomic
     from nas.cli.report import show_result, show_standings
-    from nas.pipeline import final_result, objective, open_benchmark, open_trained
     from nas.spaces.published import resolve
+    from nas.stages.setup import open_benchmark
+    from nas.stages.trained import final_result, objective, open_trained
 
     check(cfg)
     benchmark = open_benchmark(cfg)

@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import show_result
-    from nas.pipeline import export_trained, final_result, open_trained
+    from nas.stages.trained import export_trained, final_result, open_trained
 
     trained, loader = open_trained(cfg)
     result = final_result(trained, loader)

@@ -10,8 +10,10 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float:
     from nas import atomic
     from nas.cli.report import show_result
-    from nas.pipeline import RetrainStage, Setup, final_result, objective, scoring_loader
     from nas.spaces.published import resolve
+    from nas.stages.retrain import RetrainStage
+    from nas.stages.setup import Setup
+    from nas.stages.trained import final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
     genotype = resolve(cfg.genotype, benchmark=setup.benchmark)

@@ -10,15 +10,10 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float:
     from nas import atomic
     from nas.cli.report import show_result, show_search, show_standings
-    from nas.pipeline import (
-        RetrainStage,
-        SearchStage,
-        Setup,
-        export_trained,
-        final_result,
-        objective,
-        scoring_loader,
-    )
+    from nas.stages.retrain import RetrainStage
+    from nas.stages.search import SearchStage
+    from nas.stages.setup import Setup
+    from nas.stages.trained import export_trained, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
     search, retrain = SearchStage(setup), RetrainStage(setup)

@@ -9,7 +9,8 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import show_search, show_standings
-    from nas.pipeline import SearchStage, Setup
+    from nas.stages.search import SearchStage
+    from nas.stages.setup import Setup
 
     setup = Setup.from_config(cfg)
     search = SearchStage(setup)

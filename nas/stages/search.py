@@ -1,0 +1,120 @@
+"""The search stage."""
+
+import torch
+
+from nas import atomic, checkpoint
+from nas.arch import ArchParams
+from nas.config import to_plain
+from nas.data.loader import Loader
+from nas.evaluate import count_parameters
+from nas.genotype import Genotype
+from nas.progress import Progress
+from nas.run_directory import RunDirectory
+from nas.runtime import derived_seed
+from nas.schedule import positive
+from nas.search import Order, SearchState, search
+from nas.shapes import check_shapes
+from nas.stages.setup import Setup, at_least, check_outputs, two_examples
+from nas.tracker import JsonLines
+
+
+class SearchStage:
+    """Search and derive: leaves ``search/checkpoint.pt`` and ``genotype.json`` after every epoch."""
+
+    def __init__(self, setup: Setup) -> None:
+        cfg, seed = setup.cfg, setup.cfg.seed
+        at_least(1, search__epochs=cfg.search.epochs, search__arch_every=cfg.search.arch_every)
+        at_least(0, search__init_std=cfg.search.init_std, search__warmup_epochs=cfg.search.warmup_epochs)
+        self.setup = setup
+        self.temperature = positive(setup.build(cfg.temperature), "temperature")
+        self.deriver = setup.build(cfg.deriver)
+
+        setup.runtime.start(seed)
+        self.generator = torch.Generator().manual_seed(derived_seed(seed, "gates"))
+        supernet = setup.runtime.place(setup.space.supernet(setup.data.spec))
+        arch = ArchParams.from_model(supernet, init_std=cfg.search.init_std, generator=self.generator)
+        arch.to(setup.runtime.device)
+        self.state = SearchState(
+            supernet=supernet,
+            arch=arch,
+            weight_optim=setup.build(cfg.weight_optim, params=supernet.parameters()),
+            arch_optim=setup.build(cfg.arch_optim, params=arch.parameters()),
+            generator=self.generator,
+        )
+        self.lr = setup.build(cfg.lr, start=self.state.weight_optim.param_groups[0]["lr"])
+        self.searcher = setup.build(
+            cfg.searcher,
+            supernet=supernet,
+            arch=arch,
+            task=setup.task,
+            sampler=setup.build(cfg.sampler),
+            weight_optim=self.state.weight_optim,
+            arch_optim=self.state.arch_optim,
+            generator=self.generator,
+        )
+        splits = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
+        self.weight_loader, self.arch_loader = (
+            Loader(
+                split,
+                spec=setup.data.spec,
+                batch_size=cfg.search.batch_size,
+                device=setup.runtime.device,
+                seed=derived_seed(seed, f"{level} batches"),
+                augment=setup.data.augment,
+                shuffle=True,
+                drop_last=True,
+                what="search.batch_size",
+            )
+            for split, level in zip(splits, ("weight", "architecture"), strict=True)
+        )
+        inputs, targets = two_examples(self.arch_loader)
+        check_outputs(check_shapes(supernet, inputs), targets, setup)
+        self.retrained_space = setup.space.resized(cfg.retrain.network)
+        if setup.benchmark is not None:
+            setup.benchmark.check(setup.space.options(setup.data.spec))
+        # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
+        self.measure(Genotype(setup.space.name, self.deriver(arch)))
+
+    def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
+        cfg = self.setup.cfg
+        path = out.subdirectory("search") / "checkpoint.pt"
+
+        def on_epoch(state: SearchState, metrics: dict[str, float]) -> None:
+            assert state.genotype is not None  # derived every epoch
+            tracker.log("search", state.epoch - 1, metrics)
+            atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
+            checkpoint.save(path, "search", {"config": to_plain(cfg), **state.state_dict()})
+
+        with Progress("search", cfg.search.epochs, metric=self.setup.task.metric) as bar:
+            return search(
+                self.state,
+                searcher=self.searcher,
+                weight_loader=self.weight_loader,
+                arch_loader=self.arch_loader,
+                epochs=cfg.search.epochs,
+                temperature=self.temperature,
+                lr=self.lr,
+                order=Order(
+                    warmup_epochs=cfg.search.warmup_epochs,
+                    arch_every=cfg.search.arch_every,
+                    arch_first=cfg.search.arch_first,
+                ),
+                deriver=self.deriver,
+                space_name=self.setup.space.name,
+                measure=self.measure,
+                bar=bar,
+                on_epoch=on_epoch,
+            )
+
+    def measure(self, genotype: Genotype) -> dict[str, float]:
+        """What is logged of a derived genotype: its size, and what the benchmark knows of it."""
+        benchmark = self.setup.benchmark
+        return {
+            "derived_parameters": self.derived_parameters(genotype),
+            **({} if benchmark is None else benchmark.metrics(genotype)),
+        }
+
+    def derived_parameters(self, genotype: Genotype) -> int:
+        """Of the genotype's network at the size it would be retrained in."""
+        with self.retrained_space.sketching():
+            return count_parameters(self.retrained_space.network(self.setup.data.spec, genotype))

@@ -1,0 +1,88 @@
+"""What the stages of a run share: its parts built from the configuration, and the checks both stages make."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from nas.benchmark import NasBench201Table
+from nas.config import allowed, build, to_yaml
+from nas.data.bundle import DataBundle
+from nas.data.inputs import Inputs, mapped
+from nas.data.loader import Loader
+from nas.errors import ConfigError, SpaceError
+from nas.run_directory import RunDirectory, command_line
+from nas.runtime import Runtime
+from nas.spaces.space import Space
+from nas.task import Task
+from nas.tracker import JsonLines
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every stage of a run shares."""
+
+    cfg: DictConfig
+    runtime: Runtime
+    space: Space
+    benchmark: NasBench201Table | None
+    task: Task
+    data: DataBundle
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> "Setup":
+        allow = allowed(cfg)
+        runtime: Runtime = build(cfg.runtime, allow=allow)
+        space: Space = build(cfg.space, allow=allow)
+        task: Task = build(cfg.task, allow=allow)
+        return cls(cfg, runtime, space, open_benchmark(cfg), task, build(cfg.data, allow=allow).load())
+
+    def build(self, node: Any, **arguments: Any) -> Any:
+        return build(node, allow=allowed(self.cfg), **arguments)
+
+    def open(self, directory: Path) -> RunDirectory:
+        return RunDirectory(
+            directory,
+            config=to_yaml(self.cfg),
+            command=command_line(),
+            seed=self.cfg.seed,
+            runtime=self.runtime,
+        )
+
+    def track(self, out: RunDirectory) -> JsonLines:
+        tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
+        return tracker
+
+
+def open_benchmark(cfg: DictConfig) -> NasBench201Table | None:
+    """The table of the group ``benchmark``, if one was chosen."""
+    if cfg.benchmark is None:
+        return None
+    table: NasBench201Table = build(cfg.benchmark, allow=list(cfg.allow_targets))
+    return table
+
+
+def at_least(minimum: float, **settings: float) -> None:
+    """Raises ConfigError unless every setting (``a__b`` for a.b) is >= minimum."""
+    for name, value in settings.items():
+        if not value >= minimum:
+            dotted = name.replace("__", ".")
+            raise ConfigError(f"{dotted} must be at least {minimum:g}, got {value}", fix=f"set {dotted}={minimum:g}")
+
+
+def two_examples(loader: Loader) -> tuple[Inputs, Tensor]:
+    """The first two of an epoch, or the only one: enough to see whether everything fits."""
+    inputs, targets = next(loader.epoch(0))
+    return mapped(lambda tensor: tensor[:2], inputs), targets[:2]
+
+
+def check_outputs(outputs: Any, targets: Tensor, setup: Setup) -> None:
+    """Raises SpaceError or DataError unless what the model returned suits the task."""
+    if not isinstance(outputs, Tensor):
+        raise SpaceError(
+            f"the model returns a {type(outputs).__name__}, expected one tensor",
+            fix="return the tensor that the loss is to be computed of",
+        )
+    setup.task.check(outputs, targets, setup.data.spec)

@@ -1,0 +1,116 @@
+"""What retraining leaves: a network that can be scored, exported and loaded again."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from nas import checkpoint
+from nas.config import allowed, build
+from nas.data.bundle import DataBundle
+from nas.data.inputs import mapped
+from nas.data.loader import Loader
+from nas.data.spec import DataSpec
+from nas.errors import DataError
+from nas.evaluate import count_macs, count_parameters, score
+from nas.export import export
+from nas.genotype import Genotype
+from nas.runtime import Runtime
+from nas.spaces.space import Space
+from nas.task import Task
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A retrained network and what it takes to use it, as its checkpoint holds them."""
+
+    network: nn.Module
+    genotype: Genotype
+    spec: DataSpec
+    task: Task
+    config: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
+        """Raises CheckpointError; ConfigError if the checkpoint names targets outside of the allowed packages."""
+        state = checkpoint.load(path, "retrain")
+        config, spec = state["config"], DataSpec.from_dict(state["data"])
+        genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {path}")
+        space: Space = build(config["space"], allow=allow)
+        task: Task = build(config["task"], allow=allow)
+        network = space.resized(config["retrain"]["network"]).network(spec, genotype)
+        checkpoint.restore(network, state["network"], source=path)
+        return cls(runtime.place(network).eval(), genotype, spec, task, config)
+
+
+def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_size: int = EVALUATION_BATCH) -> Loader:
+    """The test split as the network wants it: not augmented, images normalised with the constants of its training.
+
+    Raises DataError if the data are not of the kind that the network was trained on.
+    """
+    for what, expected in trained.spec.must_match.items():
+        got = data.spec.must_match.get(what)
+        if got != expected:
+            raise DataError(
+                f"the data set {data.spec.name} has {what} {got}, expected {expected} as in training",
+                fix="choose the data set that the network was trained on, or one with the same classes",
+            )
+    return Loader(
+        data.test,
+        spec=trained.spec,
+        batch_size=batch_size,
+        device=runtime.device,
+        shuffle=False,
+        drop_last=False,
+        what="batch_size",
+    )
+
+
+def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
+    """What ``result.json`` holds: the score on the test split, and the network's size."""
+    tested, metric = score(trained.network, loader, trained.task), trained.task.metric
+    return {
+        f"test_{metric.name}": tested.metric,
+        "test_loss": tested.loss,
+        "test_examples": tested.examples,
+        "metric": asdict(metric),
+        "parameters": count_parameters(trained.network),
+        "macs": count_macs(trained.network, trained.spec),
+        "data": trained.spec.name,
+        "genotype": trained.genotype.to_dict(),
+    }
+
+
+def objective(result: dict[str, Any]) -> float:
+    """What a sweeper is given of a result: the task's metric on the test split."""
+    return float(result[f"test_{result['metric']['name']}"])
+
+
+def export_trained(trained: Trained, loader: Loader, directory: Path, result: dict[str, Any]) -> dict[str, Path]:
+    """Export, checked on the first examples of the loader."""
+    inputs, _ = next(loader.epoch(0))
+    return export(
+        trained.network,
+        spec=trained.spec,
+        task=trained.task,
+        genotype=trained.genotype,
+        inputs=mapped(lambda tensor: tensor[:16], inputs),
+        directory=directory,
+        results=result,
+    )
+
+
+def open_trained(cfg: DictConfig) -> tuple[Trained, Loader]:
+    """The network of ``cfg.checkpoint`` and the test split it is to be scored on."""
+    allow = list(cfg.allow_targets)
+    runtime: Runtime = build(cfg.runtime, allow=allow)
+    runtime.start(seed=0)
+    trained = Trained.load(cfg.checkpoint, allow=allow, runtime=runtime)
+    # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are.
+    data = build(trained.config["data"], allow=allow) if cfg.data is None else build(cfg.data, allow=allowed(cfg))
+    loader = scoring_loader(trained, data.load(), runtime, cfg.batch_size)
+    return trained, loader
