@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from nas import config
-from nas.data.spec import DataSpec
+from nas.data.spec import ImageSpec
 from nas.errors import GenotypeError
 from nas.genotype import SIZE_LIMIT, Genotype
 from nas.spaces import darts_notation, nas_bench_201_notation
@@ -22,7 +22,7 @@ from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.notation import LENGTH_LIMIT
 from nas.spaces.published import from_text, resolve, to_text
 
-SPEC = DataSpec("tiny", 3, 8, 8, ("a", "b"), (0.5,) * 3, (0.5,) * 3)
+SPEC = ImageSpec(name="tiny", input_shapes=((3, 8, 8),), class_names=("a", "b"), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 # As printed by the authors' code, and as written in it.
 DARTS_V2 = (

@@ -9,7 +9,7 @@ from torch import nn
 from nas import config
 from nas.choice import Choice, choices, freeze
 from nas.cli import run as nas_run
-from nas.data.spec import DataSpec
+from nas.data.spec import ImageSpec
 from nas.errors import ConfigError, GenotypeError, SpaceError
 from nas.evaluate import count_parameters
 from nas.export import export
@@ -24,6 +24,7 @@ from nas.spaces.nas_bench_201 import NasBench201
 from nas.stages.retrain import RetrainStage
 from nas.stages.search import SearchStage
 from nas.stages.setup import Setup
+from nas.task import Classification
 
 SMALL = [
     "name=test",
@@ -70,9 +71,14 @@ def composed(command, overrides):
         return compose(command, overrides)
 
 
-def tiny_spec(**changes):
-    values = {"name": "tiny", "channels": 3, "height": 8, "width": 8, "class_names": ("a", "b", "c")}
-    return DataSpec(**{**values, "mean": (0.5,) * 3, "std": (0.25,) * 3, **changes})
+def tiny_spec(*, height=8, width=8, class_names=("a", "b", "c")):
+    return ImageSpec(
+        name="tiny",
+        input_shapes=((3, height, width),),
+        class_names=class_names,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
 
 
 def exact(model):
@@ -314,7 +320,7 @@ def test_mobilenet_v2_is_a_point_of_the_space():
 
 def test_a_network_by_hand():
     """One channel and one pixel everywhere: every convolution is a factor, that of a kernel's centre."""
-    spec = DataSpec("pixel", 1, 1, 1, ("a", "b"), (0.5,), (0.5,))
+    spec = ImageSpec(name="pixel", input_shapes=((1, 1, 1),), class_names=("a", "b"), mean=(0.5,), std=(0.5,))
     space = mbconv(stem=1, first=1, widths=[1], depths=[3], strides=[1], head=1)
     chosen = {"stage0/layer0": "mbconv_3x3_e3", "stage0/layer1": "skip_connect", "stage0/layer2": "mbconv_7x7_e6"}
     network = exact(space.network(spec, Genotype("mbconv", chosen)))
@@ -376,4 +382,12 @@ def test_noise_cannot_be_exported(tmp_path):
     network = nn.Sequential(Noise(3, 3, 1, True), nn.Flatten(), nn.Linear(192, 3))
     images = torch.zeros(2, 3, 8, 8)
     with pytest.raises(OutputError, match="differs from the network"):
-        export(network, spec=tiny_spec(), genotype=Genotype("x", {}), images=images, directory=tmp_path, results={})
+        export(
+            network,
+            spec=tiny_spec(),
+            task=Classification(),
+            genotype=Genotype("x", {}),
+            inputs=images,
+            directory=tmp_path,
+            results={},
+        )

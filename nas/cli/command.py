@@ -125,12 +125,12 @@ def suggestion(key: str, config_name: str) -> str:
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
     close = (
         same_name
-        or difflib.get_close_matches(key, known, n=3)
+        or difflib.get_close_matches(key, known, n=2)
         or [name for name in known if difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]])]
     )
     if not close:
         return "--cfg job shows all settings"
-    return f"did you mean {' or '.join(close[:3])}?"
+    return f"did you mean {' or '.join(close[:2])}?"
 
 
 def settings(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -13,7 +13,7 @@ Nas = Callable[..., Outcome]
 MISTAKES = {
     "mistyped setting": (
         ("search.epoch=3",),
-        "search.epoch is not a setting; did you mean search.epochs or searcher or search?",
+        "search.epoch is not a setting; did you mean search.epochs or search.warmup_epochs?",
     ),
     "setting in the wrong place": (
         ("epochs=0",),
