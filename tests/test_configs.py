@@ -68,6 +68,7 @@ def two_steps(cfg: DictConfig, directory: Path) -> None:
 def test_every_command_composes(root: str) -> None:
     cfg = composed(root)
     assert cfg.runtime._target_ == "nas.runtime.Runtime"
+    assert HydraConfig.get().job.name == f"nas-{root}"
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
