@@ -97,3 +97,14 @@ def test_peak_memory_and_description():
     runtime = Runtime(device="cpu")
     assert runtime.peak_memory() > 10_000_000  # bytes: torch alone takes more
     assert runtime.describe().startswith("cpu, ")
+
+
+@pytest.mark.parametrize("name", ["channels_last", "contiguous"])
+def test_convolutions_of_one_and_three_dimensions_can_be_placed(name):
+    model = nn.ModuleList([nn.Conv1d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3)])
+    before = [p.detach().clone() for p in model.parameters()]
+    Runtime(device="cpu", memory_format=name).place(model)
+    assert model[1].weight.is_contiguous(
+        memory_format=getattr(torch, "channels_last" if "last" in name else "contiguous_format")
+    )
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
