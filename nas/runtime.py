@@ -60,7 +60,7 @@ class Runtime:
         for tensor in (*model.parameters(), *model.buffers()):
             # Module.to() would refuse the five dimensions of a 3-D convolution.
             if tensor.ndim == 4:
-                tensor.data = tensor.data.contiguous(memory_format=self.memory_format)
+                tensor.data = tensor.data.to(memory_format=self.memory_format)
         return model
 
     def peak_memory(self) -> int:

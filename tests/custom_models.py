@@ -126,6 +126,21 @@ class Signals(nn.Module):
         return self.head(self.pool(self.body(x)).flatten(1))
 
 
+class Grouped(nn.Module):
+    """Three branches that compete: a derivation may drop some of them, and an edge that is dropped adds nothing."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            Choice({str(size): nn.Conv1d(in_channels, 4, size, padding=size // 2) for size in (1, 3)}, group="branches")
+            for _ in range(3)
+        )
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.head(sum(branch(x) for branch in self.branches).mean(-1))
+
+
 # -- data
 
 

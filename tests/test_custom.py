@@ -12,6 +12,7 @@ import custom_models  # of this directory: it stands for a user's package
 import pytest
 import torch
 
+from nas import config
 from nas.choice import Choice
 from nas.genotype import Genotype
 from nas.runtime import Runtime
@@ -47,6 +48,11 @@ def command(name, *arguments):
 def run(directory, factory, *arguments):
     settings = ("space=custom", f"space.factory=custom_models.{factory}", *TINY, f"hydra.run.dir={directory}")
     return command("run", *settings, *arguments)
+
+
+def search(directory, factory, *arguments):
+    settings = ("space=custom", f"space.factory=custom_models.{factory}", *TINY, f"hydra.run.dir={directory}")
+    return command("search", *settings, "search.epochs=1", *arguments)
 
 
 @dataclass(frozen=True)
@@ -267,6 +273,33 @@ def test_the_same_seed_gives_the_same_search(finished, tmp_path):
         assert {key: a[key] for key in a.keys() - timings} == {key: b[key] for key in b.keys() - timings}
     plain = json.loads((finished("signals") / "metrics.jsonl").read_text().splitlines()[0])
     assert plain["weights/loss"] != one[0]["weights/loss"]
+
+
+SAMPLERS = sorted(path.stem for path in (config.directory() / "sampler").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("nested", IMAGES), ("TwoInputs", PAIRS)])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_searches_a_model_of_ones_own(sampler, name, arguments, tmp_path):
+    assert search(tmp_path / "out", name, *arguments, f"sampler={sampler}") == 0
+    (line,) = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    keys = Genotype.load(tmp_path / "out" / "genotype.json").choices
+    assert all(line[f"entropy/{key}"] > 0 for key in keys)
+    if sampler != "uniform":  # which is there to leave the architecture alone
+        assert line["arch/grad_norm"] > 0
+
+
+def test_second_order_search_of_two_inputs(tmp_path):
+    assert search(tmp_path / "out", "TwoInputs", *PAIRS, "sampler=softmax", "searcher=second_order") == 0
+
+
+def test_a_derivation_that_drops_edges(tmp_path):
+    assert run(tmp_path / "out", "Grouped", *SIGNALS, "deriver=top_predecessors", "deriver.count=1") == 0
+    chosen = Genotype.load(tmp_path / "out" / "genotype.json").choices
+    assert sorted(name is None for name in chosen.values()) == [False, True, True]
+    network = trained(tmp_path / "out").network
+    sizes = [branch.kernel_size[0] for branch in network.branches if isinstance(branch, torch.nn.Conv1d)]
+    assert [str(size) for size in sizes] == [name for name in chosen.values() if name is not None]
 
 
 def test_a_loss_and_a_metric_of_ones_own(tmp_path, capsys):

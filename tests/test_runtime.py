@@ -97,3 +97,20 @@ def test_peak_memory_and_description():
     runtime = Runtime(device="cpu")
     assert runtime.peak_memory() > 10_000_000  # bytes: torch alone takes more
     assert runtime.describe().startswith("cpu, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_format"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)]
+)
+def test_convolutions_of_one_and_three_dimensions_can_be_placed(name, memory_format):
+    def layers(*kinds):
+        torch.manual_seed(0)
+        return nn.ModuleList([kind(4, 4, size) for size in (1, 3) for kind in kinds])
+
+    Runtime(device="cpu", memory_format=name).place(layers(nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    placed = Runtime(device="cpu", memory_format=name).place(layers(nn.Conv2d))
+    # Strides, too, of weights of 1x1 that are in every format at once: kernels are chosen by them.
+    expected = layers(nn.Conv2d).to(memory_format=memory_format)
+    for p, q in zip(placed.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert p.stride() == q.stride()

@@ -126,3 +126,50 @@ def test_the_test_images_cannot_be_reached_from_the_search_splits() -> None:
     for part in bundle.search_splits(weight_fraction=0.5, seed=0):
         tensors = [part.labels, part._memory.inputs[0], part._rows]  # type: ignore[attr-defined]
         assert not any((tensor == 255).any() for tensor in tensors)
+
+
+SIGNALS = DataSpec(
+    name="signals", input_shapes=((2, 50), (7,)), input_dtypes=("float32", "int64"), target_shape=(3,), class_names=()
+)
+
+
+def test_a_spec_of_what_is_no_image_survives_json() -> None:
+    assert DataSpec.from_dict(json.loads(json.dumps(SIGNALS.to_dict()))) == SIGNALS
+    assert SIGNALS.description == "float32 (batch, 2, 50), int64 (batch, 7)"
+
+
+def test_zeros_are_a_batch_of_one_of_every_input() -> None:
+    first, second = SIGNALS.zeros(device=torch.device("cpu"))
+    assert (first.shape, first.dtype) == ((1, 2, 50), torch.float32)
+    assert (second.shape, second.dtype) == ((1, 7), torch.int64)
+    assert isinstance(SPEC.zeros(device=torch.device("cpu")), torch.Tensor)
+
+
+def test_what_a_spec_does_not_have() -> None:
+    with pytest.raises(DataError, match="'signals' has no classes: its targets are no integers"):
+        _ = SIGNALS.num_classes
+    with pytest.raises(DataError, match="'signals' has 2 inputs, expected one"):
+        _ = SIGNALS.channels
+    one = replace(SIGNALS, input_shapes=((2, 50),), input_dtypes=("float32",))
+    assert one.channels == 2
+    with pytest.raises(DataError, match=r"has inputs of shape \(2, 50\), expected \(C, H, W\)"):
+        _ = one.height
+
+
+def test_an_image_spec_prepares_nothing_but_uint8_pixels() -> None:
+    prepare = SPEC.preparation(None, torch.device("cpu"))
+    with pytest.raises(DataError, match=r"images must be one uint8 tensor \(N, C, H, W\)"):
+        prepare(torch.zeros(2, 1, 4, 6), torch.Generator())
+
+
+def test_values_are_split_at_random() -> None:
+    train = TensorSplit(torch.arange(20.0)[:, None], torch.linspace(0, 1, 20))
+    bundle = DataBundle(
+        spec=replace(SIGNALS, input_shapes=((1,),), input_dtypes=("float32",)), train=train, test=train, augment=None
+    )
+    parts = bundle.search_splits(weight_fraction=0.25, seed=3)
+    assert [len(part) for part in parts] == [5, 15]
+    seen = [next(part.batches([torch.arange(len(part))], device=torch.device("cpu")))[0] for part in parts]
+    assert sorted(torch.cat([each for each in seen if isinstance(each, torch.Tensor)]).flatten().tolist()) == list(
+        range(20)
+    )

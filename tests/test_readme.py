@@ -1,0 +1,75 @@
+"""The worked example of README.md works as it is printed there."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.choice import Choice
+from nas.runtime import Runtime
+from nas.stages.trained import Trained
+
+README = Path(__file__).parents[1] / "README.md"
+HEADING = "## Search your own model"
+
+# As in the example, but for the time it takes.
+SHORT = (
+    "search.epochs=1",
+    "search.batch_size=256",
+    "retrain.epochs=1",
+    "retrain.batch_size=256",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+    "tracker=jsonl",
+    "hydra.run.dir=out",
+)
+
+
+def section():
+    text = README.read_text()
+    assert HEADING in text, f"README.md has no section {HEADING!r}"
+    return text.split(HEADING, 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """A directory with the example's file; the command is started there, and what it imports is forgotten after."""
+    (tmp_path / "my_model.py").write_text(re.search(r"```python\n(.*?)```", section(), re.DOTALL)[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("my_model", None)
+
+
+def test_the_models_of_the_example_are_searched_retrained_and_exported(example, monkeypatch):
+    command = re.search(r"^ *(nas-run .*?[^\\])$", section(), re.MULTILINE | re.DOTALL)[1]
+    arguments = shlex.split(command.replace("\\\n", " "))
+    assert "space.factory=my_model.SmallResNet" in arguments
+    monkeypatch.setattr(sys, "argv", [*arguments, *SHORT])
+    importlib.import_module("nas.cli.run").main()
+
+    chosen = json.loads((example / "out" / "genotype.json").read_text())["choices"]
+    searched = {
+        part: {name for key, name in chosen.items() if part in key} for part in ("kernel", "activation", "block")
+    }
+    assert all(searched.values()), "kernel sizes, activations and block types are searched"
+    trained = Trained.load(
+        example / "out" / "retrain" / "checkpoint.pt", allow=["my_model"], runtime=Runtime(device="cpu")
+    )
+    assert not any(isinstance(module, Choice) for module in trained.network.modules())
+
+    inputs = torch.randn(3, *trained.spec.input_shape)
+    torch.save(inputs, example / "inputs")
+    program = (
+        "import sys, torch; module = torch.export.load('out/export/model.pt2').module(); "
+        "torch.save(module(torch.load('inputs')), 'outputs'); assert not {'nas', 'my_model'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+    with torch.no_grad():
+        assert torch.allclose(torch.load(example / "outputs"), trained.network(inputs), atol=1e-5)
