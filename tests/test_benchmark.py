@@ -1,5 +1,6 @@
 """The NAS-Bench-201 table: what it says, what it refuses, and the commands that use it."""
 
+import csv
 import itertools
 import json
 import os
@@ -91,13 +92,22 @@ def test_the_best_and_the_all_skip_cell(official):
     assert table.look_up(nothing)["cifar10_test_200"].accuracy == 10.0
 
 
-def test_the_official_table_is_read_in_well_under_a_second(official):
-    seconds = []
-    for _ in range(3):  # the quickest, as others may be using the machine
-        started = time.perf_counter()
-        NasBench201Table(table=official)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.7
+def test_reading_the_official_table_costs_little_more_than_its_csv(official):
+    """A ratio of processor times in one run: validating every row is not to dominate reading it."""
+
+    def cheapest(read):
+        seconds = []
+        for _ in range(5):  # the quickest, as others may be using the machine
+            started = time.process_time()
+            read()
+            seconds.append(time.process_time() - started)
+        return min(seconds)
+
+    def bare():
+        with open(official, newline="") as stream:
+            return [[float(field) for field in line[2:]] for line in list(csv.reader(stream))[1:]]
+
+    assert cheapest(lambda: NasBench201Table(table=official)) < 10 * cheapest(bare)
 
 
 # -- looking up
