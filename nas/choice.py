@@ -22,7 +22,8 @@ from nas.errors import GenotypeError, SpaceError
 class Gate:
     """What one choice does during one step.
 
-    weights: (K,) factor of each candidate's output, or None when nothing differentiates through the gates.
+    weights: (K,) factor of each candidate's output, or None when nothing differentiates through the gates; () for an
+    edge that is left out.
     drawn: the only candidate that runs, or None when all of them run.
     undrawn_as_ones: add the weights of the undrawn candidates, whose values are 0, to the output for their gradient.
     """
@@ -30,6 +31,10 @@ class Gate:
     weights: tuple[Tensor, ...] | None
     drawn: int | None
     undrawn_as_ones: bool = False
+
+
+# The edge is left out of the sum it takes part in, as `freeze` leaves out what was not chosen.
+LEFT_OUT = Gate((), None)
 
 
 class Choice(nn.Module):
@@ -72,7 +77,7 @@ class Choice(nn.Module):
         self.candidates = nn.ModuleList(candidates.values())
         self.gate: Gate | None = None
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
         gate = self.gate
         if gate is None:
             raise SpaceError(
@@ -89,6 +94,8 @@ class Choice(nn.Module):
             return output
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
+        if not gate.weights:
+            return 0
         # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.
         terms = (weight * op(*inputs, **named) for weight, op in zip(gate.weights, self.candidates, strict=False))
         return functools.reduce(operator.add, terms)

@@ -23,6 +23,15 @@ class SearchLoop:
     warmup_epochs: int = MISSING
     arch_every: int = MISSING
     arch_first: bool = MISSING
+    gap_batches: int = MISSING
+
+
+@dataclass
+class Keep:
+    """What networks of a space keep: how many edges of a group (None: all), and which candidates never."""
+
+    count: int | None = MISSING
+    exclude: list[str] = MISSING
 
 
 @dataclass
@@ -50,6 +59,7 @@ class RunConfig:
     retrain: RetrainLoop = field(default_factory=RetrainLoop)
     space: Any = MISSING
     ops: Any = MISSING
+    keep: Keep = field(default_factory=Keep)
     sampler: Any = MISSING
     temperature: Any = MISSING
     searcher: Any = MISSING

@@ -1,27 +1,64 @@
 """Derivers: architecture parameters -> the choices of a genotype."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nas.arch import ArchParams
 from nas.errors import ConfigError, SpaceError
+from nas.judge import Judge
 
 
 class Deriver(Protocol):
-    """Decides every choice: key -> candidate name, or None for an edge that is dropped."""
+    """Decides every choice from the logits: key -> candidate name, or None for an edge that is dropped.
+
+    Cheap: it is called after every epoch.
+    """
 
     def __call__(self, arch: ArchParams) -> dict[str, str | None]: ...
 
 
-def best(probs: Mapping[str, float], exclude: Sequence[str]) -> tuple[str, float]:
-    """The most probable candidate that is not excluded; of equals the one that comes first."""
-    allowed = {name: p for name, p in probs.items() if name not in exclude}
-    if not allowed:
+@runtime_checkable
+class JudgingDeriver(Deriver, Protocol):
+    """A deriver that looks at data, which costs too much for every epoch: `judged` decides once, after the last one.
+
+    Until then the architecture that is logged and saved is what it derives from the logits alone, as any `Deriver`.
+    batches: how many its judge shall look at.
+    """
+
+    batches: int
+
+    def judged(self, arch: ArchParams, judge: Judge) -> dict[str, str | None]: ...
+
+
+def allowed(probs: Mapping[str, float], exclude: Sequence[str]) -> dict[str, float]:
+    """The candidates that are not excluded. Raises ConfigError if there are none."""
+    remaining = {name: p for name, p in probs.items() if name not in exclude}
+    if not remaining:
         raise ConfigError(
             f"deriver.exclude leaves none of the candidates {', '.join(probs)}", fix="exclude fewer operations"
         )
-    name = max(allowed, key=allowed.__getitem__)
-    return name, allowed[name]
+    return remaining
+
+
+def best(probs: Mapping[str, float], exclude: Sequence[str]) -> tuple[str, float]:
+    """The most probable candidate that is not excluded; of equals the one that comes first."""
+    remaining = allowed(probs, exclude)
+    name = max(remaining, key=remaining.__getitem__)
+    return name, remaining[name]
+
+
+def groups(arch: ArchParams) -> dict[str, list[str]]:
+    """group -> the keys that compete in it. Raises SpaceError if there is no group."""
+    members: dict[str, list[str]] = {}
+    for key, group in arch.groups.items():
+        if group is not None:
+            members.setdefault(group, []).append(key)
+    if not members:
+        raise SpaceError(
+            "keeping the strongest edges of a group needs choices that compete in groups, got a space without any",
+            fix="use deriver=argmax for this space, or keep=every_edge",
+        )
+    return members
 
 
 class Argmax:
@@ -53,18 +90,14 @@ class TopPredecessors:
 
     def __call__(self, arch: ArchParams) -> dict[str, str | None]:
         strongest = {key: best(probs, self.exclude) for key, probs in arch.named_probs().items()}
-        members: dict[str, list[str]] = {}
-        for key, group in arch.groups.items():
-            if group is not None:
-                members.setdefault(group, []).append(key)
-        if not members:
-            raise SpaceError(
-                "top-predecessor derivation needs choices that compete in groups, got a space without any",
-                fix="use deriver=argmax for this space",
-            )
         chosen: dict[str, str | None] = {key: name for key, (name, _) in strongest.items()}
-        for edges in members.values():
+        for edges in groups(arch).values():
             # sorted() is stable, so of equally strong edges the earlier predecessor stays.
             for key in sorted(edges, key=lambda key: -strongest[key][1])[self.count :]:
                 chosen[key] = None
         return chosen
+
+
+def from_logits(*, count: int | None, exclude: Sequence[str]) -> Deriver:
+    """What decides by the logits alone where every group keeps `count` edges, or all of them (None)."""
+    return Argmax(exclude=exclude) if count is None else TopPredecessors(count=count, exclude=exclude)

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from nas.arch import ArchParams
 from nas.data.loader import Loader, search_batches
-from nas.deriver import Deriver
+from nas.deriver import Deriver, JudgingDeriver
 from nas.genotype import Genotype
+from nas.judge import Judge
 from nas.meter import Meter
 from nas.progress import Progress
 from nas.schedule import Schedule, progress, set_lr
@@ -68,15 +69,17 @@ def search(
     lr: Schedule,
     order: Order,
     deriver: Deriver,
+    judge: Callable[[int], Judge],
     space_name: str,
-    measure: Callable[[Genotype], Mapping[str, float]],
+    measure: Callable[[Genotype, float], Mapping[str, float]],
     bar: Progress,
     on_epoch: Callable[[SearchState, dict[str, float]], None],
 ) -> Genotype:
     """Run the search from state.epoch to the end and return the genotype of the last epoch.
 
     temperature: by epoch, so that the first epoch has exactly its start and the last exactly its end.
-    lr: of the weights, by step. measure: metrics of a derived genotype.
+    lr: of the weights, by step. judge: one that looks at so many batches, for a `JudgingDeriver`.
+    measure: metrics of a derived genotype at a temperature.
     on_epoch: receives the state and the epoch's metrics, to log and to save.
     """
     steps = len(weight_loader)
@@ -95,7 +98,10 @@ def search(
             bar.step(epoch, (step + 1) / steps)
         seconds = time.perf_counter() - started
 
-        derived = Genotype(space_name, deriver(state.arch))
+        chosen = deriver(state.arch)
+        if epoch + 1 == epochs and isinstance(deriver, JudgingDeriver):
+            chosen = deriver.judged(state.arch, judge(deriver.batches))
+        derived = Genotype(space_name, chosen)
         metrics = {
             **weights.summary("weights"),
             **arch.summary("arch"),
@@ -105,7 +111,7 @@ def search(
             "seconds_per_step": seconds / steps,
             "examples_per_second": (weights.examples + arch.examples) / seconds,
             "genotype_changes": derived.differing(genotype),
-            **measure(derived),
+            **measure(derived, tau),
             **dict(arch_metrics(state.arch)),
         }
         genotype = derived

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.choice import Choice, Dropped, Gate, check_chosen, choices, freeze, gates, pass_through
+from nas.choice import LEFT_OUT, Choice, Dropped, Gate, check_chosen, choices, freeze, gates, pass_through
 from nas.errors import GenotypeError, SpaceError
 
 
@@ -78,6 +78,13 @@ def test_gates_without_weights_and_without_a_draw_are_an_error():
     choice = scales(2, 3)
     with gates(choices(choice), {"choice": Gate(None, None)}), pytest.raises(SpaceError, match="drawn"):
         choice(torch.ones(1))
+
+
+def test_an_edge_left_out_is_what_a_dropped_one_is():
+    choice = scales(2, 3)
+    with gates(choices(choice), {"choice": LEFT_OUT}):
+        assert choice(torch.ones(1)) == Dropped()(torch.ones(1)) == 0
+    assert [op.calls for op in choice.candidates] == [0, 0]
 
 
 @pytest.mark.parametrize("candidates", [{}, {"only": nn.Identity()}])

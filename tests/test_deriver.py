@@ -1,11 +1,21 @@
+import itertools
+
+import custom_models
 import pytest
 import torch
+from small_judge import Node, OneBest, arch_with, four_classes, judge_of
 from torch import nn
 
 from nas.arch import ArchParams
+from nas.best_of import BestOf
 from nas.choice import Choice, check_chosen
-from nas.deriver import Argmax, TopPredecessors
+from nas.data.spec import DataSpec
+from nas.deriver import Argmax, JudgingDeriver, TopPredecessors
 from nas.errors import ConfigError, SpaceError
+from nas.judge import Judge
+from nas.perturbation import Perturbation
+from nas.spaces.darts import Darts
+from nas.task import Classification, Metric, Regression
 
 OPS = ("none", "skip", "conv", "pool")
 
@@ -145,3 +155,235 @@ def test_what_is_derived_fits_the_spaces_that_ship(deriver, space, spec):
             members = [key for key, of in arch.groups.items() if of == group]
             assert sum(derived[key] is not None for key in members) == min(2, len(members))
             assert "none" not in {derived[key] for key in members}
+
+
+# -- derivers that look at data
+
+JUDGING = [BestOf(samples=64), Perturbation()]
+both = pytest.mark.parametrize("deriver", JUDGING, ids=["best_of", "perturbation"])
+
+
+@both
+def test_the_best_operation_is_found_where_the_logits_are_misled(deriver):
+    supernet = OneBest()
+    arch = arch_with(supernet, op=[0.5, 1.0, 0.0])
+    assert Argmax()(arch) == deriver(arch) == {"op": "wrong"}
+    assert deriver.judged(arch, judge_of(supernet, *four_classes(), classes=4)) == {"op": "right"}
+
+
+@pytest.mark.parametrize("deriver", [BestOf(samples=64, count=2), Perturbation(count=2)], ids=["best_of", "perturb"])
+def test_the_edges_that_are_needed_are_found_where_the_logits_prefer_another(deriver):
+    supernet = Node()
+    arch = arch_with(supernet, low=[0.0, 0.1], high=[0.0, 0.0], idle=[0.0, 1.0])
+    assert TopPredecessors()(arch) == deriver(arch) == {"low": "use", "high": None, "idle": "use"}
+    expected = {"low": "use", "high": "use", "idle": None}
+    assert deriver.judged(arch, judge_of(supernet, *four_classes(), classes=4)) == expected
+
+
+def test_without_a_count_every_edge_is_kept():
+    supernet = Node()
+    arch = arch_with(supernet, low=[1.0, 0.0], high=[1.0, 0.0], idle=[0.0, 1.0])
+    for deriver in JUDGING:
+        chosen = deriver.judged(arch, judge_of(supernet, *four_classes(), classes=4))
+        assert (chosen["low"], chosen["high"]) == ("use", "use")
+        assert None not in chosen.values()
+
+
+def test_perturbation_in_closed_form():
+    """One example, regression: weights p_k on constants c_k give sum p_k c_k; without k the others keep their weights.
+
+    Removing c_k leaves the error |target - sum + p_k c_k|, whatever the logits prefer.
+    """
+
+    class Constant(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, x):
+            return 0 * x + self.value
+
+    constants, target = [1.0, -2.0, 4.0, 0.5], 2.0
+    supernet = Choice({str(value): Constant(value) for value in constants}, key="op")
+    probs = [0.4, 0.3, 0.2, 0.1]
+    arch = arch_with(supernet, op=torch.tensor(probs).log().tolist())
+    mixed = sum(p * c for p, c in zip(probs, constants, strict=True))
+    errors = [abs(target - mixed + p * c) for p, c in zip(probs, constants, strict=True)]
+    expected = str(constants[errors.index(max(errors))])
+    judge = judge_of(supernet, torch.zeros(8), torch.full((8,), target), classes=0, task=Regression())
+    assert Perturbation().judged(arch, judge) == {"op": expected} == {"op": "4.0"}
+
+
+class LowerIsBetter(Classification):
+    """The share of mistakes."""
+
+    metric = Metric("error", higher_is_better=False)
+
+    def measure(self, outputs, targets):
+        return 1 - super().measure(outputs, targets).float()
+
+
+@both
+def test_a_metric_of_which_less_is_better(deriver):
+    supernet = OneBest()
+    arch = arch_with(supernet, op=[0.5, 1.0, 0.0])
+    judge = judge_of(supernet, *four_classes(), classes=4, task=LowerIsBetter())
+    assert deriver.judged(arch, judge) == {"op": "right"}
+
+
+def test_best_of_draws_from_the_logits_what_is_not_excluded():
+    """Gumbel-max: chi-square of 4,000 draws against softmax(logits) over the two candidates that are left."""
+    arch = arch_of({"op": {"a": 0.5, "b": 0.3, "none": 0.2}})
+    deriver = BestOf(samples=4000, exclude=["none"])
+    drawn = [deriver.rule(one)["op"] for one in deriver._perturbations(arch, torch.Generator().manual_seed(0))]
+    expected = {"a": 0.5 / 0.8 * 4000, "b": 0.3 / 0.8 * 4000}
+    assert set(drawn) == set(expected)
+    statistic = sum((drawn.count(name) - count) ** 2 / count for name, count in expected.items())
+    assert statistic < 10.83  # p = 0.001 at one degree of freedom
+
+
+def test_best_of_is_never_worse_than_the_logits_and_scores_nothing_twice():
+    supernet = OneBest()
+    arch = arch_with(supernet, op=[0.0, 0.0, 30.0])  # every draw is the same
+    judge = judge_of(supernet, *four_classes(), classes=4)
+    scored, decided = [], judge.decided
+    judge.decided = lambda chosen, **arguments: scored.append(chosen) or decided(chosen, **arguments)
+    assert BestOf(samples=20).judged(arch, judge) == {"op": "right"}
+    assert scored == [{"op": "right"}]
+
+
+@pytest.mark.parametrize("deriver", [BestOf(exclude=["right"]), Perturbation(exclude=["right"])])
+def test_what_is_excluded_is_not_derived_however_good_it_is(deriver):
+    supernet = OneBest()
+    arch = arch_with(supernet, op=[0.0, 0.5, 1.0])
+    assert deriver.judged(arch, judge_of(supernet, *four_classes(), classes=4)) == {"op": "none"}
+
+
+def test_ties_go_to_what_the_logits_prefer_then_to_the_first():
+    supernet = Choice({name: nn.Identity() for name in "abc"}, key="op")
+    inputs, labels = four_classes()
+    for logits, first in (([0.0, 0.0, 0.0], "a"), ([0.0, 1.0, 1.0], "b")):
+        arch = arch_with(supernet, op=logits)
+        # The scores are all 0: without bit 0 or 1 it is the same.
+        judge = judge_of(supernet, 0 * inputs.repeat(1, 2), labels, classes=4)
+        for deriver in JUDGING:
+            assert deriver.judged(arch, judge) == {"op": first}
+
+
+def test_of_edges_that_do_not_matter_the_last_goes():
+    rows = {key: probs(0.25, 0.25, 0.25, 0.25) for key in ("0-3", "1-3", "2-3")}
+
+    class Same(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.edges = nn.ModuleList(
+                Choice({name: nn.Identity() for name in OPS}, key=key, group="node/3") for key in rows
+            )
+
+        def forward(self, x):
+            return 0 * sum(edge(x) for edge in self.edges)
+
+    supernet = Same()
+    judge = judge_of(supernet, torch.ones(32, 4), four_classes()[1], classes=4)
+    derived = Perturbation(count=2, exclude=["none"]).judged(ArchParams.from_model(supernet, init_std=0.0), judge)
+    assert derived == {"0-3": "skip", "1-3": "skip", "2-3": None}
+
+
+def test_tuning_lets_the_weights_catch_up_and_puts_them_back():
+    """The operation that stands in for the right one is untrained: tuning trains it, and nothing of that stays."""
+    supernet = Node()
+    arch = arch_with(supernet, low=[0.0, 0.0], high=[0.0, 0.0], idle=[0.0, 0.0])
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    judge = judge_of(supernet, *four_classes(), classes=4)
+    tuned, tune = [], judge.tune
+
+    def watch(by_key, **arguments):
+        tune(by_key, **arguments)
+        tuned.append(any(not torch.equal(before[name], value) for name, value in supernet.state_dict().items()))
+
+    judge.tune = watch
+    chosen = Perturbation(count=2, tune_steps=2, tune_lr=0.1).judged(arch, judge)
+    assert tuned == [True] * 4  # after each of three choices, and after the node
+    assert sum(name is not None for name in chosen.values()) == 2
+    assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
+    assert all(weight.grad is None and weight.requires_grad for weight in supernet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BestOf(samples=0), r"deriver\.samples must be at least 1, got 0"),
+        (lambda: BestOf(batches=0), r"deriver\.batches must be at least 1, got 0"),
+        (lambda: BestOf(count=0), r"deriver\.count must be at least 1, got 0"),
+        (lambda: Perturbation(batches=0), r"deriver\.batches must be at least 1, got 0"),
+        (lambda: Perturbation(tune_steps=-1), r"deriver\.tune_steps must be >= 0"),
+        (lambda: Perturbation(tune_lr=0.0), r"deriver\.tune_lr > 0"),
+    ],
+)
+def test_settings_that_cannot_work(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@both
+def test_excluding_everything_is_an_error_of_judging_derivers_too(deriver):
+    arch = arch_of({"a": probs(0.25, 0.25, 0.25, 0.25)})
+    with pytest.raises(ConfigError, match=r"deriver\.exclude leaves none"):
+        type(deriver)(exclude=OPS)(arch)
+
+
+def test_only_what_looks_at_data_is_a_judging_deriver():
+    assert all(isinstance(deriver, JudgingDeriver) for deriver in JUDGING)
+    assert not any(isinstance(deriver, JudgingDeriver) for deriver in (Argmax(), TopPredecessors(), lambda arch: {}))
+
+
+@pytest.mark.parametrize("make", [BestOf, Perturbation])
+@pytest.mark.parametrize("name", ["nas_bench_201", "darts"])
+def test_what_is_judged_fits_the_spaces_that_ship(make, name, nas_bench_201, ops_tables, spec):
+    space = {"nas_bench_201": nas_bench_201, "darts": Darts(ops=ops_tables["s3"], channels=4, cells=3, steps=3)}[name]
+    count = 2 if space.name == "darts" else None
+    deriver = make(batches=1, count=count, exclude=["none"], **({"samples": 2} if make is BestOf else {}))
+    supernet = space.supernet(spec)
+    arch = ArchParams.from_model(supernet, init_std=1.0)
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(8, 3, 8, 8, generator=generator), torch.arange(8) % 3
+    judge = judge_of(supernet, images, labels, classes=3, batches=1)
+    derived = deriver.judged(arch, judge)
+    check_chosen(derived, space.options(spec))
+    assert deriver.judged(arch, judge) == derived  # the same every time
+    assert "none" not in derived.values()
+    for _, members in itertools.groupby(sorted(arch.groups, key=arch.groups.get), key=arch.groups.get):
+        kept = [derived[key] for key in members if derived[key] is not None]
+        assert count is None or len(kept) == 2
+
+
+@both
+def test_choices_inside_of_choices(deriver):
+    supernet = custom_models.nested(num_classes=4, in_channels=3, affine=False)
+    arch = ArchParams.from_model(supernet, init_std=1.0)
+    judge = judge_of(supernet, torch.randn(16, 3, 6, 6), torch.arange(16) % 4, classes=4, batches=1)
+    check_chosen(deriver.judged(arch, judge), arch.candidates)
+
+
+@both
+def test_several_inputs_and_a_regression(deriver):
+    pairs, _ = custom_models.pairs()
+
+    class Batches:
+        def epoch(self, epoch, *, start=0):
+            inputs = tuple(torch.stack(column) for column in zip(*(pairs[i][0] for i in range(16)), strict=True))
+            yield inputs, torch.tensor([pairs[i][1] for i in range(16)])
+
+    spec = DataSpec(name="pairs", input_shapes=((3,), (4,)), input_dtypes=("float32", "int64"))
+    supernet = custom_models.TwoInputs(spec)
+    judge = Judge(
+        supernet=supernet, task=Regression(), weight_loader=Batches(), validation_loader=Batches(), batches=1, seed=0
+    )
+    arch = ArchParams.from_model(supernet, init_std=1.0)
+    chosen = deriver.judged(arch, judge)
+    check_chosen(chosen, arch.candidates)
+    if isinstance(deriver, BestOf):
+        every = [dict(zip(arch.keys, names, strict=True)) for names in itertools.product(*arch.candidates.values())]
+        errors = [judge.decided(one, recalibrated=True).metric for one in every]
+        # 64 draws reach all six architectures.
+        assert judge.decided(chosen, recalibrated=True).metric == min(errors)

@@ -33,6 +33,29 @@ def show_result(result: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def show_gap(result: dict[str, Any]) -> None:
+    """What became of the searched network's score on its way to the derived one; nothing if it was not measured."""
+    gap = result.get("discretisation_gap")
+    if gap is None:
+        return
+    metric = Metric(**result["metric"])
+    table = Table(
+        "discretisation gap",
+        "batch norm statistics",
+        metric.name.replace("_", " "),
+        title=f"after the search, {gap['examples']} examples of the architecture's split",
+    )
+    for form, what, statistics in (
+        ("relaxed", "supernet as searched", "of each batch"),
+        ("derived", "derived operations only", "as the search left them"),
+        ("recalibrated", "derived operations only", "re-estimated"),
+        ("retrained_test", "retrained, on the test split", "its own"),
+    ):
+        if form in gap:
+            table.add_row(what, statistics, "not finite" if gap[form] is None else metric.show(gap[form]))
+    Console().print(table)
+
+
 def show_standings(report: dict[str, Any]) -> None:
     """What a benchmark knows of a cell, a row for each of its columns."""
     print(f"\n{report['architecture']}")  # in one piece, to be copied

@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> float:
     from nas import atomic
-    from nas.cli.report import show_result, show_search, show_standings
+    from nas.cli.report import show_gap, show_result, show_search, show_standings
     from nas.stages.retrain import RetrainStage
     from nas.stages.search import SearchStage
     from nas.stages.setup import Setup
@@ -25,9 +25,11 @@ def run(cfg: DictConfig, directory: Path) -> float:
         trained = retrain.run(genotype, out, tracker)
         loader = scoring_loader(trained, setup.data, setup.runtime)
         result = final_result(trained, loader)
-        atomic.write_json(out.path / "result.json", result)
         export_trained(trained, loader, out.subdirectory("export"), result)
+        result |= search.gap_result(retrained_test=objective(result))
+        atomic.write_json(out.path / "result.json", result)
     show_result(result)
+    show_gap(result)
     print(f"\nEverything is in {directory}")
     return objective(result)
 

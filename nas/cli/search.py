@@ -8,7 +8,8 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> None:
-    from nas.cli.report import show_search, show_standings
+    from nas import atomic
+    from nas.cli.report import show_gap, show_search, show_standings
     from nas.stages.search import SearchStage
     from nas.stages.setup import Setup
 
@@ -16,9 +17,12 @@ def run(cfg: DictConfig, directory: Path) -> None:
     search = SearchStage(setup)
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
+        result = search.result(genotype)
+        atomic.write_json(out.path / "result.json", result)
     show_search(genotype, search.derived_parameters(genotype))
     if setup.benchmark is not None:
         show_standings(setup.benchmark.report(genotype))
+    show_gap(result)
     print(f"\nEverything is in {directory}")
 
 

@@ -139,6 +139,7 @@ class Darts(Space):
     """channels, cells: 16 and 8 in the published search, 36 and 20 in retraining; steps: computed nodes of a cell.
 
     auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
+    ``none`` is searched but never derived, and a node keeps two of its edges: see configs/keep/two_edges.yaml.
     """
 
     name = "darts"

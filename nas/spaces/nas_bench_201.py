@@ -68,7 +68,10 @@ class NasBench201Network(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class NasBench201(Space):
-    """channels: C of the first stage (16 published); cells: N a stage (5 published); nodes: of a cell (4 published)."""
+    """channels: C of the first stage (16 published); cells: N a stage (5 published); nodes: of a cell (4 published).
+
+    ``none`` is a candidate as any other: the benchmark has the cells that keep it. Every edge is kept.
+    """
 
     name = "nas_bench_201"
     ops: Mapping[str, Operation]

@@ -1,5 +1,8 @@
 """The search stage."""
 
+from dataclasses import asdict
+from typing import Any
+
 import torch
 
 from nas import atomic, checkpoint
@@ -7,7 +10,9 @@ from nas.arch import ArchParams
 from nas.config import to_plain
 from nas.data.loader import Loader
 from nas.evaluate import count_parameters
+from nas.gap import Gap
 from nas.genotype import Genotype
+from nas.judge import Judge
 from nas.progress import Progress
 from nas.run_directory import RunDirectory
 from nas.runtime import derived_seed
@@ -19,13 +24,18 @@ from nas.tracker import JsonLines
 
 
 class SearchStage:
-    """Search and derive: leaves ``search/checkpoint.pt`` and ``genotype.json`` after every epoch."""
+    """Search and derive: leaves ``search/checkpoint.pt`` and ``genotype.json`` after every epoch.
+
+    gap: the discretisation gap after the last epoch that was run; None if it is not measured.
+    """
 
     def __init__(self, setup: Setup) -> None:
         cfg, seed = setup.cfg, setup.cfg.seed
         at_least(1, search__epochs=cfg.search.epochs, search__arch_every=cfg.search.arch_every)
         at_least(0, search__init_std=cfg.search.init_std, search__warmup_epochs=cfg.search.warmup_epochs)
+        at_least(0, search__gap_batches=cfg.search.gap_batches)
         self.setup = setup
+        self.gap: Gap | None = None
         self.temperature = positive(setup.build(cfg.temperature), "temperature")
         self.deriver = setup.build(cfg.deriver)
 
@@ -42,30 +52,35 @@ class SearchStage:
             generator=self.generator,
         )
         self.lr = setup.build(cfg.lr, start=self.state.weight_optim.param_groups[0]["lr"])
+        self.sampler = setup.build(cfg.sampler)
         self.searcher = setup.build(
             cfg.searcher,
             supernet=supernet,
             arch=arch,
             task=setup.task,
-            sampler=setup.build(cfg.sampler),
+            sampler=self.sampler,
             weight_optim=self.state.weight_optim,
             arch_optim=self.state.arch_optim,
             generator=self.generator,
         )
-        splits = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
-        self.weight_loader, self.arch_loader = (
+        weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
+        self.weight_loader, self.arch_loader, self.validation_loader = (
             Loader(
                 split,
                 spec=setup.data.spec,
                 batch_size=cfg.search.batch_size,
                 device=setup.runtime.device,
-                seed=derived_seed(seed, f"{level} batches"),
-                augment=setup.data.augment,
+                seed=derived_seed(seed, f"{purpose} batches"),
+                augment=augment,
                 shuffle=True,
                 drop_last=True,
                 what="search.batch_size",
             )
-            for split, level in zip(splits, ("weight", "architecture"), strict=True)
+            for split, purpose, augment in (
+                (weight_split, "weight", setup.data.augment),
+                (arch_split, "architecture", setup.data.augment),
+                (arch_split, "validation", None),
+            )
         )
         inputs, targets = two_examples(self.arch_loader)
         check_outputs(check_shapes(supernet, inputs), targets, setup)
@@ -73,7 +88,7 @@ class SearchStage:
         if setup.benchmark is not None:
             setup.benchmark.check(setup.space.options(setup.data.spec))
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
-        self.measure(Genotype(setup.space.name, self.deriver(arch)))
+        self.describe(Genotype(setup.space.name, self.deriver(arch)))
 
     def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
         cfg = self.setup.cfg
@@ -100,19 +115,65 @@ class SearchStage:
                     arch_first=cfg.search.arch_first,
                 ),
                 deriver=self.deriver,
+                judge=self.judge,
                 space_name=self.setup.space.name,
                 measure=self.measure,
                 bar=bar,
                 on_epoch=on_epoch,
             )
 
-    def measure(self, genotype: Genotype) -> dict[str, float]:
-        """What is logged of a derived genotype: its size, and what the benchmark knows of it."""
+    def judge(self, batches: int, *, start: int = 0) -> Judge:
+        """One that looks at so many batches of the two splits of the search, from validation batch `start` on."""
+        return Judge(
+            supernet=self.state.supernet,
+            task=self.setup.task,
+            weight_loader=self.weight_loader,
+            validation_loader=self.validation_loader,
+            batches=batches,
+            start=start,
+            seed=derived_seed(self.setup.cfg.seed, "judge"),
+        )
+
+    def measure(self, genotype: Genotype, temperature: float) -> dict[str, float]:
+        """What is logged of a derived genotype: its description, and the discretisation gap."""
+        metrics = self.describe(genotype)
+        if batches := self.setup.cfg.search.gap_batches:
+            # The last ones: a deriver that looks at data has chosen by the first, and would look too good on those.
+            judge = self.judge(batches, start=max(0, len(self.validation_loader) - batches))
+            self.gap = Gap.measure(
+                judge,
+                arch=self.state.arch,
+                sampler=self.sampler,
+                temperature=temperature,
+                chosen=genotype.choices,
+            )
+            metrics |= self.gap.metrics()
+        return metrics
+
+    def describe(self, genotype: Genotype) -> dict[str, float]:
+        """A genotype's size, and what the benchmark knows of it."""
         benchmark = self.setup.benchmark
         return {
             "derived_parameters": self.derived_parameters(genotype),
             **({} if benchmark is None else benchmark.metrics(genotype)),
         }
+
+    def result(self, genotype: Genotype) -> dict[str, Any]:
+        """What ``result.json`` holds of a search."""
+        return {
+            "metric": asdict(self.setup.task.metric),
+            "derived_parameters": self.derived_parameters(genotype),
+            "data": self.setup.data.spec.name,
+            "genotype": genotype.to_dict(),
+            **self.gap_result(),
+        }
+
+    def gap_result(self, **retrained: float) -> dict[str, Any]:
+        """The discretisation gap as a part of ``result.json``; empty if it was not measured.
+
+        retrained_test: what the derived network reached on the test split, once it is known.
+        """
+        return {} if self.gap is None else {"discretisation_gap": self.gap.to_dict() | retrained}
 
     def derived_parameters(self, genotype: Genotype) -> int:
         """Of the genotype's network at the size it would be retrained in."""

@@ -73,22 +73,33 @@ def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finish
     assert result["genotype"] == json.loads((finished / "genotype.json").read_text())
 
     checkpoint = f"checkpoint={finished}/retrain/checkpoint.pt"
+    del result["discretisation_gap"]  # of the search, so neither in the checkpoint nor in the export
     assert nas("evaluate", checkpoint, "hydra.run.dir=scored").code == 0
     assert json.loads(Path("scored/result.json").read_text()) == result
 
     assert nas("export", checkpoint, "hydra.run.dir=exported").code == 0
     metadata = json.loads(Path("exported/metadata.json").read_text())
     assert metadata["results"] == result
+    assert json.loads((finished / "export/metadata.json").read_text())["results"] == result
     assert Path("exported/genotype.json").read_text() == (finished / "genotype.json").read_text()
 
 
 def test_search_and_retrain_give_what_run_gives(finished: Path, nas: Nas) -> None:
     assert nas("search", *TINY, "hydra.run.dir=search").code == 0
     assert Path("search/genotype.json").read_text() == (finished / "genotype.json").read_text()
-    assert not Path("search/result.json").exists()
+    result = json.loads((finished / "result.json").read_text())
+    gap = result.pop("discretisation_gap")
+    assert gap.pop("retrained_test") == result["test_accuracy"]
+    assert json.loads(Path("search/result.json").read_text()) == {
+        "metric": result["metric"],
+        "derived_parameters": result["parameters"],
+        "data": result["data"],
+        "genotype": result["genotype"],
+        "discretisation_gap": gap,
+    }
 
     assert nas("retrain", *TINY, "genotype=search/genotype.json", "hydra.run.dir=retrain").code == 0
-    assert json.loads(Path("retrain/result.json").read_text()) == json.loads((finished / "result.json").read_text())
+    assert json.loads(Path("retrain/result.json").read_text()) == result
 
 
 def without_time(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

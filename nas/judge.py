@@ -1,0 +1,127 @@
+"""The judge of architectures during a search: scores what a supernet can become on examples a search may look at."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nas.batch_norm import batch_statistics, recalibrate
+from nas.choice import LEFT_OUT, Gate, check_chosen, choices, gates
+from nas.data.inputs import each
+from nas.data.loader import Batch, Loader
+from nas.evaluate import Score
+from nas.task import Task
+from nas.undisturbed import undisturbed
+
+
+class Judge:
+    """Scores gates and decided architectures inside of a supernet, all on the same examples with the same noise.
+
+    weight_loader: training batches of the weights' split. validation_loader: of the architecture's split, without
+    augmentation. No way leads from here to the test split. batches: how many of each are looked at, at most; they are
+    read once. start: the number of the first validation batch. seed: of all that is drawn.
+
+    Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
+    norms is in evaluation mode; what those normalise with is said by each method.
+    """
+
+    def __init__(
+        self,
+        *,
+        supernet: nn.Module,
+        task: Task,
+        weight_loader: Loader,
+        validation_loader: Loader,
+        batches: int,
+        start: int = 0,
+        seed: int,
+    ) -> None:
+        self.supernet = supernet
+        self.task = task
+        self.seed = seed
+        self.choices = choices(supernet)
+        self.validation: list[Batch] = list(itertools.islice(validation_loader.epoch(0, start=start), batches))
+        self.calibration: list[Batch] = list(itertools.islice(weight_loader.epoch(0), batches))
+        self.examples = sum(len(targets) for _, targets in self.validation)
+        # What `tune` trains on; it goes on where it stopped.
+        self._training = itertools.chain.from_iterable(weight_loader.epoch(epoch) for epoch in itertools.count())
+
+    def generator(self) -> torch.Generator:
+        """A fresh one on the CPU, always in the same state."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def relaxed(self, by_key: Iterable[Mapping[str, Gate]]) -> Score:
+        """The supernet under gates, of which `by_key` gives those of each batch in turn.
+
+        Batch norms take the statistics of the batch, as in the steps of a search.
+        """
+        with undisturbed(self.supernet, seed=self.seed), batch_statistics(self.supernet):
+            return self._score(by_key)
+
+    def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool) -> Score:
+        """The supernet with the chosen operations only: what `freeze` would leave of it, weights included.
+
+        chosen: key -> candidate, or None for an edge that is dropped. Batch norms take running statistics: those that
+        the search left, or, recalibrated, the average over the training batches through just these operations.
+        Raises GenotypeError for choices that are not the supernet's.
+        """
+        names = {key: sharing[0].names for key, sharing in self.choices.items()}
+        check_chosen(chosen, names)
+        by_key = {key: LEFT_OUT if name is None else Gate(None, names[key].index(name)) for key, name in chosen.items()}
+        with undisturbed(self.supernet, seed=self.seed):
+            if recalibrated:
+                recalibrate(self.supernet, lambda: self._run_calibration(by_key))
+            return self._score(itertools.repeat(by_key))
+
+    def merit(self, score: Score) -> tuple[float, float]:
+        """The larger, the better: the task's metric, and the loss where that is equal. NaN is the worst of all."""
+        metric = score.metric if self.task.metric.higher_is_better else -score.metric
+        return worst_if_nan(metric), worst_if_nan(-score.loss)
+
+    def tune(self, by_key: Mapping[str, Gate], *, steps: int, lr: float) -> None:
+        """Train the weights on under fixed gates, by SGD in training mode. Only inside of `weights_put_back`."""
+        optim = torch.optim.SGD(self.supernet.parameters(), lr=lr, momentum=0.9)
+        with undisturbed(self.supernet, seed=self.seed):
+            self.supernet.train()
+            for inputs, targets in itertools.islice(self._training, steps):
+                optim.zero_grad(set_to_none=True)
+                with gates(self.choices, by_key):
+                    outputs = self.supernet(*each(inputs))
+                self.task.loss(outputs, targets).backward()
+                optim.step()
+        optim.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def weights_put_back(self) -> Iterator[None]:
+        """The supernet's weights are at the end what they were at the beginning."""
+        before = [(weight, weight.detach().clone()) for weight in self.supernet.parameters()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, value in before:
+                    weight.copy_(value)
+
+    @torch.no_grad()
+    def _score(self, by_key: Iterable[Mapping[str, Gate]]) -> Score:
+        metric: Tensor | float = 0.0
+        loss: Tensor | float = 0.0
+        for (inputs, targets), gates_now in zip(self.validation, by_key, strict=False):
+            with gates(self.choices, gates_now):
+                outputs = self.supernet(*each(inputs))
+            metric += self.task.measure(outputs, targets).sum()
+            loss += self.task.loss(outputs, targets) * len(targets)
+        return Score(float(metric) / self.examples, float(loss) / self.examples, self.examples)
+
+    @torch.no_grad()
+    def _run_calibration(self, by_key: Mapping[str, Gate]) -> None:
+        with gates(self.choices, by_key):
+            for inputs, _ in self.calibration:
+                self.supernet(*each(inputs))
+
+
+def worst_if_nan(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

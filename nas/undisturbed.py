@@ -1,0 +1,39 @@
+"""Looking at a model without leaving a trace in it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
+    """The model in evaluation mode, and torch's generators seeded, as some operations draw noise even then.
+
+    At the end its buffers and modes and the generators are as they were before. Weights and gradients are left to the
+    code inside.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    gpus = sorted({weight.device.index for weight in model.parameters() if weight.device.type == "cuda"})
+    with torch.random.fork_rng(devices=gpus):
+        # Not torch.manual_seed, which also seeds generators that are not put back.
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer.copy_(value)
