@@ -72,6 +72,7 @@ class RunConfig:
     runtime: Any = MISSING
     tracker: Any = MISSING
     benchmark: Any = None
+    formats: dict[str, Any] = field(default_factory=dict)
     experiment: Any = None
     allow_targets: list[str] = field(default_factory=list)
 
@@ -107,6 +108,7 @@ class EvaluateConfig(TrainedConfig):
 @dataclass
 class ExportConfig(TrainedConfig):
     checkpoint: str = MISSING
+    formats: dict[str, Any] = field(default_factory=dict)
 
 
 def register_schemas() -> None:

@@ -1,85 +1,152 @@
-"""Export of a trained network as files that run without this project."""
+"""Export of a trained network: written, loaded back in a fresh process, compared, and only then kept."""
 
-import contextlib
-import io
-import warnings
-from collections.abc import Mapping
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from nas import atomic
-from nas.data.inputs import Inputs, each, mapped
-from nas.data.spec import DataSpec
+from nas import atomic, fresh
 from nas.errors import OutputError
+from nas.formats.format import Artefact, Format, Subject, UnavailableError
 from nas.genotype import Genotype
-from nas.task import Task
+from nas.model_card import model_card
 
-TOLERANCE = 1e-4  # largest difference to the network that an exported program may show
+FORMAT = "nas-export"
+VERSION = 1
+GENOTYPE, METADATA, CARD = "genotype.json", "metadata.json", "MODEL_CARD.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """paths: of all files that were written. left_out: format -> why the network cannot be had in it."""
+
+    paths: list[Path]
+    left_out: dict[str, str]
 
 
 def export(
-    network: nn.Module,
+    subject: Subject,
     *,
-    spec: DataSpec,
+    formats: Mapping[str, Format],
     genotype: Genotype,
-    task: Task,
-    inputs: Inputs,
+    metadata: Mapping[str, Any],
     directory: Path,
-    results: Mapping[str, Any],
-) -> dict[str, Path]:
-    """Write the network to `directory` and check it on real examples before its files get their names.
+) -> Exported:
+    """Write the network to `directory` in the formats, with its genotype, metadata and a model card.
 
-    inputs: a batch as the network gets it. Returns what was written:
-    ``model.pt2``: a torch.export program with a dynamic batch, for torch.export.load without this project;
-    ``genotype.json``; ``metadata.json``: how to make its input and read its output.
-    Raises OutputError if torch.export cannot trace the network, or if the program, loaded back, does not give the
-    network's outputs.
+    metadata: what metadata.json holds beside what this adds, see `nas.stages.export`.
+    Raises OutputError if the directory is not empty, if a file, loaded in a fresh process, does not give the network's
+    outputs, or if the network can be had in none of the formats. Nothing is written then.
     """
-    network = network.eval()
-    # At least two, because torch.export takes a size of 1 for a constant.
-    examples = each(mapped(lambda tensor: tensor.repeat_interleave(2, dim=0) if len(tensor) == 1 else tensor, inputs))
-    examples = tuple(tensor.contiguous() for tensor in examples)
-    batch = torch.export.Dim("batch", min=1)
+    if directory.exists() and any(directory.iterdir()):
+        raise OutputError(
+            f"the output directory {directory} is not empty, expected a new one", fix="set hydra.run.dir to another"
+        )
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it draws the graph it got stuck in
-            program = torch.export.export(network, examples, dynamic_shapes=tuple({0: batch} for _ in examples))
-    except Exception as error:  # whatever the forward of a user's own model makes of being traced
-        reason = " ".join(str(error).split())
+        with tempfile.TemporaryDirectory(prefix="nas-export-") as temporary:
+            staging = Path(temporary)
+            (staging / GENOTYPE).write_text(genotype.to_json())
+            artefacts, left_out = written(subject, formats, staging)
+            complete: dict[str, Any] = {
+                "format": FORMAT,
+                "version": VERSION,
+                **metadata,
+                "sha256": {path.name: digest(path) for path in sorted(staging.iterdir())},
+                "left_out": left_out,
+            }
+            atomic.write_json(staging / METADATA, complete)  # which nas.load needs
+            differences = compared(subject, artefacts, staging)
+            complete["artefacts"] = {
+                artefact.file: {
+                    "about": artefact.about,
+                    "needs": list(artefact.needs),
+                    "code": artefact.code,
+                    "largest_difference_to_network": differences[artefact.file],
+                    **artefact.facts,
+                }
+                for artefact in artefacts
+            }
+            atomic.write_json(staging / METADATA, complete)
+            (staging / CARD).write_text(model_card(complete, genotype))
+            # The metadata last: whoever sees them sees everything.
+            names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
+            directory.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                publish(staging / name, directory / name)
+    except OSError as error:
         raise OutputError(
-            f"torch.export cannot trace the network with a batch of any size ({type(error).__name__}: {reason:.300})",
-            fix="let its forward use the sizes of its inputs, and no values of tensors; the checkpoint is complete",
+            f"{error.filename or directory} cannot be written ({error.strerror or error})",
+            fix="free some space, or set hydra.run.dir elsewhere",
         ) from error
-    serialised = io.BytesIO()
-    with warnings.catch_warnings():
-        # torch.export's own serialiser warns of parts of itself; nothing that a user could act on.
-        warnings.simplefilter("ignore")
-        torch.export.save(program, serialised)
-        serialised.seek(0)
-        loaded = torch.export.load(serialised).module()
-    with torch.no_grad():
-        difference = max(
-            float((loaded(*some) - network(*some)).abs().max())
-            for some in (examples, tuple(tensor[:1] for tensor in examples))
-        )
-    if not difference <= TOLERANCE:
+    return Exported([directory / name for name in names], left_out)
+
+
+def written(subject: Subject, formats: Mapping[str, Format], directory: Path) -> tuple[list[Artefact], dict[str, str]]:
+    """What could be written of the formats, and for the others why not. Raises OutputError if that is all of them."""
+    artefacts, left_out = [], {}
+    for name, form in formats.items():
+        try:
+            artefacts.append(form.write(subject, directory))
+        except UnavailableError as error:
+            left_out[name] = str(error)
+    if left_out and not artefacts:
         raise OutputError(
-            f"the exported program differs from the network by {difference:g}, expected at most {TOLERANCE:g}",
-            fix="report this with the genotype; nothing was written",
+            f"the network can be had in none of the formats {', '.join(formats)} ("
+            f"{'; '.join(f'{name}: {reason}' for name, reason in left_out.items())})",
+            fix="the checkpoint is complete; choose others, e.g. formats=[weights]",
         )
-    paths = {name: directory / name for name in ("model.pt2", "genotype.json", "metadata.json")}
-    atomic.write(paths["model.pt2"], lambda stream: stream.write(serialised.getvalue()))
-    atomic.write_text(paths["genotype.json"], genotype.to_json())
-    atomic.write_json(
-        paths["metadata.json"],
-        {
-            "input": spec.description,
-            "output": task.output,
-            "data": spec.to_dict(),
-            "largest_difference_to_network": difference,
-            "results": dict(results),
-        },
-    )
-    return paths
+    return artefacts, left_out
+
+
+@torch.no_grad()
+def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -> dict[str, float]:
+    """The largest difference of each artefact's outputs, from a fresh process, to those of its network.
+
+    Raises OutputError, naming the file, if that is more than the artefact allows.
+    """
+    if not artefacts:
+        return {}
+    batches: list[dict[str, Tensor]] = [
+        {name: tensor[:count] for name, tensor in zip(subject.variables, subject.examples, strict=True)}
+        for count in (len(subject.examples[0]), 1)
+    ]
+    project = {artefact.file: artefact.code for artefact in artefacts if "gumbel-nas" in artefact.needs}
+    alone = {artefact.file: artefact.code for artefact in artefacts if artefact.file not in project}
+    outputs = fresh.run(alone, project, batches=batches, directory=directory)
+    differences = {}
+    for artefact in artefacts:
+        got = outputs[artefact.file]
+        if isinstance(got, str):
+            raise OutputError(
+                f"{artefact.file} cannot be loaded in a fresh process ({' '.join(got.split()):.300})",
+                fix="choose formats without it, and report this; nothing was written",
+            )
+        expected = [artefact.network(*batch.values()) for batch in batches]
+        difference = max(
+            float((one - other).abs().max()) if one.shape == other.shape else torch.inf
+            for one, other in zip(got, expected, strict=True)
+        )
+        if not difference <= artefact.tolerance:
+            raise OutputError(
+                f"{artefact.file}, loaded in a fresh process, differs from the network by {difference:g}, expected at "
+                f"most {artefact.tolerance:g}",
+                fix="report this with the genotype; nothing was written",
+            )
+        differences[artefact.file] = difference
+    return differences
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def publish(source: Path, target: Path) -> None:
+    with source.open("rb") as stream:
+        atomic.write(target, lambda out: shutil.copyfileobj(stream, out))

@@ -145,7 +145,7 @@ def test_judges_see_the_architecture_split_without_augmentation():
 
 def test_the_table_of_a_run_has_all_four_forms(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    lines, _ = search(tmp_path / "run", command="run")
+    lines, _ = search(tmp_path / "run", "search.gap_batches=4", command="run")
     gap = json.loads((tmp_path / "run" / "result.json").read_text())["discretisation_gap"]
     last = [line for line in lines if line["stage"] == "search"][-1]
     assert {f"gap/{name}": gap[name] for name in ("relaxed", "derived", "recalibrated")}.items() <= last.items()

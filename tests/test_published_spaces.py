@@ -12,7 +12,6 @@ from nas.cli import run as nas_run
 from nas.data.spec import ImageSpec
 from nas.errors import ConfigError, GenotypeError, SpaceError
 from nas.evaluate import count_parameters
-from nas.export import export
 from nas.genotype import Genotype
 from nas.ops import InvertedResidual, Noise
 from nas.run_directory import RunDirectory
@@ -24,7 +23,6 @@ from nas.spaces.nas_bench_201 import NasBench201
 from nas.stages.retrain import RetrainStage
 from nas.stages.search import SearchStage
 from nas.stages.setup import Setup
-from nas.task import Classification
 
 SMALL = [
     "name=test",
@@ -372,22 +370,5 @@ def test_a_genotype_of_a_deeper_network_does_not_fit():
 
 
 def test_the_whole_job_in_the_mbconv_space(tmp_path):
-    nas_run.run(composed("run", MBCONV), tmp_path / "run")
+    nas_run.run(composed("run", [*MBCONV, "formats=[program]"]), tmp_path / "run")
     assert (tmp_path / "run" / "export" / "model.pt2").is_file()
-
-
-def test_noise_cannot_be_exported(tmp_path):
-    from nas.errors import OutputError
-
-    network = nn.Sequential(Noise(3, 3, 1, True), nn.Flatten(), nn.Linear(192, 3))
-    images = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(OutputError, match="differs from the network"):
-        export(
-            network,
-            spec=tiny_spec(),
-            task=Classification(),
-            genotype=Genotype("x", {}),
-            inputs=images,
-            directory=tmp_path,
-            results={},
-        )

@@ -27,6 +27,7 @@ SHORT = (
     "runtime.device=cpu",
     "runtime.threads=1",
     "tracker=jsonl",
+    "formats=[program]",
     "hydra.run.dir=out",
 )
 

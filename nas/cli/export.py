@@ -8,14 +8,17 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> None:
-    from nas.cli.report import show_result
-    from nas.stages.trained import export_trained, final_result, open_trained
+    from nas.cli.report import show_export, show_result
+    from nas.stages.export import build_formats, export_trained
+    from nas.stages.trained import final_result, open_trained
 
+    formats = build_formats(cfg, allow=list(cfg.allow_targets))
     trained, loader = open_trained(cfg)
     result = final_result(trained, loader)
-    paths = export_trained(trained, loader, directory, result)
+    run = Path(cfg.checkpoint).resolve().parent.parent
+    exported = export_trained(trained, loader, formats=formats, result=result, run=run, directory=directory)
     show_result(result)
-    print("\n".join(["", *(f"wrote {path}" for path in paths.values())]))
+    show_export(exported)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nas.export import Exported
 from nas.genotype import Genotype
 from nas.task import Metric
 
@@ -54,6 +55,13 @@ def show_gap(result: dict[str, Any]) -> None:
         if form in gap:
             table.add_row(what, statistics, "not finite" if gap[form] is None else metric.show(gap[form]))
     Console().print(table)
+
+
+def show_export(exported: Exported) -> None:
+    """The files that were written, and for each format that the network cannot be had in, why."""
+    print("\n".join(["", *(f"wrote {path}" for path in exported.paths)]))
+    for name, reason in exported.left_out.items():
+        print(f"left out {name}: {reason}")
 
 
 def show_standings(report: dict[str, Any]) -> None:

@@ -9,13 +9,15 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> float:
     from nas import atomic
-    from nas.cli.report import show_gap, show_result, show_search, show_standings
+    from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
+    from nas.stages.export import build_formats, export_trained
     from nas.stages.retrain import RetrainStage
     from nas.stages.search import SearchStage
     from nas.stages.setup import Setup
-    from nas.stages.trained import export_trained, final_result, objective, scoring_loader
+    from nas.stages.trained import final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
+    formats = build_formats(cfg, allow=list(cfg.allow_targets))
     search, retrain = SearchStage(setup), RetrainStage(setup)
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
@@ -25,11 +27,14 @@ def run(cfg: DictConfig, directory: Path) -> float:
         trained = retrain.run(genotype, out, tracker)
         loader = scoring_loader(trained, setup.data, setup.runtime)
         result = final_result(trained, loader)
-        export_trained(trained, loader, out.subdirectory("export"), result)
+        exported = export_trained(
+            trained, loader, formats=formats, result=result, run=out.path, directory=out.path / "export"
+        )
         result |= search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", result)
     show_result(result)
     show_gap(result)
+    show_export(exported)
     print(f"\nEverything is in {directory}")
     return objective(result)
 

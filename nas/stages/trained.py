@@ -4,18 +4,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from nas import checkpoint
 from nas.config import allowed, build
 from nas.data.bundle import DataBundle
-from nas.data.inputs import mapped
+from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import DataError
 from nas.evaluate import count_macs, count_parameters, score
-from nas.export import export
 from nas.genotype import Genotype
 from nas.runtime import Runtime
 from nas.spaces.space import Space
@@ -50,7 +50,7 @@ class Trained:
 def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_size: int = EVALUATION_BATCH) -> Loader:
     """The test split as the network wants it: not augmented, images normalised with the constants of its training.
 
-    Raises DataError if the data are not of the kind that the network was trained on.
+    Raises DataError if the data are not of the kind that the network was trained on, or of a size it cannot take.
     """
     for what, expected in trained.spec.must_match.items():
         got = data.spec.must_match.get(what)
@@ -59,6 +59,7 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
                 f"the data set {data.spec.name} has {what} {got}, expected {expected} as in training",
                 fix="choose the data set that the network was trained on, or one with the same classes",
             )
+    check_size(trained, data.spec)
     return Loader(
         data.test,
         spec=trained.spec,
@@ -68,6 +69,26 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
         drop_last=False,
         what="batch_size",
     )
+
+
+def check_size(trained: Trained, spec: DataSpec) -> None:
+    """Raises DataError if the network, trained on inputs of another size, cannot take those of `spec`."""
+    if spec.input_shapes == trained.spec.input_shapes:
+        return
+    made = spec.zeros(device=next(trained.network.parameters()).device)
+    try:
+        with torch.no_grad():
+            trained.network(*each(made))
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"the network cannot take inputs of shape {shapes(spec)}, expected e.g. {shapes(trained.spec)} as in "
+            f"training ({' '.join(str(error).split()):.200})",
+            fix="make the images that large, e.g. data.image_size of data=image_folder",
+        ) from error
+
+
+def shapes(spec: DataSpec) -> str:
+    return ", ".join(map(str, spec.input_shapes))
 
 
 def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
@@ -88,20 +109,6 @@ def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
 def objective(result: dict[str, Any]) -> float:
     """What a sweeper is given of a result: the task's metric on the test split."""
     return float(result[f"test_{result['metric']['name']}"])
-
-
-def export_trained(trained: Trained, loader: Loader, directory: Path, result: dict[str, Any]) -> dict[str, Path]:
-    """Export, checked on the first examples of the loader."""
-    inputs, _ = next(loader.epoch(0))
-    return export(
-        trained.network,
-        spec=trained.spec,
-        task=trained.task,
-        genotype=trained.genotype,
-        inputs=mapped(lambda tensor: tensor[:16], inputs),
-        directory=directory,
-        results=result,
-    )
 
 
 def open_trained(cfg: DictConfig) -> tuple[Trained, Loader]:

@@ -36,7 +36,9 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
     assert {path.name for path in finished.iterdir()} - set(events) == {
         "config.yaml", "manifest.json", "metrics.jsonl", "genotype.json", "result.json", "search", "retrain", "export",
     }  # fmt: skip
-    assert {path.name for path in (finished / "export").iterdir()} == {"model.pt2", "genotype.json", "metadata.json"}
+    assert {path.name for path in (finished / "export").iterdir()} == {
+        "genotype.json", "metadata.json", "MODEL_CARD.md",
+    }  # fmt: skip
 
     manifest = json.loads((finished / "manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -77,7 +79,7 @@ def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finish
     assert nas("evaluate", checkpoint, "hydra.run.dir=scored").code == 0
     assert json.loads(Path("scored/result.json").read_text()) == result
 
-    assert nas("export", checkpoint, "hydra.run.dir=exported").code == 0
+    assert nas("export", checkpoint, "hydra.run.dir=exported", "formats=[]").code == 0
     metadata = json.loads(Path("exported/metadata.json").read_text())
     assert metadata["results"] == result
     assert json.loads((finished / "export/metadata.json").read_text())["results"] == result

@@ -1,0 +1,1 @@
+"""The files an exported network is written as, one format a module."""

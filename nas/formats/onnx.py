@@ -1,0 +1,56 @@
+"""The network as ONNX, for runtimes outside of PyTorch."""
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from pathlib import Path
+
+import torch
+
+from nas.errors import ConfigError
+from nas.formats.format import Artefact, Subject, UnavailableError
+from nas.formats.program import exported
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Onnx:
+    """``model.onnx``: a batch of any size. Raises ConfigError if the packages of the extra ``onnx`` are missing."""
+
+    def __init__(self) -> None:
+        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"formats=onnx needs {', '.join(missing)}, which is not installed",
+                fix="pip install 'gumbel-nas[onnx]', or choose formats without onnx",
+            )
+
+    def write(self, subject: Subject, directory: Path) -> Artefact:
+        file, names = "model.onnx", subject.variables
+        program = exported(subject.network, subject.examples)
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")  # of the exporter about itself
+                torch.onnx.export(
+                    program,
+                    subject.examples,
+                    directory / file,
+                    input_names=list(names),
+                    output_names=["y"],
+                    dynamo=True,
+                    external_data=False,  # one file
+                    verbose=False,
+                )
+        except Exception as error:  # an operation that ONNX does not have, most of all
+            reason = " ".join(str(error).split())
+            raise UnavailableError(f"torch.onnx cannot write it ({type(error).__name__}: {reason:.300})") from error
+        inputs = ", ".join(f'"{name}": np.asarray({name})' for name in names)
+        return Artefact(
+            file=file,
+            about="ONNX, for batches of any size",
+            needs=("onnxruntime",),
+            code=f'import numpy as np\nimport onnxruntime\n\nsession = onnxruntime.InferenceSession("{file}")\n'
+            f"(y,) = session.run(None, {{{inputs}}})\n",
+            network=subject.network,
+        )

@@ -1,0 +1,58 @@
+"""The network as a program of torch.export: its graph and weights in one file, without any Python of the network."""
+
+import contextlib
+import inspect
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.formats.format import Artefact, Subject, UnavailableError
+
+
+class Program:
+    """``model.pt2``: for torch.export.load, AOTInductor and ExecuTorch; a batch of any size."""
+
+    def write(self, subject: Subject, directory: Path) -> Artefact:
+        file = "model.pt2"
+        write_program(subject.network, subject.examples, directory / file)
+        return Artefact(
+            file=file,
+            about="a torch.export program, for batches of any size",
+            needs=("torch",),
+            code=program_code(file, subject),
+            network=subject.network,
+        )
+
+
+def program_code(file: str, subject: Subject) -> str:
+    return f'import torch\n\nnetwork = torch.export.load("{file}").module()\n{subject.call}'
+
+
+def write_program(network: nn.Module, examples: tuple[Tensor, ...], path: Path) -> None:
+    program = exported(network, examples)
+    with warnings.catch_warnings():
+        # torch.export's own serialiser warns of parts of itself; nothing that a user could act on.
+        warnings.simplefilter("ignore")
+        torch.export.save(program, path)
+
+
+def exported(network: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """examples: a batch of at least two, because torch.export takes a size of 1 for a constant."""
+    batch = torch.export.Dim("batch", min=1)
+    shapes: tuple[Any, ...] = tuple({0: batch} for _ in examples)
+    first = next(iter(inspect.signature(network.forward).parameters.values()))
+    if first.kind is first.VAR_POSITIONAL:  # all inputs are one argument to torch.export
+        shapes = (shapes,)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # where it draws the graph it got stuck in
+            return torch.export.export(network, examples, dynamic_shapes=shapes)
+    except Exception as error:  # whatever the forward of a user's own model makes of being traced
+        reason = " ".join(str(error).split())
+        raise UnavailableError(
+            f"torch.export cannot trace the network with a batch of any size ({type(error).__name__}: {reason:.300}); "
+            "let its forward use the sizes of its inputs, and no values of tensors"
+        ) from error

@@ -1,0 +1,42 @@
+"""The network as Python that a person can read, edit and train on, without this project."""
+
+from pathlib import Path
+
+import torch
+
+from nas.formats.format import Artefact, Subject, UnavailableError
+from nas.formats.weights import FILE as WEIGHTS
+from nas.formats.weights import write_weights
+from nas.standalone.source import source
+from nas.standalone.unsupported import UnsupportedError
+
+FILE = "model.py"
+
+
+class Standalone:
+    """``model.py``: plain PyTorch that loads ``weights.safetensors`` and gives the very bits of the network."""
+
+    def write(self, subject: Subject, directory: Path) -> Artefact:
+        network = subject.network
+        try:
+            text = source(network, subject.examples, title=subject.title, spec=subject.spec, weights=WEIGHTS)
+        except UnsupportedError as error:
+            raise UnavailableError(f"this network cannot be written as source: {error}") from error
+        # A forward that asks whether its inputs are tensors, say, goes another way while it is traced.
+        namespace = {"__name__": "model", "__file__": str(directory / FILE)}
+        exec(compile(text, FILE, "exec"), namespace)  # what was just written, made of the network's own modules
+        again = namespace["build"]()  # type: ignore[operator]
+        again.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            if not torch.equal(again.eval()(*subject.examples), network(*subject.examples)):
+                raise UnavailableError("this network does other things while it is traced than when it is run")
+        (directory / FILE).write_text(text)
+        write_weights(network, directory)
+        return Artefact(
+            file=FILE,
+            about=f"plain PyTorch, to be read and edited; its load() takes the weights from {WEIGHTS}",
+            needs=("torch", "safetensors"),
+            code=f"import torch\nfrom model import load\n\nnetwork = load()\n{subject.call}",
+            network=network,
+            tolerance=0.0,  # it computes the same in the same order
+        )

@@ -1,0 +1,31 @@
+"""The weights alone, as safetensors: no code in them, and every framework reads them."""
+
+from pathlib import Path
+
+from torch import nn
+
+from nas.formats.format import Artefact, Subject
+
+FILE = "weights.safetensors"
+
+
+class Weights:
+    """``weights.safetensors``: the network's state by name. This project makes the network from it and the genotype."""
+
+    def write(self, subject: Subject, directory: Path) -> Artefact:
+        write_weights(subject.network, directory)
+        return Artefact(
+            file=FILE,
+            about="the weights; this project makes the network for them, from genotype.json and metadata.json",
+            needs=("gumbel-nas",),
+            code=f"import torch\n{subject.load}\n{subject.call}",
+            network=subject.network,
+        )
+
+
+def write_weights(network: nn.Module, directory: Path) -> None:
+    from safetensors.torch import save_file
+
+    # Copies, because safetensors refuses tensors that share their memory, such as those of a module used twice.
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, directory / FILE, metadata={"format": "pt"})

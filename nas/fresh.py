@@ -1,0 +1,53 @@
+"""Runs the code that loads artefacts in a fresh process, as its users will."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nas.errors import OutputError
+
+
+def run(
+    alone: Mapping[str, str],
+    with_project: Mapping[str, str],
+    *,
+    batches: Sequence[Mapping[str, Tensor]],
+    directory: Path,
+) -> dict[str, list[Tensor] | str]:
+    """name -> the value of y after its code ran, for each batch of variables; or the error it ended in.
+
+    alone: name -> code that runs where this project cannot be imported; with_project: where it can be. directory:
+    where the process is started. One process for all of them: importing torch takes seconds.
+    Raises OutputError if the process cannot do its work.
+    """
+    code = Path(__file__).with_name("fresh_process.py").read_text()
+    # What this process can import; its packages may be installed anywhere.
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
+    with tempfile.TemporaryDirectory(prefix="nas-fresh-") as exchange:
+        source, target = Path(exchange, "given"), Path(exchange, "results")
+        jobs = {False: dict(alone), True: dict(with_project)}
+        torch.save(
+            {"threads": torch.get_num_threads(), "batches": [dict(batch) for batch in batches], "jobs": jobs}, source
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, source, target],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise OutputError(
+                f"the process that was to check the exported files stopped ({last})",
+                fix="see whether the machine has memory left; nothing was written",
+            )
+        results: dict[str, list[Tensor] | str] = torch.load(target, weights_only=True)
+    return results

@@ -1,0 +1,115 @@
+"""The last stage: the trained network as files that run without this project."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from nas.config import TRUSTED, build, spelt_out, targets
+from nas.data.inputs import each, mapped
+from nas.data.loader import Loader
+from nas.evaluate import score
+from nas.export import Exported, export
+from nas.formats.format import Format, Subject
+from nas.reload import without_auxiliary
+from nas.run_directory import MANIFEST
+from nas.stages.trained import Trained
+
+EXAMPLES = 16  # that every file is compared on
+SEARCH = ("search", "sampler", "temperature", "searcher", "deriver", "weight_optim", "arch_optim")
+
+
+def build_formats(cfg: DictConfig, *, allow: list[str]) -> dict[str, Format]:
+    """Those of the group ``formats``. Raises ConfigError if a package that one needs is missing."""
+    return {str(name): build(node, allow=allow) for name, node in cfg.formats.items()}
+
+
+def export_trained(
+    trained: Trained,
+    loader: Loader,
+    *,
+    formats: Mapping[str, Format],
+    result: Mapping[str, Any],
+    run: Path,
+    directory: Path,
+) -> Exported:
+    """Export, compared on the first examples of the loader, which is the test split's.
+
+    run: the directory of the run that trained the network, for its manifest. result: as in ``result.json``.
+    """
+    inputs, _ = next(loader.epoch(0))
+    inputs = mapped(lambda tensor: tensor[:EXAMPLES].cpu().clone(memory_format=torch.contiguous_format), inputs)
+    # At least two, because exporters take a size of 1 for a constant.
+    examples = tuple(tensor.repeat_interleave(2, dim=0) if len(tensor) == 1 else tensor for tensor in each(inputs))
+    # The images may be of another size than in training.
+    spec = replace(trained.spec, input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in examples))
+    config, metric, device = trained.config, trained.task.metric, next(loader.epoch(0))[1].device
+
+    def measure(network: nn.Module) -> dict[str, float]:
+        return {f"test_{metric.name}": score(copy.deepcopy(network).to(device), loader, trained.task).metric}
+
+    title = f"{trained.genotype.space} network for {spec.name}"
+    made_of = foreign(config["space"])
+    subject = Subject(
+        network=on_cpu(trained.network),
+        examples=examples,
+        spec=spec,
+        title=title,
+        load=f'import nas\n\nnetwork = nas.load("."{f", allow={json.dumps(made_of)}" if made_of else ""})',
+        measure=measure,
+    )
+    settings = {"retraining": {"seed": config["seed"], **config["retrain"]}}
+    if (run / "search").is_dir():
+        settings = {"search": {name: config[name] for name in SEARCH}, **settings}
+    return export(
+        subject,
+        formats=formats,
+        genotype=trained.genotype,
+        metadata={
+            "title": title,
+            "input": spec.description,
+            "output": trained.task.output,
+            "data": spec.to_dict(),
+            "network": {
+                "space": config["space"],
+                "sizes": config["retrain"]["network"],
+                "memory_format": config["runtime"]["memory_format"],
+            },
+            "results": dict(result),
+            "origin": manifest(run),
+            "settings": settings,
+        },
+        directory=directory,
+    )
+
+
+def on_cpu(network: nn.Module) -> nn.Module:
+    """A copy that others can load anywhere: on the CPU, in the memory format of files, for inference alone."""
+    copied = without_auxiliary(copy.deepcopy(network)).cpu().eval()
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            # Not contiguous(), which leaves the strides of 1x1 convolutions as they are; kernels are chosen by them.
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return copied
+
+
+def foreign(node: Any) -> list[str]:
+    """The packages, not of this project, whose factories a configuration names."""
+    named = {str(target).partition(".")[0] for target in targets(spelt_out(node))}
+    return sorted(named - {name.partition(".")[0] for name in TRUSTED})
+
+
+def manifest(run: Path) -> dict[str, Any] | None:
+    """What the run recorded of itself; None where it is not there, for checkpoints get copied."""
+    try:
+        found = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    keys = ("command", "commit", "versions", "seed", "device", "started")
+    return {key: found[key] for key in keys} if isinstance(found, dict) and set(keys) <= found.keys() else None
