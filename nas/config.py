@@ -36,17 +36,23 @@ class Keep:
 
 @dataclass
 class RetrainLoop:
-    """optim and lr are groups of their own, so they are left open here."""
+    """optim, lr and policy are groups of their own, so they are left open here."""
 
     epochs: int = MISSING
     batch_size: int = MISSING
+    accumulation: int = MISSING
     network: dict[str, Any] = field(default_factory=dict)
     grad_clip: float = MISSING
     cutout: int = MISSING
     drop_path: float = MISSING
     auxiliary_weight: float = MISSING
+    label_smoothing: float = MISSING
+    mixup: float = MISSING
+    cutmix: float = MISSING
+    average: float = MISSING
     optim: Any = MISSING
     lr: Any = MISSING
+    policy: Any = MISSING
 
 
 @dataclass
@@ -97,12 +103,19 @@ class TrainedConfig:
 
 
 @dataclass
+class LatencyConfig:
+    batches: list[int] = MISSING
+    seconds: float = MISSING
+
+
+@dataclass
 class EvaluateConfig(TrainedConfig):
     """One of checkpoint and genotype is None."""
 
     checkpoint: str | None = None
     genotype: str | None = None
     benchmark: Any = None
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Scores and sizes of a network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +15,30 @@ from nas.task import Task
 
 @dataclass(frozen=True)
 class Score:
-    """The task's metric and its loss, means over `examples` examples."""
+    """The task's metric and its loss, means over `examples` examples; measures: what else the task measures."""
 
     metric: float
     loss: float
     examples: int
+    measures: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def score(network: nn.Module, loader: Loader, task: Task) -> Score:
-    """The network in eval mode on every example of the loader."""
+def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Score:
+    """The network in eval mode on every example of the loader, once. The device is waited for at the end only."""
     network.eval()
     metric: Tensor | float = 0.0
     loss: Tensor | float = 0.0
     examples = 0
+    measures = task.measures(spec)
     for inputs, targets in loader.epoch(0):
         outputs = network(*each(inputs))
-        metric += task.measure(outputs, targets).sum()
+        of_each = task.measure(outputs, targets)
+        measures.add(outputs, targets, of_each)
+        metric += of_each.sum()
         loss += task.loss(outputs, targets) * len(targets)
         examples += len(targets)
-    return Score(float(metric) / examples, float(loss) / examples, examples)
+    return Score(float(metric) / examples, float(loss) / examples, examples, measures.results())
 
 
 def count_parameters(network: nn.Module) -> int:

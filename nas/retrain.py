@@ -1,16 +1,18 @@
 """The retraining stage: train the derived network from scratch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nas.data.inputs import each
-from nas.data.loader import Loader
+from nas.average import Average
+from nas.data.inputs import Inputs, each
+from nas.data.loader import Batch, Loader
 from nas.meter import Meter, StepResult
 from nas.progress import Progress
 from nas.schedule import Schedule, progress, set_lr
@@ -20,19 +22,74 @@ from nas.task import Task
 
 @dataclass
 class RetrainState:
-    """All that retraining changes: what a checkpoint of it holds."""
+    """All that retraining changes: what a checkpoint of it holds.
+
+    network: what is trained; average: of its weights, if one is kept.
+    """
 
     network: nn.Module
     optimizer: Optimizer
+    average: Average | None = None
     epoch: int = 0  # epochs done
 
+    @property
+    def result(self) -> nn.Module:
+        """What is scored, exported and loaded again: the average if there is one, else the network itself."""
+        return self.network if self.average is None else self.average.network
+
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
+        """``network``: of the result; with an average, ``trained_network`` is what training would go on with."""
+        state = {
+            "network": self.result.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "torch_generator": torch.get_rng_state(),
             "epoch": self.epoch,
         }
+        if self.average is not None:
+            state |= {"trained_network": self.network.state_dict(), "average_updates": self.average.updates}
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """What a training step consists of.
+
+    auxiliary_weight: of the auxiliary head's loss, where there is one; grad_clip: norm, 0 for none.
+    label_smoothing: probability that the loss, though not the metric, spreads evenly over all classes.
+    accumulation: parts that a batch is split into, one forward and backward pass each, to save memory. The gradient is
+    that of the whole batch, except that batch norms see the statistics of a part.
+    """
+
+    auxiliary_weight: float = 0.0
+    grad_clip: float = 0.0
+    label_smoothing: float = 0.0
+    accumulation: int = 1
+
+    def __call__(self, state: RetrainState, batch: Batch, task: Task) -> StepResult:
+        """One step of the optimiser. Nothing in it waits for the device."""
+        inputs, targets = batch
+        loss, metric = torch.zeros((2,), device=targets.device)
+        state.optimizer.zero_grad(set_to_none=True)
+        for some_inputs, some_targets in parts(inputs, targets, self.accumulation):
+            outputs = state.network(*each(some_inputs))
+            share = len(some_targets) / len(targets)  # the parts may differ by one example
+            part_loss = self.loss(outputs, some_targets, task) * share
+            part_loss.backward()
+            loss += part_loss.detach()
+            metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
+        grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.grad_clip or torch.inf)
+        state.optimizer.step()
+        if state.average is not None:
+            state.average.update()
+        return StepResult(loss, metric, len(targets), grad_norm)
+
+    def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task) -> Tensor:
+        """Of what a network returned: an auxiliary head adds a weighted second loss."""
+        if self.label_smoothing > 0:
+            targets = smoothed(targets, amount=self.label_smoothing, classes=main_outputs(outputs).shape[1])
+        if isinstance(outputs, tuple):
+            return task.loss(outputs[0], targets) + self.auxiliary_weight * task.loss(outputs[1], targets)
+        return task.loss(outputs, targets)
 
 
 def retrain(
@@ -43,33 +100,24 @@ def retrain(
     epochs: int,
     lr: Schedule,
     drop_path: Schedule,
-    auxiliary_weight: float,
-    grad_clip: float,
+    step: TrainingStep,
     bar: Progress,
     on_epoch: Callable[[RetrainState, dict[str, float]], None],
 ) -> None:
     """Train from state.epoch to the end. The network of the last epoch counts; nothing is selected on the way.
 
-    lr: by step; drop_path: rate by epoch; auxiliary_weight: of the auxiliary head's loss, where there is one;
-    grad_clip: norm, 0 for none.
+    lr: by step; drop_path: rate by epoch.
     """
     steps = len(loader)
-    parameters = list(state.network.parameters())
     state.network.train()
     for epoch in range(state.epoch, epochs):
         rate = drop_path(progress(epoch, epochs))
         set_drop_path(state.network, rate)
         meter, started = Meter(task.metric.name), time.perf_counter()
-        for step, (inputs, targets) in enumerate(loader.epoch(epoch)):
-            set_lr(state.optimizer, lr(progress(epoch * steps + step, epochs * steps)))
-            state.optimizer.zero_grad(set_to_none=True)
-            loss, outputs = training_loss(task, state.network(*each(inputs)), targets, auxiliary_weight)
-            loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(parameters, grad_clip or torch.inf)
-            state.optimizer.step()
-            metric = task.measure(outputs.detach(), targets).sum()
-            meter.add(StepResult(loss.detach(), metric, len(targets), grad_norm))
-            bar.step(epoch, (step + 1) / steps)
+        for number, batch in enumerate(loader.epoch(epoch)):
+            set_lr(state.optimizer, lr(progress(epoch * steps + number, epochs * steps)))
+            meter.add(step(state, batch, task))
+            bar.step(epoch, (number + 1) / steps)
         seconds = time.perf_counter() - started
         metrics = {
             **meter.summary("weights"),
@@ -83,11 +131,20 @@ def retrain(
         on_epoch(state, metrics)
 
 
-def training_loss(
-    task: Task, output: Tensor | tuple[Tensor, Tensor], targets: Tensor, auxiliary_weight: float
-) -> tuple[Tensor, Tensor]:
-    """The loss of what a network returned, and its outputs: an auxiliary head adds a weighted second loss."""
-    if isinstance(output, tuple):
-        outputs, auxiliary = output
-        return task.loss(outputs, targets) + auxiliary_weight * task.loss(auxiliary, targets), outputs
-    return task.loss(output, targets), output
+def main_outputs(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Without those of an auxiliary head."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def parts(inputs: Inputs, targets: Tensor, count: int) -> Iterator[Batch]:
+    """A batch as `count` smaller ones, of sizes that differ by one at most."""
+    for *some_inputs, some_targets in zip(*(x.tensor_split(count) for x in (*each(inputs), targets)), strict=True):
+        yield tuple(some_inputs) if isinstance(inputs, tuple) else some_inputs[0], some_targets
+
+
+def smoothed(targets: Tensor, *, amount: float, classes: int) -> Tensor:
+    """targets: (B, ...) labels, or (B, classes, ...) probabilities. Returns probabilities, of which the part `amount`
+    is spread evenly over all classes. Source: Szegedy et al. 2016, sec. 7."""
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, classes).movedim(-1, 1).float()
+    return targets * (1 - amount) + amount / classes

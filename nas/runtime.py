@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -64,17 +66,43 @@ class Runtime:
         return model
 
     def peak_memory(self) -> int:
-        """Bytes: the most that was allocated on a GPU, or resident for this process on a CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB
+        return peak_memory(self.device)
 
     def describe(self) -> str:
-        """The device in words, for manifests and tables."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"{self.device.type}, {torch.get_num_threads()} threads"
+        return describe(self.device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a GPU, or resident for this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for manifests and tables."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()  # Linux, where the platform module knows no name
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def available_devices() -> list[str]:

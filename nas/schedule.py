@@ -75,6 +75,35 @@ class Cosine:
 
 
 @dataclass(frozen=True)
+class OneCycle:
+    """Half a cosine up to start, the peak, and half a cosine down to end. The momentum stays as it is.
+
+    warmup: the fraction of the run that rises; initial: the first value, as a fraction of the peak.
+    Source: Smith & Topin 2018, in the form of torch's OneCycleLR.
+    """
+
+    start: float
+    end: float = 0.0
+    warmup: float = 0.3
+    initial: float = 0.04
+
+    def __post_init__(self) -> None:
+        if not 0 < self.warmup < 1:
+            raise ConfigError(
+                f"warmup is a fraction of the run in (0, 1), got {self.warmup}", fix="set warmup to e.g. 0.3"
+            )
+        if not 0 <= self.initial <= 1:
+            raise ConfigError(
+                f"initial is a fraction of the peak in [0, 1], got {self.initial}", fix="set initial to e.g. 0.04"
+            )
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return Cosine(self.initial * self.start, self.start)(progress / self.warmup)
+        return Cosine(self.start, self.end)((progress - self.warmup) / (1 - self.warmup))
+
+
+@dataclass(frozen=True)
 class Exponential:
     """A geometric decay from start to end: every epoch multiplies by the same factor. Both must be > 0."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, DataError, SpaceError
+from nas.measures import ClassificationMeasures, Measures, MetricInterval, RegressionMeasures
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Task(Protocol):
         """(B,): the metric of every example."""
         ...
 
+    def measures(self, spec: DataSpec) -> Measures:
+        """Of the final score, beside loss and metric: a new collector for data of that kind."""
+        ...
+
     def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
         """Called before training on a batch of one or two examples. Raises DataError or SpaceError, saying which of
         the data and the model does not suit the task."""
@@ -53,7 +58,8 @@ class Task(Protocol):
 
 
 class Classification:
-    """Cross-entropy and accuracy. outputs: (B, classes, ...) scores; targets: (B, ...) int64 labels."""
+    """Cross-entropy and accuracy. outputs: (B, classes, ...) scores; targets: (B, ...) int64 labels, or in training
+    (B, classes, ...) probabilities, of which a prediction earns that of its class."""
 
     metric = Metric("accuracy", higher_is_better=True, percent=True)
     output = "float32 (batch, classes): scores before the softmax, in the order of class_names"
@@ -62,9 +68,16 @@ class Classification:
         return F.cross_entropy(outputs, targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        correct = outputs.argmax(dim=1) == targets
+        predicted = outputs.argmax(dim=1)
+        if targets.is_floating_point():
+            correct = targets.gather(1, predicted.unsqueeze(1)).squeeze(1)
+        else:
+            correct = predicted == targets
         # Of a label for every pixel, an example's accuracy is that of its pixels.
         return correct if correct.ndim == 1 else correct.flatten(1).float().mean(dim=1)
+
+    def measures(self, spec: DataSpec) -> ClassificationMeasures:
+        return ClassificationMeasures(self.metric.name, spec.class_names)
 
     def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
         if not spec.class_names:
@@ -94,6 +107,9 @@ class Regression:
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         error = (outputs - targets).abs()
         return error if error.ndim == 1 else error.flatten(1).mean(dim=1)
+
+    def measures(self, spec: DataSpec) -> RegressionMeasures:
+        return RegressionMeasures(self.metric.name)
 
     def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
         if not targets.is_floating_point():
@@ -137,6 +153,9 @@ class Custom:
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._measure(outputs, targets)
+
+    def measures(self, spec: DataSpec) -> MetricInterval:
+        return MetricInterval(self.metric.name)
 
     def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
         for what, value, expected in (

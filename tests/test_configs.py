@@ -34,7 +34,11 @@ SMALL = [
 ]  # fmt: skip
 NARROW = ["space.channels=4", "retrain.network.channels=4"]
 # Options that go with a space other than the default one.
-SPACES = {**dict.fromkeys(("darts", "s1", "s2", "s3", "s4"), "darts"), "mbconv": "mbconv"}
+SPACES = {
+    **dict.fromkeys(("darts", "fast", "s1", "s2", "s3", "s4"), "darts"),
+    "darts_imagenet": "darts_imagenet",
+    "mbconv": "mbconv",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +80,10 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
     overrides = [f"{group}={option}"]
     if group == "optim":  # a group that appears in three places
         overrides = [f"optim@{place}={option}" for place in ("weight_optim", "arch_optim", "retrain.optim")]
+    if group == "lr":
+        overrides = [f"lr={option}", f"lr@retrain.lr={option}"]
+    if group == "policy":
+        overrides = [f"policy@retrain.policy={option}"]
     if option == "second_order":  # differentiates through the gates
         overrides = ["sampler=softmax", *overrides]
     space = SPACES.get(option)
@@ -84,6 +92,8 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
     sizes = [*NARROW, "space.cells=3", "retrain.network.cells=3"]
     if space == "mbconv":  # it has stages, no cells
         sizes = ["space.widths=[4]", "space.depths=[1]", "space.strides=[1]"]
+    if space == "darts_imagenet":  # whose auxiliary head needs larger images
+        sizes.append("data.size=193")
     small = [o for o in SMALL if not (group == "tracker" and o.startswith("tracker"))]
     if (group, option) == ("task", "regression"):  # which images with class labels are not for
         with pytest.raises(DataError, match="task=regression needs floats as targets"):
@@ -99,5 +109,6 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_preset_runs_two_steps(experiment: str, tmp_path: Path) -> None:
-    # The preset's own sizes but for the widths and lengths above; its data set may not be on this machine.
-    two_steps(composed("run", f"experiment={experiment}", *SMALL, *NARROW), tmp_path)
+    # The preset's own settings but for the sizes; its data set may not be on this machine.
+    cells = ("space.cells=3", "retrain.network.cells=3")
+    two_steps(composed("run", f"experiment={experiment}", *SMALL, *NARROW, *cells), tmp_path)

@@ -171,11 +171,16 @@ def test_choices_of_a_shared_key_are_derived_alike(finished):
 def test_evaluating_the_checkpoint_gives_the_same_result(case, finished, tmp_path, capsys):
     checkpoint = finished(case) / "retrain" / "checkpoint.pt"
     arguments = (f"checkpoint={checkpoint}", "runtime.device=cpu", f"hydra.run.dir={tmp_path / 'out'}")
-    assert command("evaluate", *arguments, "allow_targets=[custom_models]") == 0
-    expected = read(finished(case) / "result.json")
-    gap = expected.pop("discretisation_gap")
+    assert command("evaluate", *arguments, "latency.seconds=0", "allow_targets=[custom_models]") == 0
+    scored, result = read(tmp_path / "out" / "result.json"), read(finished(case) / "result.json")
+    gap = result.pop("discretisation_gap")
     assert gap.keys() == {"relaxed", "derived", "recalibrated", "retrained_test", "examples"}
-    assert read(tmp_path / "out" / "result.json") == expected
+    assert {name: scored[name] for name in result} == result
+    assert [measured["batch"] for measured in scored["latency"]] == [1, 64]
+    low, high = result[f"test_{CASES[case].metric}_interval"]
+    assert low <= result[f"test_{CASES[case].metric}"] <= high
+    assert ("test_confusion" in result) == (CASES[case].metric == "accuracy")
+    assert ("test_r_squared" in result) == (CASES[case].metric == "mean_absolute_error")
     assert f"test {CASES[case].metric.replace('_', ' ')}" in capsys.readouterr().out
 
 
@@ -470,6 +475,23 @@ MISTAKES = {
         ),
         "task.metric returned shape () for 2 examples, expected a tensor of shape (2,); let the loss return its mean "
         "over the batch, and the metric a value for each example",
+    ),
+    "mixup of signals": (
+        "Signals",
+        (*SIGNALS, "retrain.mixup=0.2"),
+        "retrain.mixup is 0.2 and retrain.cutmix 0.0, but the examples of 'signals' are no images; set retrain.mixup=0 "
+        "and retrain.cutmix=0",
+    ),
+    "policy for signals": (
+        "Signals",
+        (*SIGNALS, "policy@retrain.policy=rand_augment"),
+        "retrain.policy is RandAugment, but the examples of 'signals' are no images; set policy@retrain.policy=null",
+    ),
+    "smoothing of values": (
+        "TwoInputs",
+        (*PAIRS, "retrain.label_smoothing=0.1"),
+        "retrain.label_smoothing, mixup and cutmix make probabilities of classes out of the targets, but the targets "
+        "are no class labels; set all three to 0",
     ),
     "cutout of signals": (
         "Signals",

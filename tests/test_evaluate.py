@@ -34,28 +34,56 @@ class Table(nn.Module):
         return self.rows[x.flatten().long()]
 
 
-def test_score_of_a_network_made_by_hand():
+def test_score_of_a_network_made_by_hand(spec):
     network = Table([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, math.log(7.0)]]).train()
     loader = Batches(
         (torch.tensor([[0.0], [2.0]]), torch.tensor([0, 0])),  # right with p = 3/4, wrong with p = 1/8
         (torch.tensor([[2.0]]), torch.tensor([1])),  # right with p = 7/8: a smaller last batch
     )
-    result = score(network, loader, Classification())
+    result = score(network, loader, Classification(), dataclasses.replace(spec, class_names=("a", "b")))
     assert result.examples == 3
+    assert result.measures["negative_log_likelihood"] == pytest.approx(result.loss)
+    assert result.measures["confusion"] == {"a": {"a": 1, "b": 1}, "b": {"b": 1}}
     assert result.metric == pytest.approx(2 / 3)
     assert result.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 8) + math.log(7 / 8)) / 3, rel=1e-6)
 
 
-def test_score_does_not_depend_on_the_batches():
+def test_score_does_not_depend_on_the_batches(spec):
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, 3))
     images, labels = torch.randn(10, 1, 5, 5), torch.randint(3, (10,))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    one = score(network, Batches((images, labels)), Classification())
-    many = score(network, Batches(*zip(images.split(3), labels.split(3), strict=True)), Classification())
+    one = score(network, Batches((images, labels)), Classification(), spec)
+    many = score(network, Batches(*zip(images.split(3), labels.split(3), strict=True)), Classification(), spec)
     assert one.metric == many.metric
     assert one.loss == pytest.approx(many.loss, rel=1e-5)
+    numbers = ("negative_log_likelihood", "expected_calibration_error", "accuracy_interval")
+    assert all(one.measures[name] == pytest.approx(many.measures[name], rel=1e-5) for name in numbers)
+    assert one.measures["confusion"] == many.measures["confusion"]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_device_is_waited_for_at_the_end_only(spec, monkeypatch):
+    """And the split is passed over once."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    waiting, passes = [], []
+
+    class Watched(Batches):
+        def epoch(self, epoch):
+            passes.append(epoch)
+            waiting.clear()
+            for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist", "cpu"):
+                read = getattr(torch.Tensor, name)
+                patch.setattr(
+                    torch.Tensor, name, lambda *args, name=name, read=read: (waiting.append(name), read(*args))[1]
+                )
+            yield from self.batches
+            assert waiting == []
+
+    with monkeypatch.context() as patch:
+        score(network, Watched(*[(torch.randn(5, 1, 2, 2), torch.randint(3, (5,)))] * 3), Classification(), spec)
+        assert passes == [0]
+        assert waiting  # so it was seen: the results were read
 
 
 @pytest.mark.parametrize(("groups", "stride", "kernel"), [(1, 1, 3), (1, 2, 3), (3, 1, 5), (3, 2, 1)])

@@ -2,9 +2,10 @@ import itertools
 import math
 
 import pytest
+import torch
 
 from nas.errors import ConfigError
-from nas.schedule import Constant, Cosine, Exponential, Linear, Step, positive, progress
+from nas.schedule import Constant, Cosine, Exponential, Linear, OneCycle, Step, positive, progress
 
 POINTS = [k / 1000 for k in range(1001)]
 
@@ -57,6 +58,36 @@ def test_warmup_rises_linearly_from_zero_to_start_and_then_is_a_cosine():
 def test_warmup_outside_of_its_range(warmup):
     with pytest.raises(ConfigError, match=rf"warmup .*\[0, 1\), got {warmup}"):
         Cosine(start=1.0, warmup=warmup)
+
+
+def test_one_cycle_is_that_of_torch():
+    steps, peak = 41, 0.4
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=peak)
+    # Its peak is at step pct_start * steps - 1: of 40 intervals, the tenth.
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=steps, pct_start=11 / steps, div_factor=20, final_div_factor=50
+    )
+    ours = OneCycle(start=peak, end=peak / 1000, warmup=0.25, initial=0.05)
+    for step in range(steps):
+        assert ours(progress(step, steps)) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        if step < steps - 1:
+            theirs.step()
+
+
+def test_one_cycle_by_hand():
+    schedule = OneCycle(start=1.0, end=0.2, warmup=0.5, initial=0.1)
+    assert [schedule(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx([0.1, 0.55, 1.0, 0.6, 0.2])
+    assert OneCycle(start=0.3)(1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("warmup", 0.0), ("warmup", 1.0), ("warmup", math.nan), ("initial", -0.1), ("initial", 1.1)]
+)
+def test_one_cycle_outside_of_its_range(setting, value):
+    with pytest.raises(ConfigError, match=rf"{setting} is a fraction .*, got {value}; set {setting} to"):
+        OneCycle(start=1.0, **{setting: value})
 
 
 def test_exponential_has_a_constant_ratio_and_exact_ends():

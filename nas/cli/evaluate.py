@@ -11,10 +11,10 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | None:
     """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
     from nas import atomic
-    from nas.cli.report import show_result, show_standings
+    from nas.cli.report import show_classes, show_result, show_standings
     from nas.spaces.published import resolve
     from nas.stages.setup import open_benchmark
-    from nas.stages.trained import final_result, objective, open_trained
+    from nas.stages.trained import final_result, objective, open_trained, speed
 
     check(cfg)
     benchmark = open_benchmark(cfg)
@@ -25,7 +25,9 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         result["benchmark"] = benchmark.report(genotype)
     if trained is not None and loader is not None:
         result |= final_result(trained, loader)
+        result |= speed(trained, loader, batches=cfg.latency.batches, seconds=cfg.latency.seconds)
         show_result(result)
+        show_classes(result)
     if benchmark is not None:
         show_standings(result["benchmark"])
     atomic.write_json(directory / "result.json", result)
@@ -34,8 +36,9 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises ConfigError unless there is one thing to evaluate, and something to evaluate it by."""
+    """Raises ConfigError unless there is one thing to evaluate, and something to evaluate it by, in sizes above 0."""
     from nas.errors import ConfigError
+    from nas.stages.setup import at_least
 
     if (cfg.checkpoint is None) == (cfg.genotype is None):
         raise ConfigError(
@@ -48,6 +51,9 @@ def check(cfg: DictConfig) -> None:
             "a genotype alone has no accuracy, expected a benchmark to look it up in",
             fix="add benchmark=nas_bench_201 benchmark.table=<csv>, or train its network with nas-retrain",
         )
+    at_least(0, latency__seconds=cfg.latency.seconds)
+    for batch in cfg.latency.batches:
+        at_least(1, latency__batches=batch)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What the commands print at the end."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -19,8 +20,18 @@ def show_search(genotype: Genotype, parameters: int) -> None:
     Console().print(table)
 
 
+# What a result may hold of a task's measures, and how it is shown.
+MEASURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "test_top5_accuracy": ("test top-5 accuracy", "{:.2%}".format),
+    "test_expected_calibration_error": ("expected calibration error", "{:.4f}".format),
+    "test_root_mean_squared_error": ("root mean squared error", "{:.4g}".format),
+    "test_r_squared": ("R squared", "{:.4f}".format),
+}
+LARGEST_CONFUSION = 20  # classes; wider tables do not fit into a terminal
+
+
 def show_result(result: dict[str, Any]) -> None:
-    """A trained network's score and size."""
+    """A trained network's score and size, and its speed where it was measured."""
     metric = Metric(**result["metric"])
     better = "" if metric.higher_is_better else ", lower is better"
     table = Table("measure", "value", title=f"{result['genotype']['space']} on {result['data']}")
@@ -28,9 +39,40 @@ def show_result(result: dict[str, Any]) -> None:
         f"test {metric.name.replace('_', ' ')}",
         f"{metric.show(result[f'test_{metric.name}'])} over {result['test_examples']} examples{better}",
     )
+    if (interval := result.get(f"test_{metric.name}_interval")) is not None:
+        table.add_row("95 % interval", " to ".join(map(metric.show, interval)))
+    for name, (title, form) in MEASURES.items():
+        if result.get(name) is not None:
+            table.add_row(title, form(result[name]))
     table.add_row("test loss", f"{result['test_loss']:.4f}")
+    likelihood = result.get("test_negative_log_likelihood")
+    if likelihood is not None and f"{likelihood:.4f}" != f"{result['test_loss']:.4f}":  # that of most classifiers
+        table.add_row("negative log-likelihood", f"{likelihood:.4f}")
     table.add_row("parameters", f"{result['parameters']:,}")
     table.add_row("multiply-accumulates", f"{result['macs']:,}")
+    for one in result.get("latency", []):
+        table.add_row(
+            f"latency, batch of {one['batch']}",
+            f"median {one['median_ms']:.2f} ms, 95 % within {one['p95_ms']:.2f} ms",
+        )
+    if "peak_memory_bytes" in result:
+        table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB {result['peak_memory_of']}")
+        table.add_row("device", result["device"])
+    Console().print(table)
+
+
+def show_classes(result: dict[str, Any]) -> None:
+    """The accuracy of every class and, of not too many, what they are taken for; nothing where there are no classes."""
+    if "test_per_class" not in result:
+        return
+    confusion: dict[str, dict[str, int]] = result["test_confusion"]
+    shown = list(confusion) if len(confusion) <= LARGEST_CONFUSION else []
+    title = "each row a true class, and how often it is taken for which" if shown else None
+    table = Table("class", "accuracy", "examples", *shown, title=title)
+    for name, measured in result["test_per_class"].items():
+        accuracy = "-" if measured["accuracy"] is None else f"{measured['accuracy']:.2%}"
+        counts = (str(confusion[name].get(other, "")) for other in shown)
+        table.add_row(name, accuracy, str(measured["examples"]), *counts)
     Console().print(table)
 
 

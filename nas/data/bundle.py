@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from nas.data.inputs import Inputs
-from nas.data.spec import DataSpec, Preparation
+from nas.data.mixing import Mixing
+from nas.data.policy import Policy
+from nas.data.spec import DataSpec, ImageSpec, Preparation
 from nas.data.stratify import stratified_indices
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
@@ -47,16 +49,39 @@ class DataBundle:
     test: Split
     augment: Augment | Preparation | None
 
-    def with_cutout(self, size: int) -> Augment | Preparation | None:
-        """`augment` with a square of `size` pixels cut out of every image. Raises ConfigError where none are images."""
+    def augmented(self, *, cutout: int, policy: Policy | None) -> Augment | Preparation | None:
+        """`augment` and, for images, the square that is cut out of them and the policy they go through.
+
+        Raises ConfigError where the examples are no images, or none that a policy takes.
+        """
         if isinstance(self.augment, Augment):
-            return replace(self.augment, cutout=size)
-        if size > 0:
-            raise ConfigError(
-                f"retrain.cutout is {size}, but the examples of {self.spec.name!r} are no images",
-                fix="set retrain.cutout=0",
-            )
+            if policy is not None and self.spec.channels not in (1, 3):
+                raise ConfigError(
+                    f"retrain.policy takes images of 1 or 3 channels, got {self.spec.channels} in {self.spec.name!r}",
+                    fix="set policy@retrain.policy=null",
+                )
+            return replace(self.augment, cutout=cutout, policy=policy)
+        for value, got, fix in (
+            (cutout, f"cutout is {cutout}", "retrain.cutout=0"),
+            (policy, f"policy is {type(policy).__name__}", "policy@retrain.policy=null"),
+        ):
+            if value:
+                raise ConfigError(
+                    f"retrain.{got}, but the examples of {self.spec.name!r} are no images", fix=f"set {fix}"
+                )
         return self.augment
+
+    def mixing(self, *, mixup: float, cutmix: float) -> Mixing | None:
+        """None if both are 0. Raises ConfigError where the examples are not images with class labels."""
+        if mixup == cutmix == 0:
+            return None
+        if not isinstance(self.spec, ImageSpec):
+            raise ConfigError(
+                f"retrain.mixup is {mixup} and retrain.cutmix {cutmix}, but the examples of {self.spec.name!r} are no "
+                "images",
+                fix="set retrain.mixup=0 and retrain.cutmix=0",
+            )
+        return Mixing(classes=self.spec.num_classes, mixup=mixup, cutmix=cutmix)
 
     def search_splits(self, *, weight_fraction: float, seed: int) -> tuple[Split, Split]:
         """Two disjoint parts of `train`, one to train the weights of the supernet (`weight_fraction` of the examples),

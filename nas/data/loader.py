@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from nas.data.bundle import Split
 from nas.data.inputs import Inputs
+from nas.data.mixing import Mix
 from nas.data.spec import DataSpec, Preparation
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
@@ -21,7 +22,8 @@ Batch = tuple[Inputs, Tensor]
 class Loader:
     """Batches of one split as the network gets them: images normalised, and augmented.
 
-    spec: says how to prepare them.  augment: None for none.  shuffle: a fresh permutation every epoch.
+    spec: says how to prepare them.  augment: None for none.  mix: of images, what makes mixed images and probabilities
+    of classes out of them and their labels; None for none.  shuffle: a fresh permutation every epoch.
     drop_last: leave out the rest that does not fill a batch.
     what: the setting that gives the batch size, for messages, e.g. ``search.batch_size``.
     Two loaders with one seed and equally large splits draw equal permutations: give each loader of a run its own seed.
@@ -37,6 +39,7 @@ class Loader:
         device: torch.device,
         seed: int = 0,
         augment: Augment | Preparation | None = None,
+        mix: Mix | None = None,
         shuffle: bool,
         drop_last: bool,
         what: str,
@@ -57,6 +60,7 @@ class Loader:
         self._device = device
         self._seed = seed
         self._prepare = spec.preparation(augment, device)
+        self._mix = mix
         self._shuffle = shuffle
         self._drop_last = drop_last
 
@@ -68,7 +72,8 @@ class Loader:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; those before it are not produced.
 
-        Yields inputs (B, ...), of images (B, C, H, W) float32, and targets (B, ...), of classes int64, on the device.
+        Yields inputs (B, ...), of images (B, C, H, W) float32, and targets (B, ...), of classes int64 or, where they
+        are mixed, (B, classes) float32, on the device.
         """
         if self._shuffle:
             order = torch.randperm(len(self._split), generator=_generator(self._seed, epoch))
@@ -76,7 +81,13 @@ class Loader:
             order = torch.arange(len(self._split))
         vectors = torch.split(order, self._batch_size)[start : len(self)]
         for number, (inputs, targets) in enumerate(self._split.batches(vectors, device=self._device), start):
-            yield self._prepare(inputs, _generator(self._seed, epoch, number)), targets
+            generator = _generator(self._seed, epoch, number)
+            prepared = self._prepare(inputs, generator)
+            if self._mix is None:
+                yield prepared, targets
+            else:
+                assert isinstance(prepared, Tensor)  # of images
+                yield self._mix(prepared, targets, generator)
 
 
 def search_batches(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from nas.data.policy import Policy
 from nas.errors import ConfigError
 
 
@@ -68,14 +69,16 @@ def normalise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augment:
-    """What a training batch goes through, in this order: crop, flip, normalise, cutout. All off by default.
+    """What a training batch goes through, in this order: crop, flip, policy, normalise, cutout. All off by default.
 
-    crop_padding: pixels to shift by at most.  flip: mirror left to right.  cutout: side of the square hole, in pixels.
+    crop_padding: pixels to shift by at most.  flip: mirror left to right.  policy: of nas.data.policy.
+    cutout: side of the square hole, in pixels.
     """
 
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         for field in ("crop_padding", "cutout"):
@@ -89,4 +92,6 @@ class Augment:
         images = random_crop(images, padding=self.crop_padding, generator=generator)
         if self.flip:
             images = random_flip(images, generator=generator)
+        if self.policy is not None:
+            images = self.policy(images, generator)
         return cutout(normalise(images, mean=mean, std=std), size=self.cutout, generator=generator)

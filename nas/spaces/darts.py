@@ -1,6 +1,7 @@
 """The DARTS space (Liu et al. 2019): a normal and a reduction cell, stacked into the NASNet skeleton for CIFAR."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -81,28 +82,34 @@ class AuxiliaryHead(nn.Sequential):
 class DartsNetwork(nn.Module):
     """Stem, `cells` cells of which those at 1/3 and 2/3 are reductions, head.
 
+    stem: gives the first input of the first cell, and to_last the second one from it, of c_stem channels both;
+    stem_reduces: whether to_last halves the resolution.
+    auxiliary: makes a second classifier for the channels at two thirds of the depth, None for none.
     Returns (N, classes) scores; in training mode with an auxiliary head the pair (scores, auxiliary scores).
     """
 
     def __init__(
         self,
         ops: Mapping[str, Operation],
-        spec: DataSpec,
         *,
+        stem: nn.Module,
+        to_last: nn.Module,
+        c_stem: int,
+        stem_reduces: bool,
+        classes: int,
         channels: int,
         cells: int,
         steps: int,
-        stem_multiplier: int,
-        auxiliary: bool,
+        auxiliary: Callable[[int], nn.Module] | None,
         affine: bool,
     ) -> None:
         super().__init__()
-        c_stem = stem_multiplier * channels
-        self.stem = nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem))
+        self.stem = stem
+        self.to_last = to_last
         self.cells = nn.ModuleList()
         self.auxiliary_at = 2 * cells // 3
-        self.auxiliary: AuxiliaryHead | None = None
-        c_before_last, c_last, after_reduction = c_stem, c_stem, False
+        self.auxiliary: nn.Module | None = None
+        c_before_last, c_last, after_reduction = c_stem, c_stem, stem_reduces
         for index in range(cells):
             reduction = index in (cells // 3, 2 * cells // 3)
             channels *= 2 if reduction else 1
@@ -119,12 +126,13 @@ class DartsNetwork(nn.Module):
                 )
             )
             c_before_last, c_last, after_reduction = c_last, steps * channels, reduction
-            if auxiliary and index == self.auxiliary_at:
-                self.auxiliary = AuxiliaryHead(c_last, spec.num_classes)
-        self.head = ClassifierHead(c_last, spec.num_classes)
+            if auxiliary is not None and index == self.auxiliary_at:
+                self.auxiliary = auxiliary(c_last)
+        self.head = ClassifierHead(c_last, classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        before_last = last = self.stem(x)
+        before_last = self.stem(x)
+        last = self.to_last(before_last)
         auxiliary_scores: Tensor | None = None
         for index, cell in enumerate(self.cells):
             before_last, last = last, cell(before_last, last)
@@ -155,20 +163,30 @@ class Darts(Space):
         at_least(3, cells=self.cells)  # fewer have no place for two reductions
 
     def build(self, spec: DataSpec, *, affine: bool) -> DartsNetwork:
-        if self.auxiliary and min(spec.height, spec.width) < 32:
-            raise ConfigError(
-                f"the auxiliary head needs images of at least 32x32, got {spec.height}x{spec.width}",
-                fix="set retrain.network.auxiliary=false",
-            )
+        if self.auxiliary:
+            check_size(spec, least=32)
+        c_stem = self.stem_multiplier * self.channels
         return DartsNetwork(
             self.ops,
-            spec,
+            stem=nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem)),
+            to_last=nn.Identity(),
+            c_stem=c_stem,
+            stem_reduces=False,
+            classes=spec.num_classes,
             channels=self.channels,
             cells=self.cells,
             steps=self.steps,
-            stem_multiplier=self.stem_multiplier,
-            auxiliary=self.auxiliary,
+            auxiliary=functools.partial(AuxiliaryHead, classes=spec.num_classes) if self.auxiliary else None,
             affine=affine,
+        )
+
+
+def check_size(spec: DataSpec, *, least: int) -> None:
+    """Raises ConfigError unless the images are as large as the auxiliary head needs them."""
+    if min(spec.height, spec.width) < least:
+        raise ConfigError(
+            f"the auxiliary head needs images of at least {least}x{least}, got {spec.height}x{spec.width}",
+            fix="set retrain.network.auxiliary=false",
         )
 
 

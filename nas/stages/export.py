@@ -52,7 +52,9 @@ def export_trained(
     config, metric, device = trained.config, trained.task.metric, next(loader.epoch(0))[1].device
 
     def measure(network: nn.Module) -> dict[str, float]:
-        return {f"test_{metric.name}": score(copy.deepcopy(network).to(device), loader, trained.task).metric}
+        return {
+            f"test_{metric.name}": score(copy.deepcopy(network).to(device), loader, trained.task, trained.spec).metric
+        }
 
     title = f"{trained.genotype.space} network for {spec.name}"
     made_of = foreign(config["space"])

@@ -1,9 +1,13 @@
 """The retraining stage."""
 
+import functools
+
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from nas import checkpoint
+from nas.average import Average
 from nas.choice import check_chosen
 from nas.config import to_plain
 from nas.data.inputs import each
@@ -11,7 +15,7 @@ from nas.data.loader import Loader
 from nas.errors import ConfigError
 from nas.genotype import Genotype
 from nas.progress import Progress
-from nas.retrain import RetrainState, retrain
+from nas.retrain import RetrainState, TrainingStep, retrain
 from nas.run_directory import RunDirectory
 from nas.runtime import derived_seed
 from nas.schedule import Linear
@@ -25,31 +29,34 @@ class RetrainStage:
 
     def __init__(self, setup: Setup) -> None:
         cfg = setup.cfg.retrain
-        at_least(1, retrain__epochs=cfg.epochs)
-        at_least(
-            0,
-            retrain__grad_clip=cfg.grad_clip,
-            retrain__cutout=cfg.cutout,
-            retrain__drop_path=cfg.drop_path,
-            retrain__auxiliary_weight=cfg.auxiliary_weight,
-        )
-        if not cfg.drop_path < 1:
-            raise ConfigError(
-                f"retrain.drop_path must be below 1, got {cfg.drop_path}", fix="set retrain.drop_path=0.2"
-            )
+        check_recipe(cfg)
         self.setup = setup
         self.space = setup.space.resized(cfg.network)
-        self.loader = Loader(
+        self.step = TrainingStep(
+            auxiliary_weight=cfg.auxiliary_weight,
+            grad_clip=cfg.grad_clip,
+            label_smoothing=cfg.label_smoothing,
+            accumulation=cfg.accumulation,
+        )
+        loader = functools.partial(
+            Loader,
             setup.data.train,
             spec=setup.data.spec,
             batch_size=cfg.batch_size,
             device=setup.runtime.device,
             seed=derived_seed(setup.cfg.seed, "retrain batches"),
-            augment=setup.data.with_cutout(cfg.cutout),
+            augment=setup.data.augmented(
+                cutout=cfg.cutout, policy=None if cfg.policy is None else setup.build(cfg.policy)
+            ),
             shuffle=True,
             drop_last=True,
             what="retrain.batch_size",
         )
+        mix = setup.data.mixing(mixup=cfg.mixup, cutmix=cfg.cutmix)
+        self.loader = loader(mix=mix)
+        self.unmixed = loader()  # whose targets are of the kind that the task describes
+        if mix is not None or cfg.label_smoothing > 0:
+            check_takes_probabilities(setup)
         # The real optimiser needs the network, which may only be known after a search: a mistake shows on this one.
         probe = self.optimizer(nn.Linear(1, 1))
         self.lr = setup.build(cfg.lr, start=probe.param_groups[0]["lr"])
@@ -65,7 +72,7 @@ class RetrainStage:
         self.space.check(genotype)
         check_chosen(genotype.choices, self.options)
         network = self.setup.runtime.place(self.space.network(self.setup.data.spec, genotype)).eval()
-        inputs, targets = two_examples(self.loader)
+        inputs, targets = two_examples(self.unmixed)
         with torch.no_grad():
             check_outputs(network(*each(inputs)), targets, self.setup)
 
@@ -74,6 +81,9 @@ class RetrainStage:
         path = out.subdirectory("retrain") / "checkpoint.pt"
         setup.runtime.start(cfg.seed)  # so that the stage gives the same whether or not a search came before it
         network = setup.runtime.place(self.space.network(setup.data.spec, genotype))
+        decay = cfg.retrain.average
+        average = Average(network, decay=decay) if decay > 0 else None
+        state = RetrainState(network, self.optimizer(network), average)
 
         def on_epoch(state: RetrainState, metrics: dict[str, float]) -> None:
             tracker.log("retrain", state.epoch - 1, metrics)
@@ -90,15 +100,53 @@ class RetrainStage:
 
         with Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric) as bar:
             retrain(
-                RetrainState(network, self.optimizer(network)),
+                state,
                 task=setup.task,
                 loader=self.loader,
                 epochs=cfg.retrain.epochs,
                 lr=self.lr,
                 drop_path=Linear(0.0, cfg.retrain.drop_path),
-                auxiliary_weight=cfg.retrain.auxiliary_weight,
-                grad_clip=cfg.retrain.grad_clip,
+                step=self.step,
                 bar=bar,
                 on_epoch=on_epoch,
             )
-        return Trained(network.eval(), genotype, setup.data.spec, setup.task, to_plain(cfg))
+        return Trained(state.result.eval(), genotype, setup.data.spec, setup.task, to_plain(cfg))
+
+
+def check_recipe(cfg: DictConfig) -> None:
+    """Raises ConfigError for a number of the group ``retrain`` that is out of its range."""
+    at_least(1, retrain__epochs=cfg.epochs, retrain__accumulation=cfg.accumulation)
+    fractions = {"drop_path": 0.2, "label_smoothing": 0.1, "average": 0.999}  # and a value that makes sense
+    for setting in ("grad_clip", "cutout", "auxiliary_weight", "mixup", "cutmix", *fractions):
+        at_least(0, **{f"retrain__{setting}": cfg[setting]})
+    for setting, example in fractions.items():
+        if not cfg[setting] < 1:
+            raise ConfigError(
+                f"retrain.{setting} must be below 1, got {cfg[setting]}", fix=f"set retrain.{setting}={example}"
+            )
+    if cfg.accumulation > cfg.batch_size:
+        raise ConfigError(
+            f"retrain.accumulation splits a batch of {cfg.batch_size} into {cfg.accumulation} parts, expected at most "
+            "one for each example",
+            fix="set retrain.accumulation=1",
+        )
+
+
+def check_takes_probabilities(setup: Setup) -> None:
+    """Raises ConfigError unless targets may be probabilities of classes, which smoothing and mixing make of labels."""
+    spec = setup.data.spec
+    problem = "the targets are no class labels"
+    if spec.class_names and not spec.target_shape:
+        classes = spec.num_classes
+        outputs, targets = torch.zeros(2, classes), torch.full((2, classes), 1 / classes)
+        try:
+            shapes = (setup.task.loss(outputs, targets).shape, setup.task.measure(outputs, targets).shape)
+            if shapes == ((), (2,)):
+                return
+            problem = f"the task's loss and metric of them have the shapes {tuple(map(tuple, shapes))}"
+        except Exception as error:  # whatever a user's own loss or metric makes of them
+            problem = f"the task refuses them ({type(error).__name__}: {' '.join(str(error).split())})"
+    raise ConfigError(
+        "retrain.label_smoothing, mixup and cutmix make probabilities of classes out of the targets, but " + problem,
+        fix="set all three to 0",
+    )

@@ -1,5 +1,6 @@
 """What retraining leaves: a network that can be scored, exported and loaded again."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from nas.data.spec import DataSpec
 from nas.errors import DataError
 from nas.evaluate import count_macs, count_parameters, score
 from nas.genotype import Genotype
-from nas.runtime import Runtime
+from nas.runtime import Runtime, describe, peak_memory
 from nas.spaces.space import Space
+from nas.speed import latency
 from nas.task import Task
 
 EVALUATION_BATCH = 256
@@ -92,17 +94,36 @@ def shapes(spec: DataSpec) -> str:
 
 
 def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
-    """What ``result.json`` holds: the score on the test split, and the network's size."""
-    tested, metric = score(trained.network, loader, trained.task), trained.task.metric
+    """What ``result.json`` holds: the score on the test split, ``test_...``, and the network's size."""
+    tested = score(trained.network, loader, trained.task, trained.spec)
+    metric = trained.task.metric
     return {
         f"test_{metric.name}": tested.metric,
         "test_loss": tested.loss,
         "test_examples": tested.examples,
+        **{f"test_{name}": value for name, value in tested.measures.items()},
         "metric": asdict(metric),
         "parameters": count_parameters(trained.network),
         "macs": count_macs(trained.network, trained.spec),
         "data": trained.spec.name,
         "genotype": trained.genotype.to_dict(),
+    }
+
+
+def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: float) -> dict[str, Any]:
+    """What nas-evaluate adds to it: latency in batches of each of those sizes, and the memory this process took.
+
+    Only there: beside a training the memory would be that of the training.
+    """
+    inputs, _ = next(loader.epoch(0))
+    device = each(inputs)[0].device
+    measured = [latency(trained.network, inputs, batch=batch, seconds=seconds) for batch in batches]
+    return {
+        "device": describe(device),
+        "latency": [asdict(one) for one in measured],
+        "peak_memory_bytes": peak_memory(device),
+        # Either way with the test split, if it is kept in memory.
+        "peak_memory_of": "allocated on the device" if device.type == "cuda" else "of the process, torch included",
     }
 
 

@@ -72,12 +72,28 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
 def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finished: Path, nas: Nas) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert result["test_examples"] == 16
+    assert result["test_accuracy_interval"][0] <= result["test_accuracy"] <= result["test_accuracy_interval"][1]
+    assert result["test_negative_log_likelihood"] == pytest.approx(result["test_loss"], rel=1e-5)
+    right = sum(row.get(name, 0) for name, row in result["test_confusion"].items())
+    assert right / 16 == result["test_accuracy"]
+    assert [measured["examples"] for measured in result["test_per_class"].values()] == [6, 5, 5]
     assert result["genotype"] == json.loads((finished / "genotype.json").read_text())
 
     checkpoint = f"checkpoint={finished}/retrain/checkpoint.pt"
     del result["discretisation_gap"]  # of the search, so neither in the checkpoint nor in the export
-    assert nas("evaluate", checkpoint, "hydra.run.dir=scored").code == 0
-    assert json.loads(Path("scored/result.json").read_text()) == result
+    outcome = nas("evaluate", checkpoint, "latency.seconds=0", "latency.batches=[1,3]", "hydra.run.dir=scored")
+    assert outcome.code == 0
+    scored = json.loads(Path("scored/result.json").read_text())
+    assert {name: scored[name] for name in result} == result
+    assert set(scored) - set(result) == {"latency", "device", "peak_memory_bytes", "peak_memory_of"}
+    assert [measured["batch"] for measured in scored["latency"]] == [1, 3]
+    for measured in scored["latency"]:
+        assert 0 < measured["median_ms"] <= measured["p95_ms"]
+        assert measured["runs"] == 10
+    assert scored["peak_memory_bytes"] > 10_000_000
+    assert scored["device"].startswith("cpu, ")
+    for shown in ("95 % interval", "expected calibration error", "latency, batch of 3", "class_2", scored["device"]):
+        assert shown in outcome.out
 
     assert nas("export", checkpoint, "hydra.run.dir=exported", "formats=[]").code == 0
     metadata = json.loads(Path("exported/metadata.json").read_text())
@@ -102,6 +118,44 @@ def test_search_and_retrain_give_what_run_gives(finished: Path, nas: Nas) -> Non
 
     assert nas("retrain", *TINY, "genotype=search/genotype.json", "hydra.run.dir=retrain").code == 0
     assert json.loads(Path("retrain/result.json").read_text()) == result
+
+
+# Every option of the recipe at once, each of which is off without its override.
+OPTIONS = (
+    "retrain.label_smoothing=0.1",
+    "retrain.mixup=0.2",
+    "retrain.cutmix=1.0",
+    "retrain.average=0.9",
+    "retrain.accumulation=2",
+    "policy@retrain.policy=trivial_augment",
+    "optim@retrain.optim=adamw",
+    "lr@retrain.lr=one_cycle",
+)
+
+
+CELL = 'genotype="|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_3x3~0|skip_connect~1|avg_pool_3x3~2|"'
+
+
+def test_all_options_of_the_recipe_together(nas: Nas) -> None:
+    for directory in ("one", "two"):
+        assert nas("retrain", *TINY, CELL, *OPTIONS, f"hydra.run.dir={directory}").code == 0
+    assert without_time(lines(Path("one/metrics.jsonl"))) == without_time(lines(Path("two/metrics.jsonl")))
+    state = torch.load("one/retrain/checkpoint.pt", weights_only=True)
+    assert any(not torch.equal(state["network"][name], state["trained_network"][name]) for name in state["network"])
+    assert state["average_updates"] == 6
+    # What is scored is the average, and it is what the checkpoint gives back.
+    arguments = ("checkpoint=one/retrain/checkpoint.pt", "latency.batches=[]", "hydra.run.dir=scored")
+    assert nas("evaluate", *arguments).code == 0
+    result, scored = (json.loads(Path(path).read_text()) for path in ("one/result.json", "scored/result.json"))
+    assert {name: scored[name] for name in result} == result
+
+
+def test_each_option_alone_changes_the_training(nas: Nas) -> None:
+    losses: dict[str, float] = {}
+    for number, option in enumerate(("retrain.epochs=2", *OPTIONS)):  # the first changes nothing
+        assert nas("retrain", *TINY, CELL, option, f"hydra.run.dir={number}").code == 0, option
+        losses[option] = json.loads(Path(f"{number}/result.json").read_text())["test_loss"]
+    assert len(set(losses.values())) == len(losses), losses
 
 
 def without_time(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

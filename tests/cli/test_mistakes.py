@@ -97,6 +97,42 @@ MISTAKES = {
         "searcher.grad_clip must be >= 0, got -1; set searcher.grad_clip=0 for no clipping",
     ),
     "drop-path": (("retrain.drop_path=1",), "retrain.drop_path must be below 1, got 1.0; set retrain.drop_path=0.2"),
+    "label smoothing": (
+        ("retrain.label_smoothing=1",),
+        "retrain.label_smoothing must be below 1, got 1.0; set retrain.label_smoothing=0.1",
+    ),
+    "average": (("retrain.average=1",), "retrain.average must be below 1, got 1.0; set retrain.average=0.999"),
+    "mixup": (("retrain.mixup=-1",), "retrain.mixup must be at least 0, got -1.0; set retrain.mixup=0"),
+    "more parts than examples": (
+        ("retrain.accumulation=17",),
+        "retrain.accumulation splits a batch of 16 into 17 parts, expected at most one for each example; "
+        "set retrain.accumulation=1",
+    ),
+    "policy for two channels": (
+        ("policy@retrain.policy=trivial_augment", "data.channels=2"),
+        "retrain.policy takes images of 1 or 3 channels, got 2 in 'synthetic'; set policy@retrain.policy=null",
+    ),
+    "policy": (
+        ("policy@retrain.policy=rand_augment", "retrain.policy.magnitude=31"),
+        "magnitude of a policy must be from 0 to 30, got 31; set retrain.policy.magnitude=9",
+    ),
+    "one cycle": (
+        ("lr@retrain.lr=one_cycle", "retrain.lr.warmup=1"),
+        "warmup is a fraction of the run in (0, 1), got 1; set warmup to e.g. 0.3",
+    ),
+    "a metric that takes no mixed labels": (
+        (
+            "task=custom",
+            "task.loss._target_=torch.nn.functional.cross_entropy",
+            "task.metric._target_=torch.nn.functional.nll_loss",
+            "+task.metric.reduction=none",
+            "task.name=surprise",
+            "task.higher_is_better=false",
+            "retrain.mixup=0.2",
+        ),
+        "retrain.label_smoothing, mixup and cutmix make probabilities of classes out of the targets, but the task "
+        "refuses them (RuntimeError: 0D or 1D target tensor expected, multi-target not supported); set all three to 0",
+    ),
     "size of the space": (
         ("space.channels=0",),
         "space.channels must be an integer >= 1, got 0; set space.channels=1",
@@ -215,6 +251,11 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
             (),
             "nas-evaluate needs either a checkpoint to score or a genotype to look up, got neither; set "
             "checkpoint=..., or genotype=... benchmark=nas_bench_201 benchmark.table=<csv>",
+        ),
+        (
+            "evaluate",
+            ("checkpoint=file", "latency.batches=[1,0]"),
+            "latency.batches must be at least 1, got 0; set latency.batches=1",
         ),
         ("export", (), "checkpoint is not set, and has no default; add checkpoint=..."),
         (

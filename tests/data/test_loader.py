@@ -6,6 +6,8 @@ import torch
 
 from nas.data.bundle import Split
 from nas.data.loader import Batch, Loader, search_batches
+from nas.data.mixing import Mixing
+from nas.data.policy import TrivialAugment
 from nas.data.spec import ImageSpec
 from nas.data.split import StreamSplit, TensorSplit
 from nas.data.transforms import Augment
@@ -78,6 +80,32 @@ def test_seed_and_epoch_change_the_order_and_nothing_else_does() -> None:
 def test_start_gives_the_same_batches_as_skipping(start: int) -> None:
     augmented = loader(32, augment=Augment(crop_padding=2, flip=True, cutout=2), seed=7)
     assert_equal(augmented.epoch(3, start=start), list(augmented.epoch(3))[start:])
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
+def test_mixed_batches_are_a_function_of_seed_epoch_and_number(options: dict[str, float]) -> None:
+    def mixing(seed: int) -> Loader:
+        augment = Augment(crop_padding=1, policy=TrivialAugment())
+        return loader(32, augment=augment, mix=Mixing(classes=2, **options), seed=seed)
+
+    whole = list(mixing(7).epoch(3))
+    torch.manual_seed(99)
+    assert_equal(mixing(7).epoch(3, start=2), whole[2:])
+    assert not torch.equal(next(mixing(8).epoch(3))[0], whole[0][0])
+    for images, targets in whole:
+        assert images.shape == (4, 1, 4, 4)
+        assert targets.shape == (4, 2)
+        assert torch.allclose(targets.sum(1), torch.ones(4))
+
+
+def test_mixing_draws_after_the_augmentation() -> None:
+    """So that the same images are mixed as would be seen without."""
+    images, labels = next(loader(32, augment=Augment(crop_padding=1)).epoch(0))
+    mixed, targets = next(loader(32, augment=Augment(crop_padding=1), mix=Mixing(classes=2, mixup=1.0)).epoch(0))
+    own = torch.nn.functional.one_hot(labels, 2)
+    position = int((own != own.roll(1, 0)).any(1).int().argmax())  # where the labels tell the share
+    share = float(targets[position] @ own[position].float())
+    assert torch.allclose(mixed, share * images + (1 - share) * images.roll(1, 0), atol=1e-4)
 
 
 def test_start_produces_nothing_before_it() -> None:

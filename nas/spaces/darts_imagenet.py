@@ -1,0 +1,90 @@
+"""The DARTS space in the skeleton for ImageNet (Liu et al. 2019, sec. 3.4): an eighth of the resolution before the
+first cell. Its genotypes are those of the skeleton for CIFAR, so a cell found there is trained here."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from nas.data.spec import DataSpec
+from nas.errors import ConfigError
+from nas.ops import Operation
+from nas.spaces.darts import Darts, DartsNetwork, check_size
+from nas.spaces.space import Space, at_least
+
+LEAST_SIZE = 193  # of which the last cells see 7x7 pixels, as of the published 224
+
+
+class ImageNetAuxiliaryHead(nn.Sequential):
+    """A second classifier at two thirds of the depth, for training only: (N, C, >= 7, >= 7) -> (N, classes).
+
+    Without a batch norm after its last convolution, as published.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=2, padding=0, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),  # of one pixel for the published 224x224
+            nn.Flatten(),
+            nn.Linear(768, classes),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DartsImageNet(Space):
+    """channels, cells: 48 and 14 as published; steps: computed nodes of a cell.
+
+    channels must be even. auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
+    """
+
+    name = Darts.name
+    ops: Mapping[str, Operation]
+    channels: int = 48
+    cells: int = 14
+    steps: int = 4
+    auxiliary: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(2, channels=self.channels)
+        at_least(1, steps=self.steps)
+        at_least(3, cells=self.cells)  # fewer have no place for two reductions
+        if self.channels % 2:
+            raise ConfigError(
+                f"space.channels must be even, for the first convolution has half of them, got {self.channels}",
+                fix=f"set space.channels={self.channels + 1}",
+            )
+
+    def build(self, spec: DataSpec, *, affine: bool) -> DartsNetwork:
+        if self.auxiliary:
+            check_size(spec, least=LEAST_SIZE)
+        half, whole = self.channels // 2, self.channels
+        return DartsNetwork(
+            self.ops,
+            stem=nn.Sequential(
+                nn.Conv2d(spec.channels, half, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(half),
+                nn.ReLU(),
+                nn.Conv2d(half, whole, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(whole),
+            ),
+            to_last=nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(whole, whole, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(whole),
+            ),
+            c_stem=whole,
+            stem_reduces=True,
+            classes=spec.num_classes,
+            channels=self.channels,
+            cells=self.cells,
+            steps=self.steps,
+            auxiliary=functools.partial(ImageNetAuxiliaryHead, classes=spec.num_classes) if self.auxiliary else None,
+            affine=affine,
+        )
