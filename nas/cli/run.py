@@ -27,13 +27,13 @@ def run(cfg: DictConfig, directory: Path) -> float:
         trained = retrain.run(genotype, out, tracker)
         loader = scoring_loader(trained, setup.data, setup.runtime)
         result = final_result(trained, loader)
+        complete = result | search.gap_result(retrained_test=objective(result))
+        atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         exported = export_trained(
             trained, loader, formats=formats, result=result, run=out.path, directory=out.path / "export"
         )
-        result |= search.gap_result(retrained_test=objective(result))
-        atomic.write_json(out.path / "result.json", result)
     show_result(result)
-    show_gap(result)
+    show_gap(complete)
     show_export(exported)
     print(f"\nEverything is in {directory}")
     return objective(result)
