@@ -64,7 +64,7 @@ def test_the_network_is_the_one_that_was_trained_to_the_last_digit(run, where):
     with torch.no_grad():
         assert torch.equal(network(x), original.network(x))
     loader = scoring_loader(original, config.build(original.config["data"]).load(), Runtime(device="cpu"))
-    scored, result = score(network, loader, original.task), json.loads((run / "result.json").read_text())
+    scored, result = score(network, loader, original.task, original.spec), json.loads((run / "result.json").read_text())
     assert (scored.metric, scored.loss) == (result["test_accuracy"], result["test_loss"])
 
 
