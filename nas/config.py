@@ -69,6 +69,8 @@ class RunConfig:
     sampler: Any = MISSING
     temperature: Any = MISSING
     searcher: Any = MISSING
+    regulariser: Any = MISSING
+    monitor: Any = MISSING
     deriver: Any = MISSING
     weight_optim: Any = MISSING
     arch_optim: Any = MISSING

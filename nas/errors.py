@@ -39,6 +39,10 @@ class SpaceError(NasError):
     """A search space, or a model with choices in it, is not well formed."""
 
 
+class DivergenceError(NasError):
+    """Numbers that are learnt are no longer finite."""
+
+
 class GenotypeError(NasError):
     """A genotype cannot be read, or does not fit the space."""
 

@@ -1,5 +1,6 @@
 """Scores and sizes of a network."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,13 +42,16 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
     return Score(float(metric) / examples, float(loss) / examples, examples, measures.results())
 
 
+def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    """The trainable ones, without those of an auxiliary head, which no inference uses."""
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and not name.startswith("auxiliary."):
+            yield parameter
+
+
 def count_parameters(network: nn.Module) -> int:
-    """Trainable parameters, without those of an auxiliary head, which no inference uses."""
-    return sum(
-        parameter.numel()
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad and not name.startswith("auxiliary.")
-    )
+    """How many numbers `counted_parameters` has."""
+    return sum(parameter.numel() for parameter in counted_parameters(network))
 
 
 @torch.no_grad()

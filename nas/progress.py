@@ -1,5 +1,6 @@
 """Progress for a person: a live bar in a terminal, a line an epoch elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -66,6 +67,10 @@ class Progress:
             elapsed = time.monotonic() - self._started
             left = elapsed / (epoch + 1 - self._first) * (self._epochs - epoch - 1)
             self._console.print(f"{self._stage} {epoch + 1}/{self._epochs}  {text}  left {left:.0f} s")
+
+    def warn(self, text: str) -> None:
+        """One line on standard error; above the bar where there is one, which takes standard error over."""
+        print(f"warning: {text}", file=sys.stderr)
 
     def _begin(self, epoch: int) -> None:
         if self._first is None:

@@ -72,6 +72,11 @@ class RunDirectory:
         }
         atomic.write_json(self.path / MANIFEST, self._manifest)
 
+    def record(self, **facts: Any) -> None:
+        """Add to the manifest."""
+        self._manifest |= facts
+        atomic.write_json(self.path / MANIFEST, self._manifest)
+
     def subdirectory(self, name: str) -> Path:
         path = self.path / name
         path.mkdir(exist_ok=True)

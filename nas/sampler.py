@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.choice import Gate
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DivergenceError
 
 ESTIMATORS = ("sampled", "autodl", "full", "reinmax")
 
@@ -36,9 +36,16 @@ class Gates:
         """Gates for `nas.choice.gates`, row i for keys[i].
 
         differentiable: False drops the gradient, as the weight step has no use for it.
+        Raises DivergenceError if the weights are not numbers, where looking costs no wait: what is drawn comes to the
+        host anyway, and on a CPU all is there.
         """
-        # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
-        drawn: list[int | None] = [None] * len(keys) if self.drawn is None else self.drawn.tolist()
+        broken, drawn = self.weights.detach().isnan().any(dim=-1), [None] * len(keys)
+        if self.drawn is not None:
+            # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
+            drawn, lost = torch.stack([self.drawn, broken]).tolist()
+            refuse_nan(keys, lost)
+        elif self.weights.device.type == "cpu":
+            refuse_nan(keys, broken.tolist())
         if self.drawn is not None and not (differentiable and self.weights.requires_grad):
             return {key: Gate(None, index) for key, index in zip(keys, drawn, strict=True)}
         weights = self.weights if differentiable else self.weights.detach()
@@ -47,12 +54,26 @@ class Gates:
         return {key: Gate(row, index, self.undrawn_as_ones) for key, row, index in zip(keys, rows, drawn, strict=True)}
 
 
+def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
+    """Raises DivergenceError, naming the first choice that is broken, if one is."""
+    for key, lost in zip(keys, broken, strict=True):
+        if lost:
+            raise DivergenceError(
+                f"the logits of {key} are not finite, expected numbers", fix="lower arch_optim.lr or weight_optim.lr"
+            )
+
+
 class Sampler(Protocol):
     """Draws the gates of one step. All randomness comes from `generator`."""
 
     @property
     def relaxed(self) -> bool:
         """Whether the gates are a smooth function of the logits, as second-order search needs."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """How many draws an architecture step averages the gradient over."""
         ...
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates: ...
@@ -80,18 +101,35 @@ def straight_through(drawn: Tensor, soft: Tensor) -> Tensor:
     return torch.zeros_like(soft).scatter_(-1, drawn[:, None], 1.0) + (soft - soft.detach())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stochastic:
+    """What the samplers that draw, and learn from it, have in common.
+
+    samples: independent draws that the gradient of an architecture step is the mean of, at as many times its cost and
+    the memory of one. The weight step takes one draw all the same: the weights see another one in the next step, which
+    costs as much and makes more progress.
+    """
+
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"sampler.samples must be at least 1, got {self.samples}", fix="set sampler.samples=1")
+
+
 @dataclass(frozen=True)
 class Softmax:
     """p itself: every operation runs, weighted (DARTS, Liu et al. 2019, eq. 2). Takes no temperature, draws nothing."""
 
     relaxed = True
+    samples = 1
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
         return Gates(logits.softmax(dim=-1))
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax:
+class GumbelSoftmax(Stochastic):
     """y: every operation runs, weighted at random (SNAS, Xie et al. 2019)."""
 
     relaxed = True
@@ -101,7 +139,7 @@ class GumbelSoftmax:
 
 
 @dataclass(frozen=True)
-class StraightThrough:
+class StraightThrough(Stochastic):
     """onehot(argmax y) forward, y backward; every operation runs, since the backward pass needs every output."""
 
     relaxed = False
@@ -112,7 +150,7 @@ class StraightThrough:
 
 
 @dataclass(frozen=True)
-class GDAS:
+class GDAS(Stochastic):
     """One drawn operation k = argmax y an edge (Dong & Yang 2019). The output is h_k o_k(x) with
     h = onehot(k) + y - stopgrad(y). How the logits learn is a matter of the estimator:
 
@@ -127,6 +165,7 @@ class GDAS:
     relaxed = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.estimator not in ESTIMATORS:
             raise ConfigError(
                 f"sampler.estimator must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}",
@@ -160,6 +199,7 @@ class Uniform:
     2019). The logits stay as they were initialised, so what is derived is a random architecture."""
 
     relaxed = False
+    samples = 1
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
         flat = torch.zeros_like(logits.detach()).masked_fill(logits.detach() == -torch.inf, -torch.inf)
@@ -168,7 +208,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Dirichlet:
+class Dirichlet(Stochastic):
     """Weights ~ Dirichlet(elu(logits) + 1), differentiable by implicit reparameterisation; every operation runs
     (DrNAS, Chen et al. 2021). Takes no temperature. Its mean is proportional to elu(logits) + 1."""
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,14 @@ from torch.optim import Optimizer
 from nas.arch import ArchParams
 from nas.data.loader import Loader, search_batches
 from nas.deriver import Deriver, JudgingDeriver
+from nas.errors import DivergenceError
 from nas.genotype import Genotype
 from nas.judge import Judge
 from nas.meter import Meter
+from nas.monitor import CollapseMonitor
 from nas.progress import Progress
+from nas.regulariser import Sum
+from nas.sampler import refuse_nan
 from nas.schedule import Schedule, progress, set_lr
 from nas.searcher import FirstOrder
 
@@ -31,6 +36,8 @@ class SearchState:
     generator: torch.Generator
     epoch: int = 0  # epochs done
     genotype: Genotype | None = None  # derived after the last epoch done
+    collapsed: int = 0  # epochs in a row in which the derived architecture exceeded the monitor's limits
+    stopped: str | None = None  # why the search ended before its last epoch, if it did
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -42,6 +49,8 @@ class SearchState:
             "torch_generator": torch.get_rng_state(),
             "epoch": self.epoch,
             "genotype": None if self.genotype is None else self.genotype.to_dict(),
+            "collapsed": self.collapsed,
+            "stopped": self.stopped,
         }
 
 
@@ -72,36 +81,48 @@ def search(
     judge: Callable[[int], Judge],
     space_name: str,
     measure: Callable[[Genotype, float], Mapping[str, float]],
+    regulariser: Sum | None,
+    monitor: CollapseMonitor,
     bar: Progress,
     on_epoch: Callable[[SearchState, dict[str, float]], None],
 ) -> Genotype:
-    """Run the search from state.epoch to the end and return the genotype of the last epoch.
+    """Run the search from state.epoch to the end, or until the monitor stops it, and return the genotype of the last
+    epoch.
 
     temperature: by epoch, so that the first epoch has exactly its start and the last exactly its end.
     lr: of the weights, by step. judge: one that looks at so many batches, for a `JudgingDeriver`.
-    measure: metrics of a derived genotype at a temperature.
+    measure: metrics of a derived genotype at a temperature. regulariser: the searcher's, to be logged.
     on_epoch: receives the state and the epoch's metrics, to log and to save.
+    Raises DivergenceError, naming epoch and step, when the logits are not finite any more.
     """
     steps = len(weight_loader)
     genotype, metric = state.genotype, searcher.task.metric.name
     for epoch in range(state.epoch, epochs):
-        tau = temperature(progress(epoch, epochs))
+        done = progress(epoch, epochs)
+        tau = temperature(done)
         weights, arch, started = Meter(metric), Meter(metric), time.perf_counter()
         for step, (weight_batch, arch_batch) in enumerate(search_batches(weight_loader, arch_loader, epoch)):
             set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
             learns = epoch >= order.warmup_epochs and (epoch * steps + step + 1) % order.arch_every == 0
-            if learns and order.arch_first:
-                arch.add(searcher.arch_step(arch_batch, weight_batch, tau))
-            weights.add(searcher.weight_step(weight_batch, tau))
-            if learns and not order.arch_first:
-                arch.add(searcher.arch_step(arch_batch, weight_batch, tau))
+            with located(epoch, step):
+                if learns and order.arch_first:
+                    arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
+                weights.add(searcher.weight_step(weight_batch, tau))
+                if learns and not order.arch_first:
+                    arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
             bar.step(epoch, (step + 1) / steps)
         seconds = time.perf_counter() - started
 
+        with located(epoch, steps - 1):
+            refuse_nan(state.arch.keys, state.arch.entropy().isnan().tolist())
         chosen = deriver(state.arch)
-        if epoch + 1 == epochs and isinstance(deriver, JudgingDeriver):
+        if epoch >= order.warmup_epochs:
+            watch(state, epoch, chosen, monitor, bar)
+        last = epoch + 1 == epochs or state.stopped is not None
+        if last and isinstance(deriver, JudgingDeriver):
             chosen = deriver.judged(state.arch, judge(deriver.batches))
         derived = Genotype(space_name, chosen)
+        counts = monitor.kinds.count(chosen)
         metrics = {
             **weights.summary("weights"),
             **arch.summary("arch"),
@@ -111,6 +132,9 @@ def search(
             "seconds_per_step": seconds / steps,
             "examples_per_second": (weights.examples + arch.examples) / seconds,
             "genotype_changes": derived.differing(genotype),
+            "collapse/skips": counts.skips,
+            "collapse/parameter_free": counts.parameter_free,
+            **({} if regulariser is None else regulariser.logged(state.arch, done)),
             **measure(derived, tau),
             **dict(arch_metrics(state.arch)),
         }
@@ -118,8 +142,32 @@ def search(
         state.epoch, state.genotype = epoch + 1, genotype
         bar.epoch(epoch, metrics)
         on_epoch(state, metrics)
+        if state.stopped is not None:
+            break
     assert genotype is not None  # epochs >= 1, checked by whoever configured the search
     return genotype
+
+
+def watch(
+    state: SearchState, epoch: int, chosen: Mapping[str, str | None], monitor: CollapseMonitor, bar: Progress
+) -> None:
+    """Warn, once, when what the logits derive has exceeded the monitor's limits for long enough, and note that the
+    search is to stop if that is what the monitor is set to."""
+    counts = monitor.kinds.count(chosen)
+    state.collapsed = monitor.epochs_in_a_row(state.collapsed, counts)
+    if state.collapsed == monitor.patience and (exceeded := monitor.exceeded(counts)):
+        reason = f"epoch {epoch + 1}: {exceeded} for {monitor.patience} epochs"
+        bar.warn(f"the search {'has collapsed and stops' if monitor.stop else 'seems to collapse'}, {reason}")
+        state.stopped = reason if monitor.stop else None
+
+
+@contextmanager
+def located(epoch: int, step: int) -> Iterator[None]:
+    """Adds the epoch and the step, both counted from 1, to a DivergenceError."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"epoch {epoch + 1}, step {step + 1}: {error.problem}", fix=error.fix) from error
 
 
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:

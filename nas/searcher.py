@@ -14,6 +14,7 @@ from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.meter import StepResult
+from nas.regulariser import Regulariser
 from nas.sampler import Sampler
 from nas.task import Task
 
@@ -35,7 +36,8 @@ class FirstOrder:
     """Weight steps and architecture steps of a supernet.
 
     task: whose loss both levels have. sampler: draws fresh gates for every step. generator: the sampler's randomness,
-    on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none.
+    on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none. regulariser: what the
+    architecture's loss has beside the task's; losses are reported without it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class FirstOrder:
         arch_optim: Optimizer,
         generator: torch.Generator,
         grad_clip: float = 5.0,
+        regulariser: Regulariser | None = None,
     ) -> None:
         if grad_clip < 0:
             raise ConfigError(
@@ -62,6 +65,7 @@ class FirstOrder:
         self.arch_optim = arch_optim
         self.generator = generator
         self.grad_clip = grad_clip
+        self.regulariser = regulariser
         self.choices = choices(supernet)
         self.weights = list(supernet.parameters())
 
@@ -75,19 +79,31 @@ class FirstOrder:
         self.weight_optim.step()
         return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)
 
-    def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float) -> StepResult:
+    def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float, progress: float = 0.0) -> StepResult:
         """One step of the logits on a batch of the architecture's split.
 
         weight_batch: of the weights' split, for searchers that look at what the weights would do next.
+        progress: of the search, in [0, 1], for the regulariser.
         """
         self.arch_optim.zero_grad(set_to_none=True)
+        samples = self.sampler.samples
+        passes = [self._add_gradient(batch, weight_batch, temperature, 1 / samples) for _ in range(samples)]
+        if self.regulariser is not None:
+            self.regulariser(self.arch, progress).backward()
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self.arch.parameters() if p.grad is not None])
+        self.arch_optim.step()
+        loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
+        return StepResult(loss, metric, len(batch[1]), grad_norm)
+
+    def _add_gradient(
+        self, batch: Batch, weight_batch: Batch, temperature: float, factor: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add `factor` times the gradient of one draw to that of the logits. Returns the draw's loss and metric."""
         with weights_frozen(self.weights):
             loss, metric = self._forward(batch, temperature, differentiable=True)
             if loss.requires_grad:  # not with a sampler that learns nothing
-                loss.backward()
-        grad_norm = nn.utils.get_total_norm(p.grad for p in self.arch.parameters() if p.grad is not None)
-        self.arch_optim.step()
-        return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)
+                (factor * loss).backward()
+        return loss.detach(), metric
 
     def _forward(self, batch: Batch, temperature: float, *, differentiable: bool) -> tuple[Tensor, Tensor]:
         inputs, targets = batch

@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from nas.choice import gates
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
-from nas.meter import StepResult
 from nas.sampler import Gates
 from nas.searcher import FirstOrder, weights_frozen
 
@@ -23,7 +22,7 @@ class SecondOrder(FirstOrder):
 
     method: ``exact`` differentiates twice by autograd; ``difference`` takes the mixed second derivative as a central
     difference with epsilon = radius / ||grad_w' L_val||, as the authors do: less memory, two more forward passes.
-    A step costs three to four times a first-order one, and one draw of the gates serves all its passes.
+    A step costs three to four times a first-order one for each draw of the gates, which serves all its passes.
     Raises ConfigError for a sampler that is not relaxed (through a hard gate there is no second derivative to speak
     of), or weights that are not trained by SGD.
     """
@@ -53,8 +52,9 @@ class SecondOrder(FirstOrder):
         self.named_weights: dict[str, Tensor] = dict(self.supernet.named_parameters())
         self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
 
-    def arch_step(self, arch_batch: Batch, weight_batch: Batch, temperature: float) -> StepResult:
-        self.arch_optim.zero_grad(set_to_none=True)
+    def _add_gradient(
+        self, batch: Batch, weight_batch: Batch, temperature: float, factor: float
+    ) -> tuple[Tensor, Tensor]:
         drawn = self.sampler(self.arch.masked(), temperature, self.generator)
         # A leaf between the logits and the gates: the passes below end there, and the sampler's own graph is gone
         # through once, at the end.
@@ -65,16 +65,13 @@ class SecondOrder(FirstOrder):
         # w' as a function of the gradient alone, so that one backward pass gives both the direct part of the result
         # and the vector that the mixed second derivative is to be multiplied by.
         cut = {name: slope.detach().requires_grad_() for name, slope in slopes.items()}
-        loss, outputs = self._loss(self._next_weights(cut), leaf, arch_batch)
+        loss, outputs = self._loss(self._next_weights(cut), leaf, batch)
         direct, *vector = torch.autograd.grad(loss, [leaf, *cut.values()], allow_unused=True)
         by_name = {name: v for name, v in zip(cut, vector, strict=True) if v is not None}
 
         product = self._exact if self.method == "exact" else self._difference
-        drawn.weights.backward(direct + product(leaf, slopes, by_name, weight_batch))
-        grad_norm = nn.utils.get_total_norm([p.grad for p in self.arch.parameters() if p.grad is not None])
-        self.arch_optim.step()
-        targets = arch_batch[1]
-        return StepResult(loss.detach(), self.task.measure(outputs.detach(), targets).sum(), len(targets), grad_norm)
+        drawn.weights.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch)))
+        return loss.detach(), self.task.measure(outputs.detach(), batch[1]).sum()
 
     def _exact(self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch) -> Tensor:
         """d/d leaf <grad_w L_train, vector>."""

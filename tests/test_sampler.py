@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DivergenceError
 from nas.sampler import (
     ESTIMATORS,
     GDAS,
@@ -344,3 +344,23 @@ def test_by_key_without_a_gradient_carries_no_graph():
 def test_by_key_refuses_another_number_of_keys():
     with pytest.raises(ValueError, match="zip"):
         Gates(torch.eye(2), torch.tensor([0, 1])).by_key(["a"], differentiable=True)
+
+
+@pytest.mark.parametrize("sampler", LEARNING)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_stop_at_once_and_name_their_choice(sampler, broken):
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = broken
+    gates = sampler(logits, 1.0, gumbel(1))
+    for differentiable in (True, False):
+        with pytest.raises(DivergenceError) as error:
+            gates.by_key(["a", "b", "c"], differentiable=differentiable)
+        assert str(error.value) == (
+            "the logits of b are not finite, expected numbers; lower arch_optim.lr or weight_optim.lr"
+        )
+
+
+def test_weights_that_are_not_on_the_host_are_not_waited_for():
+    # A tensor on the meta device has no values that could be looked at.
+    by_key = Gates(torch.empty(2, 3, device="meta")).by_key(["a", "b"], differentiable=True)
+    assert by_key["a"].drawn is None

@@ -26,7 +26,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
             show_standings(setup.benchmark.report(genotype))
         trained = retrain.run(genotype, out, tracker)
         loader = scoring_loader(trained, setup.data, setup.runtime)
-        result = final_result(trained, loader)
+        result = {**final_result(trained, loader), **search.ending()}
         complete = result | search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         exported = export_trained(

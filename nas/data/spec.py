@@ -89,10 +89,10 @@ class DataSpec:
             )
         return shape
 
-    def zeros(self, *, device: torch.device) -> Inputs:
-        """A batch of one made-up example."""
+    def zeros(self, *, device: torch.device, batch: int = 1) -> Inputs:
+        """A batch of made-up examples."""
         made = tuple(
-            torch.zeros(1, *shape, dtype=getattr(torch, dtype), device=device)
+            torch.zeros(batch, *shape, dtype=getattr(torch, dtype), device=device)
             for shape, dtype in zip(self.input_shapes, self.input_dtypes, strict=True)
         )
         return made if len(made) > 1 else made[0]

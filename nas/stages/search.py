@@ -13,7 +13,9 @@ from nas.evaluate import count_parameters
 from nas.gap import Gap
 from nas.genotype import Genotype
 from nas.judge import Judge
+from nas.kinds import kinds_of
 from nas.progress import Progress
+from nas.regulariser import Sum
 from nas.run_directory import RunDirectory
 from nas.runtime import derived_seed
 from nas.schedule import positive
@@ -51,6 +53,8 @@ class SearchStage:
             arch_optim=setup.build(cfg.arch_optim, params=arch.parameters()),
             generator=self.generator,
         )
+        self.retrained_space = setup.space.resized(cfg.retrain.network)
+        self.regulariser = self.build_regulariser(arch)
         self.lr = setup.build(cfg.lr, start=self.state.weight_optim.param_groups[0]["lr"])
         self.sampler = setup.build(cfg.sampler)
         self.searcher = setup.build(
@@ -62,6 +66,7 @@ class SearchStage:
             weight_optim=self.state.weight_optim,
             arch_optim=self.state.arch_optim,
             generator=self.generator,
+            regulariser=self.regulariser,
         )
         weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
         self.weight_loader, self.arch_loader, self.validation_loader = (
@@ -84,11 +89,20 @@ class SearchStage:
         )
         inputs, targets = two_examples(self.arch_loader)
         check_outputs(check_shapes(supernet, inputs), targets, setup)
-        self.retrained_space = setup.space.resized(cfg.retrain.network)
+        self.monitor = setup.build(cfg.monitor, kinds=kinds_of(supernet, inputs))
         if setup.benchmark is not None:
             setup.benchmark.check(setup.space.options(setup.data.spec))
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
         self.describe(Genotype(setup.space.name, self.deriver(arch)))
+
+    def build_regulariser(self, arch: ArchParams) -> Sum | None:
+        """All that the group ``regulariser`` chose, if anything."""
+        known = {"arch": arch, "space": self.retrained_space, "spec": self.setup.data.spec}
+        terms = {
+            name: self.setup.build(node, **(known if node.get("_partial_") else {}))
+            for name, node in self.setup.cfg.regulariser.items()
+        }
+        return Sum(terms) if terms else None
 
     def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
         cfg = self.setup.cfg
@@ -101,7 +115,7 @@ class SearchStage:
             checkpoint.save(path, "search", {"config": to_plain(cfg), **state.state_dict()})
 
         with Progress("search", cfg.search.epochs, metric=self.setup.task.metric) as bar:
-            return search(
+            genotype = search(
                 self.state,
                 searcher=self.searcher,
                 weight_loader=self.weight_loader,
@@ -118,9 +132,17 @@ class SearchStage:
                 judge=self.judge,
                 space_name=self.setup.space.name,
                 measure=self.measure,
+                regulariser=self.regulariser,
+                monitor=self.monitor,
                 bar=bar,
                 on_epoch=on_epoch,
             )
+        out.record(**self.ending())
+        return genotype
+
+    def ending(self) -> dict[str, str]:
+        """Why the search ended before its last epoch, for manifest and result; empty if it did not."""
+        return {} if self.state.stopped is None else {"search_stopped": self.state.stopped}
 
     def judge(self, batches: int, *, start: int = 0) -> Judge:
         """One that looks at so many batches of the two splits of the search, from validation batch `start` on."""

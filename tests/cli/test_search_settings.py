@@ -1,0 +1,136 @@
+"""What regularisers, the collapse monitor and samplers get through the command, and what bad values of theirs get."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.conftest import TINY, Outcome
+
+Nas = Callable[..., Outcome]
+
+# Whatever is learnt, nothing but operations without parameters is derived.
+COLLAPSED = "deriver.exclude=[none,nor_conv_1x1,nor_conv_3x3]"
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "manifest.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_several_regularisers_and_their_metrics(nas: Nas, tmp_path: Path) -> None:
+    chosen = ("regulariser=[entropy,parameters]", "regulariser.parameters.target=10000")
+    assert nas("search", *TINY, "tracker=jsonl", *chosen, "hydra.run.dir=out").code == 0
+    lines = metrics(tmp_path / "out")
+    for line in lines:
+        expected = line["regulariser/parameters/expected"]
+        assert line["regulariser/parameters"] == pytest.approx(abs(expected / 10_000 - 1), rel=1e-5)
+    # By epoch, from exactly the start of its weight to exactly the end.
+    assert lines[0]["regulariser/entropy"] == 0
+    assert lines[1]["regulariser/entropy"] == pytest.approx(0.1 * lines[1]["entropy/mean"], rel=1e-5)
+
+
+def test_a_regulariser_moves_the_logits(nas: Nas, tmp_path: Path) -> None:
+    pull = ("regulariser=entropy", "regulariser.entropy.weight.start=100", "search.epochs=4")
+    for name, chosen in (("with", pull), ("without", pull[2:])):
+        assert nas("search", *TINY, "tracker=jsonl", *chosen, f"hydra.run.dir={name}").code == 0
+    assert metrics(tmp_path / "with")[-1]["entropy/mean"] < metrics(tmp_path / "without")[-1]["entropy/mean"] - 0.001
+
+
+def test_the_monitor_counts_every_epoch_and_is_silent_without_cause(nas: Nas, tmp_path: Path) -> None:
+    outcome = nas("search", *TINY, "tracker=jsonl", COLLAPSED, "hydra.run.dir=out")
+    assert (outcome.code, outcome.err) == (0, "")  # two epochs, where five in a row are needed
+    for line in metrics(tmp_path / "out"):
+        assert line["collapse/parameter_free"] == 6
+        assert 0 <= line["collapse/skips"] <= 6
+    assert "search_stopped" not in manifest(tmp_path / "out")
+
+
+def test_the_monitor_warns_once(nas: Nas, tmp_path: Path) -> None:
+    settings = ("search.epochs=4", "monitor.skips=null", "monitor.patience=2", COLLAPSED)
+    outcome = nas("search", *TINY, "tracker=jsonl", *settings, "hydra.run.dir=out")
+    assert (outcome.code, outcome.err) == (
+        0,
+        "warning: the search seems to collapse, epoch 2: 6 of 6 derived operations have no parameters, more than 75% "
+        "for 2 epochs\n",
+    )
+    assert len(metrics(tmp_path / "out")) == 4
+
+
+def test_the_monitor_stops_the_search_and_says_why(nas: Nas, tmp_path: Path) -> None:
+    settings = (
+        "search.epochs=5", "search.warmup_epochs=1", "monitor.skips=null", "monitor.patience=2", "monitor.stop=true",
+        COLLAPSED,
+    )  # fmt: skip
+    outcome = nas("run", *TINY, "tracker=jsonl", *settings, "hydra.run.dir=out")
+    # The epoch of warm-up does not count.
+    reason = "epoch 3: 6 of 6 derived operations have no parameters, more than 75% for 2 epochs"
+    assert (outcome.code, outcome.err) == (0, f"warning: the search has collapsed and stops, {reason}\n")
+    out = tmp_path / "out"
+    assert [line["stage"] for line in metrics(out)] == ["search"] * 3 + ["retrain"] * 2
+    assert (manifest(out)["search_stopped"], manifest(out)["status"]) == (reason, "finished")
+    result = json.loads((out / "result.json").read_text())
+    assert result["search_stopped"] == reason
+    assert result["genotype"] == json.loads((out / "genotype.json").read_text())
+
+
+@pytest.mark.parametrize("sampler", ["gdas", "softmax"])
+def test_logits_that_are_not_finite_stop_the_search_and_say_where(sampler: str, nas: Nas, tmp_path: Path) -> None:
+    # Three steps an epoch; the weights are lost in the first, the logits with them, the second finds that.
+    outcome = nas("search", *TINY, f"sampler={sampler}", "weight_optim.lr=1e30", "hydra.run.dir=out")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: epoch 1, step 2: the logits of cell/0-1 are not finite, expected numbers; lower arch_optim.lr or "
+        "weight_optim.lr\n",
+    )
+    assert manifest(tmp_path / "out")["status"] == "failed"
+
+
+def test_logits_that_are_lost_in_the_last_step_are_not_derived_from(nas: Nas, tmp_path: Path) -> None:
+    settings = ("weight_optim.lr=1e30", "search.batch_size=24")  # one step an epoch
+    outcome = nas("search", *TINY, *settings, "hydra.run.dir=out")
+    assert (outcome.code, outcome.err.split(": ")[1]) == (2, "epoch 1, step 1")
+    assert not (tmp_path / "out" / "genotype.json").exists()
+
+
+MISTAKES = {
+    "unknown regulariser": (
+        ("regulariser=entropi",),
+        "regulariser=entropi is not an option of regulariser; expected one of beta_decay, entropy, latency, macs, "
+        "none, parameters",
+    ),
+    "no target": (
+        ("regulariser=macs",),
+        "regulariser.macs.target is not set, and has no default; add regulariser.macs.target=...",
+    ),
+    "no table": (
+        ("regulariser=latency", "regulariser.latency.table=nowhere.json", "regulariser.latency.target=1"),
+        "there is no latency table at nowhere.json; set regulariser.latency.table to a file that "
+        "scripts/measure_latency has written",
+    ),
+    "no samples": (("sampler.samples=0",), "sampler.samples must be at least 1, got 0; set sampler.samples=1"),
+    "fraction": (
+        ("monitor.skips=2",),
+        "monitor.skips is a fraction of the derived choices in [0, 1], got 2; set monitor.skips to e.g. 0.5, or null "
+        "for no limit",
+    ),
+    "patience": (("monitor.patience=0",), "monitor.patience must be at least 1, got 0; set monitor.patience=1"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_is_told_in_one_line_and_leaves_nothing(case: str, nas: Nas, tmp_path: Path) -> None:
+    overrides, message = MISTAKES[case]
+    outcome = nas("run", *TINY, *overrides)
+    assert (outcome.code, outcome.err) == (2, f"error: {message}\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_softmax_draws_nothing_that_could_be_averaged(nas: Nas) -> None:
+    outcome = nas("run", *TINY, "sampler=softmax", "sampler.samples=2")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: sampler.samples is not a setting; ")
