@@ -17,9 +17,12 @@ class ArchParams(nn.Module):
 
     found: choices by key, as `nas.choice.choices` returns them.
     init_std: the logits start as init_std * N(0, 1); 1e-3 in the published searches.
+
+    Choices that are weighed have a logit more, of their share in their group (beta in Xu et al. 2020).
     """
 
     mask: Tensor
+    rivals: Tensor
 
     def __init__(
         self, found: Mapping[str, Sequence[Choice]], *, init_std: float = 1e-3, generator: torch.Generator | None = None
@@ -31,6 +34,12 @@ class ArchParams(nn.Module):
         mask = torch.arange(int(sizes.max())) < sizes[:, None]  # (choices, widest): True at real candidates
         self.logits = nn.Parameter(init_std * torch.randn(mask.shape, generator=generator) * mask)
         self.register_buffer("mask", mask)
+        # Whose shares sum to 1: the weighed choices of a group, and every other choice by itself.
+        sums = [sharing[0].group if sharing[0].weighed else row for row, sharing in enumerate(found.values())]
+        self.register_buffer("rivals", torch.tensor([[one == other for other in sums] for one in sums]))
+        self.share_logits: nn.Parameter | None = None
+        if any(sharing[0].weighed for sharing in found.values()):
+            self.share_logits = nn.Parameter(init_std * torch.randn(len(sums), generator=generator))
 
     @classmethod
     def from_model(
@@ -51,11 +60,24 @@ class ArchParams(nn.Module):
         """(choices, widest): each row's softmax, 0 at the padding."""
         return self.masked().softmax(dim=-1)
 
+    def shares(self) -> Tensor | None:
+        """(choices,): the share of each choice in the sum of its group, a softmax over the group, and 1 for choices
+        that are not weighed; None if none is."""
+        if self.share_logits is None:
+            return None
+        logits = self.share_logits.expand(self.rivals.shape).masked_fill(~self.rivals, -torch.inf)
+        return logits.softmax(dim=-1).diagonal()
+
     def entropy(self) -> Tensor:
         """(choices,): the entropy of each row's distribution in nats; log K when nothing is preferred."""
         log_probs = self.masked().log_softmax(dim=-1)
         # 0 for -inf at the padding: 0 * -inf would be NaN, in the value or in the gradient.
         return -(log_probs.exp() * log_probs.masked_fill(~self.mask, 0.0)).sum(dim=-1)
+
+    def named_shares(self) -> dict[str, float]:
+        """key -> share, on the host; of all choices, 1 where there is nothing to share."""
+        shares = self.shares()
+        return dict.fromkeys(self.keys, 1.0) if shares is None else dict(zip(self.keys, shares.tolist(), strict=True))
 
     def named_probs(self) -> dict[str, dict[str, float]]:
         """key -> candidate -> probability, on the host in one transfer."""

@@ -26,11 +26,13 @@ class Gate:
     edge that is left out.
     drawn: the only candidate that runs, or None when all of them run.
     undrawn_as_ones: add the weights of the undrawn candidates, whose values are 0, to the output for their gradient.
+    share: a factor of the choice's output, () tensor: its part of the sum that it takes part in; None for 1.
     """
 
     weights: tuple[Tensor, ...] | None
     drawn: int | None
     undrawn_as_ones: bool = False
+    share: Tensor | None = None
 
 
 # The edge is left out of the sum it takes part in, as `freeze` leaves out what was not chosen.
@@ -44,12 +46,19 @@ class Choice(nn.Module):
     itself be, or contain, a choice.
     key: choices with equal keys share one logit vector; None: the choice's path in the model, its own.
     group: names what competes when edges are dropped (the edges into one node), None when nothing does.
+    weighed: learn which share of its group's sum it has as well (edge normalisation, Xu et al. 2020). It counts when
+    edges are dropped, and is 1 in a frozen network.
 
     Raises SpaceError for anything but two or more named modules, and in a forward pass outside of `gates`.
     """
 
     def __init__(
-        self, candidates: Mapping[str, nn.Module], *, key: str | None = None, group: str | None = None
+        self,
+        candidates: Mapping[str, nn.Module],
+        *,
+        key: str | None = None,
+        group: str | None = None,
+        weighed: bool = False,
     ) -> None:
         super().__init__()
         if not hasattr(candidates, "items"):
@@ -70,9 +79,15 @@ class Choice(nn.Module):
                 f"a Choice needs at least 2 candidates, got {len(candidates)} ({', '.join(candidates) or 'none'})",
                 fix="add candidates, or use the module itself where there is nothing to choose",
             )
+        if weighed and group is None:
+            raise SpaceError(
+                f"a Choice that is weighed has a share of a group, got group=None for {', '.join(candidates)}",
+                fix="name the group of choices whose outputs are added up, or leave weighed=True out",
+            )
         self.names = tuple(candidates)
         self.key = key
         self.group = group
+        self.weighed = weighed
         # A list, not a ModuleDict: candidate names may hold dots, or be called `type` or `keys`.
         self.candidates = nn.ModuleList(candidates.values())
         self.gate: Gate | None = None
@@ -86,19 +101,28 @@ class Choice(nn.Module):
             )
         if gate.drawn is not None:
             output: Tensor = self.candidates[gate.drawn](*inputs, **named)
-            if gate.weights is None:
-                return output
-            output = pass_through(output, gate.weights[gate.drawn])
-            if gate.undrawn_as_ones:
-                output = output + sum(gate.weights[i] for i in range(len(self.names)) if i != gate.drawn)
-            return output
+            if gate.weights is not None:
+                output = pass_through(output, gate.weights[gate.drawn])
+                if gate.undrawn_as_ones:
+                    output = output + sum(gate.weights[i] for i in range(len(self.names)) if i != gate.drawn)
+            return output if gate.share is None else gate.share * output
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
         if not gate.weights:
             return 0
         # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.
         terms = (weight * op(*inputs, **named) for weight, op in zip(gate.weights, self.candidates, strict=False))
-        return functools.reduce(operator.add, terms)
+        mixed: Tensor = functools.reduce(operator.add, terms)
+        return mixed if gate.share is None else gate.share * mixed
+
+    @property
+    def share(self) -> Tensor | None:
+        """The factor of its output under the gate that is set, None for 1."""
+        return None if self.gate is None else self.gate.share
+
+    def described(self) -> str:
+        """All that choices with one key have in common."""
+        return f"{self.names} in group {self.group!r}" + (", weighed" if self.weighed else "")
 
     def extra_repr(self) -> str:
         return f"key={self.key!r}, names={self.names}"
@@ -131,7 +155,8 @@ def pass_through(output: Tensor, gate: Tensor) -> Tensor:
 def choices(model: nn.Module) -> dict[str, list[Choice]]:
     """All choices of a model by key, in module order; a choice without a key is known by its path.
 
-    Raises SpaceError when there is none, or when choices that share a key have different candidates or groups.
+    Raises SpaceError when there is none, or when choices that share a key differ in their candidates, their
+    group or whether they are weighed.
     """
     found: dict[str, list[Choice]] = {}
     for path, module in model.named_modules():
@@ -144,10 +169,10 @@ def choices(model: nn.Module) -> dict[str, list[Choice]]:
         )
     for key, sharing in found.items():
         for other in sharing[1:]:
-            if other.names != sharing[0].names or other.group != sharing[0].group:
+            if other.described() != sharing[0].described():
                 raise SpaceError(
-                    f"choices that share the key {key!r} must be alike, got candidates {sharing[0].names} in group "
-                    f"{sharing[0].group!r} and {other.names} in group {other.group!r}",
+                    f"choices that share the key {key!r} must be alike, got candidates {sharing[0].described()} "
+                    f"and {other.described()}",
                     fix="give them different keys, or the same candidates in the same order",
                 )
     return found

@@ -78,8 +78,9 @@ class TopPredecessors:
     """The best operation of every edge first, then the best `count` edges of every group; the rest is dropped.
 
     That is DARTS' derivation (Liu et al. 2019, sec. 2.4): an edge is as strong as its best operation that is not
-    excluded, its probability taken over all operations. Each predecessor has one edge into a node, so the edges
-    kept come from different predecessors. Choices without a group are all kept.
+    excluded, its probability taken over all operations, and as PC-DARTS has it times its share where edges are weighed.
+    Each predecessor has one edge into a node, so the edges kept come from different predecessors. Choices without a
+    group are all kept.
     """
 
     def __init__(self, *, count: int = 2, exclude: Sequence[str] = ("none",)) -> None:
@@ -89,11 +90,15 @@ class TopPredecessors:
         self.exclude = tuple(exclude)
 
     def __call__(self, arch: ArchParams) -> dict[str, str | None]:
-        strongest = {key: best(probs, self.exclude) for key, probs in arch.named_probs().items()}
-        chosen: dict[str, str | None] = {key: name for key, (name, _) in strongest.items()}
+        found, shares = (
+            {key: best(probs, self.exclude) for key, probs in arch.named_probs().items()},
+            arch.named_shares(),
+        )
+        chosen: dict[str, str | None] = {key: name for key, (name, _) in found.items()}
+        strength = {key: p * shares[key] for key, (_, p) in found.items()}
         for edges in groups(arch).values():
             # sorted() is stable, so of equally strong edges the earlier predecessor stays.
-            for key in sorted(edges, key=lambda key: -strongest[key][1])[self.count :]:
+            for key in sorted(edges, key=lambda key: -strength[key])[self.count :]:
                 chosen[key] = None
         return chosen
 

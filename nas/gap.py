@@ -9,7 +9,7 @@ import torch
 from nas.arch import ArchParams
 from nas.choice import Gate
 from nas.judge import Judge
-from nas.sampler import Sampler
+from nas.sampler import Sampler, draw
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,5 @@ def draws(
     """The gates of a search, draw after draw."""
     while True:
         with torch.no_grad():
-            drawn = sampler(arch.masked(), temperature, generator)
+            drawn = draw(sampler, arch, temperature, generator)
         yield drawn.by_key(arch.keys, differentiable=False)

@@ -14,6 +14,7 @@ from nas.choice import LEFT_OUT, Gate
 from nas.deriver import allowed, from_logits, groups
 from nas.errors import ConfigError
 from nas.judge import Judge
+from nas.sampler import Gates
 
 T = TypeVar("T")
 
@@ -63,12 +64,13 @@ class Perturbation:
     def judged(self, arch: ArchParams, judge: Judge) -> dict[str, str | None]:
         generator = judge.generator()
         rows = dict(zip(arch.keys, arch.probs().detach(), strict=True))
-        supernet = {key: Gate(row.unbind(), None) for key, row in rows.items()}
+        # Weighed edges keep their shares to the end: less of a node's sum is lost with those that are small.
+        supernet = Gates(arch.probs(), shares=arch.shares()).by_key(arch.keys, differentiable=False)
         with judge.weights_put_back() if self.tune_steps else contextlib.nullcontext():
             chosen: dict[str, str | None] = dict.fromkeys(arch.keys)
             for key in shuffled(arch.keys, generator):
                 chosen[key] = name = self._strongest(key, supernet, rows[key], arch, judge)
-                supernet[key] = Gate(None, arch.candidates[key].index(name))
+                supernet[key] = Gate(None, arch.candidates[key].index(name), share=supernet[key].share)
                 self._tune(supernet, judge)
             competing = [] if self.count is None else list(groups(arch).values())
             for edges in shuffled(competing, generator):
@@ -88,7 +90,8 @@ class Perturbation:
         def without(name: str) -> tuple[tuple[float, float], float]:
             weights = row.clone()
             weights[names.index(name)] = 0.0
-            return merit(judge, {**supernet, key: Gate(weights.unbind(), None)}), -probs[name]
+            gate = Gate(weights.unbind(), None, share=supernet[key].share)
+            return merit(judge, {**supernet, key: gate}), -probs[name]
 
         return min(probs, key=without)
 

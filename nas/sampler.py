@@ -5,6 +5,7 @@ every row is a categorical distribution p = softmax(logits) of its own. g is Gum
 y = softmax((log p + g) / tau) the Gumbel-Softmax sample (Jang et al. 2017; Maddison et al. 2017).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas.arch import ArchParams
 from nas.choice import Gate
 from nas.errors import ConfigError, DivergenceError
 
@@ -26,11 +28,14 @@ class Gates:
     weights: (choices, candidates) factors of the candidates' outputs, each row summing to 1.
     drawn: (choices,) int64, the only candidate of each choice that runs; None when all of them run.
     undrawn_as_ones: the gates of undrawn candidates are added as if those had returned 1 (GDAS' `autodl` estimator).
+    shares: (choices,) factors of the choices' outputs; None where no choice is weighed. No sampler sets them: see
+    `draw`.
     """
 
     weights: Tensor
     drawn: Tensor | None = None
     undrawn_as_ones: bool = False
+    shares: Tensor | None = None
 
     def by_key(self, keys: Sequence[str], *, differentiable: bool) -> dict[str, Gate]:
         """Gates for `nas.choice.gates`, row i for keys[i].
@@ -46,12 +51,17 @@ class Gates:
             refuse_nan(keys, lost)
         elif self.weights.device.type == "cpu":
             refuse_nan(keys, broken.tolist())
-        if self.drawn is not None and not (differentiable and self.weights.requires_grad):
-            return {key: Gate(None, index) for key, index in zip(keys, drawn, strict=True)}
-        weights = self.weights if differentiable else self.weights.detach()
         # Unbound once a row: indexing the matrix in every choice would add a full-size gradient for each of them.
-        rows = [row.unbind() for row in weights.unbind()]
-        return {key: Gate(row, index, self.undrawn_as_ones) for key, row, index in zip(keys, rows, drawn, strict=True)}
+        shares: Sequence[Tensor | None] = [None] * len(keys)
+        if self.shares is not None:
+            shares = (self.shares if differentiable else self.shares.detach()).unbind()
+        if self.drawn is not None and not (differentiable and self.weights.requires_grad):
+            return {key: Gate(None, index, share=share) for key, index, share in zip(keys, drawn, shares, strict=True)}
+        rows = [row.unbind() for row in (self.weights if differentiable else self.weights.detach()).unbind()]
+        return {
+            key: Gate(row, index, self.undrawn_as_ones, share)
+            for key, row, index, share in zip(keys, rows, drawn, shares, strict=True)
+        }
 
 
 def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
@@ -77,6 +87,11 @@ class Sampler(Protocol):
         ...
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates: ...
+
+
+def draw(sampler: Sampler, arch: ArchParams, temperature: float, generator: torch.Generator) -> Gates:
+    """The gates of all choices of `arch`, in its order, for one step. The shares of weighed choices are not drawn."""
+    return dataclasses.replace(sampler(arch.masked(), temperature, generator), shares=arch.shares())
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -221,4 +236,5 @@ class Dirichlet(Stochastic):
         concentration = (F.elu(wide.masked_fill(~candidates, 0.0)) + 1).clamp_min(1e-2)
         gamma = torch._standard_gamma(concentration.to(generator.device), generator=generator).to(wide.device)
         gamma = gamma.clamp_min(torch.finfo(gamma.dtype).tiny).masked_fill(~candidates, 0.0)
+        gamma = gamma.masked_fill(concentration.isnan(), torch.nan)  # of which gamma may make a number
         return Gates((gamma / gamma.sum(dim=-1, keepdim=True)).to(logits))

@@ -171,11 +171,14 @@ def located(epoch: int, step: int) -> Iterator[None]:
 
 
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:
-    """The entropy of every choice and the probability of every candidate, by name."""
+    """The entropy of every choice, its share where choices are weighed, and the probability of every candidate."""
     entropies = arch.entropy().tolist()
     yield "entropy/mean", sum(entropies) / len(entropies)
     for key, entropy in zip(arch.keys, entropies, strict=True):
         yield f"entropy/{key}", entropy
+    if arch.share_logits is not None:
+        for key, share in arch.named_shares().items():
+            yield f"share/{key}", share
     for key, probs in arch.named_probs().items():
         for name, p in probs.items():
             yield f"probability/{key}/{name}", p

@@ -15,7 +15,7 @@ from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.meter import StepResult
 from nas.regulariser import Regulariser
-from nas.sampler import Sampler
+from nas.sampler import Sampler, draw
 from nas.task import Task
 
 
@@ -108,7 +108,7 @@ class FirstOrder:
     def _forward(self, batch: Batch, temperature: float, *, differentiable: bool) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         with torch.set_grad_enabled(differentiable):
-            drawn = self.sampler(self.arch.masked(), temperature, self.generator)
+            drawn = draw(self.sampler, self.arch, temperature, self.generator)
         with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=differentiable)):
             outputs = self.supernet(*each(inputs))
         loss = self.task.loss(outputs, targets)

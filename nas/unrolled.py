@@ -10,7 +10,7 @@ from nas.choice import gates
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
-from nas.sampler import Gates
+from nas.sampler import Gates, draw
 from nas.searcher import FirstOrder, weights_frozen
 
 METHODS = ("difference", "exact")
@@ -55,10 +55,10 @@ class SecondOrder(FirstOrder):
     def _add_gradient(
         self, batch: Batch, weight_batch: Batch, temperature: float, factor: float
     ) -> tuple[Tensor, Tensor]:
-        drawn = self.sampler(self.arch.masked(), temperature, self.generator)
+        drawn = packed(draw(self.sampler, self.arch, temperature, self.generator))
         # A leaf between the logits and the gates: the passes below end there, and the sampler's own graph is gone
         # through once, at the end.
-        leaf = drawn.weights.detach().requires_grad_()
+        leaf = drawn.detach().requires_grad_()
 
         train_loss, _ = self._loss(self.named_weights, leaf, weight_batch)
         slopes = self._gradients(train_loss, create_graph=self.method == "exact")
@@ -70,7 +70,7 @@ class SecondOrder(FirstOrder):
         by_name = {name: v for name, v in zip(cut, vector, strict=True) if v is not None}
 
         product = self._exact if self.method == "exact" else self._difference
-        drawn.weights.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch)))
+        drawn.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch)))
         return loss.detach(), self.task.measure(outputs.detach(), batch[1]).sum()
 
     def _exact(self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch) -> Tensor:
@@ -101,7 +101,8 @@ class SecondOrder(FirstOrder):
     def _loss(self, weights: dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
         """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds."""
         inputs, targets = batch
-        with gates(self.choices, Gates(leaf).by_key(self.arch.keys, differentiable=True)):
+        unpacked = Gates(leaf) if self.arch.share_logits is None else Gates(leaf[:, :-1], shares=leaf[:, -1])
+        with gates(self.choices, unpacked.by_key(self.arch.keys, differentiable=True)):
             outputs = functional_call(self.supernet, weights, each(inputs))
         return self.task.loss(outputs, targets), outputs
 
@@ -128,3 +129,9 @@ class SecondOrder(FirstOrder):
                     step = step + momentum * moved if nesterov else moved
                 following[name] = weight.detach() - group["lr"] * step
         return following
+
+
+def packed(drawn: Gates) -> Tensor:
+    """(choices, candidates), or with the shares of weighed choices in one more column: all that the loss is a function
+    of beside the weights."""
+    return drawn.weights if drawn.shares is None else torch.cat([drawn.weights, drawn.shares[:, None]], dim=-1)

@@ -84,12 +84,12 @@ class OneBest(nn.Module):
 class Node(nn.Module):
     """Three edges into one node. "low" and "high" see one bit each and are both needed; "idle" sees neither."""
 
-    def __init__(self):
+    def __init__(self, *, weighed=False):
         super().__init__()
         nothing = torch.zeros(4, 2)
         useful = {"low": SCORES * torch.tensor([1.0, 0.0]), "high": SCORES * torch.tensor([0.0, 1.0]), "idle": nothing}
         self.edges = nn.ModuleList(
-            Choice({"none": linear(nothing), "use": linear(matrix)}, key=key, group="node")
+            Choice({"none": linear(nothing), "use": linear(matrix)}, key=key, group="node", weighed=weighed)
             for key, matrix in useful.items()
         )
 

@@ -15,10 +15,10 @@ from nas.evaluate import count_parameters
 from nas.genotype import Genotype
 from nas.ops import InvertedResidual, Noise
 from nas.run_directory import RunDirectory
-from nas.spaces.cell import mixed_edge
 from nas.spaces.darts import Darts
 from nas.spaces.edge_ops import EdgeOps
 from nas.spaces.mbconv import MBConv
+from nas.spaces.mixed_edges import MixedEdges
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.stages.retrain import RetrainStage
 from nas.stages.search import SearchStage
@@ -121,7 +121,7 @@ def test_edge_ops_are_a_mapping_of_all_operations():
     ops = EdgeOps(ops={"a": Noise, "b": Noise, "c": Noise}, edges={"cell/0-1": ["c", "a"]})
     assert list(ops) == ["a", "b", "c"]
     assert ops["b"] is Noise
-    edge = mixed_edge(ops, "cell", 0, 1, channels=1, stride=1, affine=False)
+    edge = MixedEdges(ops=ops, affine=False).edge("cell", 0, 1, channels=1, stride=1)
     assert edge.names == ("c", "a")
 
 
@@ -207,7 +207,7 @@ def test_noise_is_standard_normal_and_fresh(training):
 
 def test_the_cell_of_s4_by_hand():
     torch.manual_seed(0)
-    edge = mixed_edge(load_ops("s4"), "normal", 0, 2, channels=1, stride=1, affine=False)
+    edge = MixedEdges(ops=load_ops("s4"), affine=False).edge("normal", 0, 2, channels=1, stride=1)
     frozen = freeze(nn.Sequential(edge), {"normal/0-2": "sep_conv_3x3"})
     convs = [module for module in frozen.modules() if isinstance(module, nn.Conv2d)]
     with torch.no_grad():

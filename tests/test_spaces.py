@@ -12,6 +12,7 @@ from nas.genotype import Genotype
 from nas.sampler import GDAS
 from nas.spaces.cell import DropPath, set_drop_path
 from nas.spaces.darts import PUBLISHED, Darts, DartsCell
+from nas.spaces.mixed_edges import MixedEdges
 from nas.spaces.nas_bench_201 import NasBench201, NasBench201Cell
 
 
@@ -181,7 +182,7 @@ def scaling_ops():
 
 
 def test_the_cell_of_nas_bench_201_by_hand():
-    cell = NasBench201Cell(scaling_ops(), channels=2, nodes=4, affine=False)
+    cell = NasBench201Cell(MixedEdges(ops=scaling_ops(), affine=False), channels=2, nodes=4)
     frozen = freeze(
         cell,
         {"cell/0-1": "x2", "cell/0-2": "x3", "cell/1-2": "x5", "cell/0-3": "x1", "cell/1-3": None, "cell/2-3": "x3"},
@@ -206,14 +207,13 @@ def identity_preprocessing(cell):
 @pytest.mark.parametrize("reduction", [False, True])
 def test_the_cell_of_darts_by_hand(reduction):
     cell = DartsCell(
-        scaling_ops(),
+        MixedEdges(ops=scaling_ops(), affine=False),
         steps=2,
         c_before_last=2,
         c_last=2,
         channels=2,
         reduction=reduction,
         after_reduction=False,
-        affine=False,
     )
     kind = "reduce" if reduction else "normal"
     chosen = {"0-2": "x2", "1-2": "x3", "0-3": "x5", "1-3": "x1", "2-3": "x3"}
@@ -229,14 +229,13 @@ def test_the_cell_of_darts_by_hand(reduction):
 
 def test_the_cell_after_a_reduction_halves_its_older_input():
     cell = DartsCell(
-        scaling_ops(),
+        MixedEdges(ops=scaling_ops(), affine=False),
         steps=1,
         c_before_last=2,
         c_last=4,
         channels=4,
         reduction=False,
         after_reduction=True,
-        affine=False,
     )
     frozen = freeze(identity_preprocessing(cell), {"normal/0-2": "x1", "normal/1-2": "x1"})
     before_last, last = torch.rand(1, 2, 4, 4), torch.rand(1, 4, 2, 2)

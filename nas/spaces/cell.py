@@ -1,14 +1,10 @@
 """Cells: directed acyclic graphs whose edges are choices between operations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from nas.choice import Choice
-from nas.ops import Operation
-from nas.spaces.edge_ops import candidates
 
 
 class DropPath(nn.Module):
@@ -62,29 +58,6 @@ class Cell(nn.Module):
         output = edge(state)
         # As in DARTS, skips are never dropped; a dropped edge is the number 0.
         return output if isinstance(edge, nn.Identity) or not isinstance(output, Tensor) else self.drop_path(output)
-
-
-def mixed_edge(
-    ops: Mapping[str, Operation],
-    kind: str,
-    source: int,
-    node: int,
-    *,
-    channels: int,
-    stride: int,
-    affine: bool,
-) -> Choice:
-    """The choice on the edge source -> node of a kind of cell ("normal", "reduce", ...).
-
-    Its key names the kind but not the cell: all cells of a kind share their logits, and a genotype fits networks of
-    any depth. Edges into one node form a group.
-    """
-    key = f"{kind}/{source}-{node}"
-    return Choice(
-        {name: op(channels, channels, stride, affine) for name, op in candidates(ops, key).items()},
-        key=key,
-        group=f"{kind}/{node}",
-    )
 
 
 class ClassifierHead(nn.Module):

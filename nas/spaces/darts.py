@@ -1,7 +1,7 @@
 """The DARTS space (Liu et al. 2019): a normal and a reduction cell, stacked into the NASNet skeleton for CIFAR."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.genotype import Genotype
-from nas.ops import FactorizedReduce, Operation, ReLUConvBN
-from nas.spaces.cell import Cell, ClassifierHead, mixed_edge
-from nas.spaces.space import Space, at_least
+from nas.ops import FactorizedReduce, ReLUConvBN
+from nas.spaces.cell import Cell, ClassifierHead
+from nas.spaces.mixed_edges import CellSpace, MixedEdges
+from nas.spaces.space import at_least
 
 
 class DartsCell(nn.Module):
@@ -23,7 +24,7 @@ class DartsCell(nn.Module):
 
     def __init__(
         self,
-        ops: Mapping[str, Operation],
+        edges: MixedEdges,
         *,
         steps: int,
         c_before_last: int,
@@ -31,27 +32,24 @@ class DartsCell(nn.Module):
         channels: int,
         reduction: bool,
         after_reduction: bool,
-        affine: bool,
     ) -> None:
         super().__init__()
         # The cell before a reduction has twice the resolution of the one after it.
         self.preprocess_before_last: nn.Module = (
-            FactorizedReduce(c_before_last, channels, affine)
+            FactorizedReduce(c_before_last, channels, edges.affine)
             if after_reduction
-            else ReLUConvBN(c_before_last, channels, 1, affine, kernel_size=1)
+            else ReLUConvBN(c_before_last, channels, 1, edges.affine, kernel_size=1)
         )
-        self.preprocess_last = ReLUConvBN(c_last, channels, 1, affine, kernel_size=1)
+        self.preprocess_last = ReLUConvBN(c_last, channels, 1, edges.affine, kernel_size=1)
         self.graph = Cell(
             inputs=2,
             nodes=steps,
-            edge=lambda source, node: mixed_edge(
-                ops,
+            edge=lambda source, node: edges.edge(
                 "reduce" if reduction else "normal",
                 source,
                 node,
                 channels=channels,
                 stride=2 if reduction and source < 2 else 1,
-                affine=affine,
             ),
         )
 
@@ -90,7 +88,7 @@ class DartsNetwork(nn.Module):
 
     def __init__(
         self,
-        ops: Mapping[str, Operation],
+        edges: MixedEdges,
         *,
         stem: nn.Module,
         to_last: nn.Module,
@@ -101,7 +99,6 @@ class DartsNetwork(nn.Module):
         cells: int,
         steps: int,
         auxiliary: Callable[[int], nn.Module] | None,
-        affine: bool,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -115,14 +112,13 @@ class DartsNetwork(nn.Module):
             channels *= 2 if reduction else 1
             self.cells.append(
                 DartsCell(
-                    ops,
+                    edges,
                     steps=steps,
                     c_before_last=c_before_last,
                     c_last=c_last,
                     channels=channels,
                     reduction=reduction,
                     after_reduction=after_reduction,
-                    affine=affine,
                 )
             )
             c_before_last, c_last, after_reduction = c_last, steps * channels, reduction
@@ -143,7 +139,7 @@ class DartsNetwork(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Darts(Space):
+class Darts(CellSpace):
     """channels, cells: 16 and 8 in the published search, 36 and 20 in retraining; steps: computed nodes of a cell.
 
     auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
@@ -151,7 +147,6 @@ class Darts(Space):
     """
 
     name = "darts"
-    ops: Mapping[str, Operation]
     channels: int = 16
     cells: int = 8
     steps: int = 4
@@ -159,6 +154,7 @@ class Darts(Space):
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, channels=self.channels, steps=self.steps, stem_multiplier=self.stem_multiplier)
         at_least(3, cells=self.cells)  # fewer have no place for two reductions
 
@@ -167,7 +163,7 @@ class Darts(Space):
             check_size(spec, least=32)
         c_stem = self.stem_multiplier * self.channels
         return DartsNetwork(
-            self.ops,
+            self.edges(affine=affine),
             stem=nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem)),
             to_last=nn.Identity(),
             c_stem=c_stem,
@@ -177,7 +173,6 @@ class Darts(Space):
             cells=self.cells,
             steps=self.steps,
             auxiliary=functools.partial(AuxiliaryHead, classes=spec.num_classes) if self.auxiliary else None,
-            affine=affine,
         )
 
 

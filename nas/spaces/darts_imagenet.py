@@ -2,16 +2,15 @@
 first cell. Its genotypes are those of the skeleton for CIFAR, so a cell found there is trained here."""
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
-from nas.ops import Operation
 from nas.spaces.darts import Darts, DartsNetwork, check_size
-from nas.spaces.space import Space, at_least
+from nas.spaces.mixed_edges import CellSpace
+from nas.spaces.space import at_least
 
 LEAST_SIZE = 193  # of which the last cells see 7x7 pixels, as of the published 224
 
@@ -38,20 +37,20 @@ class ImageNetAuxiliaryHead(nn.Sequential):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DartsImageNet(Space):
+class DartsImageNet(CellSpace):
     """channels, cells: 48 and 14 as published; steps: computed nodes of a cell.
 
     channels must be even. auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
     """
 
     name = Darts.name
-    ops: Mapping[str, Operation]
     channels: int = 48
     cells: int = 14
     steps: int = 4
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(2, channels=self.channels)
         at_least(1, steps=self.steps)
         at_least(3, cells=self.cells)  # fewer have no place for two reductions
@@ -66,7 +65,7 @@ class DartsImageNet(Space):
             check_size(spec, least=LEAST_SIZE)
         half, whole = self.channels // 2, self.channels
         return DartsNetwork(
-            self.ops,
+            self.edges(affine=affine),
             stem=nn.Sequential(
                 nn.Conv2d(spec.channels, half, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(half),
@@ -86,5 +85,4 @@ class DartsImageNet(Space):
             cells=self.cells,
             steps=self.steps,
             auxiliary=functools.partial(ImageNetAuxiliaryHead, classes=spec.num_classes) if self.auxiliary else None,
-            affine=affine,
         )

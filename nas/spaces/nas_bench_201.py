@@ -1,26 +1,26 @@
 """The NAS-Bench-201 space (Dong & Yang 2020): one cell of 4 nodes and 5 operations, 15,625 architectures."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
-from nas.ops import Operation, ReLUConvBN
-from nas.spaces.cell import Cell, ClassifierHead, mixed_edge
-from nas.spaces.space import Space, at_least
+from nas.ops import ReLUConvBN
+from nas.spaces.cell import Cell, ClassifierHead
+from nas.spaces.mixed_edges import CellSpace, MixedEdges
+from nas.spaces.space import at_least
 
 
 class NasBench201Cell(nn.Module):
     """A cell whose output is its last node: (N, C, H, W) -> (N, C, H, W)."""
 
-    def __init__(self, ops: Mapping[str, Operation], *, channels: int, nodes: int, affine: bool) -> None:
+    def __init__(self, edges: MixedEdges, *, channels: int, nodes: int) -> None:
         super().__init__()
         self.graph = Cell(
             inputs=1,
             nodes=nodes - 1,
-            edge=lambda source, node: mixed_edge(ops, "cell", source, node, channels=channels, stride=1, affine=affine),
+            edge=lambda source, node: edges.edge("cell", source, node, channels=channels, stride=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,9 +45,7 @@ class ResidualReduction(nn.Module):
 class NasBench201Network(nn.Module):
     """Stem, three stages of `cells` cells with residual reductions between them, head."""
 
-    def __init__(
-        self, ops: Mapping[str, Operation], spec: DataSpec, *, channels: int, cells: int, nodes: int, affine: bool
-    ) -> None:
+    def __init__(self, edges: MixedEdges, spec: DataSpec, *, channels: int, cells: int, nodes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(spec.channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
@@ -57,7 +55,7 @@ class NasBench201Network(nn.Module):
             width = channels << stage
             if stage > 0:
                 body.append(ResidualReduction(width // 2, width))
-            body += [NasBench201Cell(ops, channels=width, nodes=nodes, affine=affine) for _ in range(cells)]
+            body += [NasBench201Cell(edges, channels=width, nodes=nodes) for _ in range(cells)]
         self.body = nn.Sequential(*body)
         self.norm = nn.BatchNorm2d(4 * channels)
         self.head = ClassifierHead(4 * channels, spec.num_classes)
@@ -67,23 +65,23 @@ class NasBench201Network(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NasBench201(Space):
+class NasBench201(CellSpace):
     """channels: C of the first stage (16 published); cells: N a stage (5 published); nodes: of a cell (4 published).
 
     ``none`` is a candidate as any other: the benchmark has the cells that keep it. Every edge is kept.
     """
 
     name = "nas_bench_201"
-    ops: Mapping[str, Operation]
     channels: int = 16
     cells: int = 5
     nodes: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, channels=self.channels, cells=self.cells)
         at_least(2, nodes=self.nodes)
 
     def build(self, spec: DataSpec, *, affine: bool) -> NasBench201Network:
         return NasBench201Network(
-            self.ops, spec, channels=self.channels, cells=self.cells, nodes=self.nodes, affine=affine
+            self.edges(affine=affine), spec, channels=self.channels, cells=self.cells, nodes=self.nodes
         )

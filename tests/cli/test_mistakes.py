@@ -140,7 +140,7 @@ MISTAKES = {
     "size the space does not have": (
         ("retrain.network.chanels=3",),
         "retrain.network sets chanels, which the space nas_bench_201 does not have; "
-        "set any of ops, channels, cells, nodes",
+        "set any of ops, partial_channels, edge_normalisation, channels, cells, nodes",
     ),
     "auxiliary head on small images": (
         ("space=darts", "space.cells=3", "retrain.network={channels: 4, cells: 3, auxiliary: true}"),
