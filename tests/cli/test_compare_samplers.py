@@ -47,10 +47,8 @@ def test_it_prints_what_the_searches_logged(script, table, tmp_path, capfd, monk
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
     assert [row["sampler"] for row in rows] == ["softmax (DARTS)", "uniform (random)"]
     for row, directory in zip(rows, ("softmax", "uniform"), strict=True):
-        runs = [
-            [json.loads(line) for line in (tmp_path / "out" / f"{directory}_seed{seed}" / "metrics.jsonl").open()]
-            for seed in (0, 1)
-        ]
+        logs = [tmp_path / "out" / f"{directory}_seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
+        runs = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
         assert row["accuracies"] == [run[-1]["benchmark/my_test_1"] for run in runs]
         assert row["accuracy"] == pytest.approx(sum(row["accuracies"]) / 2)
         assert row["skips"] == sum(run[-1]["collapse/skips"] for run in runs) / 2
