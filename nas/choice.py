@@ -144,7 +144,7 @@ class _PassThrough(torch.autograd.Function):
         output, gate = ctx.saved_tensors
         # Grad mode is on when the backward pass is itself to be differentiated: only then the factor 1 matters.
         scaled = gradient * gate if torch.is_grad_enabled() else gradient
-        return scaled, (gradient * output).sum()
+        return scaled, (gradient * output).sum(dtype=gate.dtype)
 
 
 def pass_through(output: Tensor, gate: Tensor) -> Tensor:

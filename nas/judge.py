@@ -13,6 +13,7 @@ from nas.choice import LEFT_OUT, Gate, check_chosen, choices, gates
 from nas.data.inputs import each
 from nas.data.loader import Batch, Loader
 from nas.evaluate import Score
+from nas.precision import Precision, take_step
 from nas.task import Task
 from nas.undisturbed import undisturbed
 
@@ -22,7 +23,8 @@ class Judge:
 
     weight_loader: training batches of the weights' split. validation_loader: of the architecture's split, without
     augmentation. No way leads from here to the test split. batches: how many of each are looked at, at most; they are
-    read once. start: the number of the first validation batch. seed: of all that is drawn.
+    read once. start: the number of the first validation batch. seed: of all that is drawn. precision: of the forward
+    passes, as in the search.
 
     Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
     norms is in evaluation mode; what those normalise with is said by each method.
@@ -38,10 +40,12 @@ class Judge:
         batches: int,
         start: int = 0,
         seed: int,
+        precision: Precision | None = None,
     ) -> None:
         self.supernet = supernet
         self.task = task
         self.seed = seed
+        self.precision = precision or Precision()
         self.choices = choices(supernet)
         self.validation: list[Batch] = list(itertools.islice(validation_loader.epoch(0, start=start), batches))
         self.calibration: list[Batch] = list(itertools.islice(weight_loader.epoch(0), batches))
@@ -84,14 +88,15 @@ class Judge:
     def tune(self, by_key: Mapping[str, Gate], *, steps: int, lr: float) -> None:
         """Train the weights on under fixed gates, by SGD in training mode. Only inside of `weights_put_back`."""
         optim = torch.optim.SGD(self.supernet.parameters(), lr=lr, momentum=0.9)
+        scaler = self.precision.scaler()
         with undisturbed(self.supernet, seed=self.seed):
             self.supernet.train()
             for inputs, targets in itertools.islice(self._training, steps):
                 optim.zero_grad(set_to_none=True)
-                with gates(self.choices, by_key):
-                    outputs = self.supernet(*each(inputs))
-                self.task.loss(outputs, targets).backward()
-                optim.step()
+                with gates(self.choices, by_key), self.precision.autocast():
+                    loss = self.task.loss(self.supernet(*each(inputs)), targets)
+                scaler.scale(loss).backward()
+                take_step(optim, scaler)
         optim.zero_grad(set_to_none=True)
 
     @contextmanager
@@ -110,15 +115,15 @@ class Judge:
         metric: Tensor | float = 0.0
         loss: Tensor | float = 0.0
         for (inputs, targets), gates_now in zip(self.validation, by_key, strict=False):
-            with gates(self.choices, gates_now):
+            with gates(self.choices, gates_now), self.precision.autocast():
                 outputs = self.supernet(*each(inputs))
+                loss += self.task.loss(outputs, targets) * len(targets)
             metric += self.task.measure(outputs, targets).sum()
-            loss += self.task.loss(outputs, targets) * len(targets)
         return Score(float(metric) / self.examples, float(loss) / self.examples, self.examples)
 
     @torch.no_grad()
     def _run_calibration(self, by_key: Mapping[str, Gate]) -> None:
-        with gates(self.choices, by_key):
+        with gates(self.choices, by_key), self.precision.autocast():
             for inputs, _ in self.calibration:
                 self.supernet(*each(inputs))
 

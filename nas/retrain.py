@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from nas.average import Average
 from nas.data.inputs import Inputs, each
 from nas.data.loader import Batch, Loader
 from nas.meter import Meter, StepResult
+from nas.precision import Precision, take_step
 from nas.progress import Progress
 from nas.schedule import Schedule, progress, set_lr
 from nas.spaces.cell import set_drop_path
@@ -24,12 +26,13 @@ from nas.task import Task
 class RetrainState:
     """All that retraining changes: what a checkpoint of it holds.
 
-    network: what is trained; average: of its weights, if one is kept.
+    network: what is trained; average: of its weights, if one is kept. scaler: of the losses, in fp16.
     """
 
     network: nn.Module
     optimizer: Optimizer
     average: Average | None = None
+    scaler: GradScaler = field(default_factory=Precision().scaler)
     epoch: int = 0  # epochs done
 
     @property
@@ -42,6 +45,7 @@ class RetrainState:
         state = {
             "network": self.result.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "torch_generator": torch.get_rng_state(),
             "epoch": self.epoch,
         }
@@ -58,27 +62,35 @@ class TrainingStep:
     label_smoothing: probability that the loss, though not the metric, spreads evenly over all classes.
     accumulation: parts that a batch is split into, one forward and backward pass each, to save memory. The gradient is
     that of the whole batch, except that batch norms see the statistics of a part.
+    precision: of the forward passes.
     """
 
     auxiliary_weight: float = 0.0
     grad_clip: float = 0.0
     label_smoothing: float = 0.0
     accumulation: int = 1
+    precision: Precision = field(default_factory=Precision)
 
-    def __call__(self, state: RetrainState, batch: Batch, task: Task) -> StepResult:
-        """One step of the optimiser. Nothing in it waits for the device."""
+    def __call__(
+        self, state: RetrainState, batch: Batch, task: Task, *, forward: Callable[..., Any] | None = None
+    ) -> StepResult:
+        """One step of the optimiser. Nothing in it waits for the device, but see `Precision`.
+
+        forward: state.network, or what a compiler made of it.
+        """
+        forward = state.network if forward is None else forward
         inputs, targets = batch
         loss, metric = torch.zeros((2,), device=targets.device)
         state.optimizer.zero_grad(set_to_none=True)
         for some_inputs, some_targets in parts(inputs, targets, self.accumulation):
-            outputs = state.network(*each(some_inputs))
             share = len(some_targets) / len(targets)  # the parts may differ by one example
-            part_loss = self.loss(outputs, some_targets, task) * share
-            part_loss.backward()
+            with self.precision.autocast():
+                outputs = forward(*each(some_inputs))
+                part_loss = self.loss(outputs, some_targets, task) * share
+            state.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
             metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
-        grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.grad_clip or torch.inf)
-        state.optimizer.step()
+        grad_norm = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip)
         if state.average is not None:
             state.average.update()
         return StepResult(loss, metric, len(targets), grad_norm)
@@ -101,12 +113,13 @@ def retrain(
     lr: Schedule,
     drop_path: Schedule,
     step: TrainingStep,
+    forward: Callable[..., Any] | None = None,
     bar: Progress,
     on_epoch: Callable[[RetrainState, dict[str, float]], None],
 ) -> None:
     """Train from state.epoch to the end. The network of the last epoch counts; nothing is selected on the way.
 
-    lr: by step; drop_path: rate by epoch.
+    lr: by step; drop_path: rate by epoch. forward: as in `TrainingStep`.
     """
     steps = len(loader)
     state.network.train()
@@ -116,7 +129,7 @@ def retrain(
         meter, started = Meter(task.metric.name), time.perf_counter()
         for number, batch in enumerate(loader.epoch(epoch)):
             set_lr(state.optimizer, lr(progress(epoch * steps + number, epochs * steps)))
-            meter.add(step(state, batch, task))
+            meter.add(step(state, batch, task, forward=forward))
             bar.step(epoch, (number + 1) / steps)
         seconds = time.perf_counter() - started
         metrics = {

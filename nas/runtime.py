@@ -5,12 +5,15 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from nas.errors import ConfigError, DeviceError
+from nas.precision import Precision
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -19,7 +22,9 @@ class Runtime:
     """device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
-    result every time. memory_format: ``channels_last`` or ``contiguous``.
+    result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
+    of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
+    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
     """
 
@@ -30,6 +35,8 @@ class Runtime:
         threads: int | None = None,
         deterministic: bool = True,
         memory_format: str = "channels_last",
+        precision: str = "fp32",
+        compile: str | None = None,
     ) -> None:
         if memory_format not in MEMORY_FORMATS:
             raise ConfigError(
@@ -44,6 +51,15 @@ class Runtime:
         self.threads = threads
         self.deterministic = deterministic
         self.memory_format = MEMORY_FORMATS[memory_format]
+        self.precision = Precision(precision, self.device.type)
+        # Asked only if one is set: the compiler takes a second to import.
+        if compile is not None and compile not in (backends := torch.compiler.list_backends(exclude_tags=())):
+            raise ConfigError(
+                f"runtime.compile must be null or a back end of torch.compile, one of {', '.join(backends)}, "
+                f"got {compile!r}",
+                fix="set runtime.compile=inductor",
+            )
+        self.compile = compile
 
     def start(self, seed: int) -> None:
         """Set the process up: threads, determinism, and the seed of every global generator."""
@@ -64,6 +80,13 @@ class Runtime:
             if tensor.ndim == 4:
                 tensor.data = tensor.data.to(memory_format=self.memory_format)
         return model
+
+    def compiled(self, network: nn.Module) -> Callable[..., Any]:
+        """The forward pass of a network, compiled if that is asked for. Its weights stay the network's."""
+        if self.compile is None:
+            return network
+        compiled: Callable[..., Any] = torch.compile(network, backend=self.compile)
+        return compiled
 
     def peak_memory(self) -> int:
         return peak_memory(self.device)

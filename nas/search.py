@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from nas.arch import ArchParams
@@ -34,6 +35,7 @@ class SearchState:
     weight_optim: Optimizer
     arch_optim: Optimizer
     generator: torch.Generator
+    scaler: GradScaler  # of the losses, in fp16
     epoch: int = 0  # epochs done
     genotype: Genotype | None = None  # derived after the last epoch done
     collapsed: int = 0  # epochs in a row in which the derived architecture exceeded the monitor's limits
@@ -45,6 +47,7 @@ class SearchState:
             "arch": self.arch.state_dict(),
             "weight_optim": self.weight_optim.state_dict(),
             "arch_optim": self.arch_optim.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "generator": self.generator.get_state(),
             "torch_generator": torch.get_rng_state(),
             "epoch": self.epoch,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from nas.arch import ArchParams
@@ -14,6 +15,7 @@ from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.meter import StepResult
+from nas.precision import Precision, take_step
 from nas.regulariser import Regulariser
 from nas.sampler import Sampler, draw
 from nas.task import Task
@@ -38,6 +40,7 @@ class FirstOrder:
     task: whose loss both levels have. sampler: draws fresh gates for every step. generator: the sampler's randomness,
     on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none. regulariser: what the
     architecture's loss has beside the task's; losses are reported without it.
+    precision: of the forward passes. scaler: of both levels' losses, one that `precision` made.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class FirstOrder:
         generator: torch.Generator,
         grad_clip: float = 5.0,
         regulariser: Regulariser | None = None,
+        precision: Precision | None = None,
+        scaler: GradScaler | None = None,
     ) -> None:
         if grad_clip < 0:
             raise ConfigError(
@@ -66,6 +71,8 @@ class FirstOrder:
         self.generator = generator
         self.grad_clip = grad_clip
         self.regulariser = regulariser
+        self.precision = precision or Precision()
+        self.scaler = scaler or self.precision.scaler()
         self.choices = choices(supernet)
         self.weights = list(supernet.parameters())
 
@@ -74,9 +81,8 @@ class FirstOrder:
         # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
         self.weight_optim.zero_grad(set_to_none=True)
         loss, metric = self._forward(batch, temperature, differentiable=False)
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.weights, self.grad_clip or torch.inf)
-        self.weight_optim.step()
+        self.scaler.scale(loss).backward()
+        grad_norm = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip)
         return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)
 
     def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float, progress: float = 0.0) -> StepResult:
@@ -89,9 +95,8 @@ class FirstOrder:
         samples = self.sampler.samples
         passes = [self._add_gradient(batch, weight_batch, temperature, 1 / samples) for _ in range(samples)]
         if self.regulariser is not None:
-            self.regulariser(self.arch, progress).backward()
-        grad_norm = nn.utils.get_total_norm([p.grad for p in self.arch.parameters() if p.grad is not None])
-        self.arch_optim.step()
+            self.scaler.scale(self.regulariser(self.arch, progress)).backward()
+        grad_norm = take_step(self.arch_optim, self.scaler)
         loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
         return StepResult(loss, metric, len(batch[1]), grad_norm)
 
@@ -102,14 +107,15 @@ class FirstOrder:
         with weights_frozen(self.weights):
             loss, metric = self._forward(batch, temperature, differentiable=True)
             if loss.requires_grad:  # not with a sampler that learns nothing
-                (factor * loss).backward()
+                self.scaler.scale(factor * loss).backward()
         return loss.detach(), metric
 
     def _forward(self, batch: Batch, temperature: float, *, differentiable: bool) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         with torch.set_grad_enabled(differentiable):
             drawn = draw(self.sampler, self.arch, temperature, self.generator)
-        with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=differentiable)):
+        by_key = drawn.by_key(self.arch.keys, differentiable=differentiable)
+        with gates(self.choices, by_key), self.precision.autocast():
             outputs = self.supernet(*each(inputs))
-        loss = self.task.loss(outputs, targets)
+            loss = self.task.loss(outputs, targets)
         return loss, self.task.measure(outputs.detach(), targets).sum()

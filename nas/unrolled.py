@@ -47,6 +47,11 @@ class SecondOrder(FirstOrder):
                 f"second-order search unrolls a step of SGD, got {type(self.weight_optim).__name__}",
                 fix="set optim@weight_optim=sgd, or searcher=first_order",
             )
+        if self.precision.name == "fp16":
+            raise ConfigError(
+                "second-order search differentiates gradients, which fp16 has no range for, got runtime.precision=fp16",
+                fix="set runtime.precision=bf16, or searcher=first_order",
+            )
         self.method = method
         self.radius = radius
         self.named_weights: dict[str, Tensor] = dict(self.supernet.named_parameters())
@@ -102,9 +107,10 @@ class SecondOrder(FirstOrder):
         """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds."""
         inputs, targets = batch
         unpacked = Gates(leaf) if self.arch.share_logits is None else Gates(leaf[:, :-1], shares=leaf[:, -1])
-        with gates(self.choices, unpacked.by_key(self.arch.keys, differentiable=True)):
+        by_key = unpacked.by_key(self.arch.keys, differentiable=True)
+        with gates(self.choices, by_key), self.precision.autocast():
             outputs = functional_call(self.supernet, weights, each(inputs))
-        return self.task.loss(outputs, targets), outputs
+            return self.task.loss(outputs, targets), outputs
 
     def _gradients(self, loss: Tensor, *, create_graph: bool) -> dict[str, Tensor]:
         """grad_w of the loss; zeros for a weight that took no part."""

@@ -228,7 +228,7 @@ def test_schedules_by_step_and_by_epoch():
 
         def forward(self, x):
             assert self.training
-            self.rates.append(self.drop_path.rate)
+            self.rates.append(float(self.drop_path.rate))
             return self.inner(x)
 
     state, bar, rates = state_of(Watch().eval()), Bar(), []

@@ -337,7 +337,7 @@ def test_the_auxiliary_head_refuses_small_images(size, darts, spec):
 def test_drop_path_preserves_the_expectation_and_drops_whole_samples(rate):
     samples = 20_000
     drop = DropPath()
-    drop.rate = rate
+    set_drop_path(drop, rate)
     x = torch.rand(samples, 2, 2, 2) + 0.5
     factor = drop(x) / x
     assert torch.allclose(factor, factor[:, :1, :1, :1].expand_as(factor))  # one decision a sample
@@ -352,7 +352,7 @@ def test_drop_path_preserves_the_expectation_and_drops_whole_samples(rate):
 def test_drop_path_does_nothing_in_eval_or_at_rate_zero():
     drop, x = DropPath(), torch.randn(8, 1, 1, 1)
     assert drop(x) is x
-    drop.rate = 0.9
+    set_drop_path(drop, 0.9)
     assert drop.eval()(x) is x
 
 

@@ -10,25 +10,30 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Zeroes whole samples of an edge's output with probability `rate` and rescales the rest, in training only.
 
-    Source: Larsson et al. 2017, per edge as in NASNet and DARTS. `rate` is set by the training loop.
+    Source: Larsson et al. 2017, per edge as in NASNet and DARTS. The rate is set by `set_drop_path`. It is a tensor, as
+    a network would be compiled anew for every other number.
     """
+
+    rate: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.rate = 0.0
+        self.register_buffer("rate", torch.zeros(()), persistent=False)
+        self.active = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
+        if not self.training or not self.active:
             return x
-        keep = 1.0 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        keep = (1 - self.rate).expand(x.shape[0], 1, 1, 1)
+        return x * (torch.bernoulli(keep) / keep).to(x.dtype)
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
     """Set the rate of every DropPath in the model."""
     for module in model.modules():
         if isinstance(module, DropPath):
-            module.rate = rate
+            module.rate.fill_(rate)
+            module.active = rate > 0
 
 
 class Cell(nn.Module):

@@ -37,6 +37,7 @@ class RetrainStage:
             grad_clip=cfg.grad_clip,
             label_smoothing=cfg.label_smoothing,
             accumulation=cfg.accumulation,
+            precision=setup.runtime.precision,
         )
         loader = functools.partial(
             Loader,
@@ -63,8 +64,7 @@ class RetrainStage:
         self.options = self.space.options(setup.data.spec)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = self.setup.build(self.setup.cfg.retrain.optim, params=network.parameters())
-        return optimizer
+        return self.setup.optimizer(self.setup.cfg.retrain.optim, network)
 
     def check(self, genotype: Genotype) -> None:
         """Raises GenotypeError unless the genotype is of this stage's space, SpaceError if its network does not suit
@@ -83,7 +83,7 @@ class RetrainStage:
         network = setup.runtime.place(self.space.network(setup.data.spec, genotype))
         decay = cfg.retrain.average
         average = Average(network, decay=decay) if decay > 0 else None
-        state = RetrainState(network, self.optimizer(network), average)
+        state = RetrainState(network, self.optimizer(network), average, setup.runtime.precision.scaler())
 
         def on_epoch(state: RetrainState, metrics: dict[str, float]) -> None:
             tracker.log("retrain", state.epoch - 1, metrics)
@@ -107,6 +107,7 @@ class RetrainStage:
                 lr=self.lr,
                 drop_path=Linear(0.0, cfg.retrain.drop_path),
                 step=self.step,
+                forward=setup.runtime.compiled(network),
                 bar=bar,
                 on_epoch=on_epoch,
             )

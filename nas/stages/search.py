@@ -49,9 +49,10 @@ class SearchStage:
         self.state = SearchState(
             supernet=supernet,
             arch=arch,
-            weight_optim=setup.build(cfg.weight_optim, params=supernet.parameters()),
-            arch_optim=setup.build(cfg.arch_optim, params=arch.parameters()),
+            weight_optim=setup.optimizer(cfg.weight_optim, supernet),
+            arch_optim=setup.optimizer(cfg.arch_optim, arch),
             generator=self.generator,
+            scaler=setup.runtime.precision.scaler(),
         )
         self.retrained_space = setup.space.resized(cfg.retrain.network)
         self.regulariser = self.build_regulariser(arch)
@@ -67,6 +68,8 @@ class SearchStage:
             arch_optim=self.state.arch_optim,
             generator=self.generator,
             regulariser=self.regulariser,
+            precision=setup.runtime.precision,
+            scaler=self.state.scaler,
         )
         weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
         self.weight_loader, self.arch_loader, self.validation_loader = (
@@ -154,6 +157,7 @@ class SearchStage:
             batches=batches,
             start=start,
             seed=derived_seed(self.setup.cfg.seed, "judge"),
+            precision=self.setup.runtime.precision,
         )
 
     def measure(self, genotype: Genotype, temperature: float) -> dict[str, float]:

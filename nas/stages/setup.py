@@ -1,11 +1,14 @@
 """What the stages of a run share: its parts built from the configuration, and the checks both stages make."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nas.benchmark import NasBench201Table
 from nas.config import allowed, build, to_yaml
@@ -42,6 +45,15 @@ class Setup:
     def build(self, node: Any, **arguments: Any) -> Any:
         return build(node, allow=allowed(self.cfg), **arguments)
 
+    def optimizer(self, node: Any, network: nn.Module) -> Optimizer:
+        """For the parameters of a network. Fused on a GPU, where the optimiser has that and the node does not say."""
+        arguments: dict[str, Any] = {"params": network.parameters()}
+        factory = self.build(node)
+        if self.runtime.device.type == "cuda" and node.get("fused") is None and has_argument(factory, "fused"):
+            arguments["fused"] = True
+        optimizer: Optimizer = self.build(node, **arguments)
+        return optimizer
+
     def open(self, directory: Path) -> RunDirectory:
         return RunDirectory(
             directory,
@@ -62,6 +74,13 @@ def open_benchmark(cfg: DictConfig) -> NasBench201Table | None:
         return None
     table: NasBench201Table = build(cfg.benchmark, allow=list(cfg.allow_targets))
     return table
+
+
+def has_argument(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:  # some functions that are not written in Python
+        return False
 
 
 def at_least(minimum: float, **settings: float) -> None:

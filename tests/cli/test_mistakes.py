@@ -137,6 +137,15 @@ MISTAKES = {
         ("space.channels=0",),
         "space.channels must be an integer >= 1, got 0; set space.channels=1",
     ),
+    "parts that do not divide the channels": (
+        ("space.partial_channels=3",),
+        "space.partial_channels must divide the channels of every cell, got 3 for 4 channels; "
+        "set space.channels to a multiple of 3, or space.partial_channels=1",
+    ),
+    "precision": (
+        ("runtime.precision=int8",),
+        "runtime.precision must be one of fp32, bf16, fp16, got 'int8'; set runtime.precision=bf16 for mixed precision",
+    ),
     "size the space does not have": (
         ("retrain.network.chanels=3",),
         "retrain.network sets chanels, which the space nas_bench_201 does not have; "

@@ -1,6 +1,8 @@
 """What regularisers, the collapse monitor and samplers get through the command, and what bad values of theirs get."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,3 +136,33 @@ def test_softmax_draws_nothing_that_could_be_averaged(nas: Nas) -> None:
     outcome = nas("run", *TINY, "sampler=softmax", "sampler.samples=2")
     assert outcome.code == 2
     assert outcome.err.startswith("error: sampler.samples is not a setting; ")
+
+
+def test_pc_darts_searches_in_part_and_retrains_whole(nas: Nas, tmp_path: Path) -> None:
+    chosen = ("space=darts", "space.channels=8", "space.cells=3", "sampler=softmax", "retrain.network.channels=8")
+    for name, partial in (("whole", ()), ("part", ("space.partial_channels=4", "space.edge_normalisation=true"))):
+        arguments = (*TINY, "tracker=jsonl", *chosen, "retrain.network.cells=3", "search.epochs=1", "retrain.epochs=1")
+        assert nas("run", *arguments, *partial, f"hydra.run.dir={name}").code == 0
+    searches = {name: metrics(tmp_path / name)[0] for name in ("whole", "part")}
+    assert not any(metric.startswith("share/") for metric in searches["whole"])
+    into_last = [value for metric, value in searches["part"].items() if re.fullmatch(r"share/normal/\d-5", metric)]
+    assert len(into_last) == 5
+    assert sum(into_last) == pytest.approx(1)
+    # Of one size where they derive the same: the retrained network is whole in both.
+    genotype = str(tmp_path / "part" / "genotype.json")
+    retrain = (*TINY, *chosen, "retrain.network.cells=3", "retrain.epochs=1", f"genotype={genotype}")
+    assert nas("retrain", *retrain, "hydra.run.dir=again").code == 0
+    sizes = [json.loads((tmp_path / name / "result.json").read_text())["parameters"] for name in ("part", "again")]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_and_a_compiler_through_the_command(nas: Nas, tmp_path: Path, precision: str) -> None:
+    chosen = (f"runtime.precision={precision}", "runtime.compile=aot_eager", "tracker=jsonl")
+    assert nas("run", *TINY, *chosen, "retrain.drop_path=0.2", "hydra.run.dir=out").code == 0
+    assert all(math.isfinite(line["weights/loss"]) for line in metrics(tmp_path / "out"))
+    whole = json.loads((tmp_path / "out" / "result.json").read_text())
+    # What is reported is measured in fp32, whatever the training was in.
+    assert nas("evaluate", "checkpoint=out/retrain/checkpoint.pt", "runtime.device=cpu", "hydra.run.dir=eval").code == 0
+    again = json.loads((tmp_path / "eval" / "result.json").read_text())
+    assert (again["test_accuracy"], again["test_loss"]) == (whole["test_accuracy"], whole["test_loss"])

@@ -1,0 +1,60 @@
+"""In which numbers a training step computes, and how it gets from gradients to the optimiser's step in them."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from nas.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """name: ``fp32``; ``bf16`` or ``fp16`` run what gains from it in 16 bits (torch.autocast). Weights, logits, batch
+    norm statistics and losses stay float32. device: a torch.device's type.
+
+    fp16 needs its losses scaled up, as small gradients vanish in it (Micikevicius et al. 2018): see `scaler`. Unless
+    the optimiser is fused the host then waits for the device once a step.
+    Raises ConfigError for a name that is none of these.
+    """
+
+    name: str = "fp32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.name not in DTYPES:
+            raise ConfigError(
+                f"runtime.precision must be one of {', '.join(DTYPES)}, got {self.name!r}",
+                fix="set runtime.precision=bf16 for mixed precision",
+            )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass and its loss."""
+        return torch.autocast(self.device, DTYPES[self.name], enabled=self.name != "fp32")
+
+    def scaler(self) -> GradScaler:
+        """A fresh scaler of losses; it changes nothing but in fp16."""
+        return GradScaler(self.device, enabled=self.name == "fp16")
+
+
+def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0) -> Tensor:
+    """Step by the gradients of losses that `scaler` has scaled, if they are finite, and clip them before: max_norm, 0
+    for not at all. Returns their norm before clipping, infinite where fp16 overflowed and nothing moves."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    scaler.unscale_(optimizer)
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(
+            (p for group in optimizer.param_groups for p in group["params"]), max_norm, total_norm=norm
+        )
+    scaler.step(optimizer)
+    scaler.update()
+    return norm
