@@ -9,9 +9,12 @@ from typing import Any, BinaryIO
 from nas.errors import OutputError
 
 
-def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+def write(
+    path: Path, fill: Callable[[BinaryIO], object], *, before_rename: Callable[[], object] = lambda: None
+) -> None:
     """Let `fill` write a temporary file beside `path`, flush it to the disk and rename it to `path`.
 
+    before_rename: called when the temporary file is complete, to put away what is at `path`.
     Raises OutputError when the directory cannot be written or the disk is full; a file that was there is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -21,6 +24,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
                 fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
+            before_rename()
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import itertools
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,44 @@ VERSION = 1
 DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
 
 
-def save(path: Path, kind: str, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``."""
+def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None:
+    """Write `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``.
+
+    keep: how many are kept: what was at `path` becomes ``<name>.1``, and so on. At any moment a complete one is there.
+    """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, buffer)
     content = sealed(buffer.getvalue())
-    atomic.write(path, lambda stream: stream.write(content))
+    atomic.write(path, lambda stream: stream.write(content), before_rename=lambda: rotate(path, keep))
+
+
+def older(path: Path, age: int) -> Path:
+    """Where the checkpoint that was at `path` `age` saves ago is kept."""
+    return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
+
+
+def rotate(path: Path, keep: int) -> None:
+    for age in reversed(range(keep - 1)):
+        if older(path, age).exists():
+            os.replace(older(path, age), older(path, age + 1))
+
+
+def newest(path: Path, kind: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest state that can be read of those that `save` has kept at `path`, None if there is none, and what was
+    wrong with those that were passed over. Raises CheckpointError if none of several can be read."""
+    problems: list[str] = []
+    for age in itertools.count():
+        one = older(path, age)
+        if not one.exists() and age > 0:  # a crash may have left no newest one, only those before it
+            break
+        if one.exists():
+            try:
+                return load(one, kind), problems
+            except CheckpointError as error:
+                problems.append(error.problem)
+    if problems:
+        raise CheckpointError("; ".join(problems), fix="start the run anew, in another directory")
+    return None, []
 
 
 def sealed(archive: bytes) -> bytes:

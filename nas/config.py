@@ -81,6 +81,9 @@ class RunConfig:
     tracker: Any = MISSING
     benchmark: Any = None
     formats: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Any = MISSING
+    resume: str | None = None
+    may_change: list[str] = field(default_factory=list)
     experiment: Any = None
     allow_targets: list[str] = field(default_factory=list)
 

@@ -1,7 +1,9 @@
 """What steps measure, averaged over an epoch without waiting for the device in between."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -36,6 +38,15 @@ class Meter:
         self._loss += result.loss * result.examples
         self._metric += result.metric
         self._grad_norm += result.grad_norm
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = [torch.as_tensor(value).clone() for value in (self._loss, self._metric, self._grad_norm)]
+        return {"examples": self.examples, "steps": self._steps, "sums": sums}
+
+    def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
+        """device: where the steps to come will be measured."""
+        self.examples, self._steps = state["examples"], state["steps"]
+        self._loss, self._metric, self._grad_norm = (value.to(device) for value in state["sums"])
 
     def summary(self, prefix: str) -> dict[str, float]:
         """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step; empty before the

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from nas import checkpoint
 from nas.average import Average
 from nas.data.inputs import Inputs, each
 from nas.data.loader import Batch, Loader
 from nas.meter import Meter, StepResult
 from nas.precision import Precision, take_step
 from nas.progress import Progress
+from nas.random_state import random_state, set_random_state
 from nas.schedule import Schedule, progress, set_lr
 from nas.spaces.cell import set_drop_path
 from nas.task import Task
@@ -27,13 +30,25 @@ class RetrainState:
     """All that retraining changes: what a checkpoint of it holds.
 
     network: what is trained; average: of its weights, if one is kept. scaler: of the losses, in fp16.
+    metric: the task's. In the middle of an epoch, `step` steps of it are done and measured by `meter`.
     """
 
     network: nn.Module
     optimizer: Optimizer
     average: Average | None = None
     scaler: GradScaler = field(default_factory=Precision().scaler)
+    metric: str = "accuracy"
     epoch: int = 0  # epochs done
+    step: int = 0  # steps done of the epoch after those
+    seconds: float = 0.0  # that these took
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch done
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        self.step, self.seconds, self.meter = 0, 0.0, Meter(self.metric)
 
     @property
     def result(self) -> nn.Module:
@@ -46,12 +61,29 @@ class RetrainState:
             "network": self.result.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "torch_generator": torch.get_rng_state(),
+            "random": random_state(),
             "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "meter": self.meter.state_dict(),
         }
         if self.average is not None:
             state |= {"trained_network": self.network.state_dict(), "average_updates": self.average.updates}
         return state
+
+    def load_state_dict(self, state: dict[str, Any], *, source: str | Path) -> None:
+        """Go on where `state` was taken. Raises CheckpointError, naming `source`, if it is of another network."""
+        checkpoint.restore(self.result, state["network"], source=source)
+        if self.average is not None:
+            checkpoint.restore(self.network, state["trained_network"], source=source)
+            self.average.updates = state["average_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.metrics = state["metrics"]
+        self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)
+        set_random_state(state["random"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,23 +147,28 @@ def retrain(
     step: TrainingStep,
     forward: Callable[..., Any] | None = None,
     bar: Progress,
-    on_epoch: Callable[[RetrainState, dict[str, float]], None],
+    after_step: Callable[[], None],
+    on_epoch: Callable[[], None],
 ) -> None:
-    """Train from state.epoch to the end. The network of the last epoch counts; nothing is selected on the way.
+    """Train from where `state` is to the end. The network of the last epoch counts; nothing is selected on the way.
 
     lr: by step; drop_path: rate by epoch. forward: as in `TrainingStep`.
+    after_step, on_epoch: called when the state has taken in a step, or an epoch with its metrics, to save and to log.
     """
     steps = len(loader)
     state.network.train()
-    for epoch in range(state.epoch, epochs):
+    while state.epoch < epochs:
+        epoch, meter = state.epoch, state.meter
         rate = drop_path(progress(epoch, epochs))
         set_drop_path(state.network, rate)
-        meter, started = Meter(task.metric.name), time.perf_counter()
-        for number, batch in enumerate(loader.epoch(epoch)):
+        started = time.perf_counter() - state.seconds
+        for number, batch in enumerate(loader.epoch(epoch, start=state.step), state.step):
             set_lr(state.optimizer, lr(progress(epoch * steps + number, epochs * steps)))
             meter.add(step(state, batch, task, forward=forward))
             bar.step(epoch, (number + 1) / steps)
-        seconds = time.perf_counter() - started
+            state.step, state.seconds = number + 1, time.perf_counter() - started
+            after_step()
+        seconds = state.seconds
         metrics = {
             **meter.summary("weights"),
             "lr/weights": state.optimizer.param_groups[0]["lr"],
@@ -139,9 +176,10 @@ def retrain(
             "seconds_per_step": seconds / steps,
             "examples_per_second": meter.examples / seconds,
         }
-        state.epoch = epoch + 1
+        state.epoch, state.metrics = epoch + 1, metrics
+        state.begin_epoch()
         bar.epoch(epoch, metrics)
-        on_epoch(state, metrics)
+        on_epoch()
 
 
 def main_outputs(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:

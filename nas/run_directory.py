@@ -1,6 +1,9 @@
 """The one place where a run leaves everything."""
 
 import datetime
+import fcntl
+import json
+import os
 import platform
 import subprocess
 import sys
@@ -8,21 +11,25 @@ import time
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import torch
 
 from nas import __version__, atomic
 from nas.errors import OutputError
+from nas.interruption import Interrupted
 from nas.runtime import Runtime
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 
 class RunDirectory:
-    """A directory that belongs to one run. Raises OutputError if it holds another run already.
+    """A directory that belongs to one run, and to one process at a time.
 
     Use it as a context: it records how the run ended. config: the resolved configuration as YAML.
+    resume: go on with the run that is there. Raises OutputError if the directory holds another run, or none that could
+    be resumed, or if another process is writing into it.
     """
 
     def __init__(
@@ -33,18 +40,26 @@ class RunDirectory:
         command: list[str],
         seed: int,
         runtime: Runtime,
+        resume: bool = False,
     ) -> None:
-        if path.exists() and any(path.iterdir()):
+        if not resume and path.exists() and any(path.iterdir()):
             raise OutputError(
-                f"the output directory {path} is not empty, expected a new one", fix="set hydra.run.dir to another"
+                f"the output directory {path} is not empty, expected a new one",
+                fix=f"set hydra.run.dir to another, or go on with the run that is there: resume={path}",
             )
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.resumed = resume
+        self._lock = locked(path)
         self._runtime = runtime
         self._started = time.monotonic()
+        before = read_manifest(path) if resume else {}
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._seconds_before = float(before.get("wall_seconds", 0.0))
         self._manifest: dict[str, Any] = {
-            "command": command,
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": before.get("command", command),
+            "started": before.get("started", now),
+            **({"resumed": [*before.get("resumed", []), now]} if resume else {}),
             "status": "running",
             "commit": commit(),
             "versions": {
@@ -57,6 +72,8 @@ class RunDirectory:
             "device": runtime.describe(),
             "seed": seed,
         }
+        for left in path.glob("**/.*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         atomic.write_text(path / "config.yaml", config)
         atomic.write_json(path / MANIFEST, self._manifest)
 
@@ -64,13 +81,16 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        status = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+        interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
         self._manifest |= {
-            "status": status,
-            "wall_seconds": round(time.monotonic() - self._started, 1),
+            "status": "finished" if error is None else "interrupted" if interrupted else "failed",
+            "wall_seconds": round(self._seconds_before + time.monotonic() - self._started, 1),
             "peak_memory_bytes": self._runtime.peak_memory(),
         }
-        atomic.write_json(self.path / MANIFEST, self._manifest)
+        try:
+            atomic.write_json(self.path / MANIFEST, self._manifest)
+        finally:
+            self._lock.close()
 
     def record(self, **facts: Any) -> None:
         """Add to the manifest."""
@@ -81,6 +101,41 @@ class RunDirectory:
         path = self.path / name
         path.mkdir(exist_ok=True)
         return path
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Of the run in a directory. Raises OutputError if there is none."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and isinstance(manifest.get("status"), str):
+            return manifest
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise OutputError(
+        f"there is no run in {path} that could be resumed, expected its {MANIFEST}",
+        fix="give the directory that a run left, e.g. resume=runs/my_run",
+    )
+
+
+def locked(path: Path) -> TextIO:
+    """The open lock file of a directory, whose lock the system takes back when this process ends, however it ends.
+
+    Raises OutputError if another process has it.
+    """
+    stream = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  its owner closes it
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.seek(0)
+        owner = stream.read().strip() or "another one"
+        stream.close()
+        raise OutputError(
+            f"{path} is being written by another process ({owner})", fix="wait for it, or set hydra.run.dir to another"
+        ) from error
+    stream.seek(0)
+    stream.truncate()
+    print(f"process {os.getpid()} on {platform.node()}", file=stream, flush=True)
+    return stream
 
 
 def commit() -> str | None:

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import platform
+import random
 import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -70,6 +72,8 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not self.deterministic
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  the global one, which a user's own code may draw from
         torch.manual_seed(seed)
 
     def place(self, model: nn.Module) -> nn.Module:

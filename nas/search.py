@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from nas import checkpoint
 from nas.arch import ArchParams
 from nas.data.loader import Loader, search_batches
 from nas.deriver import Deriver, JudgingDeriver
@@ -20,6 +22,7 @@ from nas.judge import Judge
 from nas.meter import Meter
 from nas.monitor import CollapseMonitor
 from nas.progress import Progress
+from nas.random_state import random_state, set_random_state
 from nas.regulariser import Sum
 from nas.sampler import refuse_nan
 from nas.schedule import Schedule, progress, set_lr
@@ -28,7 +31,10 @@ from nas.searcher import FirstOrder
 
 @dataclass
 class SearchState:
-    """All that a search changes: what a checkpoint of it holds."""
+    """All that a search changes: what a checkpoint of it holds.
+
+    metric: the task's. In the middle of an epoch, `step` steps of it are done and measured by `meters`.
+    """
 
     supernet: nn.Module
     arch: ArchParams
@@ -36,10 +42,23 @@ class SearchState:
     arch_optim: Optimizer
     generator: torch.Generator
     scaler: GradScaler  # of the losses, in fp16
+    metric: str
     epoch: int = 0  # epochs done
+    step: int = 0  # steps done of the epoch after those
+    seconds: float = 0.0  # that these took
     genotype: Genotype | None = None  # derived after the last epoch done
     collapsed: int = 0  # epochs in a row in which the derived architecture exceeded the monitor's limits
     stopped: str | None = None  # why the search ended before its last epoch, if it did
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch done
+    weights_meter: Meter = field(init=False)
+    arch_meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        self.step, self.seconds = 0, 0.0
+        self.weights_meter, self.arch_meter = Meter(self.metric), Meter(self.metric)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -49,12 +68,33 @@ class SearchState:
             "arch_optim": self.arch_optim.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generator": self.generator.get_state(),
-            "torch_generator": torch.get_rng_state(),
+            "random": random_state(),
             "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
             "genotype": None if self.genotype is None else self.genotype.to_dict(),
             "collapsed": self.collapsed,
             "stopped": self.stopped,
+            "metrics": self.metrics,
+            "weights_meter": self.weights_meter.state_dict(),
+            "arch_meter": self.arch_meter.state_dict(),
         }
+
+    def load_state_dict(self, state: dict[str, Any], *, source: str | Path) -> None:
+        """Go on where `state` was taken. Raises CheckpointError, naming `source`, if it is of another search."""
+        device = self.arch.logits.device
+        checkpoint.restore(self.supernet, state["supernet"], source=source)
+        checkpoint.restore(self.arch, state["arch"], source=source)
+        self.weight_optim.load_state_dict(state["weight_optim"])
+        self.arch_optim.load_state_dict(state["arch_optim"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])
+        self.collapsed, self.stopped, self.metrics = state["collapsed"], state["stopped"], state["metrics"]
+        self.weights_meter.load_state_dict(state["weights_meter"], device=device)
+        self.arch_meter.load_state_dict(state["arch_meter"], device=device)
+        set_random_state(state["random"])
 
 
 @dataclass(frozen=True)
@@ -87,24 +127,26 @@ def search(
     regulariser: Sum | None,
     monitor: CollapseMonitor,
     bar: Progress,
-    on_epoch: Callable[[SearchState, dict[str, float]], None],
+    after_step: Callable[[], None],
+    on_epoch: Callable[[], None],
 ) -> Genotype:
-    """Run the search from state.epoch to the end, or until the monitor stops it, and return the genotype of the last
-    epoch.
+    """Run the search from where `state` is to the end, or until the monitor stops it, and return the genotype of the
+    last epoch.
 
     temperature: by epoch, so that the first epoch has exactly its start and the last exactly its end.
     lr: of the weights, by step. judge: one that looks at so many batches, for a `JudgingDeriver`.
     measure: metrics of a derived genotype at a temperature. regulariser: the searcher's, to be logged.
-    on_epoch: receives the state and the epoch's metrics, to log and to save.
+    after_step, on_epoch: called when the state has taken in a step, or an epoch with its metrics, to save and to log.
     Raises DivergenceError, naming epoch and step, when the logits are not finite any more.
     """
     steps = len(weight_loader)
-    genotype, metric = state.genotype, searcher.task.metric.name
-    for epoch in range(state.epoch, epochs):
+    while state.epoch < epochs and state.stopped is None:
+        epoch, weights, arch = state.epoch, state.weights_meter, state.arch_meter
         done = progress(epoch, epochs)
         tau = temperature(done)
-        weights, arch, started = Meter(metric), Meter(metric), time.perf_counter()
-        for step, (weight_batch, arch_batch) in enumerate(search_batches(weight_loader, arch_loader, epoch)):
+        started = time.perf_counter() - state.seconds
+        batches = search_batches(weight_loader, arch_loader, epoch, start=state.step)
+        for step, (weight_batch, arch_batch) in enumerate(batches, state.step):
             set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
             learns = epoch >= order.warmup_epochs and (epoch * steps + step + 1) % order.arch_every == 0
             with located(epoch, step):
@@ -114,7 +156,9 @@ def search(
                 if learns and not order.arch_first:
                     arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
             bar.step(epoch, (step + 1) / steps)
-        seconds = time.perf_counter() - started
+            state.step, state.seconds = step + 1, time.perf_counter() - started
+            after_step()
+        seconds = state.seconds
 
         with located(epoch, steps - 1):
             refuse_nan(state.arch.keys, state.arch.entropy().isnan().tolist())
@@ -134,21 +178,19 @@ def search(
             "lr/arch": state.arch_optim.param_groups[0]["lr"],
             "seconds_per_step": seconds / steps,
             "examples_per_second": (weights.examples + arch.examples) / seconds,
-            "genotype_changes": derived.differing(genotype),
+            "genotype_changes": derived.differing(state.genotype),
             "collapse/skips": counts.skips,
             "collapse/parameter_free": counts.parameter_free,
             **({} if regulariser is None else regulariser.logged(state.arch, done)),
             **measure(derived, tau),
             **dict(arch_metrics(state.arch)),
         }
-        genotype = derived
-        state.epoch, state.genotype = epoch + 1, genotype
+        state.epoch, state.genotype, state.metrics = epoch + 1, derived, metrics
+        state.begin_epoch()
         bar.epoch(epoch, metrics)
-        on_epoch(state, metrics)
-        if state.stopped is not None:
-            break
-    assert genotype is not None  # epochs >= 1, checked by whoever configured the search
-    return genotype
+        on_epoch()
+    assert state.genotype is not None  # epochs >= 1, checked by whoever configured the search
+    return state.genotype
 
 
 def watch(

@@ -12,17 +12,19 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from nas import config
+from nas.cli.resume import has_finished, resumed
 from nas.errors import NasError
+from nas.interruption import Interrupted
 
 USER_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C; likewise 143 for SIGTERM and 138 for SIGUSR1
 
 
 def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) -> None:
     """Run `body` with the configuration composed from the command line, and the run's output directory.
 
-    Exits with 2 and one line on standard error for a mistake of the user, with 130 after Ctrl-C. ``--debug`` shows
-    the traceback instead. What `body` returns is the objective of a Hydra sweeper.
+    Exits with 2 and one line on standard error for a mistake of the user; with 128 + its number after a signal, 130 for
+    Ctrl-C. ``--debug`` shows the traceback instead. What `body` returns is the objective of a Hydra sweeper.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -41,20 +43,29 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
             # An installed command does not look for packages where it is started. The user's own may lie there; last
             # in the list, so that no file there stands in for an installed module.
             sys.path.append(here)
+        made = directory
         try:
+            if OmegaConf.select(cfg, "resume") is not None:
+                directory = Path(cfg.resume)
+                if has_finished(directory):
+                    print(f"The run in {directory} has finished: there is nothing to resume.")
+                    return None
+                cfg = resumed(cfg, untouched(config_name))
             return body(cfg, directory)
         except (NasError, OmegaConfBaseException) as error:
             if debug:
                 raise
             # Not left to Hydra, which would add a line of its own.
             fail(explain(error, config_name), USER_ERROR)
+        except Interrupted as stop:
+            fail(f"stopped by {stop}, all that was done is saved; resume={directory} goes on", 128 + stop.received)
         except KeyboardInterrupt:
             if debug:
                 raise
             fail(f"interrupted; what was reached is in {directory}", INTERRUPTED)
         finally:
             # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing.
-            remove_if_empty(directory)
+            remove_if_empty(made)
 
     try:
         hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
@@ -65,6 +76,17 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
         if debug or (isinstance(error, OSError) and not isinstance(error, HydraException) and error.filename is None):
             raise
         fail(explain(error, config_name), USER_ERROR)
+
+
+def untouched(config_name: str) -> DictConfig:
+    """What a command composes without any override."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():  # as inside of a task, --config-dir included
+        return compose(config_name)
+    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+        return compose(config_name)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -117,10 +139,7 @@ def explain(error: Exception, config_name: str) -> str:
 
 def suggestion(key: str, config_name: str) -> str:
     """What the user may have meant by a setting that is not there."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
-        known = list(settings(compose(config_name)))
+    known = list(settings(untouched(config_name)))
     last = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
     close = (

@@ -1,12 +1,12 @@
 """The retraining stage."""
 
 import functools
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from nas import checkpoint
 from nas.average import Average
 from nas.choice import check_chosen
 from nas.config import to_plain
@@ -78,27 +78,36 @@ class RetrainStage:
 
     def run(self, genotype: Genotype, out: RunDirectory, tracker: JsonLines) -> Trained:
         cfg, setup = self.setup.cfg, self.setup
-        path = out.subdirectory("retrain") / "checkpoint.pt"
         setup.runtime.start(cfg.seed)  # so that the stage gives the same whether or not a search came before it
         network = setup.runtime.place(self.space.network(setup.data.spec, genotype))
         decay = cfg.retrain.average
         average = Average(network, decay=decay) if decay > 0 else None
-        state = RetrainState(network, self.optimizer(network), average, setup.runtime.precision.scaler())
+        state = RetrainState(
+            network,
+            self.optimizer(network),
+            average,
+            scaler=setup.runtime.precision.scaler(),
+            metric=setup.task.metric.name,
+        )
+        kept = setup.checkpoints(out, "retrain")
+        if (saved := kept.newest()) is not None:
+            state.load_state_dict(saved, source=kept.path)
+        tracker.resume("retrain", state.epoch, state.metrics)
 
-        def on_epoch(state: RetrainState, metrics: dict[str, float]) -> None:
-            tracker.log("retrain", state.epoch - 1, metrics)
-            checkpoint.save(
-                path,
-                "retrain",
-                {
-                    "config": to_plain(cfg),
-                    "genotype": genotype.to_dict(),
-                    "data": setup.data.spec.to_dict(),
-                    **state.state_dict(),
-                },
-            )
+        def everything() -> dict[str, Any]:
+            return {
+                "config": to_plain(cfg),
+                "genotype": genotype.to_dict(),
+                "data": setup.data.spec.to_dict(),
+                **state.state_dict(),
+            }
 
-        with Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric) as bar:
+        def on_epoch() -> None:
+            kept.save(everything())
+            tracker.log("retrain", state.epoch - 1, state.metrics)
+            kept.stop_if_asked()
+
+        with kept, Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric) as bar:
             retrain(
                 state,
                 task=setup.task,
@@ -109,6 +118,7 @@ class RetrainStage:
                 step=self.step,
                 forward=setup.runtime.compiled(network),
                 bar=bar,
+                after_step=functools.partial(kept.after_step, everything),
                 on_epoch=on_epoch,
             )
         return Trained(state.result.eval(), genotype, setup.data.spec, setup.task, to_plain(cfg))

@@ -1,11 +1,12 @@
 """The search stage."""
 
+import functools
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from nas import atomic, checkpoint
+from nas import atomic
 from nas.arch import ArchParams
 from nas.config import to_plain
 from nas.data.loader import Loader
@@ -26,10 +27,7 @@ from nas.tracker import JsonLines
 
 
 class SearchStage:
-    """Search and derive: leaves ``search/checkpoint.pt`` and ``genotype.json`` after every epoch.
-
-    gap: the discretisation gap after the last epoch that was run; None if it is not measured.
-    """
+    """Search and derive: leaves ``search/checkpoint.pt`` and ``genotype.json`` after every epoch."""
 
     def __init__(self, setup: Setup) -> None:
         cfg, seed = setup.cfg, setup.cfg.seed
@@ -37,7 +35,6 @@ class SearchStage:
         at_least(0, search__init_std=cfg.search.init_std, search__warmup_epochs=cfg.search.warmup_epochs)
         at_least(0, search__gap_batches=cfg.search.gap_batches)
         self.setup = setup
-        self.gap: Gap | None = None
         self.temperature = positive(setup.build(cfg.temperature), "temperature")
         self.deriver = setup.build(cfg.deriver)
 
@@ -53,6 +50,7 @@ class SearchStage:
             arch_optim=setup.optimizer(cfg.arch_optim, arch),
             generator=self.generator,
             scaler=setup.runtime.precision.scaler(),
+            metric=setup.task.metric.name,
         )
         self.retrained_space = setup.space.resized(cfg.retrain.network)
         self.regulariser = self.build_regulariser(arch)
@@ -108,18 +106,25 @@ class SearchStage:
         return Sum(terms) if terms else None
 
     def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
-        cfg = self.setup.cfg
-        path = out.subdirectory("search") / "checkpoint.pt"
+        cfg, state = self.setup.cfg, self.state
+        kept = self.setup.checkpoints(out, "search")
+        if (saved := kept.newest()) is not None:
+            state.load_state_dict(saved, source=kept.path)
+        tracker.resume("search", state.epoch, state.metrics)
 
-        def on_epoch(state: SearchState, metrics: dict[str, float]) -> None:
+        def everything() -> dict[str, Any]:
+            return {"config": to_plain(cfg), **state.state_dict()}
+
+        def on_epoch() -> None:
             assert state.genotype is not None  # derived every epoch
-            tracker.log("search", state.epoch - 1, metrics)
             atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
-            checkpoint.save(path, "search", {"config": to_plain(cfg), **state.state_dict()})
+            kept.save(everything())
+            tracker.log("search", state.epoch - 1, state.metrics)
+            kept.stop_if_asked()
 
-        with Progress("search", cfg.search.epochs, metric=self.setup.task.metric) as bar:
+        with kept, Progress("search", cfg.search.epochs, metric=self.setup.task.metric) as bar:
             genotype = search(
-                self.state,
+                state,
                 searcher=self.searcher,
                 weight_loader=self.weight_loader,
                 arch_loader=self.arch_loader,
@@ -138,6 +143,7 @@ class SearchStage:
                 regulariser=self.regulariser,
                 monitor=self.monitor,
                 bar=bar,
+                after_step=functools.partial(kept.after_step, everything),
                 on_epoch=on_epoch,
             )
         out.record(**self.ending())
@@ -166,14 +172,14 @@ class SearchStage:
         if batches := self.setup.cfg.search.gap_batches:
             # The last ones: a deriver that looks at data has chosen by the first, and would look too good on those.
             judge = self.judge(batches, start=max(0, len(self.validation_loader) - batches))
-            self.gap = Gap.measure(
+            gap = Gap.measure(
                 judge,
                 arch=self.state.arch,
                 sampler=self.sampler,
                 temperature=temperature,
                 chosen=genotype.choices,
             )
-            metrics |= self.gap.metrics()
+            metrics |= gap.metrics()
         return metrics
 
     def describe(self, genotype: Genotype) -> dict[str, float]:
@@ -199,7 +205,8 @@ class SearchStage:
 
         retrained_test: what the derived network reached on the test split, once it is known.
         """
-        return {} if self.gap is None else {"discretisation_gap": self.gap.to_dict() | retrained}
+        gap = Gap.from_metrics(self.state.metrics)
+        return {} if gap is None else {"discretisation_gap": gap.to_dict() | retrained}
 
     def derived_parameters(self, genotype: Genotype) -> int:
         """Of the genotype's network at the size it would be retrained in."""

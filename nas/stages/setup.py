@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.benchmark import NasBench201Table
+from nas.checkpoints import Checkpoints
 from nas.config import allowed, build, to_yaml
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, mapped
@@ -61,7 +62,15 @@ class Setup:
             command=command_line(),
             seed=self.cfg.seed,
             runtime=self.runtime,
+            resume=self.cfg.resume is not None,
         )
+
+    def checkpoints(self, out: RunDirectory, stage: str) -> Checkpoints:
+        """Of a stage, in its subdirectory."""
+        checkpoints: Checkpoints = self.build(
+            self.cfg.checkpoint, path=out.subdirectory(stage) / "checkpoint.pt", kind=stage, resume=out.resumed
+        )
+        return checkpoints
 
     def track(self, out: RunDirectory) -> JsonLines:
         tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)

@@ -1,0 +1,81 @@
+"""The checkpoints of a stage: when its state is saved, how many are kept, and where a run stops."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nas import checkpoint
+from nas.errors import ConfigError
+from nas.interruption import Interrupted, Interruption
+
+State = dict[str, Any]
+
+
+class Checkpoints(Interruption):
+    """Of one stage of a run, at `path`. Inside its context a signal makes the stage save, and then raise Interrupted.
+
+    kind: of the checkpoints. resume: whether there may be some already.
+    every_steps, every_minutes: when to save within an epoch, None for not at all; the end of an epoch always is.
+    keep: how many are kept, the newest and those before it.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        kind: str,
+        resume: bool = False,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 2,
+    ) -> None:
+        super().__init__()
+        for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes), ("keep", keep)):
+            if value is not None and not value > 0:
+                raise ConfigError(
+                    f"checkpoint.{name} must be > 0, got {value:g}",
+                    fix=f"set checkpoint.{name}={2 if name == 'keep' else 'null, to save after each epoch alone'}",
+                )
+        self.path = path
+        self._kind = kind
+        self._resume = resume
+        self._every_steps = every_steps
+        self._every_minutes = every_minutes
+        self._keep = keep
+        self._steps, self._saved_at = 0, time.monotonic()
+
+    def newest(self) -> State | None:
+        """What to go on from: the newest state that is whole; None to start from the beginning.
+
+        Names those that are damaged on standard error. Raises CheckpointError if all are.
+        """
+        if not self._resume:
+            return None
+        state, problems = checkpoint.newest(self.path, self._kind)
+        for problem in problems:
+            print(f"warning: {problem}; going on from the one before it", file=sys.stderr)
+        return state
+
+    def save(self, state: State) -> None:
+        """Raises OutputError when it cannot be written; those that were there are untouched."""
+        checkpoint.save(self.path, self._kind, state, keep=self._keep)
+        self._steps, self._saved_at = 0, time.monotonic()
+
+    def after_step(self, state: Callable[[], State]) -> None:
+        """Save if that is due after a step. Raises Interrupted, once saved, if a signal was received."""
+        self._steps += 1
+        minutes = (time.monotonic() - self._saved_at) / 60
+        if (
+            self.received is not None
+            or (self._every_steps is not None and self._steps >= self._every_steps)
+            or (self._every_minutes is not None and minutes >= self._every_minutes)
+        ):
+            self.save(state())
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """To be called when all is saved. Raises Interrupted if a signal was received."""
+        if self.received is not None:
+            raise Interrupted(self.received)
