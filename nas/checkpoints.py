@@ -35,8 +35,8 @@ class Checkpoints(Interruption):
         for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes), ("keep", keep)):
             if value is not None and not value > 0:
                 raise ConfigError(
-                    f"checkpoint.{name} must be > 0, got {value:g}",
-                    fix=f"set checkpoint.{name}={2 if name == 'keep' else 'null, to save after each epoch alone'}",
+                    f"saving.{name} must be > 0, got {value:g}",
+                    fix=f"set saving.{name}={2 if name == 'keep' else 'null, to save after each epoch alone'}",
                 )
         self.path = path
         self._kind = kind

@@ -81,7 +81,7 @@ class RunConfig:
     tracker: Any = MISSING
     benchmark: Any = None
     formats: dict[str, Any] = field(default_factory=dict)
-    checkpoint: Any = MISSING
+    saving: Any = MISSING
     resume: str | None = None
     may_change: list[str] = field(default_factory=list)
     experiment: Any = None

@@ -11,6 +11,8 @@ from nas.choice import Gate
 from nas.judge import Judge
 from nas.sampler import Sampler, draw
 
+FORMS = ("relaxed", "derived", "recalibrated")
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -48,16 +50,12 @@ class Gap:
 
     def metrics(self) -> dict[str, float]:
         """As they are logged."""
-        return {f"gap/{name}": value for name, value in asdict(self).items()}
+        return {f"gap/{name}": getattr(self, name) for name in FORMS}
 
     @classmethod
-    def from_metrics(cls, metrics: Mapping[str, float]) -> "Gap | None":
-        """What `metrics` made of it, out of all that was logged; None if it was not measured."""
-        found = {name: metrics.get(f"gap/{name}") for name in ("relaxed", "derived", "recalibrated", "examples")}
-        relaxed, derived, recalibrated, examples = found.values()
-        if relaxed is None or derived is None or recalibrated is None or examples is None:
-            return None
-        return cls(relaxed, derived, recalibrated, int(examples))
+    def from_metrics(cls, metrics: Mapping[str, float], *, examples: int) -> "Gap":
+        """What `metrics` made of it, out of all that was logged."""
+        return cls(**{name: metrics[f"gap/{name}"] for name in FORMS}, examples=examples)
 
     def to_dict(self) -> dict[str, float | None]:
         """For ``result.json``: JSON has no NaN and no infinity."""

@@ -1,5 +1,6 @@
 """The one place where a run leaves everything."""
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -11,7 +12,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import torch
 
@@ -21,7 +22,6 @@ from nas.interruption import Interrupted
 from nas.runtime import Runtime
 
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 
 
 class RunDirectory:
@@ -61,6 +61,7 @@ class RunDirectory:
             "started": before.get("started", now),
             **({"resumed": [*before.get("resumed", []), now]} if resume else {}),
             "status": "running",
+            "process": f"{os.getpid()} on {platform.node()}",
             "commit": commit(),
             "versions": {
                 "gumbel-nas": __version__,
@@ -90,7 +91,7 @@ class RunDirectory:
         try:
             atomic.write_json(self.path / MANIFEST, self._manifest)
         finally:
-            self._lock.close()
+            os.close(self._lock)
 
     def record(self, **facts: Any) -> None:
         """Add to the manifest."""
@@ -117,25 +118,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
     )
 
 
-def locked(path: Path) -> TextIO:
-    """The open lock file of a directory, whose lock the system takes back when this process ends, however it ends.
+def locked(path: Path) -> int:
+    """The descriptor of a directory with a lock, which the system takes back when this process ends, however it ends.
 
     Raises OutputError if another process has it.
     """
-    stream = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  its owner closes it
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        stream.seek(0)
-        owner = stream.read().strip() or "another one"
-        stream.close()
+        os.close(descriptor)
+        owner = "another one"
+        with contextlib.suppress(OutputError):
+            owner = str(read_manifest(path).get("process", owner))
         raise OutputError(
             f"{path} is being written by another process ({owner})", fix="wait for it, or set hydra.run.dir to another"
         ) from error
-    stream.seek(0)
-    stream.truncate()
-    print(f"process {os.getpid()} on {platform.node()}", file=stream, flush=True)
-    return stream
+    return descriptor
 
 
 def commit() -> str | None:

@@ -215,8 +215,8 @@ class Batches:
     def __len__(self):
         return 2
 
-    def epoch(self, epoch):
-        return iter([batch(8), batch(6)])
+    def epoch(self, epoch, *, start=0):
+        return iter([batch(8), batch(6)][start:])
 
 
 def test_schedules_by_step_and_by_epoch():
@@ -241,7 +241,8 @@ def test_schedules_by_step_and_by_epoch():
         drop_path=Linear(0.0, 0.2),
         step=TrainingStep(),
         bar=bar,
-        on_epoch=lambda state, metrics: None,
+        after_step=lambda: None,
+        on_epoch=lambda: None,
     )
     assert rates == pytest.approx([k / 5 for k in range(6)])
     assert state.network.rates == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.2, 0.2])
@@ -262,7 +263,8 @@ def test_it_goes_on_where_it_stopped():
                 drop_path=Constant(value=0.0),
                 step=TrainingStep(),
                 bar=Bar(),
-                on_epoch=lambda state, metrics: None,
+                after_step=lambda: None,
+                on_epoch=lambda: None,
             )
         return state.state_dict()
 

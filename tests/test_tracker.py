@@ -76,3 +76,64 @@ def test_tensorboard_events_read_back(tmp_path):
         "search/probability/cell/0-1/none": [(0, 0.25), (1, 0.25), (2, 0.25)],
         "retrain/weights/loss": [(0, 7.0)],
     }
+
+
+def curves(directory):
+    """tag -> [(epoch, value)] of the curves that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(directory))
+    shown.Reload()
+    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def log_three(tracker):
+    with tracker:
+        for epoch in range(3):
+            tracker.log("search", epoch, {"loss": float(epoch)})
+
+
+@pytest.mark.parametrize("tracker", [JsonLines, TensorBoard])
+def test_a_resumed_run_repeats_no_epoch_and_leaves_out_none(tracker, tmp_path):
+    log_three(tracker(directory=tmp_path))
+    with tracker(directory=tmp_path) as resumed:
+        resumed.resume("search", 2, {"loss": 1.0})  # the third epoch was logged, but not saved
+        resumed.log("search", 2, {"loss": 20.0})
+        resumed.log("search", 3, {"loss": 30.0})
+        resumed.log("retrain", 0, {"loss": 5.0})
+    expected = [("search", 0, 0.0), ("search", 1, 1.0), ("search", 2, 20.0), ("search", 3, 30.0), ("retrain", 0, 5.0)]
+    assert [(line["stage"], line["epoch"], line["loss"]) for line in lines(tmp_path)] == expected
+    if tracker is TensorBoard:
+        assert curves(tmp_path) == {
+            "search/loss": [(0, 0.0), (1, 1.0), (2, 20.0), (3, 30.0)],
+            "retrain/loss": [(0, 5.0)],
+        }
+
+
+@pytest.mark.parametrize("tracker", [JsonLines, TensorBoard])
+def test_an_epoch_that_was_saved_but_not_logged_is_logged(tracker, tmp_path):
+    log_three(tracker(directory=tmp_path))
+    with tracker(directory=tmp_path) as resumed:
+        resumed.resume("search", 4, {"loss": 3.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0, 3.0]
+    if tracker is TensorBoard:
+        assert curves(tmp_path)["search/loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_the_other_stage_is_left_alone(tmp_path):
+    log_three(JsonLines(directory=tmp_path))
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.resume("search", 3, {"loss": 2.0})
+        resumed.resume("retrain", 0, {})
+        resumed.log("retrain", 0, {"loss": 9.0})
+        resumed.resume("search", 3, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0, 9.0]
+
+
+def test_a_line_that_a_crash_has_cut_is_dropped(tmp_path):
+    log_three(JsonLines(directory=tmp_path))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-8])
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.log("search", 2, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0]

@@ -12,7 +12,6 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from nas import config
-from nas.cli.resume import has_finished, resumed
 from nas.errors import NasError
 from nas.interruption import Interrupted
 
@@ -46,6 +45,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
         made = directory
         try:
             if OmegaConf.select(cfg, "resume") is not None:
+                from nas.cli.resume import has_finished, resumed  # imports torch
+
                 directory = Path(cfg.resume)
                 if has_finished(directory):
                     print(f"The run in {directory} has finished: there is nothing to resume.")

@@ -11,6 +11,7 @@ from nas.run_directory import read_manifest
 
 # What a command line says of the resumption itself, and of whom it trusts: never read from the directory.
 OWN = ("resume", "may_change", "allow_targets")
+COMPOSED = ("name",)  # of other settings
 
 
 def has_finished(directory: Path) -> bool:
@@ -38,7 +39,9 @@ def resumed(given: DictConfig, untouched: DictConfig) -> DictConfig:
     changed = {
         setting: value
         for setting, value in now.items()
-        if value != default.get(setting) and value != before.get(setting) and setting.split(".")[0] not in OWN
+        if value != default.get(setting)
+        and value != before.get(setting)
+        and setting.split(".")[0] not in (*OWN, *COMPOSED)
     }
     may = tuple(given.may_change)
     refused = [s for s in changed if not any(s == one or s.startswith(f"{one}.") for one in may)]

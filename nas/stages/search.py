@@ -166,14 +166,18 @@ class SearchStage:
             precision=self.setup.runtime.precision,
         )
 
+    def gap_judge(self) -> Judge:
+        """One for the discretisation gap: on the last batches, as a deriver that looks at data has chosen by the first,
+        and would look too good on those."""
+        batches = self.setup.cfg.search.gap_batches
+        return self.judge(batches, start=max(0, len(self.validation_loader) - batches))
+
     def measure(self, genotype: Genotype, temperature: float) -> dict[str, float]:
         """What is logged of a derived genotype: its description, and the discretisation gap."""
         metrics = self.describe(genotype)
-        if batches := self.setup.cfg.search.gap_batches:
-            # The last ones: a deriver that looks at data has chosen by the first, and would look too good on those.
-            judge = self.judge(batches, start=max(0, len(self.validation_loader) - batches))
+        if self.setup.cfg.search.gap_batches:
             gap = Gap.measure(
-                judge,
+                self.gap_judge(),
                 arch=self.state.arch,
                 sampler=self.sampler,
                 temperature=temperature,
@@ -205,8 +209,10 @@ class SearchStage:
 
         retrained_test: what the derived network reached on the test split, once it is known.
         """
-        gap = Gap.from_metrics(self.state.metrics)
-        return {} if gap is None else {"discretisation_gap": gap.to_dict() | retrained}
+        if not self.setup.cfg.search.gap_batches:
+            return {}
+        gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
+        return {"discretisation_gap": gap.to_dict() | retrained}
 
     def derived_parameters(self, genotype: Genotype) -> int:
         """Of the genotype's network at the size it would be retrained in."""

@@ -68,7 +68,7 @@ class Setup:
     def checkpoints(self, out: RunDirectory, stage: str) -> Checkpoints:
         """Of a stage, in its subdirectory."""
         checkpoints: Checkpoints = self.build(
-            self.cfg.checkpoint, path=out.subdirectory(stage) / "checkpoint.pt", kind=stage, resume=out.resumed
+            self.cfg.saving, path=out.subdirectory(stage) / "checkpoint.pt", kind=stage, resume=out.resumed
         )
         return checkpoints
 

@@ -1,0 +1,264 @@
+"""Runs that are stopped and resumed: bit for bit what they would have been, or a refusal that says why."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli.conftest import TINY, Outcome
+
+from nas import checkpoint
+from nas.checkpoints import Checkpoints
+from nas.run_directory import locked
+
+Nas = Callable[..., Outcome]
+RUN = (*TINY, "search.epochs=3", "retrain.epochs=3", "tracker=jsonl", "retrain.average=0.9")
+TORTURE = Path(__file__).parents[2] / "scripts" / "torture"
+TIMES = ("seconds", "seconds_per_step", "examples_per_second")
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send this process a signal in the given step, counted over all stages, unless it is 0."""
+    after_step, count = Checkpoints.after_step, iter(range(1, 1_000_000))
+
+    def counted(self: Checkpoints, state: Callable[[], dict[str, Any]]) -> None:
+        if next(count) == step:
+            os.kill(os.getpid(), number)
+        after_step(self, state)
+
+    monkeypatch.setattr(Checkpoints, "after_step", counted)
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    logged = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in logged]
+
+
+def assert_equal(one: Any, other: Any, place: str = "") -> None:
+    """Bit for bit, but for times."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one.keys() - set(TIMES):
+            assert_equal(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list):
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{place}/{index}")
+    else:
+        assert one == other, place
+
+
+def state(directory: Path, stage: str) -> dict[str, Any]:
+    found = checkpoint.load(directory / stage / "checkpoint.pt", stage)
+    del found["config"]  # which says whether it was resumed
+    return found
+
+
+def result(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "result.json").read_text())  # type: ignore[no-any-return]
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "manifest.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    command = [sys.executable, "-m", "nas.cli.run", *RUN, f"hydra.run.dir={directory}"]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return directory
+
+
+# Of 3 steps an epoch of the search, and as many of retraining: in the middle and at the end of an epoch of each.
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 10, 12])
+def test_a_stopped_run_ends_as_it_would_have(
+    nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path, step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        signal_at(patch, step)
+        outcome = nas("run", *RUN, "hydra.run.dir=out")
+    assert (outcome.code, outcome.err) == (
+        128 + signal.SIGTERM,
+        "error: stopped by SIGTERM, all that was done is saved; resume=" + str(tmp_path / "out") + " goes on\n",
+    )
+    assert manifest(tmp_path / "out")["status"] == "interrupted"
+    outcome = nas("run", "resume=out")
+    assert (outcome.code, outcome.err) == (0, "")
+    for stage in ("search", "retrain"):
+        assert_equal(state(tmp_path / "out", stage), state(undisturbed, stage), stage)
+    assert lines(tmp_path / "out") == lines(undisturbed)
+    assert result(tmp_path / "out") == result(undisturbed)
+    assert (tmp_path / "out" / "genotype.json").read_text() == (undisturbed / "genotype.json").read_text()
+    found = manifest(tmp_path / "out")
+    assert (found["status"], len(found["resumed"])) == ("finished", 1)
+    assert list(Path().iterdir()) == [Path("out")]  # nothing beside it
+
+
+def test_stopped_again_and_again(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path) -> None:
+    arguments, stops = [*RUN, "hydra.run.dir=out"], 0
+    while True:
+        with monkeypatch.context() as patch:
+            signal_at(patch, 4, signal.SIGUSR1)
+            code = nas("run", *arguments).code
+        if code == 0:
+            break
+        assert code == 128 + signal.SIGUSR1
+        arguments, stops = ["resume=out"], stops + 1
+    assert stops >= 3
+    assert_equal(state(tmp_path / "out", "retrain"), state(undisturbed, "retrain"))
+    assert lines(tmp_path / "out") == lines(undisturbed)
+
+
+@pytest.fixture
+def stopped(undisturbed: Path, tmp_path: Path) -> Path:
+    """A run that was killed in its second epoch of retraining, made of one that was not."""
+    directory = shutil.copytree(undisturbed, tmp_path / "out")
+    (directory / "result.json").unlink()
+    shutil.rmtree(directory / "export")
+    path = directory / "retrain" / "checkpoint.pt"
+    path.with_name("checkpoint.1.pt").replace(path)
+    (directory / "manifest.json").write_text(json.dumps(manifest(directory) | {"status": "running"}))
+    return directory
+
+
+def test_a_finished_run_has_nothing_to_resume(undisturbed: Path, nas: Nas) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    outcome = nas("run", f"resume={undisturbed}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == f"The run in {undisturbed} has finished: there is nothing to resume.\n"
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+
+
+def test_a_killed_run_ends_as_it_would_have(stopped: Path, nas: Nas, undisturbed: Path) -> None:
+    assert nas("run", f"resume={stopped}").code == 0
+    assert_equal(state(stopped, "retrain"), state(undisturbed, "retrain"))
+    assert lines(stopped) == lines(undisturbed)
+    assert result(stopped) == result(undisturbed)
+
+
+def test_saying_again_what_the_run_was_started_with(stopped: Path, nas: Nas) -> None:
+    again = [argument for argument in RUN if not argument.startswith("hydra")]
+    assert nas("run", f"resume={stopped}", *again).code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["retrain.epochs=4"], "retrain.epochs=4 (was 3)"),
+        (["seed=7", "retrain.batch_size=8"], "seed=7 (was 0), retrain.batch_size=8 (was 16)"),
+        (["sampler=softmax"], "sampler._target_=nas.sampler.Softmax (was nas.sampler.GDAS)"),
+        (["retrain.epochs=4", "seed=1", "may_change=[retrain]"], "seed=1 (was 0)"),
+    ],
+)
+def test_another_configuration_is_refused(stopped: Path, nas: Nas, given: list[str], message: str) -> None:
+    before = sorted(stopped.rglob("*"))
+    outcome = nas("run", f"resume={stopped}", *given)
+    assert outcome.code == 2
+    assert outcome.err.startswith(
+        f"error: the run in {stopped} was started with another configuration: {message}; "
+        "leave it out, or allow it: may_change=["
+    )
+    assert outcome.err.count("\n") == 1
+    assert sorted(stopped.rglob("*")) == before
+
+
+def test_what_may_change_changes(stopped: Path, nas: Nas) -> None:
+    outcome = nas("run", f"resume={stopped}", "retrain.epochs=4", "may_change=[retrain.epochs]")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert state(stopped, "retrain")["epoch"] == 4
+    assert [line["epoch"] for line in lines(stopped) if line["stage"] == "retrain"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stage", ["search", "retrain"])
+def test_a_damaged_newest_checkpoint_costs_an_epoch_and_nothing_else(
+    stopped: Path, nas: Nas, undisturbed: Path, stage: str
+) -> None:
+    path = stopped / stage / "checkpoint.pt"
+    shutil.copy(path, path.with_name("checkpoint.1.pt"))
+    path.write_bytes(path.read_bytes()[:-1000])
+    outcome = nas("run", f"resume={stopped}")
+    assert outcome.code == 0
+    assert outcome.err == (
+        f"warning: {path} is damaged, or not a checkpoint of this project; going on from the one before it\n"
+    )
+    assert_equal(state(stopped, "retrain"), state(undisturbed, "retrain"))
+    assert lines(stopped) == lines(undisturbed)
+
+
+def test_a_run_without_a_checkpoint_begins_anew(stopped: Path, nas: Nas, undisturbed: Path) -> None:
+    for stage in ("search", "retrain"):
+        shutil.rmtree(stopped / stage)
+    assert nas("run", f"resume={stopped}").code == 0
+    assert lines(stopped) == lines(undisturbed)
+
+
+def test_two_processes_do_not_write_into_one_run(stopped: Path, nas: Nas) -> None:
+    lock = locked(stopped)
+    outcome = nas("run", f"resume={stopped}")
+    os.close(lock)
+    assert outcome.code == 2
+    assert f"{stopped} is being written by another process ({manifest(stopped)['process']}); wait for it" in outcome.err
+    assert nas("run", f"resume={stopped}").code == 0  # the lock of one that has ended holds nobody up
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "of something else"])
+def test_a_directory_without_a_run(tmp_path: Path, nas: Nas, what: str) -> None:
+    if what != "missing":
+        (tmp_path / "out").mkdir()
+    if what == "of something else":
+        (tmp_path / "out" / "manifest.json").write_text("[]")
+    outcome = nas("run", "resume=out")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: there is no run in out that could be resumed, expected its manifest.json; "
+        "give the directory that a run left, e.g. resume=runs/my_run\n",
+    )
+
+
+def test_nothing_that_a_directory_names_is_trusted(stopped: Path, nas: Nas, tmp_path: Path) -> None:
+    """Neither a target, nor the permission for it that lies beside it."""
+    path = stopped / "config.yaml"
+    text = path.read_text().replace("_target_: nas.sampler.GDAS", "_target_: os.system\n  command: touch harmed", 1)
+    assert "os.system" in text
+    path.write_text(text.replace("allow_targets: []", "allow_targets: [os, posix]"))
+    outcome = nas("run", f"resume={stopped}")
+    assert outcome.code == 2
+    assert "_target_ 'os.system' is outside of the packages that may be built" in outcome.err
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "a: ${b}\n", "\0"])
+def test_a_configuration_that_cannot_be_read(stopped: Path, nas: Nas, text: str) -> None:
+    (stopped / "config.yaml").write_text(text)
+    outcome = nas("run", f"resume={stopped}")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+
+
+def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path) -> None:
+    genotype = f"genotype={undisturbed}/genotype.json"
+    assert nas("retrain", *RUN, genotype, "hydra.run.dir=whole").code == 0
+    with monkeypatch.context() as patch:
+        signal_at(patch, 5, signal.SIGINT)
+        assert nas("retrain", *RUN, genotype, "hydra.run.dir=out").code == 130
+    assert nas("retrain", "resume=out").code == 0
+    assert_equal(state(tmp_path / "out", "retrain"), state(tmp_path / "whole", "retrain"))
+    assert result(tmp_path / "out") == result(tmp_path / "whole")
+
+
+def test_a_short_torture() -> None:
+    done = subprocess.run(
+        [sys.executable, str(TORTURE), "--kills", "4"], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.stdout.startswith("4 of 4 killed and resumed runs identical"), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
