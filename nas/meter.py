@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nas import processes
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -20,18 +22,24 @@ class StepResult:
 
 
 class Meter:
-    """Sums step results on the device and reads them once, in `summary`. metric: its name."""
+    """Sums step results on the device and reads them once, in `summary`: over all processes, which call it together.
+    metric: its name."""
 
     def __init__(self, metric: str) -> None:
-        self.examples = 0
+        self._examples = 0
         self._name = metric
         self._steps = 0
         self._loss: Tensor | float = 0.0
         self._metric: Tensor | float = 0.0
         self._grad_norm: Tensor | float = 0.0
 
+    @property
+    def examples(self) -> int:
+        """Of all processes, which have equally many."""
+        return self._examples * processes.world()
+
     def add(self, result: StepResult) -> None:
-        self.examples += result.examples
+        self._examples += result.examples
         self._steps += 1
         self._loss += result.loss * result.examples
         self._metric += result.metric
@@ -42,8 +50,10 @@ class Meter:
         first step."""
         if not self._steps:
             return {}
+        sums = [float(self._loss), float(self._metric), float(self._grad_norm)]
+        loss, metric, grad_norm = processes.averaged(sums)
         return {
-            f"{prefix}/loss": float(self._loss) / self.examples,
-            f"{prefix}/{self._name}": float(self._metric) / self.examples,
-            f"{prefix}/grad_norm": float(self._grad_norm) / self._steps,
+            f"{prefix}/loss": loss / self._examples,
+            f"{prefix}/{self._name}": metric / self._examples,
+            f"{prefix}/grad_norm": grad_norm / self._steps,
         }

@@ -23,6 +23,7 @@ class RunDirectory:
     """A directory that belongs to one run. Raises OutputError if it holds another run already.
 
     Use it as a context: it records how the run ended. config: the resolved configuration as YAML.
+    writes: whether this process does; of several only one.
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class RunDirectory:
         command: list[str],
         seed: int,
         runtime: Runtime,
+        writes: bool = True,
     ) -> None:
-        if path.exists() and any(path.iterdir()):
+        if writes and path.exists() and any(path.iterdir()):
             raise OutputError(
                 f"the output directory {path} is not empty, expected a new one", fix="set hydra.run.dir to another"
             )
-        path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.writes = writes
         self._runtime = runtime
         self._started = time.monotonic()
         self._manifest: dict[str, Any] = {
@@ -57,29 +59,32 @@ class RunDirectory:
             "device": runtime.describe(),
             "seed": seed,
         }
-        atomic.write_text(path / "config.yaml", config)
-        atomic.write_json(path / MANIFEST, self._manifest)
+        if writes:
+            path.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(path / "config.yaml", config)
+        self.record()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         status = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-        self._manifest |= {
-            "status": status,
-            "wall_seconds": round(time.monotonic() - self._started, 1),
-            "peak_memory_bytes": self._runtime.peak_memory(),
-        }
-        atomic.write_json(self.path / MANIFEST, self._manifest)
+        self.record(
+            status=status,
+            wall_seconds=round(time.monotonic() - self._started, 1),
+            peak_memory_bytes=self._runtime.peak_memory(),
+        )
 
     def record(self, **facts: Any) -> None:
         """Add to the manifest."""
         self._manifest |= facts
-        atomic.write_json(self.path / MANIFEST, self._manifest)
+        if self.writes:
+            atomic.write_json(self.path / MANIFEST, self._manifest)
 
     def subdirectory(self, name: str) -> Path:
         path = self.path / name
-        path.mkdir(exist_ok=True)
+        if self.writes:
+            path.mkdir(exist_ok=True)
         return path
 
 

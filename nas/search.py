@@ -11,6 +11,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from nas import processes
 from nas.arch import ArchParams
 from nas.data.loader import Loader, search_batches
 from nas.deriver import Deriver, JudgingDeriver
@@ -118,6 +119,7 @@ def search(
 
         with located(epoch, steps - 1):
             refuse_nan(state.arch.keys, state.arch.entropy().isnan().tolist())
+            processes.check_equal_gates([*state.arch.parameters(), state.generator.get_state()])
         chosen = deriver(state.arch)
         if epoch >= order.warmup_epochs:
             watch(state, epoch, chosen, monitor, bar)

@@ -6,8 +6,9 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from nas import checkpoint
+from nas import checkpoint, processes
 from nas.average import Average
+from nas.batch_norm import synchronised
 from nas.choice import check_chosen
 from nas.config import to_plain
 from nas.data.inputs import each
@@ -52,6 +53,7 @@ class RetrainStage:
             shuffle=True,
             drop_last=True,
             what="retrain.batch_size",
+            share=processes.share(),
         )
         mix = setup.data.mixing(mixup=cfg.mixup, cutmix=cfg.cutmix)
         self.loader = loader(mix=mix)
@@ -81,11 +83,14 @@ class RetrainStage:
         path = out.subdirectory("retrain") / "checkpoint.pt"
         setup.runtime.start(cfg.seed)  # so that the stage gives the same whether or not a search came before it
         network = setup.runtime.place(self.space.network(setup.data.spec, genotype))
+        processes.start_alike(network)
         decay = cfg.retrain.average
         average = Average(network, decay=decay) if decay > 0 else None
         state = RetrainState(network, self.optimizer(network), average, setup.runtime.precision.scaler())
 
         def on_epoch(state: RetrainState, metrics: dict[str, float]) -> None:
+            if not out.writes:
+                return
             tracker.log("retrain", state.epoch - 1, metrics)
             checkpoint.save(
                 path,
@@ -98,7 +103,8 @@ class RetrainStage:
                 },
             )
 
-        with Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric) as bar:
+        bar = Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric)
+        with bar, synchronised(network):
             retrain(
                 state,
                 task=setup.task,
@@ -125,10 +131,11 @@ def check_recipe(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"retrain.{setting} must be below 1, got {cfg[setting]}", fix=f"set retrain.{setting}={example}"
             )
-    if cfg.accumulation > cfg.batch_size:
+    share = cfg.batch_size // processes.world()
+    if cfg.accumulation > share:
         raise ConfigError(
-            f"retrain.accumulation splits a batch of {cfg.batch_size} into {cfg.accumulation} parts, expected at most "
-            "one for each example",
+            f"retrain.accumulation splits a batch of {share} into {cfg.accumulation} parts, expected at most one for "
+            "each example",
             fix="set retrain.accumulation=1",
         )
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from nas import atomic, checkpoint
+from nas import atomic, checkpoint, processes
 from nas.arch import ArchParams
+from nas.batch_norm import synchronised
 from nas.config import to_plain
 from nas.data.loader import Loader
 from nas.evaluate import count_parameters
@@ -83,6 +84,7 @@ class SearchStage:
                 shuffle=True,
                 drop_last=True,
                 what="search.batch_size",
+                share=processes.share(),
             )
             for split, purpose, augment in (
                 (weight_split, "weight", setup.data.augment),
@@ -112,12 +114,16 @@ class SearchStage:
         path = out.subdirectory("search") / "checkpoint.pt"
 
         def on_epoch(state: SearchState, metrics: dict[str, float]) -> None:
+            if not out.writes:
+                return
             assert state.genotype is not None  # derived every epoch
             tracker.log("search", state.epoch - 1, metrics)
             atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
             checkpoint.save(path, "search", {"config": to_plain(cfg), **state.state_dict()})
 
-        with Progress("search", cfg.search.epochs, metric=self.setup.task.metric) as bar:
+        processes.start_alike(self.state.supernet)
+        bar = Progress("search", cfg.search.epochs, metric=self.setup.task.metric)
+        with bar, synchronised(self.state.supernet):
             genotype = search(
                 self.state,
                 searcher=self.searcher,

@@ -1,0 +1,29 @@
+"""Starts a script or module in two processes, as a user would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nas
+
+PATHS = (Path(nas.__file__).parents[1], Path(__file__).parent)  # whatever is installed, this checkout; and the tests
+
+
+def torchrun(*arguments, timeout=60):
+    """arguments: of torchrun, after the number of processes. Returns exit code, output and errors."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "COLUMNS": "200",
+        "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
