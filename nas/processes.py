@@ -45,6 +45,9 @@ class Share:
             )
 
 
+WHOLE = Share()  # of a batch that is not shared
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Inside, this process works together with the others that torchrun has started: gloo carries what is on CPUs,
@@ -67,7 +70,7 @@ def world() -> int:
 
 def share() -> Share:
     """That of this process."""
-    return Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Share()
+    return Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else WHOLE
 
 
 def first() -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from nas import __version__, atomic
+from nas import __version__, atomic, processes
 from nas.errors import OutputError
 from nas.runtime import Runtime
 
@@ -57,6 +57,7 @@ class RunDirectory:
             },
             "platform": platform.platform(),
             "device": runtime.describe(),
+            "processes": processes.world(),
             "seed": seed,
         }
         if writes:

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -65,12 +66,8 @@ def main(directory):
             [logits.nextafter(torch.tensor(float(rank))), generator.get_state()],
             [logits, torch.Generator().manual_seed(rank).get_state()],
         ):
-            try:
+            with pytest.raises(DivergenceError, match="the 2 processes no longer draw the same gates"):
                 processes.check_equal_gates(different)
-            except DivergenceError as error:
-                assert "the 2 processes no longer draw the same gates" in str(error)
-            else:
-                raise AssertionError("not noticed")
 
         downloaded = directory / "downloaded"
         with processes.first_on_machine_first():

@@ -10,8 +10,9 @@ import nas
 PATHS = (Path(nas.__file__).parents[1], Path(__file__).parent)  # whatever is installed, this checkout; and the tests
 
 
-def torchrun(*arguments, timeout=60):
-    """arguments: of torchrun, after the number of processes. Returns exit code, output and errors."""
+def torchrun(*arguments, cwd=None):
+    """arguments: of torchrun, after the number of processes. Returns exit code, output and errors; if they hang, it
+    raises."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -21,9 +22,10 @@ def torchrun(*arguments, timeout=60):
     }
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)],
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=120,
         check=False,
     )

@@ -15,7 +15,7 @@ from nas.data.mixing import Mix
 from nas.data.spec import DataSpec, Preparation
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
-from nas.processes import Share
+from nas.processes import WHOLE, Share
 
 Batch = tuple[Inputs, Tensor]
 
@@ -48,7 +48,7 @@ class Loader:
         shuffle: bool,
         drop_last: bool,
         what: str,
-        share: Share = Share(),  # noqa: B008  frozen
+        share: Share = WHOLE,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"{what} must be at least 1, got {batch_size}", fix=f"set {what} to e.g. 64")

@@ -1,0 +1,145 @@
+"""The commands in two processes: they leave what one leaves, and no more."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli.conftest import TINY, Outcome
+from launch import torchrun
+
+from nas.cli.torchrun import refuse_several
+from nas.errors import ConfigError
+
+Nas = Callable[..., Outcome]
+
+# Two steps an epoch in either stage, 20 in all, and every augmentation.
+SETTINGS = (
+    "space=custom",
+    "space.factory=group_norms.GroupNorms",
+    "data=synthetic",
+    "data.train=64",
+    "data.test=16",
+    "data.classes=3",
+    "data.crop_padding=1",
+    "data.flip=true",
+    "search.epochs=10",
+    "search.batch_size=16",
+    "search.gap_batches=1",
+    "arch_optim.lr=0.01",
+    "retrain.epochs=10",
+    "retrain.batch_size=32",
+    "retrain.drop_path=0.3",
+    "retrain.cutout=2",
+    "retrain.mixup=0.2",
+    "retrain.cutmix=1.0",
+    "retrain.label_smoothing=0.1",
+    "retrain.average=0.9",
+    "policy@retrain.policy=trivial_augment",
+    "runtime.device=cpu",
+    "tracker=jsonl",
+    "formats=[]",
+)
+
+
+def assert_close(one: Any, two: Any, where: str) -> None:
+    """To 1e-4, at any depth, but for what tells of time."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one.keys() - {"seconds_per_step", "examples_per_second", "config"}:
+            assert_close(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for number, pair in enumerate(zip(one, two, strict=True)):
+            assert_close(*pair, f"{where}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.allclose(one.double(), two.double(), rtol=0, atol=1e-4), where
+    else:
+        assert one == (pytest.approx(two, abs=1e-4) if isinstance(one, float) else two), where
+
+
+def left(run: Path) -> dict[str, Any]:
+    """All that a run left, by file."""
+    read: dict[str, Callable[[Path], Any]] = {
+        ".json": lambda path: json.loads(path.read_text()),
+        ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+        ".pt": lambda path: torch.load(path, weights_only=True),
+    }
+    files = sorted(path for path in run.rglob("*") if path.is_file())
+    return {str(path.relative_to(run)): read.get(path.suffix, lambda path: None)(path) for path in files}
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("run", ("sampler=gdas,softmax", "deriver=best_of", "deriver.samples=4")),
+        (
+            "search",
+            (
+                "sampler=softmax",
+                "searcher=second_order",
+                "searcher.method=difference,exact",
+                "deriver=perturbation",
+                "deriver.tune_steps=2",
+            ),
+        ),
+    ],
+    ids=["first order and retraining", "second order"],
+)
+def test_two_processes_leave_what_one_leaves(nas: Nas, tmp_path: Path, command: str, settings: tuple[str, ...]) -> None:
+    """Losses and logits of every step, and with them derived choices and weights: a sweep of two runs each."""
+    sweep = ("-m", *SETTINGS, *settings)
+    assert nas(command, *sweep, "hydra.sweep.dir=one").code == 0
+    ended = torchrun("-m", f"nas.cli.{command}", *sweep, "hydra.sweep.dir=two", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Everything is in") == 2  # once a run, not once a process
+    assert ended.stdout.count("search 10/10") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+    one, two = (sorted(path for path in Path(name).iterdir() if path.is_dir()) for name in ("one", "two"))
+    assert len(one) == len(two) == 2
+    for run_of_one, run_of_two in zip(one, two, strict=True):
+        expected, found = left(run_of_one), left(run_of_two)
+        assert (expected.pop("manifest.json")["processes"], found["manifest.json"]["processes"]) == (1, 2)
+        assert found.pop("manifest.json")["status"] == "finished"
+        for files in (expected, found):
+            files.pop("export/metadata.json", None)  # of which most is of the manifest and the results
+        assert len([line for line in expected["metrics.jsonl"] if line["stage"] == "search"]) == 10
+        assert_close(expected, found, command)
+
+
+def test_batch_norms_of_each_process_on_a_cpu(tmp_path: Path) -> None:
+    ended = torchrun("-m", "nas.cli.run", *TINY, "hydra.run.dir=two", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("each of the 2 processes has batch norms of its own") == 1
+    assert set(left(tmp_path / "two")) >= {"result.json", "export/metadata.json", "retrain/checkpoint.pt"}
+
+
+def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path: Path) -> None:
+    ended = torchrun("-m", "nas.cli.search", *SETTINGS, "search.batch_size=15", "hydra.run.dir=runs/two", cwd=tmp_path)
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: ") == 1, ended.stderr
+    assert (
+        "error: search.batch_size is 15, which 2 processes cannot share equally; set search.batch_size to a multiple "
+        "of 2, e.g. 16\n" in ended.stderr
+    )
+    assert "exitcode  : 2" in ended.stderr  # as torchrun reports it
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
+    """It is told what failed, and not that the first process misses the second."""
+    broken = "space.factory=group_norms.FailsInTheSecond"
+    ended = torchrun("-m", "nas.cli.search", *SETTINGS, broken, "hydra.run.dir=two", cwd=tmp_path)
+    assert ended.returncode != 0
+    assert "RuntimeError: the second process is broken" in ended.stderr
+    assert "Connection closed" not in ended.stderr
+    assert not (tmp_path / "two" / "result.json").exists()
+
+
+def test_commands_that_one_process_does_are_refused_to_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_several("nas-export")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="nas-export works in one process, got 2; start it without torchrun"):
+        refuse_several("nas-export")
