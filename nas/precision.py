@@ -46,13 +46,14 @@ class Precision:
 
 def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0) -> Tensor:
     """Step by the gradients of losses that `scaler` has scaled, if they are finite, and clip them before: max_norm, 0
-    for not at all. Of several processes all step by the mean of their gradients. Returns their norm before clipping, infinite where fp16 overflowed and nothing moves."""
+    for not at all. Returns their norm before clipping, infinite where fp16 overflowed and nothing moves.
+
+    Several processes step by the mean of their gradients, all of them together.
+    """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    # First, so that what overflows in one process stops the step of all; with it, of all terms of the loss, so that all
-    # take one and the same step, bit for bit.
-    processes.average(gradients)
+    processes.average(gradients)  # before anything looks at them, so that all decide and move alike, to the last bit
     scaler.unscale_(optimizer)
     norm = nn.utils.get_total_norm(gradients)
     if max_norm:

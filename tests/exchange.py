@@ -12,6 +12,7 @@ from torch import nn
 from nas import processes
 from nas.errors import DivergenceError
 from nas.meter import Meter, StepResult
+from nas.precision import Precision, take_step
 
 
 def main(directory):
@@ -38,11 +39,13 @@ def main(directory):
         assert processes.means([]) == []
         assert processes.averaged([rank, 10.0]) == [0.5, 10.0]
 
-        drawn, undrawn = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+        # A step of weight decay: what was not drawn is not to move.
+        drawn, undrawn = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
         (drawn * (rank + 1)).sum().backward()
-        processes.average([drawn.grad])
-        assert drawn.grad.tolist() == [1.5] * 3
-        assert undrawn.grad is None
+        optimizer = torch.optim.SGD([undrawn, drawn], lr=0.1, weight_decay=1.0)
+        assert take_step(optimizer, Precision().scaler()).item() == pytest.approx(1.5 * 3**0.5)
+        assert drawn.tolist() == pytest.approx([1 - 0.1 * (1.5 + 1)] * 3)
+        assert undrawn.tolist() == [1.0] * 3
 
         # A mean by example: the first process measures losses 1 and 2, the second 11 and 12.
         meter = Meter("accuracy")

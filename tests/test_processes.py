@@ -12,7 +12,7 @@ from nas.batch_norm import synchronised
 from nas.errors import ConfigError, DeviceError
 from nas.processes import Share
 from nas.runtime import find_device
-from nas.spaces.cell import DropPath
+from nas.spaces.cell import DropPath, set_drop_path
 
 
 def test_two_processes_exchange(tmp_path):
@@ -65,7 +65,7 @@ def second_of_two(monkeypatch):
 
 def test_drop_path_drops_what_it_would_of_the_whole_batch(second_of_two, monkeypatch):
     drop_path, x = DropPath(), torch.rand(64, 2, 3, 3)
-    drop_path.rate = 0.5
+    set_drop_path(drop_path, 0.5)
     torch.manual_seed(3)
     half = drop_path(x[32:])
     monkeypatch.setattr(processes, "share", Share)
