@@ -118,22 +118,36 @@ def start_alike(model: nn.Module) -> None:
             tensor.copy_(flat.view_as(tensor))
 
 
-@torch.no_grad()
 def means(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The mean of each tensor over the processes, all of which pass tensors of the same shapes; in each the same to
     the last bit. The tensors themselves are left alone, and returned where there is one process."""
     tensors = list(tensors)
     if world() == 1:
         return tensors
-    found: dict[int, Tensor] = {}
+    found = dict(reduced(tensors))
+    return [found[position] for position in range(len(tensors))]
+
+
+def average(gradients: Sequence[Tensor]) -> None:
+    """Replace gradients by their means over the processes: of equal shares, that is the gradient of the whole batch.
+
+    Every process has to pass those of the same parameters: of the drawn ones, all that have one.
+    """
+    if world() > 1:
+        for position, mean in reduced(gradients):
+            gradients[position].copy_(mean)
+
+
+@torch.no_grad()
+def reduced(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Position and mean of each tensor, bucket after bucket."""
     for bucket in buckets(tensors):
         flat = torch.cat([tensors[position].flatten() for position in bucket])
         dist.all_reduce(flat)
         flat /= world()
-        sizes = [tensors[position].numel() for position in bucket]
-        for position, mean in zip(bucket, flat.split(sizes), strict=True):
-            found[position] = mean.view(tensors[position].shape)
-    return [found[position] for position in range(len(tensors))]
+        parts = flat.split([tensors[position].numel() for position in bucket])
+        for position, part in zip(bucket, parts, strict=True):
+            yield position, part.view(tensors[position].shape)
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
@@ -152,16 +166,6 @@ def buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
             bucket.append(position)
             size += tensors[position].numel()
         yield bucket
-
-
-def average(gradients: Sequence[Tensor]) -> None:
-    """Replace gradients by their means over the processes: of equal shares, that is the gradient of the whole batch.
-
-    Every process has to pass those of the same parameters: of the drawn ones, all that have one.
-    """
-    if world() > 1:
-        for gradient, mean in zip(gradients, means(gradients), strict=True):
-            gradient.copy_(mean)
 
 
 def averaged(numbers: Sequence[float]) -> list[float]:

@@ -10,13 +10,13 @@ import nas
 PATHS = (Path(nas.__file__).parents[1], Path(__file__).parent)  # whatever is installed, this checkout; and the tests
 
 
-def torchrun(*arguments, cwd=None):
+def torchrun(*arguments, cwd=None, gpus=False):
     """arguments: of torchrun, after the number of processes. Returns exit code, output and errors; if they hang, it
     raises."""
     environment = {
         **os.environ,
+        **({} if gpus else {"CUDA_VISIBLE_DEVICES": ""}),
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
         "COLUMNS": "200",
         "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
     }

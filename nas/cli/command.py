@@ -15,6 +15,7 @@ from nas import config
 from nas.cli import torchrun
 from nas.errors import NasError
 
+FAILED = 1  # what Python itself exits with after a traceback
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
@@ -56,6 +57,10 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             if debug:
                 raise
             fail(f"interrupted; what was reached is in {directory}", INTERRUPTED)
+        except Exception:
+            if torchrun.tells_errors():
+                raise
+            sys.exit(FAILED)
         finally:
             # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing.
             if torchrun.writes():

@@ -19,25 +19,23 @@ def started() -> int:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Inside, the processes work together: only the first one's standard output shows, and of an error that is raised
-    here only what the first to fail says, as the others fail of its absence."""
+    """Inside, the processes work together, and only the first one's standard output shows."""
     if started() == 1:
         yield
         return
     from nas import processes
 
-    with processes.joined(), open(os.devnull, "w") as nowhere:
-        try:
-            with redirect_stdout(sys.stdout if processes.first() else nowhere):
-                yield
-        except Exception:
-            if tells_errors():
-                raise
-            sys.exit(1)
+    with (
+        processes.joined(),
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(sys.stdout if processes.first() else nowhere),
+    ):
+        yield
 
 
 def tells_errors() -> bool:
-    """Whether an error is this process's to tell: it is the first of all to ask."""
+    """Whether an error is this process's to tell: it is the first of all to ask. The others make the same mistake, or
+    fail of its absence."""
     if started() == 1:
         return True
     from nas import processes
