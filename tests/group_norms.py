@@ -11,18 +11,28 @@ from nas.spaces.cell import DropPath
 WIDTH = 8
 
 
-def conv(c_in, kernel_size):
+def conv(c_in, kernel_size, batch_norm):
     return nn.Sequential(
-        nn.Conv2d(c_in, WIDTH, kernel_size, padding=kernel_size // 2, bias=False), nn.GroupNorm(2, WIDTH)
+        nn.Conv2d(c_in, WIDTH, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(WIDTH) if batch_norm else nn.GroupNorm(2, WIDTH),
     )
 
 
 class GroupNorms(nn.Module):
-    def __init__(self, in_channels, num_classes):
+    """batch_norm: take those instead, for comparison."""
+
+    def __init__(self, in_channels, num_classes, batch_norm=False):
         super().__init__()
-        self.stem = conv(in_channels, 3)
+        self.stem = conv(in_channels, 3, batch_norm)
         self.blocks = nn.ModuleList(
-            Choice({"3x3": conv(WIDTH, 3), "1x1": conv(WIDTH, 1), "pool": nn.AvgPool2d(3, 1, 1), "skip": nn.Identity()})
+            Choice(
+                {
+                    "3x3": conv(WIDTH, 3, batch_norm),
+                    "1x1": conv(WIDTH, 1, batch_norm),
+                    "pool": nn.AvgPool2d(3, 1, 1),
+                    "skip": nn.Identity(),
+                }
+            )
             for _ in range(2)
         )
         self.drop_path = DropPath()
