@@ -1,13 +1,17 @@
-"""Which statistics the batch norms of a model in evaluation mode normalise with.
+"""Which statistics the batch norms of a model normalise with.
 
-Left alone, they take their running statistics.
+Left alone, they take those of the batch in training mode and their running ones in evaluation mode.
 """
 
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from nas import processes
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -42,3 +46,49 @@ def recalibrate(model: nn.Module, run: Callable[[], None]) -> None:
     finally:
         for norm, training, momentum in before:
             norm.training, norm.momentum = training, momentum
+
+
+@contextmanager
+def synchronised(model: nn.Module) -> Iterator[None]:
+    """Inside, batch norms on a GPU take the statistics of a batch from all processes that share it.
+
+    On a CPU, for which torch has no such thing, each process goes on with those of its own share, and the first says
+    so once. Inside, the norms are torch's SyncBatchNorm over the same weights and statistics; afterwards they are what
+    they were, so that no export meets it.
+    """
+    norms = batch_norms(model)
+    if processes.world() == 1 or not norms:
+        yield
+    elif on_cpu(norms):
+        say_statistics_differ()
+        yield
+    else:
+        places = [
+            (parent, name, child)
+            for parent in model.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, _BatchNorm)
+        ]
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        try:
+            yield
+        finally:
+            for parent, name, norm in places:
+                norm.train(parent.get_submodule(name).training)
+                parent.add_module(name, norm)
+
+
+def on_cpu(norms: list[_BatchNorm]) -> bool:
+    tensors = [tensor for norm in norms for tensor in (*norm.parameters(), *norm.buffers())]
+    return any(tensor.device.type == "cpu" for tensor in tensors)
+
+
+@functools.cache
+def say_statistics_differ() -> None:
+    """Once in a process, however many models it trains."""
+    if processes.first():
+        print(
+            f"warning: on CPUs each of the {processes.world()} processes has batch norms of its own: they take the "
+            "statistics of its share of a batch, and those of the first process are kept",
+            file=sys.stderr,
+        )

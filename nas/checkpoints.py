@@ -1,12 +1,13 @@
 """The checkpoints of a stage: when its state is saved, how many are kept, and where a run stops."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nas import checkpoint
+from nas import checkpoint, processes
 from nas.errors import ConfigError
 from nas.interruption import Interrupted, Interruption
 
@@ -16,7 +17,8 @@ State = dict[str, Any]
 class Checkpoints(Interruption):
     """Of one stage of a run, at `path`. Inside its context a signal makes the stage save, and then raise Interrupted.
 
-    kind: of the checkpoints. resume: whether there may be some already.
+    kind: of the checkpoints. resume: whether there may be some already. writes: whether this process does; of several
+    only one, which the others follow in when to save and when to stop.
     every_steps, every_minutes: when to save within an epoch, None for not at all; the end of an epoch always is.
     keep: how many are kept, the newest and those before it.
     """
@@ -27,6 +29,7 @@ class Checkpoints(Interruption):
         path: Path,
         kind: str,
         resume: bool = False,
+        writes: bool = True,
         every_steps: int | None = None,
         every_minutes: float | None = None,
         keep: int = 2,
@@ -41,6 +44,7 @@ class Checkpoints(Interruption):
         self.path = path
         self._kind = kind
         self._resume = resume
+        self._writes = writes
         self._every_steps = every_steps
         self._every_minutes = every_minutes
         self._keep = keep
@@ -54,28 +58,32 @@ class Checkpoints(Interruption):
         if not self._resume:
             return None
         state, problems = checkpoint.newest(self.path, self._kind)
-        for problem in problems:
+        for problem in problems if self._writes else []:
             print(f"warning: {problem}; going on from the one before it", file=sys.stderr)
         return state
 
     def save(self, state: State) -> None:
         """Raises OutputError when it cannot be written; those that were there are untouched."""
-        checkpoint.save(self.path, self._kind, state, keep=self._keep)
+        if self._writes:
+            checkpoint.save(self.path, self._kind, state, keep=self._keep)
         self._steps, self._saved_at = 0, time.monotonic()
 
     def after_step(self, state: Callable[[], State]) -> None:
         """Save if that is due after a step. Raises Interrupted, once saved, if a signal was received."""
         self._steps += 1
         minutes = (time.monotonic() - self._saved_at) / 60
-        if (
-            self.received is not None
-            or (self._every_steps is not None and self._steps >= self._every_steps)
-            or (self._every_minutes is not None and minutes >= self._every_minutes)
-        ):
+        due = (self._every_steps is not None and self._steps >= self._every_steps) or (
+            self._every_minutes is not None and minutes >= self._every_minutes
+        )
+        due, asked = processes.any_of([due, self.received is not None])
+        if due or asked:
             self.save(state())
-            self.stop_if_asked()
+            self._stop(asked)
 
     def stop_if_asked(self) -> None:
-        """To be called when all is saved. Raises Interrupted if a signal was received."""
-        if self.received is not None:
-            raise Interrupted(self.received)
+        """To be called when all is saved. Raises Interrupted if a signal was received, by whichever process."""
+        self._stop(processes.any_of([self.received is not None])[0])
+
+    def _stop(self, asked: bool) -> None:
+        if asked:
+            raise Interrupted(self.received or signal.SIGTERM)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from nas import processes
 from nas.batch_norm import batch_statistics, recalibrate
 from nas.choice import LEFT_OUT, Gate, check_chosen, choices, gates
 from nas.data.inputs import each
@@ -25,6 +26,8 @@ class Judge:
     augmentation. No way leads from here to the test split. batches: how many of each are looked at, at most; they are
     read once. start: the number of the first validation batch. seed: of all that is drawn. precision: of the forward
     passes, as in the search.
+
+    Of several processes each scores and tunes on its share of the batches; the result is that of all.
 
     Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
     norms is in evaluation mode; what those normalise with is said by each method.
@@ -49,7 +52,7 @@ class Judge:
         self.choices = choices(supernet)
         self.validation: list[Batch] = list(itertools.islice(validation_loader.epoch(0, start=start), batches))
         self.calibration: list[Batch] = list(itertools.islice(weight_loader.epoch(0), batches))
-        self.examples = sum(len(targets) for _, targets in self.validation)
+        self.examples = processes.world() * sum(len(targets) for _, targets in self.validation)
         # What `tune` trains on; it goes on where it stopped.
         self._training = itertools.chain.from_iterable(weight_loader.epoch(epoch) for epoch in itertools.count())
 
@@ -119,7 +122,8 @@ class Judge:
                 outputs = self.supernet(*each(inputs))
                 loss += self.task.loss(outputs, targets) * len(targets)
             metric += self.task.measure(outputs, targets).sum()
-        return Score(float(metric) / self.examples, float(loss) / self.examples, self.examples)
+        metrics, losses = (processes.world() * mean for mean in processes.averaged([float(metric), float(loss)]))
+        return Score(metrics / self.examples, losses / self.examples, self.examples)
 
     @torch.no_grad()
     def _run_calibration(self, by_key: Mapping[str, Gate]) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nas import processes
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -22,30 +24,37 @@ class StepResult:
 
 
 class Meter:
-    """Sums step results on the device and reads them once, in `summary`. metric: its name."""
+    """Sums step results on the device and reads them once, in `summary`: over all processes, which call it together.
+    metric: its name."""
 
     def __init__(self, metric: str) -> None:
-        self.examples = 0
+        self._examples = 0
         self._name = metric
         self._steps = 0
         self._loss: Tensor | float = 0.0
         self._metric: Tensor | float = 0.0
         self._grad_norm: Tensor | float = 0.0
 
+    @property
+    def examples(self) -> int:
+        """Of all processes, which have equally many."""
+        return self._examples * processes.world()
+
     def add(self, result: StepResult) -> None:
-        self.examples += result.examples
+        self._examples += result.examples
         self._steps += 1
         self._loss += result.loss * result.examples
         self._metric += result.metric
         self._grad_norm += result.grad_norm
 
     def state_dict(self) -> dict[str, Any]:
+        """Of several processes that have as many examples each, the same in all; all of them have to call it."""
         sums = [torch.as_tensor(value).clone() for value in (self._loss, self._metric, self._grad_norm)]
-        return {"examples": self.examples, "steps": self._steps, "sums": sums}
+        return {"examples": self._examples, "steps": self._steps, "sums": processes.means(sums)}
 
     def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
         """device: where the steps to come will be measured."""
-        self.examples, self._steps = state["examples"], state["steps"]
+        self._examples, self._steps = state["examples"], state["steps"]
         self._loss, self._metric, self._grad_norm = (value.to(device) for value in state["sums"])
 
     def summary(self, prefix: str) -> dict[str, float]:
@@ -53,8 +62,10 @@ class Meter:
         first step."""
         if not self._steps:
             return {}
+        sums = [float(self._loss), float(self._metric), float(self._grad_norm)]
+        loss, metric, grad_norm = processes.averaged(sums)
         return {
-            f"{prefix}/loss": float(self._loss) / self.examples,
-            f"{prefix}/{self._name}": float(self._metric) / self.examples,
-            f"{prefix}/grad_norm": float(self._grad_norm) / self._steps,
+            f"{prefix}/loss": loss / self._examples,
+            f"{prefix}/{self._name}": metric / self._examples,
+            f"{prefix}/grad_norm": grad_norm / self._steps,
         }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from nas import processes
 from nas.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,10 +46,14 @@ class Precision:
 
 def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0) -> Tensor:
     """Step by the gradients of losses that `scaler` has scaled, if they are finite, and clip them before: max_norm, 0
-    for not at all. Returns their norm before clipping, infinite where fp16 overflowed and nothing moves."""
+    for not at all. Returns their norm before clipping, infinite where fp16 overflowed and nothing moves.
+
+    Several processes step by the mean of their gradients, all of them together.
+    """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return torch.zeros(())
+    processes.average(gradients)  # before anything looks at them, so that all decide and move alike, to the last bit
     scaler.unscale_(optimizer)
     norm = nn.utils.get_total_norm(gradients)
     if max_norm:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from nas import processes
 from nas.task import Metric
 
 Form = Callable[[float], str]
@@ -70,7 +71,8 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """One line on standard error; above the bar where there is one, which takes standard error over."""
-        print(f"warning: {text}", file=sys.stderr)
+        if processes.first():
+            print(f"warning: {text}", file=sys.stderr)
 
     def _begin(self, epoch: int) -> None:
         if self._first is None:

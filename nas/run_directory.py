@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 
-from nas import __version__, atomic
+from nas import __version__, atomic, processes
 from nas.errors import OutputError
 from nas.interruption import Interrupted
 from nas.runtime import Runtime
@@ -28,8 +28,9 @@ class RunDirectory:
     """A directory that belongs to one run, and to one process at a time.
 
     Use it as a context: it records how the run ended. config: the resolved configuration as YAML.
-    resume: go on with the run that is there. Raises OutputError if the directory holds another run, or none that could
-    be resumed, or if another process is writing into it.
+    resume: go on with the run that is there. writes: whether this process does; of several only one.
+    Raises OutputError if the directory holds another run, or none that could be resumed, or if another process is
+    writing into it.
     """
 
     def __init__(
@@ -41,16 +42,20 @@ class RunDirectory:
         seed: int,
         runtime: Runtime,
         resume: bool = False,
+        writes: bool = True,
     ) -> None:
-        if not resume and path.exists() and any(path.iterdir()):
+        if writes and not resume and path.exists() and any(path.iterdir()):
             raise OutputError(
                 f"the output directory {path} is not empty, expected a new one",
                 fix=f"set hydra.run.dir to another, or go on with the run that is there: resume={path}",
             )
-        path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.resumed = resume
-        self._lock = locked(path)
+        self.writes = writes
+        self._lock: int | None = None
+        if writes:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(path)
         self._runtime = runtime
         self._started = time.monotonic()
         before = read_manifest(path) if resume else {}
@@ -71,36 +76,40 @@ class RunDirectory:
             },
             "platform": platform.platform(),
             "device": runtime.describe(),
+            "processes": processes.world(),
             "seed": seed,
         }
-        for left in path.glob("**/.*.tmp"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-        atomic.write_text(path / "config.yaml", config)
-        atomic.write_json(path / MANIFEST, self._manifest)
+        if writes:
+            for left in path.glob("**/.*.tmp"):  # by a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+            atomic.write_text(path / "config.yaml", config)
+        self.record()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
-        self._manifest |= {
-            "status": "finished" if error is None else "interrupted" if interrupted else "failed",
-            "wall_seconds": round(self._seconds_before + time.monotonic() - self._started, 1),
-            "peak_memory_bytes": self._runtime.peak_memory(),
-        }
         try:
-            atomic.write_json(self.path / MANIFEST, self._manifest)
+            self.record(
+                status="finished" if error is None else "interrupted" if interrupted else "failed",
+                wall_seconds=round(self._seconds_before + time.monotonic() - self._started, 1),
+                peak_memory_bytes=self._runtime.peak_memory(),
+            )
         finally:
-            os.close(self._lock)
+            if self._lock is not None:
+                os.close(self._lock)
 
     def record(self, **facts: Any) -> None:
         """Add to the manifest."""
         self._manifest |= facts
-        atomic.write_json(self.path / MANIFEST, self._manifest)
+        if self.writes:
+            atomic.write_json(self.path / MANIFEST, self._manifest)
 
     def subdirectory(self, name: str) -> Path:
         path = self.path / name
-        path.mkdir(exist_ok=True)
+        if self.writes:
+            path.mkdir(exist_ok=True)
         return path
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nas import processes
 from nas.errors import ConfigError, DeviceError
 from nas.precision import Precision
 
@@ -21,7 +22,8 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 
 
 class Runtime:
-    """device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    """device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``. Of several processes on a
+    machine each gets a GPU of its own by ``auto`` and ``cuda``.
 
     threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
     result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
@@ -72,6 +74,8 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not self.deterministic
+        if self.device.index is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # or every process would take memory of the first GPU as well
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  the global one, which a user's own code may draw from
         torch.manual_seed(seed)
@@ -140,6 +144,8 @@ def available_devices() -> list[str]:
 def find_device(name: str) -> torch.device:
     """Raises DeviceError unless the device is there; ``auto`` takes the fastest."""
     available = available_devices()
+    if processes.world() > 1 and name != "cpu":
+        return own_gpu(name)
     if name == "auto":
         return torch.device(available[-1])
     try:
@@ -153,6 +159,25 @@ def find_device(name: str) -> torch.device:
             fix="set runtime.device=auto",
         )
     return device
+
+
+def own_gpu(name: str) -> torch.device:
+    """That of this process, one of several; for ``auto`` the CPU where there is none. Raises DeviceError if there are
+    fewer GPUs than processes on this machine, or one was asked for by its number."""
+    gpus, number = torch.cuda.device_count(), processes.number_on_machine()
+    if name == "auto" and not gpus:
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise DeviceError(
+            f"device {name!r} cannot be shared by {processes.world()} processes, expected auto, cuda or cpu",
+            fix="set runtime.device=auto, by which each gets a GPU of its own",
+        )
+    if number >= gpus:
+        raise DeviceError(
+            f"this machine has {gpus} GPUs, expected one for each process, got process {number + 1}",
+            fix="set runtime.device=cpu, or start as many processes as there are GPUs",
+        )
+    return torch.device("cuda", number)
 
 
 def derived_seed(seed: int, purpose: str) -> int:

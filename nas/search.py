@@ -12,7 +12,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from nas import checkpoint
+from nas import checkpoint, processes
 from nas.arch import ArchParams
 from nas.data.loader import Loader, search_batches
 from nas.deriver import Deriver, JudgingDeriver
@@ -162,6 +162,7 @@ def search(
 
         with located(epoch, steps - 1):
             refuse_nan(state.arch.keys, state.arch.entropy().isnan().tolist())
+            processes.check_equal_gates([*state.arch.parameters(), state.generator.get_state()])
         chosen = deriver(state.arch)
         if epoch >= order.warmup_epochs:
             watch(state, epoch, chosen, monitor, bar)

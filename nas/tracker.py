@@ -61,6 +61,22 @@ class JsonLines:
         self.close()
 
 
+class Silent(JsonLines):
+    """Logs nothing: of processes that write nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def resume(self, stage: str, epochs: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class TensorBoard(JsonLines):
     """The same as curves named ``<stage>/<metric>`` over the epochs, in an event file in the run's directory.
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from nas import processes
+from nas.batch_norm import batch_norms, on_cpu
 from nas.choice import gates
 from nas.data.inputs import each
 from nas.data.loader import Batch
@@ -52,6 +54,13 @@ class SecondOrder(FirstOrder):
                 "second-order search differentiates gradients, which fp16 has no range for, got runtime.precision=fp16",
                 fix="set runtime.precision=bf16, or searcher=first_order",
             )
+        norms = batch_norms(self.supernet)
+        if method == "exact" and processes.world() > 1 and norms and not on_cpu(norms):
+            raise ConfigError(
+                "searcher.method=exact differentiates twice, which torch's synchronised batch norms cannot, expected "
+                f"one process on a GPU, got {processes.world()}",
+                fix="set searcher.method=difference, or start one process",
+            )
         self.method = method
         self.radius = radius
         self.named_weights: dict[str, Tensor] = dict(self.supernet.named_parameters())
@@ -69,10 +78,12 @@ class SecondOrder(FirstOrder):
         slopes = self._gradients(train_loss, create_graph=self.method == "exact")
         # w' as a function of the gradient alone, so that one backward pass gives both the direct part of the result
         # and the vector that the mixed second derivative is to be multiplied by.
-        cut = {name: slope.detach().requires_grad_() for name, slope in slopes.items()}
+        shared = processes.means(slope.detach() for slope in slopes.values())
+        cut = {name: slope.requires_grad_() for name, slope in zip(slopes, shared, strict=True)}
         loss, outputs = self._loss(self._next_weights(cut), leaf, batch)
         direct, *vector = torch.autograd.grad(loss, [leaf, *cut.values()], allow_unused=True)
         by_name = {name: v for name, v in zip(cut, vector, strict=True) if v is not None}
+        by_name = dict(zip(by_name, processes.means(by_name.values()), strict=True))
 
         product = self._exact if self.method == "exact" else self._difference
         drawn.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch)))

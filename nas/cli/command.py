@@ -12,16 +12,19 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from nas import config
+from nas.cli import torchrun
 from nas.errors import NasError
 from nas.interruption import Interrupted
 
+FAILED = 1  # what Python itself exits with after a traceback
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C; likewise 143 for SIGTERM and 138 for SIGUSR1
 
 
-def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) -> None:
+def command(config_name: str, body: Callable[[DictConfig, Path], float | None], *, shared: bool = False) -> None:
     """Run `body` with the configuration composed from the command line, and the run's output directory.
 
+    shared: whether several processes can do it together, see `nas.processes`.
     Exits with 2 and one line on standard error for a mistake of the user; with 128 + its number after a signal, 130 for
     Ctrl-C. ``--debug`` shows the traceback instead. What `body` returns is the objective of a Hydra sweeper.
     """
@@ -37,13 +40,17 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
     config.register_schemas()
 
     def task(cfg: DictConfig) -> float | None:
-        directory = Path(HydraConfig.get().runtime.output_dir)
+        directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir))
         if config.allowed(cfg) and (here := os.getcwd()) not in sys.path:
             # An installed command does not look for packages where it is started. The user's own may lie there; last
             # in the list, so that no file there stands in for an installed module.
             sys.path.append(here)
         made = directory
         try:
+            if not shared:
+                torchrun.refuse_several(f"nas-{config_name}")
+            if torchrun.has_restarted() and (directory / "manifest.json").exists():
+                OmegaConf.update(cfg, "resume", str(directory))
             if OmegaConf.select(cfg, "resume") is not None:
                 from nas.cli.resume import has_finished, resumed  # imports torch
 
@@ -64,19 +71,26 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None]) 
             if debug:
                 raise
             fail(f"interrupted; what was reached is in {directory}", INTERRUPTED)
+        except Exception:
+            if torchrun.tells_errors():
+                raise
+            sys.exit(FAILED)
         finally:
             # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing.
-            remove_if_empty(made)
+            if torchrun.writes():
+                remove_if_empty(made)
 
-    try:
-        hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
-    except KeyboardInterrupt:
-        fail("interrupted before anything was done", INTERRUPTED)
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory.
-        if debug or (isinstance(error, OSError) and not isinstance(error, HydraException) and error.filename is None):
-            raise
-        fail(explain(error, config_name), USER_ERROR)
+    with torchrun.one_voice():
+        try:
+            hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
+        except KeyboardInterrupt:
+            fail("interrupted before anything was done", INTERRUPTED)
+        except (HydraException, OmegaConfBaseException, OSError) as error:
+            # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory.
+            unknown = isinstance(error, OSError) and not isinstance(error, HydraException) and error.filename is None
+            if debug or unknown:
+                raise
+            fail(explain(error, config_name), USER_ERROR)
 
 
 def untouched(config_name: str) -> DictConfig:
@@ -91,7 +105,8 @@ def untouched(config_name: str) -> DictConfig:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    if torchrun.tells_errors():
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 

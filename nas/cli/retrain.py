@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from nas.cli.command import command
 
 
-def run(cfg: DictConfig, directory: Path) -> float:
+def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas import atomic
     from nas.cli.report import show_result
     from nas.spaces.published import resolve
@@ -20,8 +20,11 @@ def run(cfg: DictConfig, directory: Path) -> float:
     retrain = RetrainStage(setup)
     retrain.check(genotype)
     with setup.open(directory) as out, setup.track(out) as tracker:
-        atomic.write_text(out.path / "genotype.json", genotype.to_json())
+        if out.writes:
+            atomic.write_text(out.path / "genotype.json", genotype.to_json())
         trained = retrain.run(genotype, out, tracker)
+        if not out.writes:
+            return None  # of several processes the first does the rest
         result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime))
         atomic.write_json(out.path / "result.json", result)
     show_result(result)
@@ -30,7 +33,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
 
 
 def main() -> None:
-    command("retrain", run)
+    command("retrain", run, shared=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from nas.cli.command import command
 
 
-def run(cfg: DictConfig, directory: Path) -> float:
+def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas import atomic
     from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
     from nas.stages.export import build_formats, export_trained
@@ -25,6 +25,8 @@ def run(cfg: DictConfig, directory: Path) -> float:
         if setup.benchmark is not None:
             show_standings(setup.benchmark.report(genotype))
         trained = retrain.run(genotype, out, tracker)
+        if not out.writes:
+            return None  # of several processes the first does the rest
         loader = scoring_loader(trained, setup.data, setup.runtime)
         result = {**final_result(trained, loader), **search.ending()}
         complete = result | search.gap_result(retrained_test=objective(result))
@@ -40,7 +42,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
 
 
 def main() -> None:
-    command("run", run)
+    command("run", run, shared=True)
 
 
 if __name__ == "__main__":

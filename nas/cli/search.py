@@ -17,6 +17,8 @@ def run(cfg: DictConfig, directory: Path) -> None:
     search = SearchStage(setup)
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
+        if not out.writes:
+            return  # of several processes the first does the rest
         result = search.result(genotype)
         atomic.write_json(out.path / "result.json", result)
     show_search(genotype, search.derived_parameters(genotype))
@@ -27,7 +29,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
 
 
 def main() -> None:
-    command("search", run)
+    command("search", run, shared=True)
 
 
 if __name__ == "__main__":

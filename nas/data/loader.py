@@ -10,11 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from nas.data.bundle import Split
-from nas.data.inputs import Inputs
+from nas.data.inputs import Inputs, mapped
 from nas.data.mixing import Mix
 from nas.data.spec import DataSpec, Preparation
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
+from nas.processes import WHOLE, Share
 
 Batch = tuple[Inputs, Tensor]
 
@@ -26,8 +27,12 @@ class Loader:
     of classes out of them and their labels; None for none.  shuffle: a fresh permutation every epoch.
     drop_last: leave out the rest that does not fill a batch.
     what: the setting that gives the batch size, for messages, e.g. ``search.batch_size``.
+    share: what is yielded of every batch, and is what one process would have there: random numbers are drawn for whole
+    batches. So these are augmented as a whole, but of images only the share is read, unless they are mixed. A share
+    needs drop_last.
     Two loaders with one seed and equally large splits draw equal permutations: give each loader of a run its own seed.
-    Raises ConfigError if batch_size < 1, DataError if the split is empty or has no full batch to give.
+    Raises ConfigError if batch_size < 1 or cannot be shared, DataError if the split is empty or has no full batch to
+    give.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class Loader:
         shuffle: bool,
         drop_last: bool,
         what: str,
+        share: Share = WHOLE,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"{what} must be at least 1, got {batch_size}", fix=f"set {what} to e.g. 64")
+        share.check(batch_size, what)
         if len(split) == 0:
             raise DataError(
                 f"the split for {what} has no examples", fix="add examples, or change how the data is split"
@@ -63,6 +70,9 @@ class Loader:
         self._mix = mix
         self._shuffle = shuffle
         self._drop_last = drop_last
+        self._share = share
+        # What a user's own function, or mixing, makes of an example may depend on the others.
+        self._reads_share = share.of > 1 and mix is None and (augment is None or isinstance(augment, Augment))
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -80,14 +90,23 @@ class Loader:
         else:
             order = torch.arange(len(self._split))
         vectors = torch.split(order, self._batch_size)[start : len(self)]
+        if self._reads_share:
+            vectors = tuple(map(self._share.rows, vectors))
         for number, (inputs, targets) in enumerate(self._split.batches(vectors, device=self._device), start):
             generator = _generator(self._seed, epoch, number)
+            if self._reads_share:
+                inputs, targets = mapped(self._among_blanks, inputs), self._among_blanks(targets)
             prepared = self._prepare(inputs, generator)
-            if self._mix is None:
-                yield prepared, targets
-            else:
+            if self._mix is not None:
                 assert isinstance(prepared, Tensor)  # of images
-                yield self._mix(prepared, targets, generator)
+                prepared, targets = self._mix(prepared, targets, generator)
+            yield mapped(self._share.rows, prepared), self._share.rows(targets)
+
+    def _among_blanks(self, share: Tensor) -> Tensor:
+        """A whole batch that has the share in its place, and zeros elsewhere."""
+        batch = share.new_zeros(self._share.of * len(share), *share.shape[1:])
+        self._share.rows(batch).copy_(share)
+        return batch
 
 
 def search_batches(

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas import processes
+
 
 class DropPath(nn.Module):
     """Zeroes whole samples of an edge's output with probability `rate` and rescales the rest, in training only.
@@ -24,8 +26,10 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.active:
             return x
-        keep = (1 - self.rate).expand(x.shape[0], 1, 1, 1)
-        return x * (torch.bernoulli(keep) / keep).to(x.dtype)
+        # Drawn for the whole batch, of which other processes may have a share, so that each has numbers of its own.
+        share = processes.share()
+        keep = (1 - self.rate).expand(share.of * x.shape[0], 1, 1, 1)
+        return x * share.rows(torch.bernoulli(keep) / keep).to(x.dtype)
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:

@@ -7,7 +7,9 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from nas import processes
 from nas.average import Average
+from nas.batch_norm import synchronised
 from nas.choice import check_chosen
 from nas.config import to_plain
 from nas.data.inputs import each
@@ -52,6 +54,7 @@ class RetrainStage:
             shuffle=True,
             drop_last=True,
             what="retrain.batch_size",
+            share=processes.share(),
         )
         mix = setup.data.mixing(mixup=cfg.mixup, cutmix=cfg.cutmix)
         self.loader = loader(mix=mix)
@@ -80,6 +83,7 @@ class RetrainStage:
         cfg, setup = self.setup.cfg, self.setup
         setup.runtime.start(cfg.seed)  # so that the stage gives the same whether or not a search came before it
         network = setup.runtime.place(self.space.network(setup.data.spec, genotype))
+        processes.start_alike(network)
         decay = cfg.retrain.average
         average = Average(network, decay=decay) if decay > 0 else None
         state = RetrainState(
@@ -107,7 +111,8 @@ class RetrainStage:
             tracker.log("retrain", state.epoch - 1, state.metrics)
             kept.stop_if_asked()
 
-        with kept, Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric) as bar:
+        bar = Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric)
+        with kept, bar, synchronised(network):
             retrain(
                 state,
                 task=setup.task,
@@ -135,10 +140,11 @@ def check_recipe(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"retrain.{setting} must be below 1, got {cfg[setting]}", fix=f"set retrain.{setting}={example}"
             )
-    if cfg.accumulation > cfg.batch_size:
+    share = cfg.batch_size // processes.world()
+    if cfg.accumulation > share:
         raise ConfigError(
-            f"retrain.accumulation splits a batch of {cfg.batch_size} into {cfg.accumulation} parts, expected at most "
-            "one for each example",
+            f"retrain.accumulation splits a batch of {share} into {cfg.accumulation} parts, expected at most one for "
+            "each example",
             fix="set retrain.accumulation=1",
         )
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from nas import atomic
+from nas import atomic, processes
 from nas.arch import ArchParams
+from nas.batch_norm import synchronised
 from nas.config import to_plain
 from nas.data.loader import Loader
 from nas.evaluate import count_parameters
@@ -81,6 +82,7 @@ class SearchStage:
                 shuffle=True,
                 drop_last=True,
                 what="search.batch_size",
+                share=processes.share(),
             )
             for split, purpose, augment in (
                 (weight_split, "weight", setup.data.augment),
@@ -117,12 +119,15 @@ class SearchStage:
 
         def on_epoch() -> None:
             assert state.genotype is not None  # derived every epoch
-            atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
+            if out.writes:
+                atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
             kept.save(everything())
             tracker.log("search", state.epoch - 1, state.metrics)
             kept.stop_if_asked()
 
-        with kept, Progress("search", cfg.search.epochs, metric=self.setup.task.metric) as bar:
+        processes.start_alike(state.supernet)
+        bar = Progress("search", cfg.search.epochs, metric=self.setup.task.metric)
+        with kept, bar, synchronised(state.supernet):
             genotype = search(
                 state,
                 searcher=self.searcher,

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nas import processes
 from nas.benchmark import NasBench201Table
 from nas.checkpoints import Checkpoints
 from nas.config import allowed, build, to_yaml
@@ -21,7 +22,7 @@ from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.spaces.space import Space
 from nas.task import Task
-from nas.tracker import JsonLines
+from nas.tracker import JsonLines, Silent
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Setup:
         runtime: Runtime = build(cfg.runtime, allow=allow)
         space: Space = build(cfg.space, allow=allow)
         task: Task = build(cfg.task, allow=allow)
-        return cls(cfg, runtime, space, open_benchmark(cfg), task, build(cfg.data, allow=allow).load())
+        benchmark = open_benchmark(cfg)
+        with processes.first_on_machine_first():
+            data: DataBundle = build(cfg.data, allow=allow).load()
+        return cls(cfg, runtime, space, benchmark, task, data)
 
     def build(self, node: Any, **arguments: Any) -> Any:
         return build(node, allow=allowed(self.cfg), **arguments)
@@ -63,16 +67,23 @@ class Setup:
             seed=self.cfg.seed,
             runtime=self.runtime,
             resume=self.cfg.resume is not None,
+            writes=processes.first(),
         )
 
     def checkpoints(self, out: RunDirectory, stage: str) -> Checkpoints:
         """Of a stage, in its subdirectory."""
         checkpoints: Checkpoints = self.build(
-            self.cfg.saving, path=out.subdirectory(stage) / "checkpoint.pt", kind=stage, resume=out.resumed
+            self.cfg.saving,
+            path=out.subdirectory(stage) / "checkpoint.pt",
+            kind=stage,
+            resume=out.resumed,
+            writes=out.writes,
         )
         return checkpoints
 
     def track(self, out: RunDirectory) -> JsonLines:
+        if not out.writes:
+            return Silent()
         tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
         return tracker
 

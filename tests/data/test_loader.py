@@ -8,10 +8,11 @@ from nas.data.bundle import Split
 from nas.data.loader import Batch, Loader, search_batches
 from nas.data.mixing import Mixing
 from nas.data.policy import TrivialAugment
-from nas.data.spec import ImageSpec
+from nas.data.spec import DataSpec, ImageSpec
 from nas.data.split import StreamSplit, TensorSplit
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
+from nas.processes import Share
 
 CPU = torch.device("cpu")
 SPEC = ImageSpec(name="n", input_shapes=((1, 4, 4),), class_names=("a", "b"), mean=(0.0,), std=(1 / 255,))
@@ -26,7 +27,7 @@ def split_of(count: int) -> TensorSplit:
 def loader(split: Split | int, **changes: Any) -> Loader:
     arguments: dict[str, Any] = {"batch_size": 4, "shuffle": True, "drop_last": True, "what": "search.batch_size"}
     made = split_of(split) if isinstance(split, int) else split
-    return Loader(made, spec=SPEC, device=CPU, **{**arguments, **changes})
+    return Loader(made, device=CPU, **{"spec": SPEC, **arguments, **changes})
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -129,6 +130,64 @@ def test_augmentation_differs_between_epochs_and_batches() -> None:
     cropping = loader(split, augment=Augment(crop_padding=2), batch_size=32)
     batches = [images for epoch in range(2) for images, _ in cropping.epoch(epoch)]
     assert all(not torch.equal(a, b) for i, a in enumerate(batches) for b in batches[:i])
+
+
+def rolled(inputs: Any, generator: torch.Generator) -> Any:
+    """A user's augmentation that makes each example of two."""
+    return inputs + inputs.roll(1, 0) * torch.rand(len(inputs), 1, 1, 1, generator=generator)
+
+
+FULL = Augment(crop_padding=2, flip=True, cutout=2, policy=TrivialAugment())
+ONE_INPUT = DataSpec(name="n", input_shapes=((1, 4, 4),), class_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"augment": FULL},
+        {"augment": FULL, "mix": Mixing(classes=2, mixup=0.5, cutmix=1.0)},
+        {"augment": rolled, "spec": ONE_INPUT},
+    ],
+    ids=["plain", "augmented", "mixed", "by the user"],
+)
+@pytest.mark.parametrize("of", [2, 4])
+def test_shares_are_parts_of_the_batches_of_one_process(options: dict[str, Any], of: int) -> None:
+    whole = loader(26, batch_size=8, **options)
+    shares = [loader(26, batch_size=8, share=Share(index, of), **options) for index in range(of)]
+    for epoch in range(2):
+        batches = list(whole.epoch(epoch, start=1))
+        parts = list(zip(*(share.epoch(epoch, start=1) for share in shares), strict=True))
+        assert len(parts) == len(batches) == 2
+        for (inputs, targets), part in zip(batches, parts, strict=True):
+            assert torch.equal(torch.cat([some for some, _ in part]), inputs)
+            assert torch.equal(torch.cat([some for _, some in part]), targets)
+
+
+def test_of_images_each_reads_its_share_alone() -> None:
+    read: list[int] = []
+
+    class Source:
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            read.append(index)
+            return torch.full((1, 4, 4), index, dtype=torch.uint8), 0
+
+    found = []
+    for index in range(2):
+        read.clear()
+        stream = StreamSplit(Source(), torch.zeros(16), workers=0)
+        list(loader(stream, batch_size=8, augment=Augment(flip=True), share=Share(index, 2)).epoch(0))
+        found.append(set(read))
+        assert len(read) == 8
+    assert found[0] | found[1] == set(range(16))
+
+
+def test_a_batch_that_cannot_be_shared() -> None:
+    with pytest.raises(ConfigError, match=r"search\.batch_size is 4, which 3 processes cannot share equally"):
+        loader(32, share=Share(0, 3))
 
 
 def test_without_augment_images_are_only_normalised() -> None:

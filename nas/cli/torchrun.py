@@ -1,0 +1,78 @@
+"""What makes a command that torchrun has started several times over one command: one output, one error, one directory.
+
+Everywhere else that is nothing, and does not import torch, which takes seconds.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+
+from nas.errors import ConfigError
+
+
+def started() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def has_restarted() -> bool:
+    """Whether torchrun has started the processes anew, as one of them had failed: they are to go on with their run."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Inside, the processes work together, and only the first one's standard output shows."""
+    if started() == 1:
+        yield
+        return
+    from nas import processes
+
+    with (
+        processes.joined(),
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(sys.stdout if processes.first() else nowhere),
+    ):
+        yield
+
+
+def tells_errors() -> bool:
+    """Whether an error is this process's to tell: it is the first of all to ask. The others make the same mistake, or
+    fail of its absence."""
+    if started() == 1:
+        return True
+    from nas import processes
+
+    return processes.first_to("tell an error")
+
+
+def writes() -> bool:
+    """Whether this is the process that leaves something behind."""
+    if started() == 1:
+        return True
+    from nas import processes
+
+    return processes.first()
+
+
+def common(directory: Path) -> Path:
+    """The run's directory, that of the first process: each has made one, named by its own clock."""
+    if started() == 1:
+        return directory
+    from nas import processes
+
+    agreed = Path(processes.agreed(str(directory)))
+    if agreed != directory:
+        with suppress(OSError):  # not empty, so not made by this process
+            directory.rmdir()
+    return agreed
+
+
+def refuse_several(command: str) -> None:
+    """Raises ConfigError if there are several processes, for a command that is the work of one."""
+    if started() > 1:
+        raise ConfigError(
+            f"{command} works in one process, got {started()}", fix="start it without torchrun, as plain " + command
+        )

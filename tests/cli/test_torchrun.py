@@ -1,0 +1,159 @@
+"""The commands in two processes: they leave what one leaves, and no more."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli.conftest import TINY, Outcome
+from launch import torchrun
+
+from nas.cli.torchrun import refuse_several
+from nas.errors import ConfigError
+
+Nas = Callable[..., Outcome]
+
+# Two steps an epoch in either stage, 20 in all. Policies and mixing take seconds to import: see test_loader.py.
+SETTINGS = (
+    "space=custom",
+    "space.factory=group_norms.GroupNorms",
+    "data=synthetic",
+    "data.train=64",
+    "data.test=16",
+    "data.classes=3",
+    "data.crop_padding=1",
+    "data.flip=true",
+    "search.epochs=10",
+    "search.batch_size=16",
+    "search.gap_batches=1",
+    "arch_optim.lr=0.01",
+    "retrain.epochs=10",
+    "retrain.batch_size=32",
+    "retrain.drop_path=0.3",
+    "retrain.cutout=2",
+    "retrain.label_smoothing=0.1",
+    "retrain.average=0.9",
+    "runtime.device=cpu",
+    "runtime.deterministic=false",  # on a CPU all of this is, and asking for it takes two seconds
+    "tracker=jsonl",
+    "formats=[]",
+)
+
+
+def assert_close(one: Any, two: Any, where: str) -> None:
+    """To 1e-4, at any depth, but for what tells of time."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one.keys() - {"seconds_per_step", "examples_per_second", "config"}:
+            assert_close(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for number, pair in enumerate(zip(one, two, strict=True)):
+            assert_close(*pair, f"{where}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.allclose(one.double(), two.double(), rtol=0, atol=1e-4), where
+    else:
+        assert one == (pytest.approx(two, abs=1e-4) if isinstance(one, float) else two), where
+
+
+def left(run: Path) -> dict[str, Any]:
+    """All that a run left, by file."""
+    read: dict[str, Callable[[Path], Any]] = {
+        ".json": lambda path: json.loads(path.read_text()),
+        ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+        ".pt": lambda path: torch.load(path, weights_only=True),
+    }
+    files = sorted(path for path in run.rglob("*") if path.is_file())
+    return {str(path.relative_to(run)): read.get(path.suffix, lambda path: None)(path) for path in files}
+
+
+# What is swept over, as presets, since not every sampler goes with every searcher.
+PRESETS = {
+    "gdas": "defaults: [{override /sampler: gdas}, {override /deriver: best_of}]\nderiver: {samples: 4}",
+    "softmax": "defaults: [{override /sampler: softmax}, {override /deriver: perturbation}]\nderiver: {tune_steps: 2}",
+    "difference": "defaults: [{override /sampler: softmax}, {override /searcher: second_order}]",
+    "exact": "defaults: [{override /sampler: softmax}, {override /searcher: second_order}]\nsearcher: {method: exact}",
+}
+BATCH_NORM = {"batch_norm": "space: {arguments: {batch_norm: true}}"}  # which on a CPU is not to train the same
+
+
+@pytest.fixture
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The arguments of a run of each."""
+    presets = {**PRESETS, **BATCH_NORM}
+    root = tmp_path_factory.mktemp("presets")
+    (root / "experiment").mkdir()
+    for name, text in presets.items():
+        (root / f"experiment/{name}.yaml").write_text(f"# @package _global_\n{text}\nname: {name}\n")
+    return ("-m", f"hydra.searchpath=[file://{root}]", *SETTINGS, f"experiment={','.join(presets)}")
+
+
+def test_two_processes_leave_what_one_leaves(nas: Nas, tmp_path: Path, sweep: tuple[str, ...]) -> None:
+    """Losses and logits of every step, and with them derived choices and weights."""
+    alone = nas("run", *sweep, "hydra.sweep.dir=one")
+    assert alone.code == 0
+    ended = torchrun("-m", "nas.cli.run", *sweep, "hydra.sweep.dir=two", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+    for once_an_epoch_or_run in ("examples/s", "Everything is in", "test accuracy"):
+        assert ended.stdout.count(once_an_epoch_or_run) == alone.out.count(once_an_epoch_or_run) > 0
+    assert ended.stderr.count("each of the 2 processes has batch norms of its own") == 1
+    for number, name in enumerate({**PRESETS, **BATCH_NORM}):
+        one, two = (list(Path(runs).glob(f"*_{number}")) for runs in ("one", "two"))
+        assert len(one) == len(two) == 1
+        expected, found = left(one[0]), left(two[0])
+        assert expected.keys() == found.keys()
+        assert (expected.pop("manifest.json")["processes"], found["manifest.json"]["processes"]) == (1, 2)
+        assert found.pop("manifest.json")["status"] == "finished"
+        for files in (expected, found):
+            assert files.pop("export/metadata.json")["results"].items() <= files["result.json"].items()
+        assert len(expected["metrics.jsonl"]) == 20
+        if name in PRESETS:
+            assert_close(expected, found, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_batch_norms_see_whole_batches_on_gpus(nas: Nas, tmp_path: Path) -> None:
+    """The quickstart's space, made of batch norms: in an epoch of 3 steps an architecture trains as in one process."""
+    settings = (*TINY, "runtime.device=cuda", "search.epochs=1", "retrain.epochs=1", "tracker=jsonl")
+    assert nas("run", *settings, "hydra.run.dir=one").code == 0
+    ended = torchrun("-m", "nas.cli.run", *settings, "hydra.run.dir=two", cwd=tmp_path, gpus=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "warning: " not in ended.stderr
+    one, two = (left(Path(name)) for name in ("one", "two"))
+    for expected, found in zip(one["metrics.jsonl"], two["metrics.jsonl"], strict=True):
+        assert found["weights/loss"] == pytest.approx(expected["weights/loss"], abs=1e-3)
+    assert two["search/checkpoint.pt"]["supernet"].keys() == one["search/checkpoint.pt"]["supernet"].keys()
+
+
+def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path: Path) -> None:
+    ended = torchrun("-m", "nas.cli.search", *SETTINGS, "search.batch_size=15", "hydra.run.dir=runs/two", cwd=tmp_path)
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: ") == 1, ended.stderr
+    assert (
+        "error: search.batch_size is 15, which 2 processes cannot share equally; set search.batch_size to a multiple "
+        "of 2, e.g. 16\n" in ended.stderr
+    )
+    assert "exitcode  : 2" in ended.stderr  # as torchrun reports it
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
+    """It is told what failed, and not that the first process misses the second."""
+    broken = "space.factory=group_norms.FailsInTheSecond"
+    ended = torchrun("-m", "nas.cli.search", *SETTINGS, broken, "hydra.run.dir=two", cwd=tmp_path)
+    assert ended.returncode != 0
+    assert "RuntimeError: the second process is broken" in ended.stderr
+    assert "Connection closed" not in ended.stderr
+    assert ended.stderr.count("Error executing job") == 1
+    assert not (tmp_path / "two" / "result.json").exists()
+
+
+def test_commands_that_one_process_does_are_refused_to_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_several("nas-export")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="nas-export works in one process, got 2; start it without torchrun"):
+        refuse_several("nas-export")
