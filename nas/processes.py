@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from nas.errors import ConfigError, DivergenceError
 
@@ -53,7 +54,12 @@ def joined() -> Iterator[None]:
     """Inside, this process works together with the others that torchrun has started: gloo carries what is on CPUs,
     NCCL what is on GPUs."""
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    # Processes that torchrun has started anew may meet in the store of those before them, whose addresses are still in
+    # it.
+    attempt = dist.distributed_c10d.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield
     except BaseException:

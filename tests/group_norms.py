@@ -1,6 +1,9 @@
 """A space on group norms: nothing in it depends on the statistics of a batch, so that several processes with a share of
 each batch train what one process does."""
 
+import os
+import signal
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,4 +54,18 @@ class FailsInTheSecond(GroupNorms):
     def forward(self, x):
         if self.training and dist.is_initialized() and dist.get_rank() == 1:
             raise RuntimeError("the second process is broken")
+        return super().forward(x)
+
+
+class DiesOnce(GroupNorms):
+    """The second of two processes is killed in the fifth training step, unless it has been started anew."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__(in_channels, num_classes)
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += self.training
+        if self.passes == 9 and dist.get_rank() == 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)

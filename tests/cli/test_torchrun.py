@@ -46,7 +46,7 @@ def assert_close(one: Any, two: Any, where: str) -> None:
     """To 1e-4, at any depth, but for what tells of time."""
     if isinstance(one, dict):
         assert one.keys() == two.keys(), where
-        for key in one.keys() - {"seconds_per_step", "examples_per_second", "config"}:
+        for key in one.keys() - {"seconds", "seconds_per_step", "examples_per_second", "config"}:
             assert_close(one[key], two[key], f"{where}.{key}")
     elif isinstance(one, list | tuple):
         assert len(one) == len(two), where
@@ -150,6 +150,24 @@ def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
     assert "Connection closed" not in ended.stderr
     assert ended.stderr.count("Error executing job") == 1
     assert not (tmp_path / "two" / "result.json").exists()
+
+
+def test_a_run_of_which_one_process_is_killed_ends_as_it_would_have(tmp_path: Path) -> None:
+    short = ("search.epochs=4", "retrain.epochs=1", "saving.every_steps=1")
+    ran = {}
+    for name, factory in (("killed", "DiesOnce"), ("whole", "GroupNorms")):
+        arguments = (*SETTINGS, *short, f"space.factory=group_norms.{factory}", f"hydra.run.dir={name}")
+        ran[name] = torchrun("--max-restarts=1", "-m", "nas.cli.run", *arguments, cwd=tmp_path)
+        assert ran[name].returncode == 0, ran[name].stderr
+    assert "(exitcode: -9)" in ran["killed"].stderr
+    killed, whole = (left(tmp_path / name) for name in ("killed", "whole"))
+    manifests = [files.pop("manifest.json") for files in (killed, whole)]
+    assert [len(manifest.get("resumed", [])) for manifest in manifests] == [1, 0]
+    for files in (killed, whole):
+        del files["config.yaml"]
+        files["export/metadata.json"] = None  # has the command
+        files["genotype.json"] = files["genotype.json"]["choices"]
+    assert_close(whole, killed, "")
 
 
 def test_commands_that_one_process_does_are_refused_to_several(monkeypatch: pytest.MonkeyPatch) -> None:
