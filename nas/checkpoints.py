@@ -17,8 +17,8 @@ State = dict[str, Any]
 class Checkpoints(Interruption):
     """Of one stage of a run, at `path`. Inside its context a signal makes the stage save, and then raise Interrupted.
 
-    kind: of the checkpoints. resume: whether there may be some already. writes: whether this process does; of several
-    only one, which the others follow in when to save and when to stop.
+    kind: of the checkpoints. resume: whether there may be some already. writes: whether this process saves; of several,
+    which call all of this together, one does, and stops last: a signal to one of them stops all.
     every_steps, every_minutes: when to save within an epoch, None for not at all; the end of an epoch always is.
     keep: how many are kept, the newest and those before it.
     """
@@ -34,7 +34,7 @@ class Checkpoints(Interruption):
         every_minutes: float | None = None,
         keep: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(several=processes.world() > 1)
         for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes), ("keep", keep)):
             if value is not None and not value > 0:
                 raise ConfigError(
@@ -58,7 +58,7 @@ class Checkpoints(Interruption):
         if not self._resume:
             return None
         state, problems = checkpoint.newest(self.path, self._kind)
-        for problem in problems if self._writes else []:
+        for problem in problems if self._writes else ():
             print(f"warning: {problem}; going on from the one before it", file=sys.stderr)
         return state
 
@@ -75,15 +75,18 @@ class Checkpoints(Interruption):
         due = (self._every_steps is not None and self._steps >= self._every_steps) or (
             self._every_minutes is not None and minutes >= self._every_minutes
         )
-        due, asked = processes.any_of([due, self.received is not None])
-        if due or asked:
+        due, received = self._agreed(due)
+        if due or received is not None:
             self.save(state())
-            self._stop(asked)
+            self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """To be called when all is saved. Raises Interrupted if a signal was received, by whichever process."""
-        self._stop(processes.any_of([self.received is not None])[0])
+        """To be called when all is saved. Raises Interrupted if a signal was received."""
+        _, received = self._agreed(False)  # together, so that none ends before the one that saves has saved
+        if received is not None:
+            raise Interrupted(received)
 
-    def _stop(self, asked: bool) -> None:
-        if asked:
-            raise Interrupted(self.received or signal.SIGTERM)
+    def _agreed(self, due: bool) -> tuple[bool, signal.Signals | None]:
+        """Whether any process finds that saving is due, and a signal that any has received."""
+        any_due, number = processes.highest([due, self.received or 0])
+        return bool(any_due), signal.Signals(number) if number else None

@@ -17,17 +17,19 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """A context in which the first signal is only noted, as `received`. A second Ctrl-C interrupts at once.
+    """A context in which the first signal is only noted, as `received`. A second Ctrl-C interrupts at once, unless
+    there are several processes: to those torchrun sends one beside that of the terminal.
 
     Outside of a process's main thread, where Python takes no signals, nothing is ever received.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool = False) -> None:
+        self._several = several
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self.received is not None and number == signal.SIGINT and not self._several:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
 

@@ -48,14 +48,20 @@ class Meter:
         self._grad_norm += result.grad_norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Of several processes that have as many examples each, the same in all; all of them have to call it."""
+        """Of all processes, which call it together, so that as many others can go on from it."""
         sums = [torch.as_tensor(value).clone() for value in (self._loss, self._metric, self._grad_norm)]
-        return {"examples": self._examples, "steps": self._steps, "sums": processes.means(sums)}
+        if (world := processes.world()) > 1:
+            loss, metric, grad_norm = processes.means(value.double() for value in sums)
+            sums = [world * loss, world * metric, grad_norm]  # which all have measured of the same steps
+        return {"examples": self.examples, "steps": self._steps, "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
         """device: where the steps to come will be measured."""
-        self._examples, self._steps = state["examples"], state["steps"]
+        world = processes.world()
+        self._examples, self._steps = state["examples"] // world, state["steps"]
         self._loss, self._metric, self._grad_norm = (value.to(device) for value in state["sums"])
+        if world > 1:
+            self._loss, self._metric = self._loss / world, self._metric / world
 
     def summary(self, prefix: str) -> dict[str, float]:
         """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step; empty before the

@@ -182,9 +182,14 @@ def averaged(numbers: Sequence[float]) -> list[float]:
     return mean
 
 
-def any_of(flags: Sequence[bool]) -> list[bool]:
-    """Of each flag, whether it is set in any process; returns when all of them have called it."""
-    return [mean > 0 for mean in averaged([float(flag) for flag in flags])]
+def highest(numbers: Sequence[int]) -> list[int]:
+    """The largest of each number that a process passes; returns when all of them have called it."""
+    if world() == 1:
+        return list(numbers)
+    largest = torch.tensor([int(number) for number in numbers])
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    found: list[int] = largest.tolist()
+    return found
 
 
 def check_equal_gates(tensors: Iterable[Tensor]) -> None:
@@ -196,9 +201,7 @@ def check_equal_gates(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     number = int.from_bytes(digest.digest())
-    extremes = torch.tensor([number, -number])
-    dist.all_reduce(extremes, dist.ReduceOp.MAX)
-    if extremes.sum() != 0:
+    if sum(highest([number, -number])) != 0:
         raise DivergenceError(
             f"the {world()} processes no longer draw the same gates, expected equal logits and generators in all",
             fix="run them on GPUs of one kind, and let nothing in the model or the data depend on the process",

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas import processes
+
 
 def random_state() -> dict[str, Any]:
     """Of Python, NumPy, and torch on the CPU and on every GPU; tensors and plain values only."""
@@ -20,11 +22,18 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned; of GPUs as many as there are now."""
+    """Put back what `random_state` returned; of GPUs as many as there are now.
+
+    Several processes draw alike: each gives its GPU the state that the first one's had.
+    """
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
+    if processes.world() > 1:
+        if state["cuda"] and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["cuda"][0], torch.cuda.current_device())
+        return
     for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(generator, index)

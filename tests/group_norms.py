@@ -57,15 +57,26 @@ class FailsInTheSecond(GroupNorms):
         return super().forward(x)
 
 
-class DiesOnce(GroupNorms):
-    """The second of two processes is killed in the fifth training step, unless it has been started anew."""
+class StoppedInTheSecond(GroupNorms):
+    """The second of two processes gets a signal in the middle of an epoch."""
 
-    def __init__(self, in_channels, num_classes):
-        super().__init__(in_channels, num_classes)
-        self.passes = 0
+    forwards = 0
 
     def forward(self, x):
-        self.passes += self.training
-        if self.passes == 9 and dist.get_rank() == 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+        if self.training and dist.is_initialized() and dist.get_rank() == 1:
+            self.forwards += 1
+            if self.forwards == 12:  # two a step: the second of the four steps of the second epoch
+                os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(x)
+
+
+class DiesOnce(GroupNorms):
+    """The second of two processes is killed in its fifth step, unless it has been started anew."""
+
+    forwards = 0
+
+    def forward(self, x):
+        self.forwards += self.training
+        if self.forwards == 9 and dist.get_rank() == 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
