@@ -1,10 +1,12 @@
 """Checkpoints: written atomically with a checksum, read without running anything that is in them."""
 
+import contextlib
 import hashlib
 import io
 import itertools
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,8 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     """
     path = Path(path)
     fix = f"give a checkpoint.pt that the {kind} stage wrote"
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory, expected a file", fix=f"give {path / kind / 'checkpoint.pt'}")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}", fix=fix)
     try:
@@ -105,12 +109,23 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     return state
 
 
+@contextlib.contextmanager
+def complete(source: str | Path) -> Iterator[None]:
+    """Raises CheckpointError, naming `source`, where something that is looked up in what it held is not there."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{source} is incomplete, or was changed ({error!r})", fix="give it as this project wrote it"
+        ) from error
+
+
 def restore(model: nn.Module, weights: dict[str, Any], *, source: str | Path) -> None:
     """Load weights into a model. Raises CheckpointError, naming `source`, if they do not fit."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"the weights in {source} do not fit its network ({str(error).splitlines()[-1].strip()})",
-            fix="use the release of this project that wrote it",
+            f"the weights in {source} do not fit its network ({str(error).splitlines()[-1].strip():.200})",
+            fix="use the genotype it was trained with, and the release of this project that wrote it",
         ) from error

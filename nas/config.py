@@ -1,7 +1,7 @@
 """Configuration: the schemas of the commands, where the YAML lives, and the one place that instantiates it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,18 @@ def register_schemas() -> None:
     node = OmegaConf.create({"arguments": {}})
     OmegaConf.set_struct(node.arguments, False)
     store.store("factory_schema", node)
+
+
+def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Settings that no schema has: Hydra's ``+key=value`` adds them, and nothing would ever read them."""
+    schema = OmegaConf.get_type(config)
+    known = {one.name for one in fields(schema)} if schema is not None and is_dataclass(schema) else set(config)
+    for key in map(str, config):
+        if key not in known:
+            yield prefix + key
+        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from added(child, f"{prefix}{key}.")
 
 
 def directory() -> Path:

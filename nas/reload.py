@@ -10,7 +10,7 @@ from torch import nn
 from nas import checkpoint
 from nas.config import build
 from nas.data.spec import DataSpec
-from nas.errors import CheckpointError, NasError
+from nas.errors import CheckpointError
 from nas.export import FORMAT, GENOTYPE, METADATA, VERSION, digest
 from nas.formats.weights import FILE as WEIGHTS
 from nas.genotype import Genotype
@@ -31,7 +31,9 @@ def load(path: str | Path, *, allow: Sequence[str], device: str) -> nn.Module:
         path = path / "retrain" / "checkpoint.pt"
         if not path.is_file():
             raise CheckpointError(f"{path.parent.parent} holds no run with a retrained network, and no export", fix=FIX)
-    kept = checkpoint.load(path, "retrain")["config"]["runtime"]["memory_format"]
+    state = checkpoint.load(path, "retrain")
+    with checkpoint.complete(path):
+        kept = state["config"]["runtime"]["memory_format"]
     return Trained.load(path, allow=list(allow), runtime=Runtime(device=device, memory_format=kept)).network
 
 
@@ -43,17 +45,13 @@ def from_export(directory: Path, *, allow: Sequence[str], device: str) -> nn.Mod
     from safetensors.torch import load_file
 
     metadata = read_metadata(directory / METADATA)
-    try:
+    with checkpoint.complete(directory / METADATA):
         for name in (GENOTYPE, WEIGHTS):
             check_digest(directory / name, metadata["sha256"].get(name))
         made, spec = metadata["network"], DataSpec.from_dict(metadata["data"])
         space: Space = build(made["space"], allow=list(allow))
         network = space.resized(made["sizes"]).network(spec, Genotype.load(directory / GENOTYPE))
         runtime = Runtime(device=device, memory_format=made["memory_format"])
-    except NasError:
-        raise
-    except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / METADATA} is incomplete, or was changed ({error!r})", fix=FIX) from error
     checkpoint.restore(without_auxiliary(network), load_file(directory / WEIGHTS), source=directory / WEIGHTS)
     return runtime.place(network).eval()
 

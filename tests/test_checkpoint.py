@@ -80,11 +80,10 @@ def test_round_trip_of_training_that_goes_on_identically(tmp_path):
 
 
 def test_missing(tmp_path):
-    for path in (tmp_path / "missing.pt", tmp_path):
-        with pytest.raises(
-            CheckpointError, match=r"no checkpoint at .*; give a checkpoint.pt that the search stage wrote"
-        ):
-            checkpoint.load(path, "search")
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*; give a checkpoint.pt that the search stage wrote"):
+        checkpoint.load(tmp_path / "missing.pt", "search")
+    with pytest.raises(CheckpointError, match=r"is a directory, expected a file; give .*/search/checkpoint.pt"):
+        checkpoint.load(tmp_path, "search")
 
 
 def test_of_another_kind(path):

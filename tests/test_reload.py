@@ -163,6 +163,27 @@ def test_a_pickle_with_code_is_refused(sealed, tmp_path, monkeypatch):
     assert not Path("exploded").exists()
 
 
+@pytest.mark.parametrize("lacking", ["config", "genotype", "data", "network"])
+def test_a_checkpoint_that_lacks_a_part_is_named(lacking, run, tmp_path):
+    state = checkpoint.load(run / "retrain" / "checkpoint.pt", "retrain")
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, "retrain", {name: part for name, part in state.items() if name not in ("kind", lacking)})
+    with pytest.raises(CheckpointError, match=rf"checkpoint.pt is incomplete, or was changed \(KeyError\('{lacking}'"):
+        nas.load(path)
+
+
+def test_a_genotype_that_does_not_fit_the_weights(run, tmp_path):
+    state = checkpoint.load(run / "retrain" / "checkpoint.pt", "retrain")
+    edge = next(key for key, name in state["genotype"]["choices"].items() if name == "skip_connect")
+    state["genotype"]["choices"][edge] = "sep_conv_3x3"
+    checkpoint.save(tmp_path / "checkpoint.pt", "retrain", {name: state[name] for name in state if name != "kind"})
+    with pytest.raises(
+        CheckpointError, match=r"do not fit its network .* use the genotype it was trained with"
+    ) as told:
+        nas.load(tmp_path / "checkpoint.pt")
+    assert len(told.value.problem) < 500  # and not the names of all weights
+
+
 def test_what_is_no_run(tmp_path):
     with pytest.raises(
         CheckpointError, match="holds no run with a retrained network, and no export; give the directory"

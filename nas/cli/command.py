@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nas import config
 from nas.cli import torchrun
-from nas.errors import NasError
+from nas.errors import ConfigError, NasError
 from nas.interruption import Interrupted
 
 FAILED = 1  # what Python itself exits with after a traceback
@@ -47,6 +47,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             sys.path.append(here)
         made = directory
         try:
+            if unknown := next(config.added(cfg), None):
+                raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, config_name))
             if not shared:
                 torchrun.refuse_several(f"nas-{config_name}")
             if torchrun.has_restarted() and (directory / "manifest.json").exists():
@@ -137,6 +139,14 @@ def explain(error: Exception, config_name: str) -> str:
     ):
         group, got, options = option.groups()
         return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
+    if option := re.search(r"Could not load '([^']+)/([^'/]+)'\.", text):  # of a list of options
+        group, got = option.groups()
+        options = sorted(path.stem for path in (config.directory() / group).glob("*.yaml"))
+        return f"{group}=[{got}] is not an option of {group}; expected some of {', '.join(options)}"
+    if twice := re.search(r"Multiple values for (\S+)\. To override a value use 'override \S+: ([^']*)'", text):
+        return (
+            f"{twice[1]} is there already, and can be changed but not added; write {twice[1]}={twice[2]} without the +"
+        )
     if group := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
         return f"{group[1]} is not a configuration group; see --help for the groups"
     if key := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):

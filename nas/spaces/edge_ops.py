@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from nas.errors import SpaceError
+from nas.errors import ConfigError, SpaceError
 from nas.ops import Operation
 
 
@@ -40,6 +40,14 @@ class EdgeOps(Mapping[str, Operation]):
                 fix="use the space and size the ops were published for, e.g. space=darts space.steps=4",
             )
         return {name: self._ops[name] for name in self.edges[key]}
+
+
+def check_ops(ops: object) -> None:
+    """Raises ConfigError unless `ops` are operations by name, whatever a configuration said."""
+    if not isinstance(ops, Mapping):
+        raise ConfigError(
+            f"space.ops is {ops!r}, expected operations by name", fix="choose them by their group, e.g. ops=darts"
+        )
 
 
 def candidates(ops: Mapping[str, Operation], key: str) -> Mapping[str, Operation]:

@@ -10,7 +10,7 @@ from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.ops import InvertedResidual, Operation, conv_bn_relu6
 from nas.spaces.cell import ClassifierHead
-from nas.spaces.edge_ops import candidates
+from nas.spaces.edge_ops import candidates, check_ops
 from nas.spaces.space import Space, at_least
 
 
@@ -55,6 +55,7 @@ class MBConv(Space):
     skip: bool = True
 
     def __post_init__(self) -> None:
+        check_ops(self.ops)
         at_least(1, stem=self.stem, stem_stride=self.stem_stride, first=self.first, head=self.head)
         stages = {name: list(getattr(self, name)) for name in ("widths", "depths", "strides")}
         if len({len(values) for values in stages.values()}) != 1 or not stages["widths"]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nas.choice import Choice
 from nas.errors import ConfigError
 from nas.ops import Operation
-from nas.spaces.edge_ops import candidates
+from nas.spaces.edge_ops import candidates, check_ops
 from nas.spaces.space import Space, at_least
 
 
@@ -90,6 +90,7 @@ class CellSpace(Space):
     edge_normalisation: bool = False
 
     def __post_init__(self) -> None:
+        check_ops(self.ops)
         at_least(1, partial_channels=self.partial_channels)
 
     def edges(self, *, affine: bool) -> MixedEdges:

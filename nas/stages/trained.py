@@ -40,12 +40,16 @@ class Trained:
     def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
         """Raises CheckpointError; ConfigError if the checkpoint names targets outside of the allowed packages."""
         state = checkpoint.load(path, "retrain")
-        config, spec = state["config"], DataSpec.from_dict(state["data"])
-        genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {path}")
-        space: Space = build(config["space"], allow=allow)
-        task: Task = build(config["task"], allow=allow)
-        network = space.resized(config["retrain"]["network"]).network(spec, genotype)
-        checkpoint.restore(network, state["network"], source=path)
+        with checkpoint.complete(path):
+            config, weights = state["config"], state["network"]
+            made, sizes, judged = config["space"], config["retrain"]["network"], config["task"]
+            data, chosen = state["data"], state["genotype"]
+        spec = DataSpec.from_dict(data)
+        genotype = Genotype.from_dict(chosen, source=f"the genotype in {path}")
+        space: Space = build(made, allow=allow)
+        task: Task = build(judged, allow=allow)
+        network = space.resized(sizes).network(spec, genotype)
+        checkpoint.restore(network, weights, source=path)
         return cls(runtime.place(network).eval(), genotype, spec, task, config)
 
 

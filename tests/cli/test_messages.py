@@ -1,0 +1,52 @@
+"""One line of our own where Hydra's, or Python's, would not tell a user what to do."""
+
+from collections.abc import Callable
+
+import pytest
+from cli.conftest import TINY, Outcome
+
+Nas = Callable[..., Outcome]
+
+MISTAKES = {
+    "an added setting": (
+        ("run", "+retrain.epoch=3"),
+        "retrain.epoch is not a setting; did you mean retrain.epochs or retrain.policy?",
+    ),
+    "an added setting at the root": (("run", "+foo=3"), "foo is not a setting; --cfg job shows all settings"),
+    "an added group": (
+        ("search", "+experiment=quickstart"),
+        "experiment is there already, and can be changed but not added; write experiment=quickstart without the +",
+    ),
+    "an unknown one of several formats": (
+        ("run", "formats=[weights,tflite]"),
+        "formats=[tflite] is not an option of formats; expected some of bfloat16, onnx, program, standalone, weights",
+    ),
+    "an unknown one of several regularisers": (
+        ("search", "regulariser=[entropi]"),
+        "regulariser=[entropi] is not an option of regulariser; expected some of beta_decay, entropy, latency, macs, "
+        "none, parameters",
+    ),
+    "a group's option where its operations belong": (
+        ("search", "space.ops=darts"),
+        "space.ops is 'darts', expected operations by name; choose them by their group, e.g. ops=darts",
+    ),
+    "a directory for a checkpoint": (
+        ("evaluate", "checkpoint=."),
+        ". is a directory, expected a file; give retrain/checkpoint.pt",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_of_ours_and_leaves_nothing(mistake: str, nas: Nas, tmp_path) -> None:
+    (command, *arguments), expected = MISTAKES[mistake]
+    if command == "run":
+        arguments = [*(one for one in TINY if not one.startswith("formats")), *arguments]
+    assert nas(command, *arguments) == Outcome(2, "", f"error: {expected}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_group_leaves_open_may_be_added_to(nas: Nas) -> None:
+    assert "width: 8" in nas("run", "space=custom", "+space.arguments.width=8", "--cfg", "job").out
+    outcome = nas("run", *TINY, "+retrain.network.nodes=3", "search.epochs=0")
+    assert outcome.err.startswith("error: search.epochs must be at least 1")
