@@ -298,8 +298,33 @@ def test_every_sampler_searches_a_model_of_ones_own(sampler, name, arguments, tm
         assert line["arch/grad_norm"] > 0
 
 
-def test_second_order_search_of_two_inputs(tmp_path):
-    assert search(tmp_path / "out", "TwoInputs", *PAIRS, "sampler=softmax", "searcher=second_order") == 0
+@pytest.mark.parametrize(("name", "arguments"), [("nested", IMAGES), ("TwoInputs", PAIRS)])
+def test_second_order_search_of_a_model_of_ones_own(name, arguments, tmp_path):
+    assert search(tmp_path / "out", name, *arguments, "sampler=softmax", "searcher=second_order") == 0
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("nested", IMAGES), ("shared_key", IMAGES), ("TwoInputs", PAIRS)])
+@pytest.mark.parametrize(
+    "deriver",
+    [
+        ("deriver=best_of", "deriver.samples=3", "deriver.batches=1"),
+        ("deriver=perturbation", "deriver.batches=1", "deriver.tune_steps=1"),
+    ],
+    ids=["best_of", "perturbation"],
+)
+def test_derivers_that_look_at_data_decide_a_model_of_ones_own(deriver, name, arguments, tmp_path):
+    assert search(tmp_path / "out", name, *arguments, *deriver) == 0
+    chosen = Genotype.load(tmp_path / "out" / "genotype.json").choices
+    logged = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    for key, candidate in chosen.items():
+        assert f"probability/{key}/{candidate}" in logged  # one of that choice, none is dropped
+
+
+def test_perturbation_drops_the_edges_of_a_model_of_ones_own(tmp_path):
+    extra = ("deriver=perturbation", "deriver.batches=1", "deriver.count=1", "deriver.exclude=[]")
+    assert search(tmp_path / "out", "Grouped", *SIGNALS, *extra) == 0
+    chosen = Genotype.load(tmp_path / "out" / "genotype.json").choices
+    assert sorted(name is None for name in chosen.values()) == [False, True, True]
 
 
 def test_a_derivation_that_drops_edges(tmp_path):

@@ -6,6 +6,7 @@ import string
 import time
 from pathlib import Path
 
+import custom_models
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +17,13 @@ from nas.data.spec import ImageSpec
 from nas.errors import GenotypeError
 from nas.genotype import SIZE_LIMIT, Genotype
 from nas.spaces import darts_notation, nas_bench_201_notation
+from nas.spaces.custom import Custom
 from nas.spaces.darts import PUBLISHED, Darts
+from nas.spaces.darts_imagenet import DartsImageNet
 from nas.spaces.mbconv import MBConv
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.notation import LENGTH_LIMIT
-from nas.spaces.published import from_text, resolve, to_text
+from nas.spaces.published import NOTATIONS, from_text, resolve, to_text
 
 SPEC = ImageSpec(name="tiny", input_shapes=((3, 8, 8),), class_names=("a", "b"), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -43,8 +46,13 @@ OPTIONS = {
     "nas_bench_201, 6 nodes": NasBench201(ops=load_ops("nas_bench_201"), channels=2, cells=1, nodes=6).options(SPEC),
     "darts": Darts(ops=load_ops("darts"), channels=2, cells=3).options(SPEC),
     "darts, 7 steps": Darts(ops=load_ops("darts"), channels=2, cells=3, steps=7).options(SPEC),
-    **{f"darts, {name}": Darts(ops=load_ops(name), channels=2, cells=3).options(SPEC) for name in ("s1", "s3", "s4")},
+    **{
+        f"darts, {name}": Darts(ops=load_ops(name), channels=2, cells=3).options(SPEC)
+        for name in ("s1", "s2", "s3", "s4")
+    },
+    "darts, for ImageNet": DartsImageNet(ops=load_ops("darts"), channels=2, cells=3).options(SPEC),
     "mbconv": MBConv(ops=load_ops("mbconv"), widths=[4, 8], depths=[2, 2], strides=[1, 2]).options(SPEC),
+    "custom": Custom(factory=custom_models.nested).options(SPEC),
 }
 
 
@@ -87,7 +95,7 @@ def test_every_genotype_survives_json(name, data):
     assert from_text(genotype.to_json()) == genotype
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if space_name(name) != "mbconv"])
+@pytest.mark.parametrize("name", [name for name in OPTIONS if space_name(name) in NOTATIONS])
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_every_genotype_that_can_be_written_survives_its_notation(name, data):
