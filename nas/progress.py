@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+import rich.progress
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.text import Text
 
 from nas import processes
 from nas.task import Metric
@@ -31,6 +32,14 @@ def shown(metric: Metric) -> dict[str, Form]:
     }
 
 
+class Bar(rich.progress.Progress):
+    """A bar with the metrics below it: beside it they would leave no room for it, nor for the time that is left."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (task.fields["text"] for task in self.tasks if task.fields["text"])
+
+
 class Progress:
     """Progress of one stage. `step` is free of synchronisation; `epoch` shows the epoch's metrics."""
 
@@ -38,14 +47,13 @@ class Progress:
         self._stage = stage
         self._shown = shown(metric)
         self._epochs = epochs
-        self._console = console or Console(soft_wrap=True, highlight=False)
+        self._console = console or Console(highlight=False)
         self._started = time.monotonic()
         self._first: int | None = None  # the epoch this process began with: a resumed run begins later
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("epoch {task.fields[epoch]}/{task.total:.0f}"),
-            TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -63,11 +71,13 @@ class Progress:
         self._begin(epoch)
         assert self._first is not None  # _begin
         text = "  ".join(form(metrics[name]) for name, form in self._shown.items() if name in metrics)
-        self._bar.update(self._task, completed=epoch + 1, text=text)
+        # No markup in it: a metric's name is a user's own.
+        self._bar.update(self._task, completed=epoch + 1, text=Text(text))
         if not self._console.is_terminal:
             elapsed = time.monotonic() - self._started
             left = elapsed / (epoch + 1 - self._first) * (self._epochs - epoch - 1)
-            self._console.print(f"{self._stage} {epoch + 1}/{self._epochs}  {text}  left {left:.0f} s")
+            line = f"{self._stage} {epoch + 1}/{self._epochs}  {text}  left {left:.0f} s"
+            self._console.print(line, soft_wrap=True, markup=False)
 
     def warn(self, text: str) -> None:
         """One line on standard error; above the bar where there is one, which takes standard error over."""

@@ -12,8 +12,8 @@ METRIC = Classification.metric
 METRICS = {"weights/loss": 1.2345, "weights/accuracy": 0.5, "temperature": 0.1, "something/else": 3.0}
 
 
-def console(**kwargs):
-    return Console(file=io.StringIO(), soft_wrap=True, highlight=False, width=200, **kwargs)
+def console(*, width=200, **kwargs):
+    return Console(file=io.StringIO(), highlight=False, width=width, **kwargs)
 
 
 @pytest.fixture
@@ -72,6 +72,33 @@ def test_a_terminal_shows_the_epoch():
     assert "epoch 2/3" in text
     assert "loss 1.234" in text
     assert "search" in text
+
+
+@pytest.mark.parametrize("width", [50, 80, 150])
+def test_nothing_is_cut_off_in_a_terminal(width):
+    out = console(force_terminal=True, width=width)
+    metrics = {"arch/loss": 1.5, "arch/accuracy": 0.25, "entropy/mean": 1.609, "examples_per_second": 1234.0, **METRICS}
+    with Progress("search", 100, metric=METRIC, console=out) as bar:
+        bar.epoch(0, metrics)
+        bar.step(1, 0.5)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.file.getvalue())
+    lines = text[text.rindex("search") :].splitlines()
+    assert max(map(len, lines)) <= width  # a longer one would spoil the lines above when the bar is drawn again
+    last = " ".join(" ".join(lines).split())
+    for part in (
+        "epoch 2/100",
+        "0:00:00 left",
+        *(form(metrics[name]) for name, form in shown(METRIC).items() if name in metrics),
+    ):
+        assert part in last
+
+
+def test_a_metrics_name_is_no_markup():
+    for terminal in (False, True):
+        out = console(force_terminal=terminal)
+        with Progress("search", 1, metric=Metric("[red]", higher_is_better=True), console=out) as bar:
+            bar.epoch(0, {"weights/[red]": 1.0})
+        assert "[red] 1" in out.file.getvalue()
 
 
 def test_it_stops_after_an_exception():
