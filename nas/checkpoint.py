@@ -5,6 +5,9 @@ import io
 import itertools
 import os
 import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     if hashlib.sha256(content[:-DIGEST_LENGTH]).hexdigest().encode() != content[-DIGEST_LENGTH:]:
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
     try:
+        refuse_compressed(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -103,6 +107,27 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     if state.get("kind") != kind:
         raise CheckpointError(f"{path} is of the {state.get('kind')} stage, expected one of {kind}", fix=fix)
     return state
+
+
+def refuse_compressed(archive: bytes) -> None:
+    """Raises ValueError for a zip archive of which more comes out than is in it: torch writes none, and would unpack it
+    whatever its size."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as records:
+        if sum(record.file_size for record in records.infolist()) > len(archive):
+            raise ValueError("compressed")
+
+
+@contextmanager
+def taken_from(source: str | Path) -> Iterator[None]:
+    """Raises CheckpointError, naming `source`, for a state inside that lacks something, or has it of another type: one
+    that another program, or somebody, has sealed."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{source} does not hold what a stage saves ({reason:.200})", fix="give a checkpoint.pt that a stage wrote"
+        ) from error
 
 
 def restore(model: nn.Module, weights: dict[str, Any], *, source: str | Path) -> None:

@@ -19,6 +19,7 @@ from nas.spaces.darts import AuxiliaryHead
 from nas.spaces.space import Space
 from nas.stages.trained import Trained
 
+SIZE_LIMIT = 10_000_000  # bytes of the metadata; a thousand classes take about twenty thousand
 FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 
@@ -60,6 +61,8 @@ def from_export(directory: Path, *, allow: Sequence[str], device: str) -> nn.Mod
 
 def read_metadata(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise ValueError(f"larger than {SIZE_LIMIT} bytes")
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, or not of an export ({error})", fix=FIX) from error
