@@ -74,6 +74,15 @@ class ArchParams(nn.Module):
         # 0 for -inf at the padding: 0 * -inf would be NaN, in the value or in the gradient.
         return -(log_probs.exp() * log_probs.masked_fill(~self.mask, 0.0)).sum(dim=-1)
 
+    def naming(self, parameter: Tensor) -> str:
+        """The choice whose logits, or whose gradient, are the first that are not finite."""
+        gradient = parameter.grad
+        for values in (parameter.detach(), *([] if gradient is None else [gradient])):
+            for key, row in zip(self.keys, values, strict=True):
+                if not row.isfinite().all():
+                    return f"the {'logits' if parameter is self.logits else 'share'} of {key}"
+        return "the logits"
+
     def named_shares(self) -> dict[str, float]:
         """key -> share, on the host; of all choices, 1 where there is nothing to share."""
         shares = self.shares()

@@ -1,12 +1,13 @@
 """Checkpoints: written atomically with a checksum, read without running anything that is in them."""
 
-import contextlib
 import hashlib
 import io
 import itertools
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     if hashlib.sha256(content[:-DIGEST_LENGTH]).hexdigest().encode() != content[-DIGEST_LENGTH:]:
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
     try:
+        refuse_compressed(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -109,14 +111,24 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     return state
 
 
-@contextlib.contextmanager
-def complete(source: str | Path) -> Iterator[None]:
-    """Raises CheckpointError, naming `source`, where something that is looked up in what it held is not there."""
+def refuse_compressed(archive: bytes) -> None:
+    """Raises ValueError for a zip archive of which more comes out than is in it: torch writes none, and would unpack it
+    whatever its size."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as records:
+        if sum(record.file_size for record in records.infolist()) > len(archive):
+            raise ValueError("compressed")
+
+
+@contextmanager
+def taken_from(source: str | Path) -> Iterator[None]:
+    """Raises CheckpointError, naming `source`, where what is looked up in what it held is not there, or of another
+    type: it was written by another program, or changed by somebody."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"{source} is incomplete, or was changed ({error!r})", fix="give it as this project wrote it"
+            f"{source} is incomplete, or was changed ({reason:.200})", fix="give it as this project wrote it"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Configuration: the schemas of the commands, where the YAML lives, and the one place that instantiates it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,23 @@ from nas.errors import ConfigError, NasError
 
 # What `_target_` may name without being allowed explicitly.
 TRUSTED = ("nas", "torch.optim", "torch.nn.functional")
+
+# Parts of this project that act, on files, processes or other configurations, where a target is to build.
+ACTING = (
+    "atomic",
+    "checkpoint",
+    "cli",
+    "config",
+    "export",
+    "fresh",
+    "fresh_process",
+    "reload",
+    "run_directory",
+    "stages",
+)
+
+# What a command line says of a resumption itself, and of whom it trusts: never read from what a run has left.
+OWN = ("resume", "may_change", "allow_targets")
 
 
 @dataclass
@@ -143,6 +160,7 @@ def register_schemas() -> None:
             # Its keys are the fields of whatever space is chosen, so they cannot be listed in a schema.
             OmegaConf.set_struct(node.retrain.network, False)
         store.store(name, node)
+    OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
     # Likewise: the arguments of a factory are whatever it takes.
     node = OmegaConf.create({"arguments": {}})
     OmegaConf.set_struct(node.arguments, False)
@@ -159,6 +177,13 @@ def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
         child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
             yield from added(child, f"{prefix}{key}.")
+
+
+def file_name(text: str) -> str:
+    """The text itself. Raises ConfigError if it is not the name of one file: as a part of a path it would climb."""
+    if not text.isprintable() or set(text) & set("/\\"):
+        raise ConfigError(f"name must be a part of a file name, got {text!r}", fix="set name=my_run")
+    return text
 
 
 def directory() -> Path:
@@ -178,6 +203,10 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    if not OmegaConf.is_config(node) and not isinstance(node, dict):  # OmegaConf would read a string as YAML
+        raise ConfigError(
+            f"a {type(node).__name__} cannot be built, expected a group with a _target_", fix="see --cfg job"
+        )
     node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
     plain = spelt_out(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
     for target in targets(plain):
@@ -216,7 +245,14 @@ def spelt_out(node: Any) -> Any:
 
 
 def allowed(config: DictConfig) -> list[str]:
-    """The packages a command line trusts: those of ``allow_targets``, and those whose factories it names itself."""
+    """The packages a command line trusts: those of ``allow_targets``, and those whose factories it names itself; not
+    those of a run that is resumed, see `nas.cli.resume.resumed`."""
+    if OmegaConf.select(config, "resume") is not None:
+        return list(config.allow_targets)
+    return trusted_by(config)
+
+
+def trusted_by(config: DictConfig) -> list[str]:
     factories = (OmegaConf.select(config, f"{group}.factory") for group in ("space", "data"))
     return [*config.allow_targets, *(str(path).partition(".")[0] for path in factories if path is not None)]
 
@@ -244,7 +280,7 @@ def check_target(target: Any, allow: Sequence[str] = ()) -> None:
     prefixes = (*TRUSTED, *allow)
 
     def inside(name: object) -> bool:
-        return isinstance(name, str) and any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+        return isinstance(name, str) and among(name, prefixes) and not among(name, [f"nas.{part}" for part in ACTING])
 
     if not inside(target):
         raise ConfigError(
@@ -273,6 +309,18 @@ def check_target(target: Any, allow: Sequence[str] = ()) -> None:
         )
 
 
+def refuse_interpolations(node: Any, source: object) -> None:
+    """Raises ConfigError for a ``${...}`` in a configuration that was read: what a run writes has none left, and one
+    would be resolved here, with this machine's environment."""
+    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    for setting, value in leaves(plain, lists=True).items():
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(
+                f"{source} has {setting}={str(value)[:60]}, expected a value, not what is to be resolved to one",
+                fix="write the value itself",
+            )
+
+
 def to_yaml(config: DictConfig) -> str:
     """The configuration with every interpolation resolved."""
     return OmegaConf.to_yaml(config, resolve=True)
@@ -281,3 +329,22 @@ def to_yaml(config: DictConfig) -> str:
 def to_plain(config: Any) -> Any:
     """The same as dicts, lists and scalars, for a checkpoint."""
     return OmegaConf.to_container(config, resolve=True)
+
+
+def leaves(node: Any, prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """Dotted name -> value, of a plain configuration; empty nodes are values, and lists are, unless they are to be
+    gone through as well."""
+    if lists and isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        name: value
+        for key, child in node.items()
+        for name, value in leaves(child, f"{prefix}.{key}" if prefix else str(key), lists=lists).items()
+    }
+
+
+def among(setting: str, names: Iterable[str]) -> bool:
+    """Whether a setting is one of those named, or below one of them."""
+    return any(setting == name or setting.startswith(f"{name}.") for name in names)

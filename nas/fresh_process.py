@@ -3,7 +3,10 @@
 Started by its text, as ``python -c``, so that its directory is not searched for modules.
 """
 
+import runpy
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +23,13 @@ class Hidden:
 @torch.no_grad()
 def outputs(code: str, batches: list[dict[str, Any]]) -> list[Any] | str:
     """The y that a piece of code leaves for each batch, or what went wrong."""
-    try:
-        found = []
-        for inputs in batches:
-            names = dict(inputs)
-            exec(code, names)
-            found.append(torch.as_tensor(names["y"]))
-        return found
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    with tempfile.TemporaryDirectory(prefix="nas-fresh-") as directory:
+        file = Path(directory, "code.py")
+        file.write_text(code)
+        try:
+            return [torch.as_tensor(runpy.run_path(str(file), dict(inputs))["y"]) for inputs in batches]
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
 
 
 def main(source: str, target: str) -> None:

@@ -14,13 +14,14 @@ class StepResult:
     """What a step measured, still on the device: reading it is left to whoever can afford to wait.
 
     loss: mean over the batch; metric: the task's, summed over the batch; examples: in the batch; grad_norm: before
-    clipping.
+    clipping. skipped: it counts for nothing, as it was not finite.
     """
 
     loss: Tensor
     metric: Tensor
     examples: int
     grad_norm: Tensor
+    skipped: bool = False
 
 
 class Meter:
@@ -41,6 +42,8 @@ class Meter:
         return self._examples * processes.world()
 
     def add(self, result: StepResult) -> None:
+        if result.skipped:
+            return
         self._examples += result.examples
         self._steps += 1
         self._loss += result.loss * result.examples

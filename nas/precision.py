@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from nas import processes
 from nas.errors import ConfigError
+from nas.finite import Watch, each_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,22 +45,44 @@ class Precision:
         return GradScaler(self.device, enabled=self.name == "fp16")
 
 
-def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0) -> Tensor:
-    """Step by the gradients of losses that `scaler` has scaled, if they are finite, and clip them before: max_norm, 0
-    for not at all. Returns their norm before clipping, infinite where fp16 overflowed and nothing moves.
+@dataclass(frozen=True)
+class Taken:
+    """A step of an optimiser. norm: of its gradient before clipping, infinite where fp16 overflowed and nothing moved.
+    skipped: as it was not finite, so that it moved nothing and measured nothing."""
+
+    norm: Tensor
+    skipped: bool = False
+
+
+def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0, watch: Watch | None = None) -> Taken:
+    """Step by the gradients of losses that `scaler` has scaled, and clip them before: max_norm, 0 for not at all.
+    watch: what knows what to do if they are not finite, None for nothing.
 
     Several processes step by the mean of their gradients, all of them together.
     """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters]
+    # Before anything looks at them, so that all decide and move alike, to the last bit.
+    processes.average(gradients if watch is None else [*gradients, watch.loss])
     if not gradients:
-        return torch.zeros(())
-    processes.average(gradients)  # before anything looks at them, so that all decide and move alike, to the last bit
+        nothing = torch.zeros(()) if watch is None else torch.zeros_like(watch.loss)
+        return Taken(nothing, skipped=watch is not None and not watch.passes([], nothing.expand(0), nothing))
     scaler.unscale_(optimizer)
-    norm = nn.utils.get_total_norm(gradients)
+    norms = each_norm(gradients)
+    norm = torch.linalg.vector_norm(norms)
+    if watch is not None:
+        judged, total = norms, norm
+        if scaler.is_enabled():
+            # It skips what overflows and lowers its scale: only where that has not helped something is wrong.
+            low = scaler.scale(torch.ones_like(norm)) < 1
+            judged, total = torch.where(low, norms, 0.0), torch.where(low, norm, 0.0)
+        if not watch.passes(parameters, judged, total):
+            scaler.update()
+            return Taken(norm, skipped=True)
     if max_norm:
         nn.utils.clip_grads_with_norm_(
             (p for group in optimizer.param_groups for p in group["params"]), max_norm, total_norm=norm
         )
     scaler.step(optimizer)
     scaler.update()
-    return norm
+    return Taken(norm)

@@ -19,6 +19,7 @@ from nas.spaces.darts import AuxiliaryHead
 from nas.spaces.space import Space
 from nas.stages.trained import Trained
 
+SIZE_LIMIT = 10_000_000  # bytes of the metadata; a thousand classes take about twenty thousand
 FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 
@@ -32,7 +33,7 @@ def load(path: str | Path, *, allow: Sequence[str], device: str) -> nn.Module:
         if not path.is_file():
             raise CheckpointError(f"{path.parent.parent} holds no run with a retrained network, and no export", fix=FIX)
     state = checkpoint.load(path, "retrain")
-    with checkpoint.complete(path):
+    with checkpoint.taken_from(path):
         kept = state["config"]["runtime"]["memory_format"]
     return Trained.load(path, allow=list(allow), runtime=Runtime(device=device, memory_format=kept)).network
 
@@ -45,7 +46,7 @@ def from_export(directory: Path, *, allow: Sequence[str], device: str) -> nn.Mod
     from safetensors.torch import load_file
 
     metadata = read_metadata(directory / METADATA)
-    with checkpoint.complete(directory / METADATA):
+    with checkpoint.taken_from(directory / METADATA):
         for name in (GENOTYPE, WEIGHTS):
             check_digest(directory / name, metadata["sha256"].get(name))
         made, spec = metadata["network"], DataSpec.from_dict(metadata["data"])
@@ -58,6 +59,8 @@ def from_export(directory: Path, *, allow: Sequence[str], device: str) -> nn.Mod
 
 def read_metadata(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise ValueError(f"larger than {SIZE_LIMIT} bytes")
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, or not of an export ({error})", fix=FIX) from error

@@ -16,6 +16,7 @@ from nas import checkpoint
 from nas.average import Average
 from nas.data.inputs import Inputs, each
 from nas.data.loader import Batch, Loader
+from nas.finite import RETRAINING, Guard, naming
 from nas.meter import Meter, StepResult
 from nas.precision import Precision, take_step
 from nas.progress import Progress
@@ -37,6 +38,7 @@ class RetrainState:
     optimizer: Optimizer
     average: Average | None = None
     scaler: GradScaler = field(default_factory=Precision().scaler)
+    guard: Guard = field(default_factory=Guard)
     metric: str = "accuracy"
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after those
@@ -56,11 +58,16 @@ class RetrainState:
         return self.network if self.average is None else self.average.network
 
     def state_dict(self) -> dict[str, Any]:
-        """``network``: of the result; with an average, ``trained_network`` is what training would go on with."""
+        """``network``: of the result; with an average, ``trained_network`` is what training would go on with.
+
+        Raises DivergenceError if it is not finite: it is not to be saved over one that is.
+        """
+        self.guard.check(RETRAINING, self.network.parameters(), naming(self.network))
         state = {
             "network": self.result.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "guard": self.guard.state_dict(),
             "random": random_state(),
             "epoch": self.epoch,
             "step": self.step,
@@ -74,16 +81,18 @@ class RetrainState:
 
     def load_state_dict(self, state: dict[str, Any], *, source: str | Path) -> None:
         """Go on where `state` was taken. Raises CheckpointError, naming `source`, if it is of another network."""
-        checkpoint.restore(self.result, state["network"], source=source)
-        if self.average is not None:
-            checkpoint.restore(self.network, state["trained_network"], source=source)
-            self.average.updates = state["average_updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.metrics = state["metrics"]
-        self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)
-        set_random_state(state["random"])
+        with checkpoint.taken_from(source):
+            checkpoint.restore(self.result, state["network"], source=source)
+            if self.average is not None:
+                checkpoint.restore(self.network, state["trained_network"], source=source)
+                self.average.updates = state["average_updates"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.guard.load_state_dict(state["guard"])
+            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+            self.metrics = state["metrics"]
+            self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)
+            set_random_state(state["random"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +122,7 @@ class TrainingStep:
         forward = state.network if forward is None else forward
         inputs, targets = batch
         loss, metric = torch.zeros((2,), device=targets.device)
+        state.guard.begin(state.network)
         state.optimizer.zero_grad(set_to_none=True)
         for some_inputs, some_targets in parts(inputs, targets, self.accumulation):
             share = len(some_targets) / len(targets)  # the parts may differ by one example
@@ -122,10 +132,11 @@ class TrainingStep:
             state.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
             metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
-        grad_norm = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip)
-        if state.average is not None:
+        watch = state.guard.watch(RETRAINING, loss, naming(state.network))
+        taken = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip, watch=watch)
+        if state.average is not None and not taken.skipped:
             state.average.update()
-        return StepResult(loss, metric, len(targets), grad_norm)
+        return StepResult(loss, metric, len(targets), taken.norm, taken.skipped)
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task) -> Tensor:
         """Of what a network returned: an auxiliary head adds a weighted second loss."""
@@ -164,7 +175,8 @@ def retrain(
         started = time.perf_counter() - state.seconds
         for number, batch in enumerate(loader.epoch(epoch, start=state.step), state.step):
             set_lr(state.optimizer, lr(progress(epoch * steps + number, epochs * steps)))
-            meter.add(step(state, batch, task, forward=forward))
+            with state.guard.at(epoch, number):
+                meter.add(step(state, batch, task, forward=forward))
             bar.step(epoch, (number + 1) / steps)
             state.step, state.seconds = number + 1, time.perf_counter() - started
             after_step()
@@ -173,6 +185,7 @@ def retrain(
             **meter.summary("weights"),
             "lr/weights": state.optimizer.param_groups[0]["lr"],
             "drop_path": rate,
+            **state.guard.metrics(),
             "seconds_per_step": seconds / steps,
             "examples_per_second": meter.examples / seconds,
         }

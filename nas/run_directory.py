@@ -22,6 +22,17 @@ from nas.interruption import Interrupted
 from nas.runtime import Runtime
 
 MANIFEST = "manifest.json"
+SIZE_LIMIT = 1_000_000  # bytes of a manifest that is read; one takes about a thousand
+
+# What is read of it again, and its types.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "command": list,
+    "started": str,
+    "resumed": list,
+    "wall_seconds": (int, float),
+    "process": str,
+}
 
 
 class RunDirectory:
@@ -44,11 +55,6 @@ class RunDirectory:
         resume: bool = False,
         writes: bool = True,
     ) -> None:
-        if writes and not resume and path.exists() and any(path.iterdir()):
-            raise OutputError(
-                f"the output directory {path} is not empty, expected a new one",
-                fix=f"set hydra.run.dir to another, or go on with the run that is there: resume={path}",
-            )
         self.path = path
         self.resumed = resume
         self.writes = writes
@@ -56,6 +62,8 @@ class RunDirectory:
         if writes:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
+            if not resume:
+                check_new(path)
         self._runtime = runtime
         self._started = time.monotonic()
         before = read_manifest(path) if resume else {}
@@ -114,17 +122,39 @@ class RunDirectory:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Of the run in a directory. Raises OutputError if there is none."""
+    """Of the run in a directory. Raises OutputError if there is none, or not one that a run has written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and isinstance(manifest.get("status"), str):
-            return manifest
+        if (path / MANIFEST).stat().st_size <= SIZE_LIMIT:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            if isinstance(manifest, dict) and all(has_type(manifest, *field) for field in FIELDS.items()):
+                return manifest
     except (OSError, ValueError, RecursionError):
         pass
     raise OutputError(
         f"there is no run in {path} that could be resumed, expected its {MANIFEST}",
         fix="give the directory that a run left, e.g. resume=runs/my_run",
     )
+
+
+def has_type(manifest: dict[str, Any], field: str, kind: type | tuple[type, ...]) -> bool:
+    """Of a field; of a list, whether it is one of strings. All but the first may be missing."""
+    if field not in manifest:
+        return field != "status"
+    value = manifest[field]
+    return isinstance(value, kind) and (not isinstance(value, list) or all(isinstance(item, str) for item in value))
+
+
+def check_new(path: Path) -> None:
+    """Raises OutputError if there is anything in a directory."""
+    if (path / MANIFEST).exists():
+        raise OutputError(
+            f"the output directory {path} holds a run, expected a new directory",
+            fix=f"set hydra.run.dir to another, or go on with that run: resume={path}",
+        )
+    if any(path.iterdir()):
+        raise OutputError(
+            f"the output directory {path} is not empty, expected a new one", fix="set hydra.run.dir to another"
+        )
 
 
 def locked(path: Path) -> int:
@@ -135,7 +165,7 @@ def locked(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(descriptor)
         owner = "another one"
         with contextlib.suppress(OutputError):

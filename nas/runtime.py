@@ -16,6 +16,7 @@ from torch import nn
 
 from nas import processes
 from nas.errors import ConfigError, DeviceError
+from nas.finite import Guard, OnNonfinite
 from nas.precision import Precision
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -29,6 +30,7 @@ class Runtime:
     result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
     of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
     for none. A supernet is not compiled: its path changes every step, and each would be compiled anew.
+    on_nonfinite, max_skipped: see `OnNonfinite`.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
     """
 
@@ -41,6 +43,8 @@ class Runtime:
         memory_format: str = "channels_last",
         precision: str = "fp32",
         compile: str | None = None,
+        on_nonfinite: str = "stop",
+        max_skipped: int = 10,
     ) -> None:
         if memory_format not in MEMORY_FORMATS:
             raise ConfigError(
@@ -56,6 +60,7 @@ class Runtime:
         self.deterministic = deterministic
         self.memory_format = MEMORY_FORMATS[memory_format]
         self.precision = Precision(precision, self.device.type)
+        self.on_nonfinite = OnNonfinite(on_nonfinite, max_skipped)
         # Asked only if one is set: the compiler takes a second to import.
         if compile is not None and compile not in (backends := torch.compiler.list_backends(exclude_tags=())):
             raise ConfigError(
@@ -95,6 +100,10 @@ class Runtime:
             return network
         compiled: Callable[..., Any] = torch.compile(network, backend=self.compile)
         return compiled
+
+    def guard(self) -> Guard:
+        """A fresh one, for a stage."""
+        return Guard(self.on_nonfinite, late=self.device.type != "cpu")
 
     def peak_memory(self) -> int:
         return peak_memory(self.device)

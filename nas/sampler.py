@@ -69,7 +69,8 @@ def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
     for key, lost in zip(keys, broken, strict=True):
         if lost:
             raise DivergenceError(
-                f"the logits of {key} are not finite, expected numbers", fix="lower arch_optim.lr or weight_optim.lr"
+                f"architecture: the logits of {key} are not finite, expected numbers",
+                fix="lower arch_optim.lr or weight_optim.lr",
             )
 
 

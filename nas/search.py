@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from nas import checkpoint, processes
 from nas.arch import ArchParams
 from nas.data.loader import Loader, search_batches
 from nas.deriver import Deriver, JudgingDeriver
-from nas.errors import DivergenceError
+from nas.finite import ARCHITECTURE, WEIGHTS, Guard, naming
 from nas.genotype import Genotype
 from nas.judge import Judge
 from nas.meter import Meter
@@ -33,7 +32,8 @@ from nas.searcher import FirstOrder
 class SearchState:
     """All that a search changes: what a checkpoint of it holds.
 
-    metric: the task's. In the middle of an epoch, `step` steps of it are done and measured by `meters`.
+    metric: the task's. guard: the searcher's. In the middle of an epoch, `step` steps of it are done and measured by
+    the meters. There is no best genotype beside the last one: nothing is selected by a score on the way.
     """
 
     supernet: nn.Module
@@ -43,6 +43,7 @@ class SearchState:
     generator: torch.Generator
     scaler: GradScaler  # of the losses, in fp16
     metric: str
+    guard: Guard = field(default_factory=Guard)
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after those
     seconds: float = 0.0  # that these took
@@ -61,12 +62,16 @@ class SearchState:
         self.weights_meter, self.arch_meter = Meter(self.metric), Meter(self.metric)
 
     def state_dict(self) -> dict[str, Any]:
+        """Raises DivergenceError if it is not finite: it is not to be saved over one that is."""
+        self.guard.check(WEIGHTS, self.supernet.parameters(), naming(self.supernet))
+        self.guard.check(ARCHITECTURE, self.arch.parameters(), self.arch.naming)
         return {
             "supernet": self.supernet.state_dict(),
             "arch": self.arch.state_dict(),
             "weight_optim": self.weight_optim.state_dict(),
             "arch_optim": self.arch_optim.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "guard": self.guard.state_dict(),
             "generator": self.generator.get_state(),
             "random": random_state(),
             "epoch": self.epoch,
@@ -82,19 +87,21 @@ class SearchState:
 
     def load_state_dict(self, state: dict[str, Any], *, source: str | Path) -> None:
         """Go on where `state` was taken. Raises CheckpointError, naming `source`, if it is of another search."""
-        device = self.arch.logits.device
-        checkpoint.restore(self.supernet, state["supernet"], source=source)
-        checkpoint.restore(self.arch, state["arch"], source=source)
-        self.weight_optim.load_state_dict(state["weight_optim"])
-        self.arch_optim.load_state_dict(state["arch_optim"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.generator.set_state(state["generator"])
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])
-        self.collapsed, self.stopped, self.metrics = state["collapsed"], state["stopped"], state["metrics"]
-        self.weights_meter.load_state_dict(state["weights_meter"], device=device)
-        self.arch_meter.load_state_dict(state["arch_meter"], device=device)
-        set_random_state(state["random"])
+        with checkpoint.taken_from(source):
+            device = self.arch.logits.device
+            checkpoint.restore(self.supernet, state["supernet"], source=source)
+            checkpoint.restore(self.arch, state["arch"], source=source)
+            self.weight_optim.load_state_dict(state["weight_optim"])
+            self.arch_optim.load_state_dict(state["arch_optim"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.guard.load_state_dict(state["guard"])
+            self.generator.set_state(state["generator"])
+            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+            self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])
+            self.collapsed, self.stopped, self.metrics = state["collapsed"], state["stopped"], state["metrics"]
+            self.weights_meter.load_state_dict(state["weights_meter"], device=device)
+            self.arch_meter.load_state_dict(state["arch_meter"], device=device)
+            set_random_state(state["random"])
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ def search(
     lr: of the weights, by step. judge: one that looks at so many batches, for a `JudgingDeriver`.
     measure: metrics of a derived genotype at a temperature. regulariser: the searcher's, to be logged.
     after_step, on_epoch: called when the state has taken in a step, or an epoch with its metrics, to save and to log.
-    Raises DivergenceError, naming epoch and step, when the logits are not finite any more.
+    Raises DivergenceError, naming epoch, step, level and what it is, when something is not finite any more.
     """
     steps = len(weight_loader)
     while state.epoch < epochs and state.stopped is None:
@@ -149,7 +156,7 @@ def search(
         for step, (weight_batch, arch_batch) in enumerate(batches, state.step):
             set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
             learns = epoch >= order.warmup_epochs and (epoch * steps + step + 1) % order.arch_every == 0
-            with located(epoch, step):
+            with state.guard.at(epoch, step):
                 if learns and order.arch_first:
                     arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
                 weights.add(searcher.weight_step(weight_batch, tau))
@@ -160,7 +167,7 @@ def search(
             after_step()
         seconds = state.seconds
 
-        with located(epoch, steps - 1):
+        with state.guard.at(epoch, steps - 1):
             refuse_nan(state.arch.keys, state.arch.entropy().isnan().tolist())
             processes.check_equal_gates([*state.arch.parameters(), state.generator.get_state()])
         chosen = deriver(state.arch)
@@ -180,6 +187,7 @@ def search(
             "seconds_per_step": seconds / steps,
             "examples_per_second": (weights.examples + arch.examples) / seconds,
             "genotype_changes": derived.differing(state.genotype),
+            **state.guard.metrics(),
             "collapse/skips": counts.skips,
             "collapse/parameter_free": counts.parameter_free,
             **({} if regulariser is None else regulariser.logged(state.arch, done)),
@@ -205,15 +213,6 @@ def watch(
         reason = f"epoch {epoch + 1}: {exceeded} for {monitor.patience} epochs"
         bar.warn(f"the search {'has collapsed and stops' if monitor.stop else 'seems to collapse'}, {reason}")
         state.stopped = reason if monitor.stop else None
-
-
-@contextmanager
-def located(epoch: int, step: int) -> Iterator[None]:
-    """Adds the epoch and the step, both counted from 1, to a DivergenceError."""
-    try:
-        yield
-    except DivergenceError as error:
-        raise DivergenceError(f"epoch {epoch + 1}, step {step + 1}: {error.problem}", fix=error.fix) from error
 
 
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:

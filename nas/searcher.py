@@ -14,6 +14,7 @@ from nas.choice import choices, gates
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
+from nas.finite import ARCHITECTURE, WEIGHTS, Guard, naming
 from nas.meter import StepResult
 from nas.precision import Precision, take_step
 from nas.regulariser import Regulariser
@@ -40,7 +41,8 @@ class FirstOrder:
     task: whose loss both levels have. sampler: draws fresh gates for every step. generator: the sampler's randomness,
     on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none. regulariser: what the
     architecture's loss has beside the task's; losses are reported without it.
-    precision: of the forward passes. scaler: of both levels' losses, one that `precision` made.
+    precision: of the forward passes. scaler: of both levels' losses, one that `precision` made. guard: watches both
+    levels' steps.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class FirstOrder:
         regulariser: Regulariser | None = None,
         precision: Precision | None = None,
         scaler: GradScaler | None = None,
+        guard: Guard | None = None,
     ) -> None:
         if grad_clip < 0:
             raise ConfigError(
@@ -73,17 +76,20 @@ class FirstOrder:
         self.regulariser = regulariser
         self.precision = precision or Precision()
         self.scaler = scaler or self.precision.scaler()
+        self.guard = guard or Guard()
         self.choices = choices(supernet)
         self.weights = list(supernet.parameters())
 
     def weight_step(self, batch: Batch, temperature: float) -> StepResult:
         """One step of the weights on a batch of their own split."""
+        self.guard.begin(self.supernet)
         # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
         self.weight_optim.zero_grad(set_to_none=True)
         loss, metric = self._forward(batch, temperature, differentiable=False)
         self.scaler.scale(loss).backward()
-        grad_norm = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip)
-        return StepResult(loss.detach(), metric, len(batch[1]), grad_norm)
+        watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
+        taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch)
+        return StepResult(loss.detach(), metric, len(batch[1]), taken.norm, taken.skipped)
 
     def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float, progress: float = 0.0) -> StepResult:
         """One step of the logits on a batch of the architecture's split.
@@ -91,14 +97,16 @@ class FirstOrder:
         weight_batch: of the weights' split, for searchers that look at what the weights would do next.
         progress: of the search, in [0, 1], for the regulariser.
         """
+        self.guard.begin(self.supernet)
         self.arch_optim.zero_grad(set_to_none=True)
         samples = self.sampler.samples
         passes = [self._add_gradient(batch, weight_batch, temperature, 1 / samples) for _ in range(samples)]
         if self.regulariser is not None:
             self.scaler.scale(self.regulariser(self.arch, progress)).backward()
-        grad_norm = take_step(self.arch_optim, self.scaler)
         loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
-        return StepResult(loss, metric, len(batch[1]), grad_norm)
+        watch = self.guard.watch(ARCHITECTURE, loss, self.arch.naming)
+        taken = take_step(self.arch_optim, self.scaler, watch=watch)
+        return StepResult(loss, metric, len(batch[1]), taken.norm, taken.skipped)
 
     def _add_gradient(
         self, batch: Batch, weight_batch: Batch, temperature: float, factor: float

@@ -120,13 +120,23 @@ class TensorBoard(JsonLines):
 
 
 def read_lines(path: Path) -> list[Line]:
-    """What was logged, but for a last line that a crash has cut; nothing if there is no file."""
+    """What was logged, but for a last line that a crash has cut, and whatever is no such line and comes after it;
+    nothing if there is no file."""
     if not path.exists():
         return []
     lines: list[Line] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not is_line(line):
+            break
+        lines.append(line)
     return lines
+
+
+def is_line(line: Any) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("stage"), str) or type(line.get("epoch")) is not int:
+        return False
+    return all(value is None or isinstance(value, int | float) for name, value in line.items() if name != "stage")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nas.config import build, check_target
+from nas.config import build, check_target, refuse_interpolations
 from nas.deriver import TopPredecessors
 from nas.errors import ConfigError
 from nas.schedule import Linear
@@ -44,6 +44,20 @@ DETOURS = [
     "torch.optim.Adam.step.__globals__",
     "torch.optim.sgd.torch.load",
     "nas.atomic.os",
+    "nas.x.os.system",
+    "torch.nn.functional.importlib.import_module",
+    "torch.nn.functional.torch.hub.load",
+    "torch.nn.functional.boolean_dispatch",
+    "torch.optim.lr_scheduler.types.FunctionType",
+    "torch.optim.swa_utils.torch.load",
+    # Ours, but they act instead of building something.
+    "nas.cli.run.main",
+    "nas.config.build",
+    "nas.atomic.write_text",
+    "nas.checkpoint.save",
+    "nas.fresh.run",
+    "nas.formats.standalone.runpy.run_path",
+    "nas.stages.trained.Trained.load",
 ]
 
 
@@ -93,6 +107,25 @@ def test_build_itself_is_no_way_around(tmp_path):
     with pytest.raises(ConfigError):
         build(OmegaConf.create(node))
     assert victim.exists()
+
+
+def test_a_configuration_as_text_is_no_way_around(tmp_path):
+    victim = tmp_path / "file"
+    victim.write_text("still here")
+    text = f"{{_target_: os.remove, path: {victim}}}"
+    with pytest.raises(ConfigError, match="a str cannot be built"):
+        build(text, allow=["os", "posix"])
+    with pytest.raises(ConfigError):
+        build({"_target_": "nas.config.build", "node": text, "allow": ["os", "posix"]})
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("value", ["${oc.env:HOME}", "a${now:%Y}", "${b}", "${oc.decode:'1'}"])
+def test_what_is_read_is_not_resolved(value):
+    for wrap in (OmegaConf.create, dict):
+        with pytest.raises(ConfigError, match=r"there has a\.0\.c=.*, expected a value"):
+            refuse_interpolations(wrap({"a": [{"c": value}], "b": 1}), "there")
+    refuse_interpolations({"a": [{"c": "$5"}], "b": {}, "d": None}, "there")
 
 
 def test_what_does_not_exist():

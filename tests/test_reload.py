@@ -168,7 +168,7 @@ def test_a_checkpoint_that_lacks_a_part_is_named(lacking, run, tmp_path):
     state = checkpoint.load(run / "retrain" / "checkpoint.pt", "retrain")
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, "retrain", {name: part for name, part in state.items() if name not in ("kind", lacking)})
-    with pytest.raises(CheckpointError, match=rf"checkpoint.pt is incomplete, or was changed \(KeyError\('{lacking}'"):
+    with pytest.raises(CheckpointError, match=rf"checkpoint.pt is incomplete, or was changed \(KeyError: '{lacking}'"):
         nas.load(path)
 
 

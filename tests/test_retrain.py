@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nas.average import Average
+from nas.finite import Guard
 from nas.meter import Meter
 from nas.retrain import RetrainState, TrainingStep, parts, retrain, smoothed
 from nas.schedule import Constant, Linear
@@ -188,6 +189,7 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
 
     step = TrainingStep(auxiliary_weight=0.4, grad_clip=1.0, label_smoothing=0.1, accumulation=2)
     state, some, meter = state_of(WithHead(), decay=0.9), batch(), Meter("accuracy")
+    state.guard = Guard(late=True)  # as on a GPU
     with monkeypatch.context() as patch:
         for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist", "cpu", "numpy"):
             patch.setattr(torch.Tensor, name, refuse)

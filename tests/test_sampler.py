@@ -356,7 +356,7 @@ def test_logits_that_are_not_finite_stop_at_once_and_name_their_choice(sampler, 
         with pytest.raises(DivergenceError) as error:
             gates.by_key(["a", "b", "c"], differentiable=differentiable)
         assert str(error.value) == (
-            "the logits of b are not finite, expected numbers; lower arch_optim.lr or weight_optim.lr"
+            "architecture: the logits of b are not finite, expected numbers; lower arch_optim.lr or weight_optim.lr"
         )
 
 

@@ -60,7 +60,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
                 if has_finished(directory):
                     print(f"The run in {directory} has finished: there is nothing to resume.")
                     return None
-                cfg = resumed(cfg, untouched(config_name))
+                cfg = resumed(cfg, untouched(config_name), HydraConfig.get().overrides.task)
             return body(cfg, directory)
         except (NasError, OmegaConfBaseException) as error:
             if debug:
@@ -122,6 +122,8 @@ def explain(error: Exception, config_name: str) -> str:
     """One line of what was got, what was expected and how to fix it, from whatever stopped a command."""
     if isinstance(error, NasError):
         return str(error)
+    if isinstance(error.__cause__, NasError):  # of a resolver
+        return str(error.__cause__)
     if isinstance(error, OSError) and error.filename:
         return (
             f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"

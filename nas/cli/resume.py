@@ -1,17 +1,13 @@
 """``resume=<run directory>``: the configuration to go on with."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas.config import to_plain
+from nas.config import OWN, among, leaves, refuse_interpolations, to_plain, trusted_by
 from nas.errors import ConfigError, OutputError
 from nas.run_directory import read_manifest
-
-# What a command line says of the resumption itself, and of whom it trusts: never read from the directory.
-OWN = ("resume", "may_change", "allow_targets")
-COMPOSED = ("name",)  # of other settings
 
 
 def has_finished(directory: Path) -> bool:
@@ -19,10 +15,11 @@ def has_finished(directory: Path) -> bool:
     return bool(read_manifest(directory)["status"] == "finished")
 
 
-def resumed(given: DictConfig, untouched: DictConfig) -> DictConfig:
+def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration of the run in ``given.resume``, with those changes of the command line that are allowed.
 
-    given: what the command line composes; untouched: what the command composes without any override.
+    given: what the command line composes; untouched: what the command composes without any override; overrides: those
+    of the command line, one of which may ask for the default where the run had something else.
     Raises OutputError if there is no run; ConfigError, listing them, for settings that the command line changes from
     what the run was started with and that are not in ``given.may_change``, or are below one that is.
     """
@@ -35,16 +32,17 @@ def resumed(given: DictConfig, untouched: DictConfig) -> DictConfig:
         ) from error
     if not isinstance(stored, DictConfig):
         raise OutputError(f"{path} is not a configuration", fix="give the directory that a run left")
+    refuse_interpolations(stored, path)
     before, now, default = (leaves(to_plain(config)) for config in (stored, given, untouched))
+    named = [override.partition("=")[0].lstrip("+~").rpartition("@")[2].replace("/", ".") for override in overrides]
     changed = {
         setting: value
         for setting, value in now.items()
-        if value != default.get(setting)
-        and value != before.get(setting)
-        and setting.split(".")[0] not in (*OWN, *COMPOSED)
+        if value != before.get(setting)
+        and (value != default.get(setting) or among(setting, named))
+        and not among(setting, (*OWN, "name"))  # which is made of other settings
     }
-    may = tuple(given.may_change)
-    refused = [s for s in changed if not any(s == one or s.startswith(f"{one}.") for one in may)]
+    refused = [setting for setting in changed if not among(setting, given.may_change)]
     if refused:
         differences = ", ".join(f"{s}={changed[s]} (was {before.get(s)})" for s in refused)
         raise ConfigError(
@@ -55,15 +53,5 @@ def resumed(given: DictConfig, untouched: DictConfig) -> DictConfig:
         OmegaConf.update(stored, setting, value, force_add=True)
     for setting in OWN:
         stored[setting] = given[setting]
+    stored.allow_targets = trusted_by(given)  # of the command line alone: the directory may name any factory
     return stored
-
-
-def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of a plain configuration; lists and empty nodes are values."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {
-        name: value
-        for key, child in node.items()
-        for name, value in leaves(child, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

@@ -97,11 +97,14 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path} has too many pixels to decode safely ({error})",
-            fix="scale it down, or remove it from the data set",
+            fix="scale it down, or remove it; data.damaged=skip leaves such files out",
         ) from error
     # Pillow's decoders raise whatever they meet in a damaged file: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an image ({error})", fix="repair it, or remove it") from error
+        raise DataError(
+            f"{path} cannot be read as an image ({' '.join(str(error).split())})",
+            fix="repair it, or remove it; data.damaged=skip leaves such files out",
+        ) from error
 
 
 def _convert(image: "Image.Image", channels: int) -> "Image.Image":

@@ -1,5 +1,6 @@
 """The user's own images, in one folder a class."""
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nas import processes
 from nas.data.bundle import DataBundle, Split
 from nas.data.class_folders import Listing, find_images
 from nas.data.image_file import pillow_warnings, read_header, read_pixels
@@ -19,6 +21,7 @@ from nas.errors import ConfigError, DataError
 
 STATISTICS_IMAGES = 10_000  # how many training images give mean and std of a streamed data set
 STATISTICS_CHUNK = 1024  # how many of them are in memory at once
+NAMED = 5  # damaged files that a warning names
 DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
 
 
@@ -33,6 +36,8 @@ class ImageFolder:
 
     image_size: scale and crop every image to a square of this side; None: all must have one size, square or not.
     channels: 1 or 3; None: 1 if every image is grey, else 3.
+    damaged: what is done about files that cannot be decoded: ``stop``, or ``skip``, which counts and names them, at the
+    cost of decoding every file once more before the start.
     workers: processes that read the images if, as uint8, they do not fit into memory_limit_mb (MiB).
     """
 
@@ -40,6 +45,7 @@ class ImageFolder:
     image_size: int | None = None
     channels: int | None = None
     test_fraction: float = 0.2
+    damaged: str = "stop"
     workers: int = 2
     memory_limit_mb: int = 4096
     crop_padding: int = 4
@@ -51,6 +57,8 @@ class ImageFolder:
         root = Path(self.root).expanduser()
         train, test, class_names = find_images(root, test_fraction=self.test_fraction)
         with pillow_warnings():
+            if self.damaged == "skip":
+                train, test = self._whole(train, class_names, "train"), self._whole(test, class_names, "test")
             shape = self._common_shape(train.paths + test.paths)
             in_memory = fits_in_memory(
                 images=len(train.paths) + len(test.paths), shape=shape, limit_mb=self.memory_limit_mb
@@ -85,6 +93,8 @@ class ImageFolder:
                 f"data.channels must be 1, 3 or null, got {self.channels}",
                 fix="set data.channels=null to look at the files",
             )
+        if self.damaged not in ("stop", "skip"):
+            raise ConfigError(f"data.damaged must be stop or skip, got {self.damaged!r}", fix="set data.damaged=stop")
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(
                 f"data.image_size must be at least 1, got {self.image_size}", fix="set data.image_size=32"
@@ -92,6 +102,34 @@ class ImageFolder:
         for field in ("workers", "memory_limit_mb"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"data.{field} must be >= 0, got {getattr(self, field)}", fix=f"set data.{field}=0")
+
+    def _whole(self, listing: Listing, class_names: tuple[str, ...], split: str) -> Listing:
+        """Those of a split that can be decoded. Raises DataError if a class has none left to train on."""
+
+        def problem(path: Path) -> str | None:
+            try:
+                read_pixels(path, channels=self.channels or 3, size=self.image_size)
+            except DataError as error:
+                return error.problem
+            return None
+
+        with ThreadPoolExecutor() as pool:
+            problems = list(pool.map(problem, listing.paths))
+        found = [one for one in problems if one is not None]
+        if not found:
+            return listing
+        if processes.first():
+            named = "; ".join([*found[:NAMED], *[f"and {len(found) - NAMED} more"] * (len(found) > NAMED)])
+            print(f"warning: {len(found)} of {len(problems)} {split} images are left out: {named}", file=sys.stderr)
+        kept = listing.subset(
+            torch.tensor([index for index, one in enumerate(problems) if one is None], dtype=torch.long)
+        )
+        lost = [name for label, name in enumerate(class_names) if not (kept.labels == label).any()]
+        if lost and split == "train":
+            raise DataError(
+                f"no image of class {', '.join(lost)} can be read ({found[0]})", fix="repair them, or remove the class"
+            )
+        return kept
 
     def _common_shape(self, paths: tuple[Path, ...]) -> tuple[int, int, int]:
         """(C, H, W) of the images once read; from the headers of the files unless the settings already tell."""

@@ -1,5 +1,6 @@
 """The network as Python that a person can read, edit and train on, without this project."""
 
+import runpy
 from pathlib import Path
 
 import torch
@@ -22,15 +23,14 @@ class Standalone:
             text = source(network, subject.examples, title=subject.title, spec=subject.spec, weights=WEIGHTS)
         except UnsupportedError as error:
             raise UnavailableError(f"this network cannot be written as source: {error}") from error
+        (directory / FILE).write_text(text)
         # A forward that asks whether its inputs are tensors, say, goes another way while it is traced.
-        namespace = {"__name__": "model", "__file__": str(directory / FILE)}
-        exec(compile(text, FILE, "exec"), namespace)  # what was just written, made of the network's own modules
-        again = namespace["build"]()  # type: ignore[operator]
+        again = runpy.run_path(str(directory / FILE), run_name="model")["build"]()
         again.load_state_dict(network.state_dict())
         with torch.no_grad():
             if not torch.equal(again.eval()(*subject.examples), network(*subject.examples)):
+                (directory / FILE).unlink()
                 raise UnavailableError("this network does other things while it is traced than when it is run")
-        (directory / FILE).write_text(text)
         write_weights(network, directory)
         return Artefact(
             file=FILE,

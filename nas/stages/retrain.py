@@ -92,9 +92,11 @@ class RetrainStage:
             average,
             scaler=setup.runtime.precision.scaler(),
             metric=setup.task.metric.name,
+            guard=setup.runtime.guard(),
         )
         kept = setup.checkpoints(out, "retrain")
         if (saved := kept.newest()) is not None:
+            setup.check_unchanged(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
         tracker.resume("retrain", state.epoch, state.metrics)
 

@@ -52,6 +52,7 @@ class SearchStage:
             generator=self.generator,
             scaler=setup.runtime.precision.scaler(),
             metric=setup.task.metric.name,
+            guard=setup.runtime.guard(),
         )
         self.retrained_space = setup.space.resized(cfg.retrain.network)
         self.regulariser = self.build_regulariser(arch)
@@ -69,6 +70,7 @@ class SearchStage:
             regulariser=self.regulariser,
             precision=setup.runtime.precision,
             scaler=self.state.scaler,
+            guard=self.state.guard,
         )
         weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
         self.weight_loader, self.arch_loader, self.validation_loader = (
@@ -111,6 +113,7 @@ class SearchStage:
         cfg, state = self.setup.cfg, self.state
         kept = self.setup.checkpoints(out, "search")
         if (saved := kept.newest()) is not None:
+            self.setup.check_unchanged(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
         tracker.resume("search", state.epoch, state.metrics)
 

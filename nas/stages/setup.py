@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from nas import processes
 from nas.benchmark import NasBench201Table
 from nas.checkpoints import Checkpoints
-from nas.config import allowed, build, to_yaml
+from nas.config import OWN, allowed, among, build, leaves, to_plain, to_yaml
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, mapped
 from nas.data.loader import Loader
@@ -43,6 +43,9 @@ class Setup:
         space: Space = build(cfg.space, allow=allow)
         task: Task = build(cfg.task, allow=allow)
         benchmark = open_benchmark(cfg)
+        # Only tried: a mistake in them is to leave no directory.
+        build(cfg.tracker, allow=allow)
+        build(cfg.saving, allow=allow, path=Path(), kind="search")
         with processes.first_on_machine_first():
             data: DataBundle = build(cfg.data, allow=allow).load()
         return cls(cfg, runtime, space, benchmark, task, data)
@@ -80,6 +83,19 @@ class Setup:
             writes=out.writes,
         )
         return checkpoints
+
+    def check_unchanged(self, saved: dict[str, Any], source: Path) -> None:
+        """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
+        the run's config.yaml was edited, unless they are in ``may_change``."""
+        before, now = leaves(saved["config"]), leaves(to_plain(self.cfg))
+        may = (*OWN, *self.cfg.may_change)
+        differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
+        if differing:
+            listed = ", ".join(f"{setting}={now.get(setting)} (was {before.get(setting)})" for setting in differing)
+            raise ConfigError(
+                f"{source} was written under another configuration: {listed}",
+                fix=f"undo the change in config.yaml, or allow it: may_change=[{','.join(differing)}]",
+            )
 
     def track(self, out: RunDirectory) -> JsonLines:
         if not out.writes:

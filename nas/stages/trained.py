@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from nas import checkpoint
-from nas.config import allowed, build
+from nas.config import allowed, build, refuse_interpolations
 from nas.data.bundle import DataBundle
 from nas.data.inputs import each
 from nas.data.loader import Loader
@@ -40,17 +40,15 @@ class Trained:
     def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
         """Raises CheckpointError; ConfigError if the checkpoint names targets outside of the allowed packages."""
         state = checkpoint.load(path, "retrain")
-        with checkpoint.complete(path):
-            config, weights = state["config"], state["network"]
-            made, sizes, judged = config["space"], config["retrain"]["network"], config["task"]
-            data, chosen = state["data"], state["genotype"]
-        spec = DataSpec.from_dict(data)
-        genotype = Genotype.from_dict(chosen, source=f"the genotype in {path}")
-        space: Space = build(made, allow=allow)
-        task: Task = build(judged, allow=allow)
-        network = space.resized(sizes).network(spec, genotype)
-        checkpoint.restore(network, weights, source=path)
-        return cls(runtime.place(network).eval(), genotype, spec, task, config)
+        with checkpoint.taken_from(path):
+            config, spec = state["config"], DataSpec.from_dict(state["data"])
+            refuse_interpolations(config, path)
+            genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {path}")
+            space: Space = build(config["space"], allow=allow)
+            task: Task = build(config["task"], allow=allow)
+            network = space.resized(config["retrain"]["network"]).network(spec, genotype)
+            checkpoint.restore(network, state["network"], source=path)
+            return cls(runtime.place(network).eval(), genotype, spec, task, config)
 
 
 def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_size: int = EVALUATION_BATCH) -> Loader:
@@ -142,7 +140,13 @@ def open_trained(cfg: DictConfig) -> tuple[Trained, Loader]:
     runtime: Runtime = build(cfg.runtime, allow=allow)
     runtime.start(seed=0)
     trained = Trained.load(cfg.checkpoint, allow=allow, runtime=runtime)
-    # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are.
-    data = build(trained.config["data"], allow=allow) if cfg.data is None else build(cfg.data, allow=allowed(cfg))
+    if cfg.data is None:
+        # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are, nor
+        # is it to fetch files to a place it names.
+        with checkpoint.taken_from(cfg.checkpoint):
+            own = trained.config["data"]
+            data = build(own | {"download": False} if "download" in own else own, allow=allow)
+    else:
+        data = build(cfg.data, allow=allowed(cfg))
     loader = scoring_loader(trained, data.load(), runtime, cfg.batch_size)
     return trained, loader

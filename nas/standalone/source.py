@@ -44,7 +44,7 @@ def source(network: nn.Module, examples: tuple[Tensor, ...], *, title: str, spec
     if isinstance(spec, ImageSpec):
         body += ["", *PREPARE.rstrip().split("\n")]
     text = "\n".join(body)
-    head = [f'"""{title}', "", "from model import load", "", "network = load()", '"""', "", *imports(text)]
+    head = [f'"""{one_line(title)}', "", "from model import load", "", "network = load()", '"""', "", *imports(text)]
     return (
         "\n".join([*head, "", f'WEIGHTS = Path(__file__).with_name("{weights}")', *constants(spec), text.rstrip()])
         + "\n"
@@ -112,6 +112,11 @@ def values(name: str, written: list[str]) -> Iterator[str]:
     yield f"{name} = ("
     yield from (f"    {value}," for value in written)
     yield ")"
+
+
+def one_line(text: str) -> str:
+    """What a docstring can hold: the title has names of a data set and a space in it, which come from a checkpoint."""
+    return "".join(letter if letter.isprintable() and letter not in '"\\' else "_" for letter in text)
 
 
 def repr_quoted(text: str) -> str:

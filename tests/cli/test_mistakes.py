@@ -239,6 +239,11 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
     )
     assert outcome.code == 2
     assert contents(tmp_path) == {"mine", "mine/thesis.txt"}
+    (tmp_path / "mine" / "manifest.json").touch()
+    assert nas("search", *TINY, "hydra.run.dir=mine").err == (
+        f"error: the output directory {tmp_path}/mine holds a run, expected a new directory; set hydra.run.dir to "
+        f"another, or go on with that run: resume={tmp_path}/mine\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,8 @@ def test_saying_again_what_the_run_was_started_with(stopped: Path, nas: Nas) -> 
         (["seed=7", "retrain.batch_size=8"], "seed=7 (was 0), retrain.batch_size=8 (was 16)"),
         (["sampler=softmax"], "sampler._target_=nas.sampler.Softmax (was nas.sampler.GDAS)"),
         (["retrain.epochs=4", "seed=1", "may_change=[retrain]"], "seed=1 (was 0)"),
+        (["retrain.average=0"], "retrain.average=0.0 (was 0.9)"),  # the default, which the run did not have
+        (["tracker=tensorboard"], "tracker._target_=nas.tracker.TensorBoard (was nas.tracker.JsonLines)"),
     ],
 )
 def test_another_configuration_is_refused(stopped: Path, nas: Nas, given: list[str], message: str) -> None:
@@ -169,6 +171,17 @@ def test_another_configuration_is_refused(stopped: Path, nas: Nas, given: list[s
     )
     assert outcome.err.count("\n") == 1
     assert sorted(stopped.rglob("*")) == before
+
+
+def test_a_configuration_that_was_edited_is_refused(stopped: Path, nas: Nas) -> None:
+    path = stopped / "config.yaml"
+    path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8").replace("seed: 0", "seed: 1"))
+    outcome = nas("run", f"resume={stopped}")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {stopped}/search/checkpoint.pt was written under another configuration: ")
+    assert "seed=1 (was 0)" in outcome.err
+    assert "weight_optim.momentum=0.8 (was 0.9)" in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_what_may_change_changes(stopped: Path, nas: Nas) -> None:
@@ -258,7 +271,11 @@ def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_short_torture() -> None:
     done = subprocess.run(
-        [sys.executable, str(TORTURE), "--kills", "4"], capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, str(TORTURE), "--kills", "4", "--ranks", "0"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.stdout.startswith("4 of 4 killed and resumed runs identical"), done.stdout + done.stderr
     assert done.returncode == 0, done.stdout

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cli.conftest import TINY, Outcome
 
+from nas import checkpoint
+
 Nas = Callable[..., Outcome]
 
 # Whatever is learnt, nothing but operations without parameters is derived.
@@ -80,23 +82,36 @@ def test_the_monitor_stops_the_search_and_says_why(nas: Nas, tmp_path: Path) -> 
     assert result["genotype"] == json.loads((out / "genotype.json").read_text())
 
 
-@pytest.mark.parametrize("sampler", ["gdas", "softmax"])
-def test_logits_that_are_not_finite_stop_the_search_and_say_where(sampler: str, nas: Nas, tmp_path: Path) -> None:
-    # Three steps an epoch; the weights are lost in the first, the logits with them, the second finds that.
-    outcome = nas("search", *TINY, f"sampler={sampler}", "weight_optim.lr=1e30", "hydra.run.dir=out")
+def test_a_step_that_is_not_finite_stops_a_run_that_can_go_on_without_it(nas: Nas, tmp_path: Path) -> None:
+    """Three steps an epoch, of two passes each."""
+    broken = ("space=custom", "space.factory=broken_numbers.Broken", "space.arguments.passes=[9]")
+    tiny = [argument for argument in TINY if "channels" not in argument and "experiment" not in argument]
+    settings = ("saving.every_steps=1", "search.gap_batches=0", "tracker=jsonl", "hydra.run.dir=out")
+    outcome = nas("search", *tiny, *broken, *settings)
     assert (outcome.code, outcome.err) == (
         2,
-        "error: epoch 1, step 2: the logits of cell/0-1 are not finite, expected numbers; lower arch_optim.lr or "
-        "weight_optim.lr\n",
+        "error: epoch 2, step 2, weights: the loss is nan, expected finite numbers; lower weight_optim.lr, or skip "
+        "such steps by runtime.on_nonfinite=skip\n",
     )
     assert manifest(tmp_path / "out")["status"] == "failed"
+    saved = checkpoint.load(tmp_path / "out" / "search" / "checkpoint.pt", "search")
+    assert (saved["epoch"], saved["step"]) == (1, 1)
+    skip = ("runtime.on_nonfinite=skip", *broken, "space.arguments.passes=[4]", "may_change=[runtime,space.arguments]")
+    outcome = nas("search", "resume=out", *skip)
+    assert (outcome.code, outcome.err) == (
+        0,
+        "warning: epoch 2, step 3, architecture: the loss is nan; this step is skipped, 1 of at most 10\n",
+    )
+    assert [line.get("skipped_steps") for line in metrics(tmp_path / "out")] == [None, 1]
+    assert all(isinstance(line["arch/loss"], float) for line in metrics(tmp_path / "out"))
 
 
-def test_logits_that_are_lost_in_the_last_step_are_not_derived_from(nas: Nas, tmp_path: Path) -> None:
+def test_what_is_lost_in_the_last_step_is_not_derived_from(nas: Nas, tmp_path: Path) -> None:
     settings = ("weight_optim.lr=1e30", "search.batch_size=24")  # one step an epoch
     outcome = nas("search", *TINY, *settings, "hydra.run.dir=out")
-    assert (outcome.code, outcome.err.split(": ")[1]) == (2, "epoch 1, step 1")
+    assert (outcome.code, outcome.err.split(": ")[1]) == (2, "epoch 1, step 1, architecture")
     assert not (tmp_path / "out" / "genotype.json").exists()
+    assert not (tmp_path / "out" / "search" / "checkpoint.pt").exists()
 
 
 MISTAKES = {

@@ -169,11 +169,26 @@ def test_a_signal_to_one_stops_all_and_one_can_go_on(nas: Nas, tmp_path: Path) -
     assert (stopped["search/checkpoint.pt"]["epoch"], stopped["search/checkpoint.pt"]["step"]) == (1, 2)
     assert stopped["search/checkpoint.pt"]["weights_meter"]["examples"] == 2 * 16  # of both processes
 
-    assert nas("search", "resume=two").code == 0
+    assert nas("search", "resume=two", "allow_targets=[group_norms]").code == 0
     assert nas("search", *settings, "hydra.run.dir=one").code == 0
     one, two = left(tmp_path / "one"), left(tmp_path / "two")
     for file in ("metrics.jsonl", "genotype.json", "result.json", "search/checkpoint.pt"):
         assert_close(one[file], two[file], file)
+
+
+def test_a_run_of_which_one_process_is_killed_ends_as_it_would_have(nas: Nas, tmp_path: Path) -> None:
+    """torchrun starts it anew by itself. Bit for bit, see scripts/torture: here one process does the same alone."""
+    settings = (*SETTINGS, "search.epochs=2", "saving.every_steps=1")
+    arguments = (*settings, "space.factory=group_norms.DiesOnce", "hydra.run.dir=killed")
+    ended = torchrun("--max-restarts=1", "-m", "nas.cli.search", *arguments, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "(exitcode: -9)" in ended.stderr
+    assert nas("search", *settings, "hydra.run.dir=whole").code == 0
+    killed, whole = left(tmp_path / "killed"), left(tmp_path / "whole")
+    assert len(killed["manifest.json"]["resumed"]) == 1
+    assert [line["epoch"] for line in killed["metrics.jsonl"]] == [0, 1]
+    for file in ("metrics.jsonl", "genotype.json", "result.json", "search/checkpoint.pt"):
+        assert_close(whole[file], killed[file], file)
 
 
 def test_commands_that_one_process_does_are_refused_to_several(monkeypatch: pytest.MonkeyPatch) -> None:

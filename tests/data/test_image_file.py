@@ -1,3 +1,6 @@
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,37 @@ def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     for read in (read_header, lambda bomb: read_pixels(bomb, channels=1, size=4)):
         with pytest.raises(DataError, match=r"bomb\.png has too many pixels to decode safely .*; scale it down"):
             read(path)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("kind", ["pixels", "text", "profile"])
+def test_real_png_bombs_are_refused_before_they_unfold(tmp_path: Path, kind: str) -> None:
+    """A header of 10^10 pixels, and 100 MB of text or colour profile in 100 kB."""
+    side, huge = (100_000, b"") if kind == "pixels" else (4, zlib.compress(bytes(100_000_000), 9))
+    extra = {"pixels": b"", "text": chunk(b"zTXt", b"a\0\0" + huge), "profile": chunk(b"iCCP", b"a\0\0" + huge)}[kind]
+    path = tmp_path / "bomb.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+        + extra
+        + chunk(b"IDAT", zlib.compress(bytes(5 * 4)))
+        + chunk(b"IEND", b"")
+    )
+    tracemalloc.start()
+    try:
+        pixels = read_pixels(path, channels=1, size=None)
+    except DataError as error:
+        assert str(path) in str(error)  # noqa: PT017  Pillow leaves a profile that is too large out
+    else:
+        assert kind == "profile"
+        assert pixels.shape == (1, 4, 4)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_pillow_opens_every_extension_that_is_looked_for() -> None:

@@ -124,7 +124,10 @@ def test_a_damaged_file_is_named(root: Path, limit: int) -> None:
 def test_a_file_damaged_after_loading_is_named_by_the_stream(root: Path, workers: int) -> None:
     bundle = ImageFolder(root=str(root), memory_limit_mb=0, workers=workers).load()
     (root / "train/cat/1.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"train/cat/1\.png cannot be read as an image .*; repair it, or remove it$"):
+    with pytest.raises(
+        DataError,
+        match=r"train/cat/1\.png cannot be read as an image .*; repair it, or remove it; data\.damaged=skip leaves",
+    ):
         list(bundle.train.batches([torch.arange(4)], device=CPU))
 
 
@@ -157,3 +160,39 @@ def test_real_cifar10(tmp_path: Path) -> None:
     assert bundle.spec.class_names[0] == "airplane"
     assert bundle.spec.mean == pytest.approx((0.491, 0.482, 0.447), abs=0.02)  # published for all 50,000
     assert bundle.spec.std == pytest.approx((0.247, 0.243, 0.262), abs=0.02)
+
+
+@pytest.mark.parametrize("memory_limit_mb", [0, 10])
+def test_damaged_files_are_counted_and_named_if_that_is_what_is_asked_for(
+    root: Path, capsys: pytest.CaptureFixture[str], memory_limit_mb: int
+) -> None:
+    whole = ImageFolder(root=str(root)).load()
+    cut, empty = root / "train" / "cat" / "1.png", root / "train" / "dog" / "4.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    empty.write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"[14]\.png cannot be read as an image .*; data\.damaged=skip leaves such files out"
+    ):
+        ImageFolder(root=str(root)).load()
+    bundle = ImageFolder(root=str(root), damaged="skip", memory_limit_mb=memory_limit_mb, workers=0).load()
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: 2 of 9 train images are left out: {cut} cannot be read as an image (")
+    assert f"; {empty} cannot be read as an image (" in told
+    assert told.count("\n") == 1
+    assert bundle.train.labels.tolist() == [0] * 3 + [1] * 4
+    assert bundle.test.labels.tolist() == [1, 1]
+    for index, original in ((0, 0), (1, 2), (6, 7)):
+        (found, _), (expected, _) = (
+            next(data.train.batches([torch.tensor([one])], device=CPU))
+            for data, one in ((bundle, index), (whole, original))
+        )
+        assert torch.equal(found, expected)
+
+
+def test_a_class_of_which_nothing_can_be_read(root: Path) -> None:
+    for path in (root / "train" / "cat").iterdir():
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"no image of class cat can be read \(.*0\.png cannot be read as an image"):
+        ImageFolder(root=str(root), damaged="skip").load()
+    with pytest.raises(ConfigError, match=r"data\.damaged must be stop or skip, got 'never'"):
+        ImageFolder(root=str(root), damaged="never").load()
