@@ -50,16 +50,29 @@ def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0
 
     Several processes step by the mean of their gradients, all of them together.
     """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in learning if p.grad is not None]
     if not gradients:
         return torch.zeros(())
     processes.average(gradients)  # before anything looks at them, so that all decide and move alike, to the last bit
     scaler.unscale_(optimizer)
     norm = nn.utils.get_total_norm(gradients)
     if max_norm:
-        nn.utils.clip_grads_with_norm_(
-            (p for group in optimizer.param_groups for p in group["params"]), max_norm, total_norm=norm
-        )
+        nn.utils.clip_grads_with_norm_(learning, max_norm, total_norm=norm)
+    begin_momentum(optimizer)
     scaler.step(optimizer)
     scaler.update()
     return norm
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Give every weight that has its first gradient a momentum of 0.
+
+    torch's fused SGD expects either all or none of the weights to have one, but operations are drawn for the first time
+    one after the other. Without dampening, which is when we fuse, it is the same as the gradient that SGD begins with.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
+            for p in group["params"]:
+                if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -73,6 +73,9 @@ class Runtime:
             # cuBLAS is reproducible only with this, and only if set before its first call.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+        # Or torch writes NaN into every result before an operation fills it: a tenth of a step, for code that reads
+        # memory it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not self.deterministic
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # or every process would take memory of the first GPU as well

@@ -51,10 +51,12 @@ class Setup:
         return build(node, allow=allowed(self.cfg), **arguments)
 
     def optimizer(self, node: Any, network: nn.Module) -> Optimizer:
-        """For the parameters of a network. Fused on a GPU, where the optimiser has that and the node does not say."""
+        """For the parameters of a network. Fused, where the optimiser has that and the node does not say: the same
+        numbers in one pass over them."""
         arguments: dict[str, Any] = {"params": network.parameters()}
         factory = self.build(node)
-        if self.runtime.device.type == "cuda" and node.get("fused") is None and has_argument(factory, "fused"):
+        fuses = self.runtime.device.type in ("cpu", "cuda") and not node.get("dampening")  # see begin_momentum
+        if fuses and node.get("fused") is None and has_argument(factory, "fused"):
             arguments["fused"] = True
         optimizer: Optimizer = self.build(node, **arguments)
         return optimizer
