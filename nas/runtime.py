@@ -28,7 +28,8 @@ class Runtime:
     threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
     result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
     of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
-    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew.
+    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. profile: record
+    a few steps of search and retraining, see `nas.step_profile`.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
     """
 
@@ -41,6 +42,7 @@ class Runtime:
         memory_format: str = "channels_last",
         precision: str = "fp32",
         compile: str | None = None,
+        profile: bool = False,
     ) -> None:
         if memory_format not in MEMORY_FORMATS:
             raise ConfigError(
@@ -64,6 +66,7 @@ class Runtime:
                 fix="set runtime.compile=inductor",
             )
         self.compile = compile
+        self.profile = profile
 
     def start(self, seed: int) -> None:
         """Set the process up: threads, determinism, and the seed of every global generator."""

@@ -21,6 +21,7 @@ from nas.errors import ConfigError, SpaceError
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.spaces.space import Space
+from nas.step_profile import StepProfile
 from nas.task import Task
 from nas.tracker import JsonLines, Silent
 
@@ -82,6 +83,10 @@ class Setup:
             writes=out.writes,
         )
         return checkpoints
+
+    def profile(self, out: RunDirectory, stage: str) -> StepProfile:
+        """Of the steps of a stage, into its subdirectory, if that is asked for."""
+        return StepProfile(out.subdirectory(stage) if self.runtime.profile and out.writes else None)
 
     def track(self, out: RunDirectory) -> JsonLines:
         if not out.writes:
