@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nas.errors import GenotypeError, SpaceError
+from nas.hard_gate import run_gated
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,11 @@ class Choice(nn.Module):
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
         if gate.drawn is not None:
-            output: Tensor = self.candidates[gate.drawn](*inputs, **named)
-            if gate.weights is not None:
-                output = pass_through(output, gate.weights[gate.drawn])
+            candidate = self.candidates[gate.drawn]
+            if gate.weights is None:
+                output: Tensor = candidate(*inputs, **named)
+            else:
+                output = run_gated(candidate, gate.weights[gate.drawn], *inputs, **named)
                 if gate.undrawn_as_ones:
                     output = output + sum(gate.weights[i] for i in range(len(self.names)) if i != gate.drawn)
             return output if gate.share is None else gate.share * output
@@ -126,30 +128,6 @@ class Choice(nn.Module):
 
     def extra_repr(self) -> str:
         return f"key={self.key!r}, names={self.names}"
-
-
-class _PassThrough(torch.autograd.Function):
-    """output * gate for a gate whose value is exactly 1, without the multiplication.
-
-    Backward: the output's gradient as it is; the gate's is the inner product <gradient, output>.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(output, gate)
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        output, gate = ctx.saved_tensors
-        # Grad mode is on when the backward pass is itself to be differentiated: only then the factor 1 matters.
-        scaled = gradient * gate if torch.is_grad_enabled() else gradient
-        return scaled, (gradient * output).sum(dtype=gate.dtype)
-
-
-def pass_through(output: Tensor, gate: Tensor) -> Tensor:
-    """output: any shape; gate: a scalar whose value is 1. Returns output, differentiable in both."""
-    return _PassThrough.apply(output, gate)
 
 
 def choices(model: nn.Module) -> dict[str, list[Choice]]:

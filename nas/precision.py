@@ -60,8 +60,8 @@ def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0
 
     Several processes step by the mean of their gradients, all of them together.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    gradients = [p.grad for p in parameters]
+    learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in learning]
     # Before anything looks at them, so that all decide and move alike, to the last bit.
     processes.average(gradients if watch is None else [*gradients, watch.loss])
     if not gradients:
@@ -76,13 +76,25 @@ def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0
             # It skips what overflows and lowers its scale: only where that has not helped something is wrong.
             low = scaler.scale(torch.ones_like(norm)) < 1
             judged, total = torch.where(low, norms, 0.0), torch.where(low, norm, 0.0)
-        if not watch.passes(parameters, judged, total):
+        if not watch.passes(learning, judged, total):
             scaler.update()
             return Taken(norm, skipped=True)
     if max_norm:
-        nn.utils.clip_grads_with_norm_(
-            (p for group in optimizer.param_groups for p in group["params"]), max_norm, total_norm=norm
-        )
+        nn.utils.clip_grads_with_norm_(learning, max_norm, total_norm=norm)
+    begin_momentum(optimizer)
     scaler.step(optimizer)
     scaler.update()
     return Taken(norm)
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Give every weight that has its first gradient a momentum of 0.
+
+    torch's fused SGD expects either all or none of the weights to have one, but operations are drawn for the first time
+    one after the other. Without dampening, which is when we fuse, it is the same as the gradient that SGD begins with.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
+            for p in group["params"]:
+                if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -29,8 +29,8 @@ class Runtime:
     threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
     result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
     of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
-    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew.
-    on_nonfinite, max_skipped: see `OnNonfinite`.
+    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. profile: record
+    a few steps of search and retraining, see `nas.step_profile`. on_nonfinite, max_skipped: see `OnNonfinite`.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
     """
 
@@ -45,6 +45,7 @@ class Runtime:
         compile: str | None = None,
         on_nonfinite: str = "stop",
         max_skipped: int = 10,
+        profile: bool = False,
     ) -> None:
         if memory_format not in MEMORY_FORMATS:
             raise ConfigError(
@@ -69,6 +70,7 @@ class Runtime:
                 fix="set runtime.compile=inductor",
             )
         self.compile = compile
+        self.profile = profile
 
     def start(self, seed: int) -> None:
         """Set the process up: threads, determinism, and the seed of every global generator."""
@@ -78,6 +80,9 @@ class Runtime:
             # cuBLAS is reproducible only with this, and only if set before its first call.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+        # Or torch writes NaN into every result before an operation fills it: a tenth of a step, for code that reads
+        # memory it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not self.deterministic
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # or every process would take memory of the first GPU as well

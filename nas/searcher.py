@@ -18,7 +18,7 @@ from nas.finite import ARCHITECTURE, WEIGHTS, Guard, naming
 from nas.meter import StepResult
 from nas.precision import Precision, take_step
 from nas.regulariser import Regulariser
-from nas.sampler import Sampler, draw
+from nas.sampler import Gates, Sampler, draw
 from nas.task import Task
 
 
@@ -85,7 +85,9 @@ class FirstOrder:
         self.guard.begin(self.supernet)
         # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
         self.weight_optim.zero_grad(set_to_none=True)
-        loss, metric = self._forward(batch, temperature, differentiable=False)
+        with torch.no_grad():
+            drawn = draw(self.sampler, self.arch, temperature, self.generator)
+        loss, metric = self._forward(batch, drawn, differentiable=False)
         self.scaler.scale(loss).backward()
         watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
         taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch)
@@ -112,16 +114,18 @@ class FirstOrder:
         self, batch: Batch, weight_batch: Batch, temperature: float, factor: float
     ) -> tuple[Tensor, Tensor]:
         """Add `factor` times the gradient of one draw to that of the logits. Returns the draw's loss and metric."""
+        drawn = draw(self.sampler, self.arch, temperature, self.generator)
         with weights_frozen(self.weights):
-            loss, metric = self._forward(batch, temperature, differentiable=True)
-            if loss.requires_grad:  # not with a sampler that learns nothing
+            loss, metric = self._forward(batch, drawn, differentiable=True)
+            if loss.requires_grad:
                 self.scaler.scale(factor * loss).backward()
+            elif drawn.weights.requires_grad:  # all that was drawn is dead: a gradient of 0, by which Adam still moves
+                shares = 0 if drawn.shares is None else drawn.shares.sum()
+                (0 * (drawn.weights.sum() + shares)).backward()
         return loss.detach(), metric
 
-    def _forward(self, batch: Batch, temperature: float, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: Batch, drawn: Gates, *, differentiable: bool) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
-        with torch.set_grad_enabled(differentiable):
-            drawn = draw(self.sampler, self.arch, temperature, self.generator)
         by_key = drawn.by_key(self.arch.keys, differentiable=differentiable)
         with gates(self.choices, by_key), self.precision.autocast():
             outputs = self.supernet(*each(inputs))

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from nas.choice import LEFT_OUT, Choice, Dropped, Gate, check_chosen, choices, freeze, gates, pass_through
+from nas.choice import LEFT_OUT, Choice, Dropped, Gate, check_chosen, choices, freeze, gates
 from nas.errors import GenotypeError, SpaceError
+from nas.hard_gate import pass_through
 
 
 class Scale(nn.Module):

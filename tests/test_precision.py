@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from nas.arch import ArchParams
-from nas.choice import pass_through
 from nas.errors import ConfigError
 from nas.genotype import Genotype
+from nas.hard_gate import pass_through
 from nas.precision import Precision, take_step
 from nas.retrain import RetrainState, TrainingStep
 from nas.runtime import Runtime

@@ -1,12 +1,15 @@
 """Cells: directed acyclic graphs whose edges are choices between operations."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nas import processes
+from nas.spaces.living import living, only_drawn
 
 
 class DropPath(nn.Module):
@@ -43,25 +46,40 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
 class Cell(nn.Module):
     """A DAG over feature maps: each new node is the sum of one edge from every node before it.
 
-    inputs: how many nodes the cell is given; nodes: how many it computes.
+    inputs: how many nodes the cell is given; nodes: how many it computes. outputs: the numbers of those it returns.
     edge: (source, node) -> module of that edge.
+
+    In training, edges that have no part in the outputs do not run: see `nas.spaces.living`.
     """
 
-    def __init__(self, *, inputs: int, nodes: int, edge: Callable[[int, int], nn.Module]) -> None:
+    def __init__(
+        self, *, inputs: int, nodes: int, edge: Callable[[int, int], nn.Module], outputs: Sequence[int]
+    ) -> None:
         super().__init__()
         self.inputs = inputs
+        self.outputs = tuple(outputs)
         self.drop_path = DropPath()
         self.edges = nn.ModuleList(
             nn.ModuleList(edge(source, node) for source in range(node)) for node in range(inputs, inputs + nodes)
         )
 
     def forward(self, states: list[Tensor]) -> list[Tensor]:
-        """states: the input nodes, (N, C, H, W) each. Returns all nodes, the inputs first."""
-        states = list(states)
-        for incoming in self.edges:
-            assert isinstance(incoming, nn.ModuleList)
-            states.append(sum(self._run(edge, state) for edge, state in zip(incoming, states, strict=True)))  # type: ignore[arg-type]
-        return states
+        """states: the input nodes, (N, C, H, W) each. Returns the nodes of `outputs`."""
+        edges: list[list[nn.Module]] = [list(cast(nn.ModuleList, incoming)) for incoming in self.edges]
+        if self.training:
+            plan = living(edges, inputs=self.inputs, outputs=self.outputs)
+        else:
+            plan = [(list(range(len(incoming))), True) for incoming in edges]
+        nodes: dict[int, Any] = dict(enumerate(states))
+        for node, (incoming, (sources, needed)) in enumerate(zip(edges, plan, strict=True), self.inputs):
+            if sources and needed:
+                terms = [self._run(incoming[source], nodes[source]) for source in sources]
+                nodes[node] = functools.reduce(operator.add, terms)  # not sum(), which begins with 0 + the first
+            elif needed:
+                none = only_drawn(incoming[0])
+                assert none is not None  # what enters from the cell's own input is `none`, or the node were not zeros
+                nodes[node] = none(nodes[0])
+        return [nodes[node] for node in self.outputs]
 
     def _run(self, edge: nn.Module, state: Tensor) -> Any:
         output = edge(state)

@@ -51,11 +51,11 @@ class DartsCell(nn.Module):
                 channels=channels,
                 stride=2 if reduction and source < 2 else 1,
             ),
+            outputs=range(2, 2 + steps),
         )
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
-        states = self.graph([self.preprocess_before_last(before_last), self.preprocess_last(last)])
-        return torch.cat(states[2:], dim=1)
+        return torch.cat(self.graph([self.preprocess_before_last(before_last), self.preprocess_last(last)]), dim=1)
 
 
 class AuxiliaryHead(nn.Sequential):

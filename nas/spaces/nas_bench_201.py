@@ -21,10 +21,11 @@ class NasBench201Cell(nn.Module):
             inputs=1,
             nodes=nodes - 1,
             edge=lambda source, node: edges.edge("cell", source, node, channels=channels, stride=1),
+            outputs=[nodes - 1],
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.graph([x])[-1]
+        return self.graph([x])[0]
 
 
 class ResidualReduction(nn.Module):

@@ -108,13 +108,19 @@ class RetrainStage:
                 **state.state_dict(),
             }
 
+        profile = setup.profile(out, "retrain")
+
+        def after_step() -> None:
+            profile.step()
+            kept.after_step(everything)
+
         def on_epoch() -> None:
             kept.save(everything())
             tracker.log("retrain", state.epoch - 1, state.metrics)
             kept.stop_if_asked()
 
         bar = Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric)
-        with kept, bar, synchronised(network):
+        with profile, kept, bar, synchronised(network):
             retrain(
                 state,
                 task=setup.task,
@@ -125,7 +131,7 @@ class RetrainStage:
                 step=self.step,
                 forward=setup.runtime.compiled(network),
                 bar=bar,
-                after_step=functools.partial(kept.after_step, everything),
+                after_step=after_step,
                 on_epoch=on_epoch,
             )
         return Trained(state.result.eval(), genotype, setup.data.spec, setup.task, to_plain(cfg))

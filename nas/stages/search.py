@@ -1,6 +1,5 @@
 """The search stage."""
 
-import functools
 from dataclasses import asdict
 from typing import Any
 
@@ -120,6 +119,12 @@ class SearchStage:
         def everything() -> dict[str, Any]:
             return {"config": to_plain(cfg), **state.state_dict()}
 
+        profile = self.setup.profile(out, "search")
+
+        def after_step() -> None:
+            profile.step()
+            kept.after_step(everything)
+
         def on_epoch() -> None:
             assert state.genotype is not None  # derived every epoch
             if out.writes:
@@ -130,7 +135,7 @@ class SearchStage:
 
         processes.start_alike(state.supernet)
         bar = Progress("search", cfg.search.epochs, metric=self.setup.task.metric)
-        with kept, bar, synchronised(state.supernet):
+        with profile, kept, bar, synchronised(state.supernet):
             genotype = search(
                 state,
                 searcher=self.searcher,
@@ -151,7 +156,7 @@ class SearchStage:
                 regulariser=self.regulariser,
                 monitor=self.monitor,
                 bar=bar,
-                after_step=functools.partial(kept.after_step, everything),
+                after_step=after_step,
                 on_epoch=on_epoch,
             )
         out.record(**self.ending())

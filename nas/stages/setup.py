@@ -21,6 +21,7 @@ from nas.errors import ConfigError, SpaceError
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.spaces.space import Space
+from nas.step_profile import StepProfile
 from nas.task import Task
 from nas.tracker import JsonLines, Silent
 
@@ -54,10 +55,12 @@ class Setup:
         return build(node, allow=allowed(self.cfg), **arguments)
 
     def optimizer(self, node: Any, network: nn.Module) -> Optimizer:
-        """For the parameters of a network. Fused on a GPU, where the optimiser has that and the node does not say."""
+        """For the parameters of a network. Fused, where the optimiser has that and the node does not say: the same
+        numbers in one pass over them."""
         arguments: dict[str, Any] = {"params": network.parameters()}
         factory = self.build(node)
-        if self.runtime.device.type == "cuda" and node.get("fused") is None and has_argument(factory, "fused"):
+        fuses = self.runtime.device.type in ("cpu", "cuda") and not node.get("dampening")  # see begin_momentum
+        if fuses and node.get("fused") is None and has_argument(factory, "fused"):
             arguments["fused"] = True
         optimizer: Optimizer = self.build(node, **arguments)
         return optimizer
@@ -96,6 +99,10 @@ class Setup:
                 f"{source} was written under another configuration: {listed}",
                 fix=f"undo the change in config.yaml, or allow it: may_change=[{','.join(differing)}]",
             )
+
+    def profile(self, out: RunDirectory, stage: str) -> StepProfile:
+        """Of the steps of a stage, into its subdirectory, if that is asked for."""
+        return StepProfile(out.subdirectory(stage) if self.runtime.profile and out.writes else None)
 
     def track(self, out: RunDirectory) -> JsonLines:
         if not out.writes:

@@ -1,0 +1,69 @@
+"""Which edges of a cell have a part in what it returns, given what is drawn: the others need not run.
+
+Dead are `none`, what leaves a node that is zero because nothing living enters it, and what enters a node that no living
+edge connects to the output. Losses are the same without them, to the bit, and so are the gradients: those of the gates
+of dead edges are exactly 0, as is the weights' where the input is zero. What changes is what a zero gradient does
+not move: the weights of a dead operation rest like those of one that is not drawn, instead of following their momentum
+and decay, and its batch norms' running statistics rest too.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from nas.choice import Choice
+from nas.ops import FactorizedReduce, Zero
+
+# Modules that turn zeros into zeros, whatever they have learnt.
+POINTWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.AvgPool2d, nn.MaxPool2d, Zero)
+
+
+def living(
+    edges: Sequence[Sequence[nn.Module]], *, inputs: int, outputs: Sequence[int]
+) -> list[tuple[list[int], bool]]:
+    """For each computed node the sources of its living edges, and whether it is needed at all: a node that is needed
+    without a living edge is zeros.
+
+    edges: of each computed node, by source; the nodes before are the cell's `inputs`. outputs: nodes that it returns.
+    Right in training mode: with running statistics a norm does not turn zeros into zeros.
+    """
+    into: list[list[int]] = []
+    nonzero = set(range(inputs))
+    for node, incoming in enumerate(edges, inputs):
+        into.append([source for source, edge in enumerate(incoming) if not gives_zeros(edge, source not in nonzero)])
+        if into[-1]:
+            nonzero.add(node)
+    needed = set(outputs)
+    for node in reversed(range(inputs, inputs + len(edges))):
+        if node in needed:
+            needed.update(into[node - inputs])
+    return [(sources, node in needed) for node, sources in enumerate(into, inputs)]
+
+
+def gives_zeros(edge: nn.Module, of_zeros: bool) -> bool:
+    """Whether the output of an edge is known to be zeros. of_zeros: whether its input is."""
+    operation = only_drawn(edge)
+    return isinstance(operation, Zero) or (of_zeros and operation is not None and keeps_zeros(operation))
+
+
+def only_drawn(edge: nn.Module) -> nn.Module | None:
+    """The operation that is all of an edge; None for edges of another kind, where several operations run, or where
+    undrawn ones get a gradient."""
+    gate = edge.gate if isinstance(edge, Choice) else None
+    if gate is None or gate.drawn is None or (gate.undrawn_as_ones and gate.weights is not None):
+        return None
+    assert isinstance(edge, Choice)
+    return edge.candidates[gate.drawn]
+
+
+def keeps_zeros(module: nn.Module) -> bool:
+    """Whether a module in training mode is known to turn zeros into zeros, and into no gradient of its weights."""
+    if isinstance(module, FactorizedReduce) or (
+        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    ):
+        return all(map(keeps_zeros, module.children()))
+    if isinstance(module, nn.Conv2d):
+        return module.bias is None
+    if isinstance(module, nn.BatchNorm2d):
+        return module.training and not module.affine
+    return type(module) in POINTWISE
