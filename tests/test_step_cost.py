@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nas.finite import Guard
 from nas.spaces.cell import Cell
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_step"
@@ -21,8 +22,8 @@ SMALL = ["data.size=8", "data.train=32", "search.batch_size=4", "runtime.device=
 SPACES = {"nas_bench_201": ["space.cells=1"], "darts": ["space.cells=3", "space.steps=3"]}
 
 # Operators beyond the floor's, all of them on a few numbers.
-WEIGHT_STEP = 40  # sampling, what is measured, the gradient's norm and clipping
-ARCH_STEP = 80  # sampling and its backward pass, what is measured, Adam
+WEIGHT_STEP = 60  # sampling, what is measured, the norm of the gradient and clipping, what the guard reads
+ARCH_STEP = 100  # sampling and its backward pass, what is measured, Adam, what the guard reads
 ARCH_KEY = 12  # the gates of one row of logits, and their gradients
 ARCH_CHOICE = 16  # one gate handed to the operation that runs, its gradient computed and added to the others'
 
@@ -68,16 +69,20 @@ def test_operators_of_a_step_are_those_of_the_drawn_network(bench, script):
     places = sum(len(sharing) for sharing in bench.searcher.choices.values())
     keys = len(bench.state.arch.keys)
     for (weight, _), (floor, _), (architecture, _), (arch_floor, _) in steps(bench, script, 4):
-        assert large(weight) == large(floor)
+        # Beyond the floor's, the guard puts the loss and the norms of all gradients together for the host.
+        assert large(weight) == large(floor) | {"aten.cat": large(floor).get("aten.cat", 0) + 1}
         # Momentum of operations that are drawn for the first time.
         begun = weight.counts.get("aten.zeros_like", 0)
         assert floor.total <= weight.total <= floor.total + WEIGHT_STEP + begun
         # The floor goes back to the inputs of the first cells' choices, the search to their outputs.
-        assert all(count <= arch_floor.counts.get(name, 0) for name, count in large(architecture).items())
+        allowed = arch_floor.counts | {"aten.cat": arch_floor.counts.get("aten.cat", 0) + 1}
+        assert all(count <= allowed.get(name, 0) for name, count in large(architecture).items())
         assert architecture.total <= arch_floor.total + ARCH_STEP + ARCH_KEY * keys + ARCH_CHOICE * places
 
 
-def test_one_transfer_to_the_host_a_step(bench, script):
+def test_one_transfer_to_the_host_a_step(bench, script, monkeypatch):
+    # As on a GPU, where what the guard reads is copied while the next step is computed.
+    monkeypatch.setattr(bench.searcher, "guard", Guard(late=True))
     for (_, weight), _, (_, architecture), _ in steps(bench, script, 2):
         assert weight.calls == ["tolist"]
         assert architecture.calls == ["tolist"]
