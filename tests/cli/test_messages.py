@@ -30,6 +30,20 @@ MISTAKES = {
         ("search", "space.ops=darts"),
         "space.ops is 'darts', expected operations by name; choose them by their group, e.g. ops=darts",
     ),
+    "a group that stands in several places": (
+        ("run", "optim=adamw"),
+        "optim is a group that is chosen by its place, expected one of optim@arch_optim, optim@retrain.optim, "
+        "optim@weight_optim; write e.g. optim@weight_optim=...",
+    ),
+    "a group at a place of its own": (
+        ("retrain", "policy=trivial_augment"),
+        "policy is a group that is chosen by its place, expected one of policy@retrain.policy; write e.g. "
+        "policy@retrain.policy=...",
+    ),
+    "a group of other commands": (
+        ("evaluate", "sampler=gdas"),
+        "sampler is not a configuration group of nas-evaluate; see nas-evaluate --cfg job",
+    ),
     "a directory for a checkpoint": (
         ("evaluate", "checkpoint=."),
         ". is a directory, expected a file; give retrain/checkpoint.pt",
