@@ -73,6 +73,10 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             if debug:
                 raise
             fail(f"interrupted; what was reached is in {directory}", INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read the output has had enough, as `head` has. Python would complain once more when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(FAILED)
         except Exception:
             if torchrun.tells_errors():
                 raise
