@@ -160,7 +160,7 @@ def test_nas_export_writes_what_nas_run_did(run, metadata, tmp_path, monkeypatch
         f"hydra.run.dir={tmp_path}/out",
     ])  # fmt: skip
     main()
-    assert f"wrote {tmp_path}/out/model.py" in capsys.readouterr().out
+    assert re.search(rf"exported to {tmp_path}/out: .*\bmodel\.py\b", capsys.readouterr().out)
     for file in ("model.py", "weights.safetensors", "genotype.json"):
         assert (tmp_path / "out" / file).read_bytes() == (run / "export" / file).read_bytes()
     again = json.loads((tmp_path / "out" / "metadata.json").read_text())

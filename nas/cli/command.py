@@ -73,6 +73,10 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             if debug:
                 raise
             fail(f"interrupted; what was reached is in {directory}", INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read the output has had enough, as `head` has. Python would complain once more when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(FAILED)
         except Exception:
             if torchrun.tells_errors():
                 raise
@@ -149,8 +153,16 @@ def explain(error: Exception, config_name: str) -> str:
         return (
             f"{twice[1]} is there already, and can be changed but not added; write {twice[1]}={twice[2]} without the +"
         )
+    if several := re.search(
+        r"Could not override '([^'@]+)[^']*'\. Did you mean to override (?:one of )?([^?]+)\?", text
+    ):
+        places = [place.strip() for place in several[2].split(",")]
+        return (
+            f"{several[1]} is a group that is chosen by its place, expected one of {', '.join(places)}; write e.g. "
+            f"{places[-1]}=..."
+        )
     if group := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
-        return f"{group[1]} is not a configuration group; see --help for the groups"
+        return f"{group[1]} is not a configuration group of nas-{config_name}; see nas-{config_name} --cfg job"
     if key := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):
         return f"{key[1] or key[2]} is not a setting; {suggestion(key[1] or key[2], config_name)}"
     if missing := re.search(r"Missing mandatory value: (\S+)(?: full_key: (\S+))?", text):

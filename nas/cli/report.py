@@ -13,11 +13,12 @@ from nas.task import Metric
 
 def show_search(genotype: Genotype, parameters: int) -> None:
     """The derived genotype, a row for each choice that was kept."""
-    table = Table("choice", "derived", title=f"{genotype.space}, {parameters:,} parameters when retrained")
+    table = Table("choice", "derived", title=genotype.space)
     for key, name in genotype.choices.items():
         if name is not None:
             table.add_row(key, name)
     Console().print(table)
+    print(f"{parameters:,} parameters when retrained\n")
 
 
 # What a result may hold of a task's measures, and how it is shown.
@@ -101,7 +102,7 @@ def show_gap(result: dict[str, Any]) -> None:
 
 def show_export(exported: Exported) -> None:
     """The files that were written, and for each format that the network cannot be had in, why."""
-    print("\n".join(["", *(f"wrote {path}" for path in exported.paths)]))
+    print(f"\nexported to {exported.paths[0].parent}: {', '.join(path.name for path in exported.paths)}")
     for name, reason in exported.left_out.items():
         print(f"left out {name}: {reason}")
 

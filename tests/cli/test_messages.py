@@ -1,5 +1,8 @@
 """One line of our own where Hydra's, or Python's, would not tell a user what to do."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -30,6 +33,20 @@ MISTAKES = {
         ("search", "space.ops=darts"),
         "space.ops is 'darts', expected operations by name; choose them by their group, e.g. ops=darts",
     ),
+    "a group that stands in several places": (
+        ("run", "optim=adamw"),
+        "optim is a group that is chosen by its place, expected one of optim@arch_optim, optim@retrain.optim, "
+        "optim@weight_optim; write e.g. optim@weight_optim=...",
+    ),
+    "a group at a place of its own": (
+        ("retrain", "policy=trivial_augment"),
+        "policy is a group that is chosen by its place, expected one of policy@retrain.policy; write e.g. "
+        "policy@retrain.policy=...",
+    ),
+    "a group of other commands": (
+        ("evaluate", "sampler=gdas"),
+        "sampler is not a configuration group of nas-evaluate; see nas-evaluate --cfg job",
+    ),
     "a directory for a checkpoint": (
         ("evaluate", "checkpoint=."),
         ". is a directory, expected a file; give retrain/checkpoint.pt",
@@ -50,3 +67,18 @@ def test_what_a_group_leaves_open_may_be_added_to(nas: Nas) -> None:
     assert "width: 8" in nas("run", "space=custom", "+space.arguments.width=8", "--cfg", "job").out
     outcome = nas("run", *TINY, "+retrain.network.nodes=3", "search.epochs=0")
     assert outcome.err.startswith("error: search.epochs must be at least 1")
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback(tmp_path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "nas.cli.search", *TINY, "search.epochs=1"],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
