@@ -55,7 +55,8 @@ class Meter:
         sums = [torch.as_tensor(value).clone() for value in (self._loss, self._metric, self._grad_norm)]
         if (world := processes.world()) > 1:
             loss, metric, grad_norm = processes.means(value.double() for value in sums)
-            sums = [world * loss, world * metric, grad_norm]  # which all have measured of the same steps
+            # The norms all have measured of the same steps. In their own type, to go on with the same roundings.
+            sums = [new.to(old) for new, old in zip((world * loss, world * metric, grad_norm), sums, strict=True)]
         return {"examples": self.examples, "steps": self._steps, "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
