@@ -55,17 +55,17 @@ class Meter:
         sums = [torch.as_tensor(value).clone() for value in (self._loss, self._metric, self._grad_norm)]
         if (world := processes.world()) > 1:
             loss, metric, grad_norm = processes.means(value.double() for value in sums)
-            # The norms all have measured of the same steps. In their own type, to go on with the same roundings.
-            sums = [new.to(old) for new, old in zip((world * loss, world * metric, grad_norm), sums, strict=True)]
+            sums = [world * loss, world * metric, grad_norm]  # which all have measured of the same steps
         return {"examples": self.examples, "steps": self._steps, "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
         """device: where the steps to come will be measured."""
         world = processes.world()
         self._examples, self._steps = state["examples"] // world, state["steps"]
-        self._loss, self._metric, self._grad_norm = (value.to(device) for value in state["sums"])
-        if world > 1:
-            self._loss, self._metric = self._loss / world, self._metric / world
+        loss, metric, grad_norm = (value.to(device) for value in state["sums"])
+        if world > 1:  # in the type that steps are measured in, to go on with the same roundings
+            loss, metric, grad_norm = (loss / world).float(), (metric / world).float(), grad_norm.float()
+        self._loss, self._metric, self._grad_norm = loss, metric, grad_norm
 
     def summary(self, prefix: str) -> dict[str, float]:
         """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step; empty before the

@@ -72,7 +72,8 @@ def take_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters]
     # Before anything looks at them, so that all decide and move alike, to the last bit.
-    processes.average([*gradients, *([] if watch is None else [watch.loss]), *measured])
+    counted = [one for one in measured if one.is_floating_point()]  # sums of integers stay exact without it
+    processes.average([*gradients, *([] if watch is None else [watch.loss]), *counted])
     if not gradients:
         nothing = torch.zeros(()) if watch is None else torch.zeros_like(watch.loss)
         return Taken(nothing, skipped=watch is not None and not watch.passes([], nothing.expand(0), nothing))
