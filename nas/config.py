@@ -209,6 +209,11 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
         )
     node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
     plain = spelt_out(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
+    if "_target_" not in plain and not all(isinstance(child, dict) for child in plain.values()):
+        raise ConfigError(
+            f"a group that names no _target_ cannot be built, got {', '.join(map(str, plain))}",
+            fix="choose one of its options, see --help",
+        )
     for target in targets(plain):
         check_target(target, allow)
     node = OmegaConf.create(plain)

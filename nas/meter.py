@@ -62,9 +62,10 @@ class Meter:
         """device: where the steps to come will be measured."""
         world = processes.world()
         self._examples, self._steps = state["examples"] // world, state["steps"]
-        self._loss, self._metric, self._grad_norm = (value.to(device) for value in state["sums"])
-        if world > 1:
-            self._loss, self._metric = self._loss / world, self._metric / world
+        loss, metric, grad_norm = (value.to(device) for value in state["sums"])
+        if world > 1:  # in the type that steps are measured in, to go on with the same roundings
+            loss, metric, grad_norm = (loss / world).float(), (metric / world).float(), grad_norm.float()
+        self._loss, self._metric, self._grad_norm = loss, metric, grad_norm
 
     def summary(self, prefix: str) -> dict[str, float]:
         """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step; empty before the

@@ -1,5 +1,6 @@
 """In which numbers a training step computes, and how it gets from gradients to the optimiser's step in them."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -54,16 +55,25 @@ class Taken:
     skipped: bool = False
 
 
-def take_step(optimizer: Optimizer, scaler: GradScaler, *, max_norm: float = 0.0, watch: Watch | None = None) -> Taken:
+def take_step(
+    optimizer: Optimizer,
+    scaler: GradScaler,
+    *,
+    max_norm: float = 0.0,
+    watch: Watch | None = None,
+    measured: Sequence[Tensor] = (),
+) -> Taken:
     """Step by the gradients of losses that `scaler` has scaled, and clip them before: max_norm, 0 for not at all.
     watch: what knows what to do if they are not finite, None for nothing.
 
-    Several processes step by the mean of their gradients, all of them together.
+    Several processes step by the mean of their gradients, all of them together. The loss that is watched, and what else
+    was measured, become means in place with them, so that all count the same.
     """
     learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in learning]
     # Before anything looks at them, so that all decide and move alike, to the last bit.
-    processes.average(gradients if watch is None else [*gradients, watch.loss])
+    counted = [one for one in measured if one.is_floating_point()]  # sums of integers stay exact without it
+    processes.average([*gradients, *([] if watch is None else [watch.loss]), *counted])
     if not gradients:
         nothing = torch.zeros(()) if watch is None else torch.zeros_like(watch.loss)
         return Taken(nothing, skipped=watch is not None and not watch.passes([], nothing.expand(0), nothing))

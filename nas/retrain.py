@@ -133,10 +133,10 @@ class TrainingStep:
             loss += part_loss.detach()
             metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
         watch = state.guard.watch(RETRAINING, loss, naming(state.network))
-        taken = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip, watch=watch)
+        taken = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         if state.average is not None and not taken.skipped:
             state.average.update()
-        return StepResult(loss, metric, len(targets), taken.norm, taken.skipped)
+        return StepResult(watch.loss, metric, len(targets), taken.norm, taken.skipped)
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task) -> Tensor:
         """Of what a network returned: an auxiliary head adds a weighted second loss."""

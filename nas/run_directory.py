@@ -62,8 +62,12 @@ class RunDirectory:
         if writes:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
-            if not resume:
-                check_new(path)
+            try:
+                if not resume:
+                    check_new(path)
+            except OutputError:
+                os.close(self._lock)
+                raise
         self._runtime = runtime
         self._started = time.monotonic()
         before = read_manifest(path) if resume else {}

@@ -90,8 +90,8 @@ class FirstOrder:
         loss, metric = self._forward(batch, drawn, differentiable=False)
         self.scaler.scale(loss).backward()
         watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
-        taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch)
-        return StepResult(loss.detach(), metric, len(batch[1]), taken.norm, taken.skipped)
+        taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
+        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
 
     def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float, progress: float = 0.0) -> StepResult:
         """One step of the logits on a batch of the architecture's split.
@@ -107,8 +107,8 @@ class FirstOrder:
             self.scaler.scale(self.regulariser(self.arch, progress)).backward()
         loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
         watch = self.guard.watch(ARCHITECTURE, loss, self.arch.naming)
-        taken = take_step(self.arch_optim, self.scaler, watch=watch)
-        return StepResult(loss, metric, len(batch[1]), taken.norm, taken.skipped)
+        taken = take_step(self.arch_optim, self.scaler, watch=watch, measured=[metric])
+        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
 
     def _add_gradient(
         self, batch: Batch, weight_batch: Batch, temperature: float, factor: float

@@ -38,8 +38,11 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
         sys.argv.remove("--debug")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
     config.register_schemas()
+    composed = False
 
     def task(cfg: DictConfig) -> float | None:
+        nonlocal composed
+        composed = True
         directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir))
         if config.allowed(cfg) and (here := os.getcwd()) not in sys.path:
             # An installed command does not look for packages where it is started. The user's own may lie there; last
@@ -91,10 +94,12 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
         except KeyboardInterrupt:
             fail("interrupted before anything was done", INTERRUPTED)
-        except (HydraException, OmegaConfBaseException, OSError) as error:
-            # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory.
-            unknown = isinstance(error, OSError) and not isinstance(error, HydraException) and error.filename is None
-            if debug or unknown:
+        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+            # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
+            # ValueError may be Hydra's, of the overrides.
+            theirs = isinstance(error, HydraException | OmegaConfBaseException)
+            unknown = composed if isinstance(error, ValueError) else getattr(error, "filename", None) is None
+            if debug or (unknown and not theirs):
                 raise
             fail(explain(error, config_name), USER_ERROR)
 
@@ -119,15 +124,14 @@ def fail(message: str, code: int) -> NoReturn:
 def remove_if_empty(directory: Path) -> None:
     with contextlib.suppress(OSError):  # not empty, or not there
         directory.rmdir()
-        directory.parent.rmdir()
+        if directory.parent != Path.cwd():  # which was there before, as `runs` may not have been
+            directory.parent.rmdir()
 
 
 def explain(error: Exception, config_name: str) -> str:
     """One line of what was got, what was expected and how to fix it, from whatever stopped a command."""
     if isinstance(error, NasError):
         return str(error)
-    if isinstance(error.__cause__, NasError):  # of a resolver
-        return str(error.__cause__)
     if isinstance(error, OSError) and error.filename:
         return (
             f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"
@@ -140,6 +144,19 @@ def explain(error: Exception, config_name: str) -> str:
             f"Hydra; write '{setting}=\"...\"'"
         )
     text = " ".join(f"{error}\n{error.__cause__ or ''}".split())
+    if "Config group override must be a string" in text:
+        given = next((argument for argument in sys.argv[1:] if argument.endswith(("=null", "="))), "null")
+        return f"{given} is not an option of a group that has to be there; see --help for its options"
+    if ours := re.search(r"ConfigError raised while resolving interpolation: (.*?)(?: full_key: |$)", text):
+        return ours[1].strip()
+    if several := re.search(r"Could not load '([^'/]+)/([^']+)'", text):  # one of those that are chosen of a group
+        group, got = several.groups()
+        known = ", ".join(sorted(path.stem for path in (config.directory() / group).glob("*.yaml")))
+        return f"{group}={got} is not an option of {group}; expected one of {known}"
+    if twice := re.search(r"Multiple values for ([^\s.]+)\. To override", text):
+        return f"{twice[1]} is chosen already; write {twice[1]}=... without the +"
+    if unset := re.search(r"field '([^']+)' is not Optional", text):
+        return f"{unset[1]} cannot be null, expected a value; give it one (see --cfg job)"
     if option := re.search(
         r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", text
     ):
@@ -168,9 +185,10 @@ def explain(error: Exception, config_name: str) -> str:
     if missing := re.search(r"Missing mandatory value: (\S+)(?: full_key: (\S+))?", text):
         setting = missing[2] or missing[1]
         return f"{setting} is not set, and has no default; add {setting}=..."
-    if override := re.search(r"Error parsing override '([^']*)'", text):
+    if override := re.search(r"Error parsing override '([^']*)'|LexerNoViableAltException: (.*?) \^", text):
         return (
-            f"{override[1]!r} is not of the form key=value; write e.g. search.epochs=10, quoted where a shell needs it"
+            f"{override[1] or override[2]!r} is not of the form key=value; write e.g. search.epochs=10, quoted where a "
+            "shell needs it"
         )
     if value := re.search(r"(Value .* could not be converted to \w+) full_key: (\S+)", text):
         return f"{value[2]}: {value[1]}; correct the value (see --cfg job)"

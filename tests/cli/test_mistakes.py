@@ -1,5 +1,6 @@
 """What a mistake gets: one line on standard error, exit code 2, nothing on disk, a traceback only with --debug."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,7 +183,252 @@ MISTAKES = {
         ("hydra.run.dir=file/run",),
         "file/run cannot be written (Not a directory); set hydra.run.dir to a directory you can write to",
     ),
+    "estimator": (
+        ("sampler.estimator=best",),
+        "sampler.estimator must be one of sampled, autodl, full, reinmax, got 'best'; set sampler.estimator=sampled",
+    ),
+    "schedule": (
+        ("temperature=quadratic",),
+        "temperature=quadratic is not an option of temperature; expected one of constant, cosine, "
+        "exponential, linear, step",
+    ),
+    "second order with hard gates": (
+        ("searcher=second_order",),
+        "second-order search needs a sampler whose gates are a smooth function of the logits, got GDAS; "
+        "set sampler=softmax, gumbel_softmax or dirichlet, or searcher=first_order",
+    ),
+    "method of second order": (
+        ("sampler=softmax", "searcher=second_order", "searcher.method=guess"),
+        "searcher.method must be one of difference, exact, got 'guess'; set searcher.method=difference",
+    ),
+    "cost that cannot be reached": (
+        ("regulariser=parameters", "regulariser.parameters.target=1"),
+        "regulariser.parameters.target is 1 parameters, which no architecture of the space can reach, "
+        "expected 4,775 to 23,255 at the size it is retrained in; set regulariser.parameters.target "
+        "within that range, or change retrain.network",
+    ),
+    "architecture steps": (
+        ("search.arch_every=0",),
+        "search.arch_every must be at least 1, got 0; set search.arch_every=1",
+    ),
+    "gap batches": (
+        ("search.gap_batches=-1",),
+        "search.gap_batches must be at least 0, got -1; set search.gap_batches=0",
+    ),
+    "spread of the logits": (
+        ("search.init_std=-1",),
+        "search.init_std must be at least 0, got -1.0; set search.init_std=0",
+    ),
+    "warm-up": (
+        ("search.warmup_epochs=-1",),
+        "search.warmup_epochs must be at least 0, got -1; set search.warmup_epochs=0",
+    ),
+    "saving steps": (
+        ("saving.every_steps=0",),
+        "saving.every_steps must be > 0, got 0; set saving.every_steps=null, to save after each epoch alone",
+    ),
+    "saving nothing": (
+        ("saving.keep=0",),
+        "saving.keep must be > 0, got 0; set saving.keep=2",
+    ),
+    "saving minutes": (
+        ("saving.every_minutes=-1",),
+        "saving.every_minutes must be > 0, got -1; set saving.every_minutes=null, to save after each epoch alone",
+    ),
+    "what is done about NaN": (
+        ("runtime.on_nonfinite=halt",),
+        "runtime.on_nonfinite must be one of stop, skip, got 'halt'; set runtime.on_nonfinite=stop",
+    ),
+    "skipped steps": (
+        ("runtime.on_nonfinite=skip", "runtime.max_skipped=0"),
+        "runtime.max_skipped must be at least 1, got 0; set runtime.max_skipped=10, or "
+        "runtime.on_nonfinite=stop to skip none",
+    ),
+    "device of another kind": (
+        ("runtime.device=tpu",),
+        "device 'tpu' is not on this machine, which has {devices}; set runtime.device=auto",
+    ),
+    "retraining clip": (
+        ("retrain.grad_clip=-1",),
+        "retrain.grad_clip must be at least 0, got -1.0; set retrain.grad_clip=0",
+    ),
+    "cutout": (
+        ("retrain.cutout=-1",),
+        "retrain.cutout must be at least 0, got -1; set retrain.cutout=0",
+    ),
+    "no parts": (
+        ("retrain.accumulation=0",),
+        "retrain.accumulation must be at least 1, got 0; set retrain.accumulation=1",
+    ),
+    "resume nowhere": (
+        ("resume=nowhere",),
+        "there is no run in nowhere that could be resumed, expected its manifest.json; give the directory "
+        "that a run left, e.g. resume=runs/my_run",
+    ),
+    "list for a number": (
+        ("seed=[1]",),
+        "seed: Value '[1]' of type 'list' could not be converted to Integer; correct the value (see --cfg job)",
+    ),
+    "fraction for a number": (
+        ("search.epochs=1.5",),
+        "search.epochs: Value '1.5' of type 'float' could not be converted to Integer; correct the value "
+        "(see --cfg job)",
+    ),
+    "unknown optimiser": (
+        ("optim@weight_optim=rmsprop",),
+        "optim=rmsprop is not an option of optim; expected one of adam, adamw, sgd, sgd_darts, "
+        "sgd_darts_imagenet, sgd_nas_bench_201",
+    ),
+    "setting of another option": (
+        ("lr=step", "lr.size=0"),
+        "lr.size is not a setting; did you mean lr.end?",
+    ),
+    "samples of a deriver": (
+        ("deriver=best_of", "deriver.samples=0"),
+        "deriver.samples must be at least 1, got 0; set deriver.samples=4",
+    ),
+    "too few cells": (
+        ("space=darts", "space.cells=0"),
+        "space.cells must be an integer >= 3, got 0; set space.cells=3",
+    ),
+    "mistyped argument": (
+        ("weight_optim.momentun=0.9",),
+        "weight_optim.momentun is not a setting; did you mean weight_optim.momentum or weight_optim?",
+    ),
+    "word for a number": (
+        ("searcher.grad_clip=x",),
+        "nas.searcher.FirstOrder refuses its arguments: '<' not supported between instances of 'str' and "
+        "'int'; correct them in its configuration group, or choose another of its options",
+    ),
+    "nothing for a number": (
+        ("sampler.samples=null",),
+        "nas.sampler.GDAS cannot be built: '<' not supported between instances of 'NoneType' and 'int'; "
+        "correct the arguments in its configuration group",
+    ),
+    "no images": (
+        ("data.train=0",),
+        "data.train must be at least 1, got 0; set data.train=1",
+    ),
+    "one class": (
+        ("data.classes=1",),
+        "data.classes must be at least 2, got 1; set data.classes=2",
+    ),
+    "path that is no setting": (
+        ("a.b.c=1",),
+        "a.b.c is not a setting; --cfg job shows all settings",
+    ),
+    "empty folder": (
+        ("data=image_folder", "data.root=empty"),
+        "empty has 0 class folders (none), expected at least 2; put the images into empty/<class>/, one folder a class",
+    ),
+    "classes without images": (
+        ("data=image_folder", "data.root=hollow"),
+        "class folder hollow/a has no images (.avif .bmp .gif .jfif .jpeg .jpg .pbm .pgm .png .pnm .ppm "
+        ".tif .tiff .webp); add images to it, or remove it",
+    ),
+    "one folder": (
+        ("data=image_folder", "data.root=one"),
+        "one has 1 class folders (cats), expected at least 2; put the images into one/<class>/, one folder a class",
+    ),
+    "images of two sizes": (
+        ("data=image_folder", "data.root=mixed"),
+        "images must have one size, got 8x8 (mixed/cats/0.png) and 8x9 (mixed/dogs/2.png); set "
+        "data.image_size=32, or another side, to scale and crop them",
+    ),
+    "image that is cut": (
+        ("data=image_folder", "data.root=cut"),
+        "cut/dogs/1.png cannot be read as an image (cannot identify image file 'cut/dogs/1.png'); repair "
+        "it, or remove it; data.damaged=skip leaves such files out",
+    ),
+    "file for a folder": (
+        ("data=image_folder", "data.root=file"),
+        "data.root file is a file, expected a folder; unpack it, and set data.root to the folder",
+    ),
+    "channels": (
+        ("data=image_folder", "data.root=mixed", "data.channels=2"),
+        "data.channels must be 1, 3 or null, got 2; set data.channels=null to look at the files",
+    ),
+    "size of images": (
+        ("data=image_folder", "data.root=mixed", "data.image_size=0"),
+        "data.image_size must be at least 1, got 0; set data.image_size=32",
+    ),
+    "damaged images": (
+        ("data=image_folder", "data.root=one", "data.damaged=no"),
+        "data.damaged must be stop or skip, got 'no'; set data.damaged=stop",
+    ),
+    "benchmark without a table": (
+        ("benchmark=nas_bench_201",),
+        "benchmark.table is not set, and has no default; add benchmark.table=...",
+    ),
+    "table that is not there": (
+        ("benchmark=nas_bench_201", "benchmark.table=nowhere.csv"),
+        "the benchmark table nowhere.csv cannot be read (No such file or directory); set benchmark.table "
+        "to the path of the CSV",
+    ),
+    "table without columns": (
+        ("benchmark=nas_bench_201", "benchmark.table=bad.csv"),
+        "the benchmark table bad.csv has the columns index, foo; expected index, arch_str and accuracies "
+        "such as cifar10_test_200, each once; write it in the form "
+        "index,arch_str,<dataset>_<train|valid|test>_<epochs>,...",
+    ),
+    "unknown format": (
+        ("formats=[weights,tflite]",),
+        "formats=tflite is not an option of formats; expected one of bfloat16, onnx, program, standalone, weights",
+    ),
+    "null for a number": (
+        ("search.epochs=null",),
+        "search.epochs cannot be null, expected a value; give it one (see --cfg job)",
+    ),
+    "name that climbs": (
+        ("name=../../x",),
+        "name must be a part of a file name, got '../../x'; set name=my_run",
+    ),
+    "quote that is open": (
+        ("'unclosed",),
+        '"\'unclosed" is not of the form key=value; write e.g. search.epochs=10, quoted where a shell needs it',
+    ),
+    "no space": (
+        ("~space",),
+        "a group that names no _target_ cannot be built, got channels, cells; choose one of its options, see --help",
+    ),
+    "space twice": (
+        ("+space=darts",),
+        "space is chosen already; write space=... without the +",
+    ),
+    "no sampler": (
+        ("~sampler",),
+        "sampler is not set, and has no default; add sampler=...",
+    ),
+    "no data": (
+        ("~data",),
+        "data.train is not a setting; did you mean data.test_fraction or data.crop_padding?",
+    ),
+    "no operations": (
+        ("space.ops={}",),
+        "a Choice needs at least 2 candidates, got 0 (none); add candidates, or use the module itself "
+        "where there is nothing to choose",
+    ),
+    "no option at all": (
+        ("sampler=null",),
+        "sampler=null is not an option of a group that has to be there; see --help for its options",
+    ),
 }
+
+
+def make_files(directory: Path) -> None:
+    """What the mistakes refer to."""
+    (directory / "file").touch()
+    for number in range(4):
+        for folder in ("mixed/cats", "mixed/dogs", "one/cats", "cut/cats", "cut/dogs"):
+            image(directory / folder / f"{number}.png", (8, 9) if (folder, number) == ("mixed/dogs", 2) else (8, 8))
+    cut = directory / "cut" / "dogs" / "1.png"
+    cut.write_bytes(cut.read_bytes()[:40])
+    for folder in ("empty", "hollow/a", "hollow/b"):
+        (directory / folder).mkdir(parents=True)
+    genotype = {"format": "nas-genotype", "version": 1, "space": "nas_bench_201", "choices": {"cell/0-1": "none"}}
+    (directory / "keys.json").write_text(json.dumps(genotype))
+    (directory / "version.json").write_text(json.dumps(genotype | {"version": 2}))
+    (directory / "bad.csv").write_text("index,foo\n0,1\n")
 
 
 def contents(directory: Path) -> set[str]:
@@ -196,7 +442,7 @@ def test_mistake_is_told_in_one_line_and_leaves_nothing(case: str, nas: Nas, tmp
 
     overrides, message = MISTAKES[case]
     options = sorted(path.stem for path in (config.directory() / overrides[0].split("=")[0]).glob("*.yaml"))
-    (tmp_path / "file").touch()
+    make_files(tmp_path)
     before = contents(tmp_path)
     # The made-up images have settings that other data sets do not know.
     tiny = [o for o in TINY if not (overrides[0].startswith("data=") and o.startswith("data."))]
@@ -210,24 +456,6 @@ def test_mistake_is_told_in_one_line_and_leaves_nothing(case: str, nas: Nas, tmp
 def image(path: Path, size: tuple[int, int] = (8, 8)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros((size[1], size[0], 3), dtype=np.uint8)).save(path)
-
-
-def test_folder_with_one_class(nas: Nas, tmp_path: Path) -> None:
-    image(tmp_path / "mine" / "cats" / "a.png")
-    outcome = nas("run", *TINY[:1], "data=image_folder", "data.root=mine")
-    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "cats" in outcome.err
-    assert contents(tmp_path) == {"mine", "mine/cats", "mine/cats/a.png"}
-
-
-def test_images_of_mixed_sizes(nas: Nas, tmp_path: Path) -> None:
-    for index in range(4):
-        image(tmp_path / "mine" / "cats" / f"{index}.png")
-        image(tmp_path / "mine" / "dogs" / f"{index}.png", (8, 9) if index == 2 else (8, 8))
-    outcome = nas("run", *TINY[:1], "data=image_folder", "data.root=mine")
-    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "data.image_size=" in outcome.err
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> None:
@@ -278,6 +506,61 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
             "no checkpoint at nowhere.pt; give a checkpoint.pt that the retrain stage wrote",
         ),
         (
+            "retrain",
+            ("genotype=keys.json",),
+            "the genotype lacks cell/0-2, cell/0-3, cell/1-2, cell/1-3, cell/2-3, expected exactly the 6 "
+            "choices of the space; use the space and size that the genotype was derived in",
+        ),
+        (
+            "retrain",
+            ("genotype=version.json",),
+            "version.json has version 2, expected 1; read it with the release of this project that wrote it",
+        ),
+        (
+            "retrain",
+            ("genotype=file",),
+            "file is malformed at line 1, column 1: expected '{' (JSON) or 'Genotype(' or '|', got the "
+            "end; write it as Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), "
+            "reduce=[...], reduce_concat=range(2, 6)) or as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|",
+        ),
+        (
+            "retrain",
+            ("genotype=5",),
+            "the genotype 5 is an index, and there is no table to look it up in; add "
+            "benchmark=nas_bench_201 benchmark.table=<csv>",
+        ),
+        (
+            "retrain",
+            ("genotype=DARTS_V9",),
+            "'DARTS_V9' is neither a file nor a published genotype; give a genotype.json, a genotype's "
+            "text, or one of DARTS_V1, DARTS_V2",
+        ),
+        (
+            "retrain",
+            ('genotype="|none~0|+|none~0|"',),
+            "the genotype is malformed at line 1, column 18: expected an operation, got the end; write it "
+            "as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|",
+        ),
+        (
+            "evaluate",
+            ("genotype=DARTS_V2",),
+            "a genotype alone has no accuracy, expected a benchmark to look it up in; add "
+            "benchmark=nas_bench_201 benchmark.table=<csv>, or train its network with nas-retrain",
+        ),
+        (
+            "evaluate",
+            ("checkpoint=file", "genotype=DARTS_V2"),
+            "nas-evaluate needs either a checkpoint to score or a genotype to look up, got both; set "
+            "checkpoint=..., or genotype=... benchmark=nas_bench_201 benchmark.table=<csv>",
+        ),
+        ("export", ("checkpoint=empty",), "no checkpoint at empty; give a checkpoint.pt that the retrain stage wrote"),
+        (
+            "search",
+            ("resume=file",),
+            "there is no run in file that could be resumed, expected its manifest.json; give the "
+            "directory that a run left, e.g. resume=runs/my_run",
+        ),
+        (
             "export",
             ("checkpoint=file",),
             "file is damaged, or not a checkpoint of this project; give a checkpoint.pt that the retrain stage wrote",
@@ -287,11 +570,12 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
 def test_mistakes_of_the_other_commands(
     command: str, arguments: tuple[str, ...], message: str, nas: Nas, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_bytes(b"\x80\x02 not a checkpoint")
-    outcome = nas(command, *(TINY if command == "retrain" else ()), *arguments)
+    make_files(tmp_path)
+    before = contents(tmp_path)
+    outcome = nas(command, *(TINY if command in ("search", "retrain") else ()), *arguments)
     assert outcome.err == f"error: {message}\n"
     assert outcome.code == 2
-    assert contents(tmp_path) == {"file"}
+    assert contents(tmp_path) == before
 
 
 def test_debug_shows_the_traceback(nas: Nas) -> None:
