@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nas import processes
+from nas.allocator import keep_freed_memory
 from nas.errors import ConfigError, DeviceError
 from nas.finite import Guard, OnNonfinite
 from nas.precision import Precision
@@ -74,6 +75,7 @@ class Runtime:
 
     def start(self, seed: int) -> None:
         """Set the process up: threads, determinism, and the seed of every global generator."""
+        keep_freed_memory()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.deterministic:

@@ -178,8 +178,10 @@ def test_the_processes_that_memory_is_measured_in(script, tmp_path):
     overrides, drawn = ["space=nas_bench_201", *SMALL, "space.cells=1"], tmp_path / "drawn.json"
     search = script.child("search", overrides, 2, drawn)
     assert search["peak"] > search["undrawn"] > 0
+    assert search["peak"] >= search["start"]
     assert len(json.loads(drawn.read_text())) == 2
-    assert script.child("floor", overrides, 2, drawn)["peak"] >= search["peak"]
+    floor = script.child("floor", overrides, 2, drawn)
+    assert floor["peak"] >= floor["start"]
 
 
 def test_what_the_script_is_not_given_right(script, monkeypatch):
