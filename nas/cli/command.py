@@ -162,14 +162,6 @@ def explain(error: Exception, config_name: str) -> str:
     ):
         group, got, options = option.groups()
         return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
-    if option := re.search(r"Could not load '([^']+)/([^'/]+)'\.", text):  # of a list of options
-        group, got = option.groups()
-        options = sorted(path.stem for path in (config.directory() / group).glob("*.yaml"))
-        return f"{group}=[{got}] is not an option of {group}; expected some of {', '.join(options)}"
-    if twice := re.search(r"Multiple values for (\S+)\. To override a value use 'override \S+: ([^']*)'", text):
-        return (
-            f"{twice[1]} is there already, and can be changed but not added; write {twice[1]}={twice[2]} without the +"
-        )
     if several := re.search(
         r"Could not override '([^'@]+)[^']*'\. Did you mean to override (?:one of )?([^?]+)\?", text
     ):

@@ -18,15 +18,15 @@ MISTAKES = {
     "an added setting at the root": (("run", "+foo=3"), "foo is not a setting; --cfg job shows all settings"),
     "an added group": (
         ("search", "+experiment=quickstart"),
-        "experiment is there already, and can be changed but not added; write experiment=quickstart without the +",
+        "experiment is chosen already; write experiment=... without the +",
     ),
     "an unknown one of several formats": (
         ("run", "formats=[weights,tflite]"),
-        "formats=[tflite] is not an option of formats; expected some of bfloat16, onnx, program, standalone, weights",
+        "formats=tflite is not an option of formats; expected one of bfloat16, onnx, program, standalone, weights",
     ),
     "an unknown one of several regularisers": (
         ("search", "regulariser=[entropi]"),
-        "regulariser=[entropi] is not an option of regulariser; expected some of beta_decay, entropy, latency, macs, "
+        "regulariser=entropi is not an option of regulariser; expected one of beta_decay, entropy, latency, macs, "
         "none, parameters",
     ),
     "a group's option where its operations belong": (

@@ -553,7 +553,7 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
             "nas-evaluate needs either a checkpoint to score or a genotype to look up, got both; set "
             "checkpoint=..., or genotype=... benchmark=nas_bench_201 benchmark.table=<csv>",
         ),
-        ("export", ("checkpoint=empty",), "no checkpoint at empty; give a checkpoint.pt that the retrain stage wrote"),
+        ("export", ("checkpoint=empty",), "empty is a directory, expected a file; give empty/retrain/checkpoint.pt"),
         (
             "search",
             ("resume=file",),
