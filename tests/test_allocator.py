@@ -1,5 +1,6 @@
 """Memory that is freed stays with the process: counted in page faults, in a fresh one."""
 
+import os
 import subprocess
 import sys
 
@@ -25,8 +26,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_a_step_maps_no_memory_anew():
+    # A fixed threshold: by itself glibc adapts it, and hands back more or less as the heap happens to lie.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17), "OMP_NUM_THREADS": "1"}
     faults = {
-        name: int(subprocess.run([sys.executable, "-c", LOOP, name], capture_output=True, check=True).stdout)
+        name: int(
+            subprocess.run([sys.executable, "-c", LOOP, name], env=environment, capture_output=True, check=True).stdout
+        )
         for name in ("keep", "hand back")
     }
-    assert faults["keep"] < 100 < 1000 < faults["hand back"]
+    assert faults["keep"] < 60 < faults["hand back"]  # one a piece where pages are huge
