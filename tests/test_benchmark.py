@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from nas import config
+from nas import config, schemas
 from nas.benchmark import CELLS, EDGES, OPS, NasBench201Table, Standing
 from nas.cli import evaluate
 from nas.cli import search as nas_search
@@ -57,7 +57,7 @@ def cell(first_op):
 
 
 def composed(command, *overrides):
-    config.register_schemas()
+    schemas.register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
         return compose(command, ["name=test", *overrides])
 

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from nas import config
+from nas import config, schemas
 from nas.errors import DataError
 from nas.stages.retrain import RetrainStage
 from nas.stages.search import SearchStage
@@ -44,7 +44,7 @@ SPACES = {
 
 @pytest.fixture(autouse=True)
 def composer() -> Iterator[None]:
-    config.register_schemas()
+    schemas.register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
         yield
 

@@ -11,7 +11,7 @@ from cli.conftest import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from nas import config
+from nas import config, schemas
 from nas.best_of import BestOf
 from nas.data.split import TensorSplit
 from nas.data.synthetic import Synthetic
@@ -129,7 +129,7 @@ def test_no_deriver_and_no_gap_reaches_the_test_split(tmp_path, monkeypatch):
 
 
 def test_judges_see_the_architecture_split_without_augmentation():
-    config.register_schemas()
+    schemas.register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
         cfg = compose("run", [*STEPS, "name=x", "data.flip=true", "data.crop_padding=2"])
     OmegaConf.set_struct(cfg, False)

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from nas import config
+from nas import config, schemas
 from nas.choice import Choice, choices, freeze
 from nas.cli import run as nas_run
 from nas.data.spec import ImageSpec
@@ -64,7 +64,7 @@ def load_ops(name):
 
 
 def composed(command, overrides):
-    config.register_schemas()
+    schemas.register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
         return compose(command, overrides)
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas import config
+from nas import config, schemas, trust
 from nas.cli import torchrun
 from nas.errors import ConfigError, NasError
 from nas.interruption import Interrupted
@@ -37,20 +37,20 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
     if debug:
         sys.argv.remove("--debug")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
-    config.register_schemas()
+    schemas.register_schemas()
     composed = False
 
     def task(cfg: DictConfig) -> float | None:
         nonlocal composed
         composed = True
         directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir))
-        if config.allowed(cfg) and (here := os.getcwd()) not in sys.path:
+        if trust.allowed(cfg) and (here := os.getcwd()) not in sys.path:
             # An installed command does not look for packages where it is started. The user's own may lie there; last
             # in the list, so that no file there stands in for an installed module.
             sys.path.append(here)
         made = directory
         try:
-            if unknown := next(config.added(cfg), None):
+            if unknown := next(schemas.added(cfg), None):
                 raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, config_name))
             if not shared:
                 torchrun.refuse_several(f"nas-{config_name}")

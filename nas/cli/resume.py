@@ -5,9 +5,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas.config import OWN, among, leaves, refuse_interpolations, to_plain, trusted_by
+from nas.config import to_plain
 from nas.errors import ConfigError, OutputError
 from nas.run_directory import read_manifest
+from nas.settings import OWN, among, leaves
+from nas.trust import refuse_interpolations, trusted_by
 
 
 def has_finished(directory: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from nas.config import TRUSTED, build, spelt_out, targets
+from nas.config import build, spelt_out
 from nas.data.inputs import each, mapped
 from nas.data.loader import Loader
 from nas.evaluate import score
@@ -20,6 +20,7 @@ from nas.formats.format import Format, Subject
 from nas.reload import without_auxiliary
 from nas.run_directory import MANIFEST
 from nas.stages.trained import Trained
+from nas.trust import TRUSTED, targets
 
 EXAMPLES = 16  # that every file is compared on
 SEARCH = ("search", "sampler", "temperature", "searcher", "deriver", "weight_optim", "arch_optim")

@@ -13,17 +13,19 @@ from torch.optim import Optimizer
 from nas import processes
 from nas.benchmark import NasBench201Table
 from nas.checkpoints import Checkpoints
-from nas.config import OWN, allowed, among, build, leaves, to_plain, to_yaml
+from nas.config import build, to_plain, to_yaml
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, mapped
 from nas.data.loader import Loader
 from nas.errors import ConfigError, SpaceError
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
+from nas.settings import OWN, among, leaves
 from nas.spaces.space import Space
 from nas.step_profile import StepProfile
 from nas.task import Task
 from nas.tracker import JsonLines, Silent
+from nas.trust import allowed
 
 
 @dataclass(frozen=True)

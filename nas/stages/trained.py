@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from nas import checkpoint
-from nas.config import allowed, build, refuse_interpolations
+from nas.config import build
 from nas.data.bundle import DataBundle
 from nas.data.inputs import each
 from nas.data.loader import Loader
@@ -22,6 +22,7 @@ from nas.runtime import Runtime, describe, peak_memory
 from nas.spaces.space import Space
 from nas.speed import latency
 from nas.task import Task
+from nas.trust import allowed, refuse_interpolations
 
 EVALUATION_BATCH = 256
 

@@ -31,9 +31,9 @@ def test_searches_side_by_side_are_a_launcher_of_hydra():
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     from hydra import compose, initialize_config_dir
 
-    from nas import config
+    from nas import config, schemas
 
-    config.register_schemas()
+    schemas.register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
         cfg = compose("search", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], return_hydra_config=True)
     assert cfg.hydra.launcher["_target_"].endswith("JoblibLauncher")

@@ -1,0 +1,165 @@
+"""What can be set: the schemas of the commands."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from nas.errors import ConfigError
+
+
+@dataclass
+class SearchLoop:
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    weight_fraction: float = MISSING
+    init_std: float = MISSING
+    warmup_epochs: int = MISSING
+    arch_every: int = MISSING
+    arch_first: bool = MISSING
+    gap_batches: int = MISSING
+
+
+@dataclass
+class Keep:
+    """What networks of a space keep: how many edges of a group (None: all), and which candidates never."""
+
+    count: int | None = MISSING
+    exclude: list[str] = MISSING
+
+
+@dataclass
+class RetrainLoop:
+    """optim, lr and policy are groups of their own, so they are left open here."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    accumulation: int = MISSING
+    network: dict[str, Any] = field(default_factory=dict)
+    grad_clip: float = MISSING
+    cutout: int = MISSING
+    drop_path: float = MISSING
+    auxiliary_weight: float = MISSING
+    label_smoothing: float = MISSING
+    mixup: float = MISSING
+    cutmix: float = MISSING
+    average: float = MISSING
+    optim: Any = MISSING
+    lr: Any = MISSING
+    policy: Any = MISSING
+
+
+@dataclass
+class RunConfig:
+    """Of nas-run and nas-search; the groups are checked by the classes they name."""
+
+    seed: int = MISSING
+    name: str = MISSING
+    search: SearchLoop = field(default_factory=SearchLoop)
+    retrain: RetrainLoop = field(default_factory=RetrainLoop)
+    space: Any = MISSING
+    ops: Any = MISSING
+    keep: Keep = field(default_factory=Keep)
+    sampler: Any = MISSING
+    temperature: Any = MISSING
+    searcher: Any = MISSING
+    regulariser: Any = MISSING
+    monitor: Any = MISSING
+    deriver: Any = MISSING
+    weight_optim: Any = MISSING
+    arch_optim: Any = MISSING
+    lr: Any = MISSING
+    data: Any = MISSING
+    task: Any = MISSING
+    runtime: Any = MISSING
+    tracker: Any = MISSING
+    benchmark: Any = None
+    formats: dict[str, Any] = field(default_factory=dict)
+    saving: Any = MISSING
+    resume: str | None = None
+    may_change: list[str] = field(default_factory=list)
+    experiment: Any = None
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RetrainConfig(RunConfig):
+    """Merged after what run.yaml chose, so that a None here would undo it."""
+
+    benchmark: Any = MISSING
+    genotype: str = MISSING
+
+
+@dataclass
+class TrainedConfig:
+    """What nas-evaluate and nas-export share. data None: as the checkpoint says."""
+
+    name: str = MISSING
+    batch_size: int = MISSING
+    data: Any = None
+    runtime: Any = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LatencyConfig:
+    batches: list[int] = MISSING
+    seconds: float = MISSING
+
+
+@dataclass
+class EvaluateConfig(TrainedConfig):
+    """One of checkpoint and genotype is None."""
+
+    checkpoint: str | None = None
+    genotype: str | None = None
+    benchmark: Any = None
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+
+
+@dataclass
+class ExportConfig(TrainedConfig):
+    checkpoint: str = MISSING
+    formats: dict[str, Any] = field(default_factory=dict)
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra under the names that the root YAML files use."""
+    store = ConfigStore.instance()
+    for name, schema in (
+        ("run_schema", RunConfig),
+        ("retrain_schema", RetrainConfig),
+        ("evaluate_schema", EvaluateConfig),
+        ("export_schema", ExportConfig),
+    ):
+        node = OmegaConf.structured(schema)
+        if issubclass(schema, RunConfig):
+            # Its keys are the fields of whatever space is chosen, so they cannot be listed in a schema.
+            OmegaConf.set_struct(node.retrain.network, False)
+        store.store(name, node)
+    OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
+    # Likewise: the arguments of a factory are whatever it takes.
+    node = OmegaConf.create({"arguments": {}})
+    OmegaConf.set_struct(node.arguments, False)
+    store.store("factory_schema", node)
+
+
+def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Settings that no schema has: Hydra's ``+key=value`` adds them, and nothing would ever read them."""
+    schema = OmegaConf.get_type(config)
+    known = {one.name for one in fields(schema)} if schema is not None and is_dataclass(schema) else set(config)
+    for key in map(str, config):
+        if key not in known:
+            yield prefix + key
+        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from added(child, f"{prefix}{key}.")
+
+
+def file_name(text: str) -> str:
+    """The text itself. Raises ConfigError if it is not the name of one file: as a part of a path it would climb."""
+    if not text.isprintable() or set(text) & set("/\\"):
+        raise ConfigError(f"name must be a part of a file name, got {text!r}", fix="set name=my_run")
+    return text
