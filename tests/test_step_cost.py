@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.finite import Guard
 from nas.spaces.cell import Cell
+from step_bench.bench import Bench
+from step_bench.counting import counted
+from step_bench.memory import child
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_step"
 SMALL = ["data.size=8", "data.train=32", "search.batch_size=4", "runtime.device=cpu", "space.channels=4"]
@@ -42,8 +45,8 @@ def script():
 
 
 @pytest.fixture(scope="module", params=SPACES)
-def bench(request, script):
-    made = script.Bench([f"space={request.param}", *SMALL, *SPACES[request.param]])
+def bench(request):
+    made = Bench([f"space={request.param}", *SMALL, *SPACES[request.param]])
     made.search_times(made.next_batches()[0])
     return made
 
@@ -52,23 +55,23 @@ def large(operators):
     return {name: count for name, count in operators.counts.items() if any(part in name for part in LARGE)}
 
 
-def steps(bench, script, count):
+def steps(bench, count):
     """(weight step, its floor's, architecture step, its floor's), each the operators and host transfers counted."""
     for _ in range(count):
         pair, _ = bench.next_batches()
         floors = [bench.floor(chosen) for chosen in bench.coming()]
-        plain = [script.counted(floors[0].weight_step, pair[0])]
+        plain = [counted(floors[0].weight_step, pair[0])]
         floors[1].prepare_arch()
-        plain.append(script.counted(floors[1].arch_step, pair[1]))
-        weight = script.counted(bench.searcher.weight_step, pair[0], 1.0)
-        architecture = script.counted(bench.searcher.arch_step, pair[1], pair[0], 1.0)
+        plain.append(counted(floors[1].arch_step, pair[1]))
+        weight = counted(bench.searcher.weight_step, pair[0], 1.0)
+        architecture = counted(bench.searcher.arch_step, pair[1], pair[0], 1.0)
         yield weight, plain[0], architecture, plain[1]
 
 
-def test_operators_of_a_step_are_those_of_the_drawn_network(bench, script):
+def test_operators_of_a_step_are_those_of_the_drawn_network(bench):
     places = sum(len(sharing) for sharing in bench.searcher.choices.values())
     keys = len(bench.state.arch.keys)
-    for (weight, _), (floor, _), (architecture, _), (arch_floor, _) in steps(bench, script, 4):
+    for (weight, _), (floor, _), (architecture, _), (arch_floor, _) in steps(bench, 4):
         # Beyond the floor's, the guard puts the loss and the norms of all gradients together for the host.
         assert large(weight) == large(floor) | {"aten.cat": large(floor).get("aten.cat", 0) + 1}
         # Momentum of operations that are drawn for the first time.
@@ -80,10 +83,10 @@ def test_operators_of_a_step_are_those_of_the_drawn_network(bench, script):
         assert architecture.total <= arch_floor.total + ARCH_STEP + ARCH_KEY * keys + ARCH_CHOICE * places
 
 
-def test_one_transfer_to_the_host_a_step(bench, script, monkeypatch):
+def test_one_transfer_to_the_host_a_step(bench, monkeypatch):
     # As on a GPU, where what the guard reads is copied while the next step is computed.
     monkeypatch.setattr(bench.searcher, "guard", Guard(late=True))
-    for (_, weight), _, (_, architecture), _ in steps(bench, script, 2):
+    for (_, weight), _, (_, architecture), _ in steps(bench, 2):
         assert weight.calls == ["tolist"]
         assert architecture.calls == ["tolist"]
 
@@ -173,14 +176,14 @@ def test_the_script_prints_a_table_and_writes_json(script, monkeypatch, tmp_path
     assert f"{iteration['ratio']:.3f}" in shown
 
 
-def test_the_processes_that_memory_is_measured_in(script, tmp_path):
+def test_the_processes_that_memory_is_measured_in(tmp_path):
     """Here in one process: the floor follows what the search drew."""
     overrides, drawn = ["space=nas_bench_201", *SMALL, "space.cells=1"], tmp_path / "drawn.json"
-    search = script.child("search", overrides, 2, drawn)
+    search = child("search", overrides, 2, drawn)
     assert search["peak"] > search["undrawn"] > 0
     assert search["peak"] >= search["start"]
     assert len(json.loads(drawn.read_text())) == 2
-    floor = script.child("floor", overrides, 2, drawn)
+    floor = child("floor", overrides, 2, drawn)
     assert floor["peak"] >= floor["start"]
 
 

@@ -1,0 +1,1 @@
+"""What scripts/bench_step is made of."""
