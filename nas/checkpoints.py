@@ -19,7 +19,9 @@ class Checkpoints(Interruption):
 
     kind: of the checkpoints. resume: whether there may be some already. writes: whether this process saves; of several,
     which call all of this together, one does, and stops last: a signal to one of them stops all.
-    every_steps, every_minutes: when to save within an epoch, None for not at all; the end of an epoch always is.
+    every_steps, every_minutes: when to save within an epoch, None for not at all.
+    share: of the time, that saving at the ends of epochs takes at most. Where epochs are too short for that not all of
+    them are saved, but the first and the last are. None: all are.
     keep: how many are kept, the newest and those before it.
     """
 
@@ -32,23 +34,29 @@ class Checkpoints(Interruption):
         writes: bool = True,
         every_steps: int | None = None,
         every_minutes: float | None = None,
+        share: float | None = None,
         keep: int = 2,
     ) -> None:
         super().__init__(several=processes.world() > 1)
-        for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes), ("keep", keep)):
+        for name, value, fix in (
+            ("every_steps", every_steps, "null, to save after each epoch alone"),
+            ("every_minutes", every_minutes, "null, to save after each epoch alone"),
+            ("share", share, "null, to save after each epoch"),
+            ("keep", keep, "2"),
+        ):
             if value is not None and not value > 0:
-                raise ConfigError(
-                    f"saving.{name} must be > 0, got {value:g}",
-                    fix=f"set saving.{name}={2 if name == 'keep' else 'null, to save after each epoch alone'}",
-                )
+                raise ConfigError(f"saving.{name} must be > 0, got {value:g}", fix=f"set saving.{name}={fix}")
         self.path = path
         self._kind = kind
         self._resume = resume
         self._writes = writes
         self._every_steps = every_steps
         self._every_minutes = every_minutes
+        self._share = share
         self._keep = keep
         self._steps, self._saved_at = 0, time.monotonic()
+        self._saved = False  # what there is now
+        self._began_at, self._seconds = time.monotonic(), 0.0  # that saving at the ends of epochs has taken since
 
     def newest(self) -> State | None:
         """What to go on from: the newest state that is whole; None to start from the beginning.
@@ -66,11 +74,12 @@ class Checkpoints(Interruption):
         """Raises OutputError when it cannot be written; those that were there are untouched."""
         if self._writes:
             checkpoint.save(self.path, self._kind, state, keep=self._keep)
-        self._steps, self._saved_at = 0, time.monotonic()
+        self._steps, self._saved_at, self._saved = 0, time.monotonic(), True
 
     def after_step(self, state: Callable[[], State]) -> None:
         """Save if that is due after a step. Raises Interrupted, once saved, if a signal was received."""
         self._steps += 1
+        self._saved = False
         minutes = (time.monotonic() - self._saved_at) / 60
         due = (self._every_steps is not None and self._steps >= self._every_steps) or (
             self._every_minutes is not None and minutes >= self._every_minutes
@@ -78,12 +87,26 @@ class Checkpoints(Interruption):
         due, received = self._agreed(due)
         if due or received is not None:
             self.save(state())
-            self.stop_if_asked()
+            self.stop_if_asked(state)
 
-    def stop_if_asked(self) -> None:
-        """To be called when all is saved. Raises Interrupted if a signal was received."""
+    def after_epoch(self, state: Callable[[], State], *, last: bool) -> None:
+        """Save if the share of the time allows it, and after the last epoch."""
+        self._saved = False
+        started = time.monotonic()
+        within = self._share is None or self._seconds <= self._share * (started - self._began_at)
+        # The process that saves knows what that took; the others follow it.
+        due, _ = self._agreed(last or (self._writes and within))
+        if due:
+            self.save(state())
+            self._seconds += time.monotonic() - started
+
+    def stop_if_asked(self, state: Callable[[], State]) -> None:
+        """To be called when all is logged. Raises Interrupted, once saved, if a signal was received."""
         _, received = self._agreed(False)  # together, so that none ends before the one that saves has saved
         if received is not None:
+            if not self._saved:
+                self.save(state())
+                self._agreed(False)
             raise Interrupted(received)
 
     def _agreed(self, due: bool) -> tuple[bool, signal.Signals | None]:

@@ -113,7 +113,49 @@ def test_by_default_only_at_the_end_of_an_epoch(tmp_path):
     assert saves_after(of_run(tmp_path), 50) == []
 
 
-@pytest.mark.parametrize("setting", ["every_steps", "every_minutes", "keep"])
+def saves_after_epochs(checkpoints, epochs, now, *, epoch_takes, save_takes):
+    """After which of so many epochs it saves, the seconds that those and saving take being given."""
+    saved = []
+    for epoch in range(1, epochs + 1):
+        now[0] += epoch_takes
+
+        def state(epoch=epoch):
+            saved.append(epoch)
+            now[0] += save_takes
+            return {"number": epoch}
+
+        checkpoints.after_epoch(state, last=epoch == epochs)
+    return saved
+
+
+def test_saving_takes_a_share_of_the_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    every = of_run(tmp_path)
+    assert saves_after_epochs(every, 5, now, epoch_takes=1.0, save_takes=9.0) == [1, 2, 3, 4, 5]
+    long = of_run(tmp_path, share=0.1)
+    assert saves_after_epochs(long, 5, now, epoch_takes=20.0, save_takes=1.0) == [1, 2, 3, 4, 5]
+    short = of_run(tmp_path, share=0.1)
+    assert saves_after_epochs(short, 25, now, epoch_takes=1.0, save_takes=1.0) == [1, 9, 18, 25]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_signal_at_the_end_of_an_epoch_that_is_not_saved_saves_it(tmp_path, when):
+    saved = []
+    with of_run(tmp_path, share=1e-9) as checkpoints:
+        checkpoints.after_epoch(lambda: {"number": 1}, last=False)
+        checkpoints.after_step(dict)
+        if when == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+        checkpoints.after_epoch(lambda: saved.append(2) or {"number": 2}, last=False)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            checkpoints.stop_if_asked(lambda: saved.append(2) or {"number": 2})
+    assert saved == [2]
+    assert kept(tmp_path) == [2, 1]
+
+
+@pytest.mark.parametrize("setting", ["every_steps", "every_minutes", "share", "keep"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_settings_are_positive(tmp_path, setting, value):
     with pytest.raises(ConfigError, match=rf"saving\.{setting} must be > 0, got {value}; set saving\.{setting}"):

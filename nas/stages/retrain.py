@@ -27,7 +27,7 @@ from nas.tracker import JsonLines
 
 
 class RetrainStage:
-    """Train the network of a genotype from scratch: leaves ``retrain/checkpoint.pt`` after every epoch."""
+    """Train the network of a genotype from scratch: leaves ``retrain/checkpoint.pt``."""
 
     def __init__(self, setup: Setup) -> None:
         cfg = setup.cfg.retrain
@@ -115,9 +115,9 @@ class RetrainStage:
             kept.after_step(everything)
 
         def on_epoch() -> None:
-            kept.save(everything())
+            kept.after_epoch(everything, last=state.epoch == cfg.retrain.epochs)
             tracker.log("retrain", state.epoch - 1, state.metrics)
-            kept.stop_if_asked()
+            kept.stop_if_asked(everything)
 
         bar = Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric)
         with profile, kept, bar, synchronised(network):

@@ -27,7 +27,7 @@ from nas.tracker import JsonLines
 
 
 class SearchStage:
-    """Search and derive: leaves ``search/checkpoint.pt`` and ``genotype.json`` after every epoch."""
+    """Search and derive: leaves ``search/checkpoint.pt``, and ``genotype.json`` after every epoch."""
 
     def __init__(self, setup: Setup) -> None:
         cfg, seed = setup.cfg, setup.cfg.seed
@@ -129,9 +129,9 @@ class SearchStage:
             assert state.genotype is not None  # derived every epoch
             if out.writes:
                 atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
-            kept.save(everything())
+            kept.after_epoch(everything, last=state.epoch == cfg.search.epochs or state.stopped is not None)
             tracker.log("search", state.epoch - 1, state.metrics)
-            kept.stop_if_asked()
+            kept.stop_if_asked(everything)
 
         processes.start_alike(state.supernet)
         bar = Progress("search", cfg.search.epochs, metric=self.setup.task.metric)
