@@ -35,7 +35,8 @@ def load(path: str | Path, *, allow: Sequence[str], device: str) -> nn.Module:
     state = checkpoint.load(path, "retrain")
     with checkpoint.taken_from(path):
         kept = state["config"]["runtime"]["memory_format"]
-    return Trained.load(path, allow=list(allow), runtime=Runtime(device=device, memory_format=kept)).network
+    runtime = Runtime(device=device, memory_format=kept)
+    return Trained.from_state(state, source=path, allow=list(allow), runtime=runtime).network
 
 
 def from_export(directory: Path, *, allow: Sequence[str], device: str) -> nn.Module:

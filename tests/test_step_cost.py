@@ -25,8 +25,8 @@ SMALL = ["data.size=8", "data.train=32", "search.batch_size=4", "runtime.device=
 SPACES = {"nas_bench_201": ["space.cells=1"], "darts": ["space.cells=3", "space.steps=3"]}
 
 # Operators beyond the floor's, all of them on a few numbers.
-WEIGHT_STEP = 60  # sampling, what is measured, the norm of the gradient and clipping, what the guard reads
-ARCH_STEP = 100  # sampling and its backward pass, what is measured, Adam, what the guard reads
+WEIGHT_STEP = 46  # sampling, what is measured, the norm of the gradient and clipping, what the guard reads
+ARCH_STEP = 86  # sampling and its backward pass, what is measured, Adam, what the guard reads
 ARCH_KEY = 12  # the gates of one row of logits, and their gradients
 ARCH_CHOICE = 16  # one gate handed to the operation that runs, its gradient computed and added to the others'
 

@@ -40,15 +40,19 @@ class Trained:
     @classmethod
     def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
         """Raises CheckpointError; ConfigError if the checkpoint names targets outside of the allowed packages."""
-        state = checkpoint.load(path, "retrain")
-        with checkpoint.taken_from(path):
+        return cls.from_state(checkpoint.load(path, "retrain"), source=path, allow=allow, runtime=runtime)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], *, source: str | Path, allow: list[str], runtime: Runtime) -> "Trained":
+        """Of what was saved at `source`. Raises as `load` does."""
+        with checkpoint.taken_from(source):
             config, spec = state["config"], DataSpec.from_dict(state["data"])
-            refuse_interpolations(config, path)
-            genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {path}")
+            refuse_interpolations(config, source)
+            genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {source}")
             space: Space = build(config["space"], allow=allow)
             task: Task = build(config["task"], allow=allow)
             network = space.resized(config["retrain"]["network"]).network(spec, genotype)
-            checkpoint.restore(network, state["network"], source=path)
+            checkpoint.restore(network, state["network"], source=source)
             return cls(runtime.place(network).eval(), genotype, spec, task, config)
 
 

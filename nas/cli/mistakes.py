@@ -1,0 +1,107 @@
+"""A user's mistakes, each in one line, in whatever words Hydra and OmegaConf have them."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from nas import config
+from nas.errors import NasError
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """One line of what was got, what was expected and how to fix it, from whatever stopped a command."""
+    if isinstance(error, NasError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"
+        )
+    given = getattr(error, "override", None)  # what Hydra's grammar stumbled over, if it did
+    if isinstance(given, str) and given.partition("=")[2]:
+        setting = given.partition("=")[0]
+        return (
+            f"the value in {given!r} has characters with a meaning of their own, expected it in quotes that reach "
+            f"Hydra; write '{setting}=\"...\"'"
+        )
+    text = " ".join(f"{error}\n{error.__cause__ or ''}".split())
+    if "Config group override must be a string" in text:
+        given = next((argument for argument in sys.argv[1:] if argument.endswith(("=null", "="))), "null")
+        return f"{given} is not an option of a group that has to be there; see --help for its options"
+    if ours := re.search(r"ConfigError raised while resolving interpolation: (.*?)(?: full_key: |$)", text):
+        return ours[1].strip()
+    if several := re.search(r"Could not load '([^'/]+)/([^']+)'", text):  # one of those that are chosen of a group
+        group, got = several.groups()
+        known = ", ".join(sorted(path.stem for path in (config.directory() / group).glob("*.yaml")))
+        return f"{group}={got} is not an option of {group}; expected one of {known}"
+    if twice := re.search(r"Multiple values for ([^\s.]+)\. To override", text):
+        return f"{twice[1]} is chosen already; write {twice[1]}=... without the +"
+    if unset := re.search(r"field '([^']+)' is not Optional", text):
+        return f"{unset[1]} cannot be null, expected a value; give it one (see --cfg job)"
+    if option := re.search(
+        r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", text
+    ):
+        group, got, options = option.groups()
+        return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
+    if several := re.search(
+        r"Could not override '([^'@]+)[^']*'\. Did you mean to override (?:one of )?([^?]+)\?", text
+    ):
+        places = [place.strip() for place in several[2].split(",")]
+        return (
+            f"{several[1]} is a group that is chosen by its place, expected one of {', '.join(places)}; write e.g. "
+            f"{places[-1]}=..."
+        )
+    if group := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
+        return f"{group[1]} is not a configuration group of nas-{config_name}; see nas-{config_name} --cfg job"
+    if key := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):
+        return f"{key[1] or key[2]} is not a setting; {suggestion(key[1] or key[2], config_name)}"
+    if missing := re.search(r"Missing mandatory value: (\S+)(?: full_key: (\S+))?", text):
+        setting = missing[2] or missing[1]
+        return f"{setting} is not set, and has no default; add {setting}=..."
+    if override := re.search(r"Error parsing override '([^']*)'|LexerNoViableAltException: (.*?) \^", text):
+        return (
+            f"{override[1] or override[2]!r} is not of the form key=value; write e.g. search.epochs=10, quoted where a "
+            "shell needs it"
+        )
+    if value := re.search(r"(Value .* could not be converted to \w+) full_key: (\S+)", text):
+        return f"{value[2]}: {value[1]}; correct the value (see --cfg job)"
+    return f"{text.split(' full_key:')[0].strip()}; see --help, or --debug for a traceback"
+
+
+def suggestion(key: str, config_name: str) -> str:
+    """What the user may have meant by a setting that is not there."""
+    known = list(settings(untouched(config_name)))
+    last = key.rsplit(".", 1)[-1]
+    same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    close = (
+        same_name
+        or difflib.get_close_matches(key, known, n=2)
+        or [name for name in known if difflib.get_close_matches(last, [name.rsplit(".", 1)[-1]])]
+    )
+    if not close:
+        return "--cfg job shows all settings"
+    return f"did you mean {' or '.join(close[:2])}?"
+
+
+def settings(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The full names of all settings, groups included."""
+    for key in map(str, node):
+        if key.startswith("_"):  # _target_ and _partial_ are not for users
+            continue
+        yield f"{prefix}{key}"
+        child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from settings(child, f"{prefix}{key}.")
+
+
+def untouched(config_name: str) -> DictConfig:
+    """What a command composes without any override."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():  # as inside of a task, --config-dir included
+        return compose(config_name)
+    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+        return compose(config_name)
