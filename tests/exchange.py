@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nas import processes
+from nas.cli import torchrun
 from nas.errors import DivergenceError
 from nas.meter import Meter, StepResult
 from nas.precision import Precision, take_step
@@ -85,4 +86,5 @@ def main(directory):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with torchrun.left_at_once():
+        main(Path(sys.argv[1]))

@@ -88,7 +88,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             if torchrun.writes():
                 remove_if_empty(made)
 
-    with torchrun.one_voice():
+    with torchrun.left_at_once(), torchrun.one_voice():
         try:
             hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
         except KeyboardInterrupt:

@@ -23,6 +23,26 @@ def has_restarted() -> bool:
 
 
 @contextmanager
+def left_at_once() -> Iterator[None]:
+    """Around all that a process does: it ends without Python's own clearing up.
+
+    torch leaves threads of gloo behind (pytorch/pytorch#179291), which during that abort the process now and then, so
+    that a job which is done counts as failed. An error that is not ours ends as any other.
+    """
+    if started() == 1:
+        yield
+        return
+    try:
+        yield
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextmanager
 def one_voice() -> Iterator[None]:
     """Inside, the processes work together, and only the first one's standard output shows."""
     if started() == 1:

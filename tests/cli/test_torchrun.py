@@ -1,6 +1,7 @@
 """The commands in two processes: they leave what one leaves, and no more."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from cli.conftest import TINY, Outcome
 from launch import torchrun
 
-from nas.cli.torchrun import refuse_several
+from nas.cli.torchrun import left_at_once, refuse_several
 from nas.errors import ConfigError
 
 Nas = Callable[..., Outcome]
@@ -193,3 +194,18 @@ def test_commands_that_one_process_does_are_refused_to_several(monkeypatch: pyte
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="nas-export works in one process, got 2; start it without torchrun"):
         refuse_several("nas-export")
+
+
+def test_a_process_of_several_is_left_at_once_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    with left_at_once():
+        pass
+    assert left == []  # alone it ends as any program does
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for code in (None, 0, 2, 143):
+        with left_at_once():
+            sys.exit(code)
+    with pytest.raises(RuntimeError, match="not ours"), left_at_once():
+        raise RuntimeError("not ours")
+    assert left == [0, 0, 2, 143]
