@@ -37,14 +37,16 @@ def export(
     genotype: Genotype,
     metadata: Mapping[str, Any],
     directory: Path,
+    again: bool = False,
 ) -> Exported:
     """Write the network to `directory` in the formats, with its genotype, metadata and a model card.
 
-    metadata: what metadata.json holds beside what this adds, see `nas.stages.export`.
+    metadata: what metadata.json holds beside what this adds, see `nas.stages.export`. again: in place of the files that
+    the same run left there before it was killed.
     Raises OutputError if the directory is not empty, if a file, loaded in a fresh process, does not give the network's
     outputs, or if the network can be had in none of the formats. Nothing is written then.
     """
-    if directory.exists() and any(directory.iterdir()):
+    if not again and directory.exists() and any(directory.iterdir()):
         raise OutputError(
             f"the output directory {directory} is not empty, expected a new one", fix="set hydra.run.dir to another"
         )
@@ -77,6 +79,7 @@ def export(
             # The metadata last: whoever sees them sees everything.
             names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
             directory.mkdir(parents=True, exist_ok=True)
+            (directory / METADATA).unlink(missing_ok=True)
             for name in names:
                 publish(staging / name, directory / name)
     except OSError as error:

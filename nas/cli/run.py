@@ -32,7 +32,13 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         complete = result | search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         exported = export_trained(
-            trained, loader, formats=formats, result=result, run=out.path, directory=out.path / "export"
+            trained,
+            loader,
+            formats=formats,
+            result=result,
+            run=out.path,
+            directory=out.path / "export",
+            again=out.resumed,
         )
     show_result(result)
     show_gap(complete)

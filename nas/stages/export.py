@@ -39,10 +39,12 @@ def export_trained(
     result: Mapping[str, Any],
     run: Path,
     directory: Path,
+    again: bool = False,
 ) -> Exported:
     """Export, compared on the first examples of the loader, which is the test split's.
 
     run: the directory of the run that trained the network, for its manifest. result: as in ``result.json``.
+    again: see `nas.export.export`.
     """
     inputs, _ = next(loader.epoch(0))
     inputs = mapped(lambda tensor: tensor[:EXAMPLES].cpu().clone(memory_format=torch.contiguous_format), inputs)
@@ -89,6 +91,7 @@ def export_trained(
             "settings": settings,
         },
         directory=directory,
+        again=again,
     )
 
 

@@ -145,6 +145,21 @@ def test_a_killed_run_ends_as_it_would_have(stopped: Path, nas: Nas, undisturbed
     assert result(stopped) == result(undisturbed)
 
 
+@pytest.mark.parametrize("lacking", [["metadata.json", "MODEL_CARD.md"], ["metadata.json"], []])
+def test_a_run_that_was_killed_while_it_exported(
+    undisturbed: Path, tmp_path: Path, nas: Nas, lacking: list[str]
+) -> None:
+    directory = shutil.copytree(undisturbed, tmp_path / "out")
+    for name in lacking:
+        (directory / "export" / name).unlink()
+    (directory / "manifest.json").write_text(json.dumps(manifest(directory) | {"status": "running"}))
+    outcome = nas("run", f"resume={directory}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert result(directory) == result(undisturbed)
+    for before in (undisturbed / "export").iterdir():
+        assert (directory / "export" / before.name).read_bytes() == before.read_bytes()
+
+
 def test_saying_again_what_the_run_was_started_with(stopped: Path, nas: Nas) -> None:
     again = [argument for argument in RUN if not argument.startswith("hydra")]
     assert nas("run", f"resume={stopped}", *again).code == 0
