@@ -15,23 +15,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.errors import GenotypeError, SpaceError
-from nas.hard_gate import run_gated
+from nas.hard_gate import HardGate
 
 
 @dataclass(frozen=True)
 class Gate:
     """What one choice does during one step.
 
-    weights: (K,) factor of each candidate's output, or None when nothing differentiates through the gates; () for an
-    edge that is left out.
+    weights: (K,) factor of each candidate's output, or None when only one runs; () for an edge that is left out.
     drawn: the only candidate that runs, or None when all of them run.
-    undrawn_as_ones: add the weights of the undrawn candidates, whose values are 0, to the output for their gradient.
+    hard: the gate of the drawn candidate; None when nothing differentiates through it.
+    others: () the sum of the gates of the undrawn candidates, 0, added to the output for their gradient; None for none.
     share: a factor of the choice's output, () tensor: its part of the sum that it takes part in; None for 1.
     """
 
     weights: tuple[Tensor, ...] | None
     drawn: int | None
-    undrawn_as_ones: bool = False
+    hard: HardGate | None = None
+    others: Tensor | None = None
     share: Tensor | None = None
 
 
@@ -100,13 +101,13 @@ class Choice(nn.Module):
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
         if gate.drawn is not None:
-            candidate = self.candidates[gate.drawn]
-            if gate.weights is None:
+            candidate = self._candidate(gate.drawn)
+            if gate.hard is None:
                 output: Tensor = candidate(*inputs, **named)
             else:
-                output = run_gated(candidate, gate.weights[gate.drawn], *inputs, **named)
-                if gate.undrawn_as_ones:
-                    output = output + sum(gate.weights[i] for i in range(len(self.names)) if i != gate.drawn)
+                output = gate.hard.run(candidate, *inputs, **named)
+            if gate.others is not None:
+                output = output + gate.others
             return output if gate.share is None else gate.share * output
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
@@ -116,6 +117,21 @@ class Choice(nn.Module):
         terms = (weight * op(*inputs, **named) for weight, op in zip(gate.weights, self.candidates, strict=False))
         mixed: Tensor = functools.reduce(operator.add, terms)
         return mixed if gate.share is None else gate.share * mixed
+
+    def _candidate(self, index: int) -> nn.Module:
+        """What ``candidates[index]`` is, for a tenth of the time: a step asks for it hundreds of times."""
+        candidate = self.candidates._modules[str(index)]
+        assert candidate is not None  # __init__
+        return candidate
+
+    @property
+    def alone(self) -> nn.Module | None:
+        """The candidate whose output is all of the choice's under the gate that is set; None where several run, or
+        where undrawn ones get a gradient."""
+        gate = self.gate
+        if gate is None or gate.drawn is None or gate.others is not None:
+            return None
+        return self._candidate(gate.drawn)
 
     @property
     def share(self) -> Tensor | None:
@@ -160,14 +176,15 @@ def choices(model: nn.Module) -> dict[str, list[Choice]]:
 def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> Iterator[None]:
     """Set the gate of every choice (as returned by `choices`) for the forward passes inside the context."""
     before = [(choice, choice.gate) for sharing in found.values() for choice in sharing]
+    # Past Module.__setattr__, which looks for weights in what it is given: a hundred choices would take a millisecond.
     try:
         for key, sharing in found.items():
             for choice in sharing:
-                choice.gate = by_key[key]
+                choice.__dict__["gate"] = by_key[key]
         yield
     finally:
         for choice, gate in before:
-            choice.gate = gate
+            choice.__dict__["gate"] = gate
 
 
 class Dropped(nn.Module):

@@ -12,24 +12,41 @@ from torch.nn.modules.batchnorm import _BatchNorm
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def run_gated(candidate: nn.Module, gate: Tensor, *inputs: Any, **named: Any) -> Tensor:
-    """The candidate's output, differentiable in the gate, a scalar of value 1.
+class HardGate:
+    """The gate of the drawn candidates of all choices that share a row of logits.
 
-    A candidate that ends in a batch norm without scale, as those of published searches do, takes the gate as that
-    scale: the backward pass of the norm has the inner product anyway, and the output need not be kept for it.
+    value: () tensor, 1.
     """
-    norm = last_norm(candidate)
-    if norm is None:
-        return pass_through(candidate(*inputs, **named), gate)
-    assert norm.running_mean is not None  # last_norm
-    # Not a Parameter, and there for this one pass only. Contiguous: on a CPU torch takes wrong numbers from a scale
-    # that is expanded.
-    norm._parameters["weight"] = gate.to(norm.running_mean.dtype).expand(norm.num_features).contiguous()  # type: ignore[assignment]
-    try:
-        output: Tensor = candidate(*inputs, **named)
-    finally:
-        norm._parameters["weight"] = None
-    return output
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+        self._scales: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def run(self, candidate: nn.Module, *inputs: Any, **named: Any) -> Tensor:
+        """The candidate's output, differentiable in the gate.
+
+        A candidate that ends in a batch norm without scale, as those of published searches do, takes the gate as that
+        scale: the backward pass of the norm has the inner product anyway, and the output need not be kept for it.
+        """
+        norm = last_norm(candidate)
+        if norm is None:
+            return pass_through(candidate(*inputs, **named), self._value)
+        norm._parameters["weight"] = self._scale_of(norm)  # type: ignore[assignment]  # not a Parameter, for this pass
+        try:
+            output: Tensor = candidate(*inputs, **named)
+        finally:
+            norm._parameters["weight"] = None
+        return output
+
+    def _scale_of(self, norm: _BatchNorm) -> Tensor:
+        """(C,): one for all norms of a width, so that autograd adds up their gradients before it takes the sum."""
+        assert norm.running_mean is not None  # last_norm
+        kind = norm.num_features, norm.running_mean.dtype
+        if kind not in self._scales:
+            width, dtype = kind
+            # Contiguous: on a CPU torch takes wrong numbers from a scale that is expanded.
+            self._scales[kind] = self._value.to(dtype).expand(width).contiguous()
+        return self._scales[kind]
 
 
 def last_norm(candidate: nn.Module) -> _BatchNorm | None:
@@ -37,7 +54,7 @@ def last_norm(candidate: nn.Module) -> _BatchNorm | None:
     sequences. Not one that keeps no statistics, whose type is then unknown, or that something else in it runs too."""
     module = candidate
     while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
-        module = module[-1]
+        (*_, module) = module
     if type(module) not in NORMS or module.affine or module.running_mean is None:
         return None
     assert isinstance(module, _BatchNorm)

@@ -17,6 +17,7 @@ from torch import Tensor
 from nas.arch import ArchParams
 from nas.choice import Gate
 from nas.errors import ConfigError, DivergenceError
+from nas.hard_gate import HardGate
 
 ESTIMATORS = ("sampled", "autodl", "full", "reinmax")
 
@@ -51,16 +52,25 @@ class Gates:
             refuse_nan(keys, lost)
         elif self.weights.device.type == "cpu":
             refuse_nan(keys, broken.tolist())
-        # Unbound once a row: indexing the matrix in every choice would add a full-size gradient for each of them.
-        shares: Sequence[Tensor | None] = [None] * len(keys)
+        weights = self.weights if differentiable else self.weights.detach()
+        nothing: Sequence[None] = [None] * len(keys)
+        shares: Sequence[Tensor | None] = nothing
         if self.shares is not None:
             shares = (self.shares if differentiable else self.shares.detach()).unbind()
-        if self.drawn is not None and not (differentiable and self.weights.requires_grad):
-            return {key: Gate(None, index, share=share) for key, index, share in zip(keys, drawn, shares, strict=True)}
-        rows = [row.unbind() for row in (self.weights if differentiable else self.weights.detach()).unbind()]
+        # Unbound, as indexing in every choice would add a gradient of full size for each of them.
+        if self.drawn is None:
+            rows = [row.unbind() for row in weights.unbind()]
+            return {key: Gate(row, None, share=share) for key, row, share in zip(keys, rows, shares, strict=True)}
+        hard: Sequence[HardGate | None] = nothing
+        others: Sequence[Tensor | None] = nothing
+        if weights.requires_grad:
+            chosen = weights.gather(-1, self.drawn[:, None]).squeeze(-1)
+            hard = [HardGate(value) for value in chosen.unbind()]
+            if self.undrawn_as_ones:
+                others = (weights.sum(dim=-1) - chosen).unbind()
         return {
-            key: Gate(row, index, self.undrawn_as_ones, share)
-            for key, row, index, share in zip(keys, rows, drawn, shares, strict=True)
+            key: Gate(None, index, gate, rest, share)
+            for key, index, gate, rest, share in zip(keys, drawn, hard, others, shares, strict=True)
         }
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from nas.choice import LEFT_OUT, Choice, Dropped, Gate, check_chosen, choices, freeze, gates
 from nas.errors import GenotypeError, SpaceError
-from nas.hard_gate import pass_through
+from nas.hard_gate import HardGate, pass_through
 
 
 class Scale(nn.Module):
@@ -32,11 +32,10 @@ def row(*values):
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 2])
-@pytest.mark.parametrize("with_weights", [True, False])
-def test_only_the_drawn_candidate_runs(drawn, with_weights):
+@pytest.mark.parametrize("hard", [None, HardGate(torch.ones((), requires_grad=True))])
+def test_only_the_drawn_candidate_runs(drawn, hard):
     choice = scales(2.0, 3.0, 5.0)
-    weights = row(*(1.0 if k == drawn else 0.0 for k in range(3))) if with_weights else None
-    with gates(choices(choice), {"choice": Gate(weights, drawn)}):
+    with gates(choices(choice), {"choice": Gate(None, drawn, hard)}):
         output = choice(torch.ones(2))
     assert output.tolist() == [[2.0, 3.0, 5.0][drawn]] * 2
     assert [op.calls for op in choice.candidates] == [int(k == drawn) for k in range(3)]
@@ -298,10 +297,7 @@ def test_a_frozen_network_gives_the_output_of_the_supernet_bit_for_bit(space, sp
     found = choices(supernet)
     draw = torch.Generator().manual_seed(5)
     indices = {key: int(torch.randint(len(c[0].names), (), generator=draw)) for key, c in found.items()}
-    size = max(len(c[0].names) for c in found.values())
-    one_hot = {
-        key: Gate(torch.nn.functional.one_hot(torch.tensor(k), size).float().unbind(), k) for key, k in indices.items()
-    }
+    one_hot = {key: Gate(None, k, HardGate(torch.ones(()))) for key, k in indices.items()}
     images = torch.randn(4, *spec.input_shape, generator=draw)
     with torch.no_grad():
         with gates(found, one_hot):

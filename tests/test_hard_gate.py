@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.hard_gate import inner_product, last_norm, pass_through, run_gated
+from nas.hard_gate import HardGate, inner_product, last_norm, pass_through
 from nas.ops import FactorizedReduce, ReLUConvBN, SepConv
 
 
@@ -34,7 +34,7 @@ def test_value_and_gradients_are_those_of_the_product(name, layout):
     x = torch.randn(5, 4, 6, 6, generator=generator).to(memory_format=layout)
     results = []
     for run in (
-        lambda gate, x: run_gated(module, gate, x),
+        lambda gate, x: HardGate(gate).run(module, x),
         lambda gate, x: same(x) * gate,
     ):
         gate, inputs = torch.ones((), requires_grad=True), x.clone().requires_grad_()
@@ -49,6 +49,22 @@ def test_value_and_gradients_are_those_of_the_product(name, layout):
     assert list(module.state_dict()) == list(same.state_dict())
     for one, other in zip(module.buffers(), same.buffers(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_candidates_that_share_a_gate_add_up_in_its_gradient():
+    x, found = torch.randn(5, 4, 6, 6), []
+    for shared in (True, False):
+        gate = torch.ones((), requires_grad=True)
+        modules = [module for name, module in ops().items() if name != "no statistics"]
+        hard = [HardGate(gate)] * len(modules) if shared else [HardGate(gate) for _ in modules]
+        torch.manual_seed(0)  # weights are made anew
+        for module in modules:
+            for weight in module.parameters():
+                nn.init.normal_(weight)
+        sum((one.run(module, x) * 0.3).square().sum() for one, module in zip(hard, modules, strict=True)).backward()
+        found.append(gate.grad)
+    assert torch.allclose(*found, rtol=1e-5)
+    assert found[0] > 1
 
 
 def test_which_norms_take_the_gate():
@@ -69,14 +85,14 @@ def test_a_norm_keeps_no_output_for_the_gate():
 
     module, gate = ReLUConvBN(4, 4, 1, False, kernel_size=3), torch.ones((), requires_grad=True)
     x = torch.randn(5, 4, 6, 6)
-    assert saved(lambda: run_gated(module, gate, x)) < saved(lambda: module(x)) + 10
+    assert saved(lambda: HardGate(gate).run(module, x)) < saved(lambda: module(x)) + 10
     assert saved(lambda: pass_through(module(x), gate)) >= saved(lambda: module(x)) + x.numel()
 
 
 def test_a_candidate_that_fails_leaves_no_gate_behind():
     module, gate = ReLUConvBN(4, 4, 1, False, kernel_size=3), torch.ones((), requires_grad=True)
     with pytest.raises(RuntimeError):
-        run_gated(module, gate, torch.randn(1, 3, 6, 6))
+        HardGate(gate).run(module, torch.randn(1, 3, 6, 6))
     assert module[-1].weight is None
 
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from nas.errors import ConfigError, DivergenceError
 from nas.sampler import (
@@ -326,15 +327,24 @@ def test_by_key_pairs_rows_with_keys():
     weights = torch.tensor([[0.0, 1.0], [1.0, 0.0]], requires_grad=True)
     gates = Gates(weights, torch.tensor([1, 0])).by_key(["a", "b"], differentiable=True)
     assert [gates["a"].drawn, gates["b"].drawn] == [1, 0]
-    assert [w.item() for w in gates["a"].weights] == [0.0, 1.0]
-    (gates["a"].weights[1] * 3 + gates["b"].weights[0] * 5).backward()
+    assert [(gate.weights, gate.others) for gate in gates.values()] == [(None, None)] * 2
+    outputs = [gates[key].hard.run(nn.Identity(), torch.tensor(x)) for key, x in (("a", 3.0), ("b", 5.0))]
+    sum(outputs).backward()
     assert weights.grad.tolist() == [[0.0, 3.0], [5.0, 0.0]]
+
+
+def test_by_key_adds_the_gates_of_undrawn_candidates_where_they_count_as_ones():
+    weights = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)
+    gates = Gates(weights, torch.tensor([1, 0]), undrawn_as_ones=True).by_key(["a", "b"], differentiable=True)
+    assert gates["a"].others.item() == 0
+    (gates["a"].others * 3 + gates["b"].others * 5).backward()
+    assert weights.grad.tolist() == [[3.0, 0.0, 3.0], [0.0, 5.0, 5.0]]
 
 
 def test_by_key_without_a_gradient_carries_no_graph():
     weights = torch.rand(2, 3, requires_grad=True) * 1
     drawn = Gates(weights, torch.tensor([1, 0])).by_key(["a", "b"], differentiable=False)
-    assert [gate.weights for gate in drawn.values()] == [None, None]
+    assert [(gate.weights, gate.hard) for gate in drawn.values()] == [(None, None)] * 2
     soft = Gates(weights).by_key(["a", "b"], differentiable=False)
     assert all(gate.drawn is None for gate in soft.values())
     assert not any(w.requires_grad for gate in soft.values() for w in gate.weights)

@@ -4,6 +4,7 @@ The search and its floor are those of scripts/bench_step, which builds the plain
 what is dead in it.
 """
 
+import copy
 import importlib.machinery
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nas.choice import freeze
 from nas.finite import Guard
 from nas.spaces.cell import Cell
 from step_bench.bench import Bench
@@ -26,9 +28,9 @@ SPACES = {"nas_bench_201": ["space.cells=1"], "darts": ["space.cells=3", "space.
 
 # Operators beyond the floor's, all of them on a few numbers.
 WEIGHT_STEP = 46  # sampling, what is measured, the norm of the gradient and clipping, what the guard reads
-ARCH_STEP = 86  # sampling and its backward pass, what is measured, Adam, what the guard reads
-ARCH_KEY = 12  # the gates of one row of logits, and their gradients
-ARCH_CHOICE = 16  # one gate handed to the operation that runs, its gradient computed and added to the others'
+ARCH_STEP = 80  # sampling and its backward pass, what is measured, Adam, what the guard reads
+ARCH_KEY = 12  # the gate of one row of logits as the scale of norms of three widths, and their gradients' sums
+ARCH_CHOICE = 6  # a gate of which the inner product is its gradient, added to that of the others with its row
 
 # Where the time goes: a weight step runs exactly the floor's.
 LARGE = ("convolution", "batch_norm", "pool", "threshold", "relu", "aten.cat", "mm")
@@ -89,6 +91,15 @@ def test_one_transfer_to_the_host_a_step(bench, monkeypatch):
     for (_, weight), _, (_, architecture), _ in steps(bench, 2):
         assert weight.calls == ["tolist"]
         assert architecture.calls == ["tolist"]
+
+
+def test_the_plain_network_of_a_cell_without_a_living_edge_into_its_output():
+    bench = Bench(["space=nas_bench_201", *SMALL, "space.cells=1"])
+    chosen = dict.fromkeys(bench.state.arch.keys, "none") | {"cell/0-1": "nor_conv_3x3"}
+    assert chosen.keys() == set(bench.state.arch.keys)
+    (batch, _), _ = bench.next_batches()
+    frozen = freeze(copy.deepcopy(bench.state.supernet), chosen)
+    assert torch.equal(bench.floor(chosen).network(batch[0]), frozen(batch[0]))
 
 
 class WeightGradients(TorchDispatchMode):

@@ -49,11 +49,7 @@ def gives_zeros(edge: nn.Module, of_zeros: bool) -> bool:
 def only_drawn(edge: nn.Module) -> nn.Module | None:
     """The operation that is all of an edge; None for edges of another kind, where several operations run, or where
     undrawn ones get a gradient."""
-    gate = edge.gate if isinstance(edge, Choice) else None
-    if gate is None or gate.drawn is None or (gate.undrawn_as_ones and gate.weights is not None):
-        return None
-    assert isinstance(edge, Choice)
-    return edge.candidates[gate.drawn]
+    return edge.alone if isinstance(edge, Choice) else None
 
 
 def keeps_zeros(module: nn.Module) -> bool:

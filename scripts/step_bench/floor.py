@@ -15,7 +15,7 @@ from nas.spaces.cell import Cell
 class PlainCell(nn.Module):
     """The living edges of a frozen cell, and nothing else.
 
-    edges: node -> its (source, module) pairs; zeros: nodes that are 0 but have to be there for the output.
+    plan: node -> its (source, module) pairs; zeros: node -> what gives 0, of those that have to be there all the same.
     """
 
     def __init__(self, cell):
@@ -36,10 +36,10 @@ class PlainCell(nn.Module):
             if node in wanted:
                 wanted |= {source for source, _ in into[node]}
         self.count, self.needed = count, needed
-        self.zero = next((edge for edge in cell.edges[0] if isinstance(edge, Zero)), None)  # for shapes
         self.modules_of = nn.ModuleList(edge for node in into if node in wanted for _, edge in into[node])
         self.plan = {node: edges for node, edges in into.items() if node in wanted and edges}
-        self.zeros = [node for node in needed if node not in alive]
+        # What comes from the cell's first input can only be `none` there, or the node would not be dead.
+        self.zeros = {node: cell.edges[node - cell.inputs][0] for node in needed if node not in alive}
         self.to_inputs = False  # whether the backward pass ends at the inputs
 
     def forward(self, states):
@@ -48,8 +48,8 @@ class PlainCell(nn.Module):
             nodes = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in nodes]
         for node, edges in self.plan.items():
             nodes[node] = functools.reduce(operator.add, [edge(nodes[source]) for source, edge in edges])
-        for node in self.zeros:
-            nodes[node] = self.zero(nodes[0])
+        for node, none in self.zeros.items():
+            nodes[node] = none(nodes[0])
         return [nodes[node] for node in self.needed]
 
 
