@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# f(gate * x) = gate * f(x) for gates > 0.
+HOMOGENEOUS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
 class HardGate:
@@ -27,7 +29,11 @@ class HardGate:
 
         A candidate that ends in a batch norm without scale, as those of published searches do, takes the gate as that
         scale: the backward pass of the norm has the inner product anyway, and the output need not be kept for it.
+        Pooling takes the gate at its input, which is kept for its backward pass, instead of keeping its output too.
         """
+        if type(candidate) in HOMOGENEOUS and len(inputs) == 1 and not named:
+            pooled: Tensor = candidate(pass_through(inputs[0], self._value))
+            return pooled
         norm = last_norm(candidate)
         if norm is None:
             return pass_through(candidate(*inputs, **named), self._value)

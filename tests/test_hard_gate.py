@@ -19,6 +19,8 @@ def ops():
         "pool": nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(4, affine=False)),
         "reduce": FactorizedReduce(4, 4, False),
         "identity": nn.Identity(),
+        "average": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        "maximum": nn.MaxPool2d(3, 1, 1),
         "affine": ReLUConvBN(4, 4, 1, True, kernel_size=1),
         "no statistics": nn.BatchNorm2d(4, affine=False, track_running_stats=False),
         "norm used twice": nn.Sequential(nn.Sequential(nn.ReLU(), shared), nn.Sequential(nn.ReLU(), shared)),
@@ -87,6 +89,14 @@ def test_a_norm_keeps_no_output_for_the_gate():
     x = torch.randn(5, 4, 6, 6)
     assert saved(lambda: HardGate(gate).run(module, x)) < saved(lambda: module(x)) + 10
     assert saved(lambda: pass_through(module(x), gate)) >= saved(lambda: module(x)) + x.numel()
+
+
+def test_pooling_keeps_no_output_for_the_gate():
+    pool, gate = nn.AvgPool2d(3, 1, 1), torch.ones((), requires_grad=True)
+    x, kept = torch.randn(5, 4, 6, 6), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        HardGate(gate).run(pool, x.requires_grad_())
+    assert set(kept) <= {x.data_ptr(), gate.data_ptr()}
 
 
 def test_a_candidate_that_fails_leaves_no_gate_behind():
