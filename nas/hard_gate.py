@@ -3,8 +3,6 @@
 What remains of such a gate is its gradient, the inner product <gradient, output>.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,8 +37,11 @@ class HardGate:
         norm = last_norm(candidate)
         if norm is None:
             return pass_through(candidate(*inputs, **named), self._value)
-        with scaled(norm, self._scale_of(norm)):
+        norm._parameters["weight"] = self._scale_of(norm)  # type: ignore[assignment]  # not a Parameter, for this pass
+        try:
             output: Tensor = candidate(*inputs, **named)
+        finally:
+            norm._parameters["weight"] = None
         return output
 
     def _scale_of(self, norm: _BatchNorm) -> Tensor:
@@ -52,17 +53,6 @@ class HardGate:
             # Contiguous: on a CPU torch takes wrong numbers from a scale that is expanded.
             self._scales[kind] = self._value.to(dtype).expand(width).contiguous()
         return self._scales[kind]
-
-
-@contextmanager
-def scaled(norm: _BatchNorm, scale: Tensor | None) -> Iterator[None]:
-    """Inside, a batch norm has this scale (C,), which is not a Parameter; None for none."""
-    before = norm._parameters["weight"]
-    norm._parameters["weight"] = scale  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        norm._parameters["weight"] = before
 
 
 def last_norm(candidate: nn.Module) -> _BatchNorm | None:

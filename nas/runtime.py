@@ -16,7 +16,6 @@ from torch import nn
 
 from nas import processes
 from nas.allocator import keep_freed_memory
-from nas.cuda_graphs import replay_candidates
 from nas.errors import ConfigError, DeviceError
 from nas.finite import Guard, OnNonfinite
 from nas.precision import Precision
@@ -31,10 +30,8 @@ class Runtime:
     threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
     result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
     of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
-    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. cuda_graphs:
-    replay the candidates of a supernet as CUDA graphs, see `nas.cuda_graphs`; only by a process that has a GPU and is
-    alone. profile: record a few steps of search and retraining, see `nas.step_profile`. on_nonfinite, max_skipped: see
-    `OnNonfinite`.
+    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. profile: record
+    a few steps of search and retraining, see `nas.step_profile`. on_nonfinite, max_skipped: see `OnNonfinite`.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
     """
 
@@ -47,7 +44,6 @@ class Runtime:
         memory_format: str = "channels_last",
         precision: str = "fp32",
         compile: str | None = None,
-        cuda_graphs: bool = False,
         on_nonfinite: str = "stop",
         max_skipped: int = 10,
         profile: bool = False,
@@ -75,7 +71,6 @@ class Runtime:
                 fix="set runtime.compile=inductor",
             )
         self.compile = compile
-        self.cuda_graphs = cuda_graphs and self.device.type == "cuda" and processes.world() == 1
         self.profile = profile
 
     def start(self, seed: int) -> None:
@@ -112,11 +107,6 @@ class Runtime:
             return network
         compiled: Callable[..., Any] = torch.compile(network, backend=self.compile)
         return compiled
-
-    def prepare_supernet(self, supernet: nn.Module) -> None:
-        """Before its first step."""
-        if self.cuda_graphs:
-            replay_candidates(supernet)
 
     def guard(self) -> Guard:
         """A fresh one, for a stage."""
