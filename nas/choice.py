@@ -119,7 +119,7 @@ class Choice(nn.Module):
         return mixed if gate.share is None else gate.share * mixed
 
     def _candidate(self, index: int) -> nn.Module:
-        """What ``candidates[index]`` is, for a tenth of the time: a step asks for it hundreds of times."""
+        """What ``candidates[index]`` is, in less time: a step asks for it hundreds of times."""
         candidate = self.candidates._modules[str(index)]
         assert candidate is not None  # __init__
         return candidate

@@ -43,8 +43,8 @@ def export(
 
     metadata: what metadata.json holds beside what this adds, see `nas.stages.export`. again: in place of the files that
     the same run left there before it was killed.
-    Raises OutputError if the directory is not empty, if a file, loaded in a fresh process, does not give the network's
-    outputs, or if the network can be had in none of the formats. Nothing is written then.
+    Raises OutputError if the directory is not empty, unless `again`; if a file, loaded in a fresh process, does not
+    give the network's outputs; or if the network can be had in none of the formats. Nothing is written then.
     """
     if not again and directory.exists() and any(directory.iterdir()):
         raise OutputError(

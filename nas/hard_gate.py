@@ -22,7 +22,7 @@ class HardGate:
 
     def __init__(self, value: Tensor) -> None:
         self._value = value
-        self._scales: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._scales: dict[tuple[int, torch.dtype, bool], Tensor] = {}
 
     def run(self, candidate: nn.Module, *inputs: Any, **named: Any) -> Tensor:
         """The candidate's output, differentiable in the gate.
@@ -47,9 +47,9 @@ class HardGate:
     def _scale_of(self, norm: _BatchNorm) -> Tensor:
         """(C,): one for all norms of a width, so that autograd adds up their gradients before it takes the sum."""
         assert norm.running_mean is not None  # last_norm
-        kind = norm.num_features, norm.running_mean.dtype
+        width, dtype = norm.num_features, norm.running_mean.dtype
+        kind = width, dtype, torch.is_grad_enabled()  # a part of a model may run without
         if kind not in self._scales:
-            width, dtype = kind
             # Contiguous: on a CPU torch takes wrong numbers from a scale that is expanded.
             self._scales[kind] = self._value.to(dtype).expand(width).contiguous()
         return self._scales[kind]

@@ -69,6 +69,15 @@ def test_candidates_that_share_a_gate_add_up_in_its_gradient():
     assert found[0] > 1
 
 
+def test_a_part_that_runs_without_gradients_leaves_the_others_theirs():
+    gate, x = torch.ones((), requires_grad=True), torch.randn(5, 4, 6, 6)
+    hard, module = HardGate(gate), ReLUConvBN(4, 4, 1, False, kernel_size=1)
+    with torch.no_grad():
+        hard.run(module, x)
+    (hard.run(module, x) * x).sum().backward()
+    assert gate.grad != 0
+
+
 def test_which_norms_take_the_gate():
     found = {name for name, module in ops().items() if last_norm(module) is not None}
     assert found == {"norm alone", "relu conv norm", "separable", "pool"}
