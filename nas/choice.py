@@ -101,7 +101,7 @@ class Choice(nn.Module):
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
         if gate.drawn is not None:
-            candidate = self._candidate(gate.drawn)
+            candidate = self.candidates[gate.drawn]
             if gate.hard is None:
                 output: Tensor = candidate(*inputs, **named)
             else:
@@ -118,12 +118,6 @@ class Choice(nn.Module):
         mixed: Tensor = functools.reduce(operator.add, terms)
         return mixed if gate.share is None else gate.share * mixed
 
-    def _candidate(self, index: int) -> nn.Module:
-        """What ``candidates[index]`` is, in less time: a step asks for it hundreds of times."""
-        candidate = self.candidates._modules[str(index)]
-        assert candidate is not None  # __init__
-        return candidate
-
     @property
     def alone(self) -> nn.Module | None:
         """The candidate whose output is all of the choice's under the gate that is set; None where several run, or
@@ -131,7 +125,7 @@ class Choice(nn.Module):
         gate = self.gate
         if gate is None or gate.drawn is None or gate.others is not None:
             return None
-        return self._candidate(gate.drawn)
+        return self.candidates[gate.drawn]
 
     @property
     def share(self) -> Tensor | None:

@@ -45,13 +45,7 @@ class Gates:
         Raises DivergenceError if the weights are not numbers, where looking costs no wait: what is drawn comes to the
         host anyway, and on a CPU all is there.
         """
-        broken, drawn = self.weights.detach().isnan().any(dim=-1), [None] * len(keys)
-        if self.drawn is not None:
-            # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
-            drawn, lost = torch.stack([self.drawn, broken]).tolist()
-            refuse_nan(keys, lost)
-        elif self.weights.device.type == "cpu":
-            refuse_nan(keys, broken.tolist())
+        broken = self.weights.detach().isnan().any(dim=-1)
         weights = self.weights if differentiable else self.weights.detach()
         nothing: Sequence[None] = [None] * len(keys)
         shares: Sequence[Tensor | None] = nothing
@@ -59,8 +53,13 @@ class Gates:
             shares = (self.shares if differentiable else self.shares.detach()).unbind()
         # Unbound, as indexing in every choice would add a gradient of full size for each of them.
         if self.drawn is None:
+            if weights.device.type == "cpu":
+                refuse_nan(keys, broken.tolist())
             rows = [row.unbind() for row in weights.unbind()]
             return {key: Gate(row, None, share=share) for key, row, share in zip(keys, rows, shares, strict=True)}
+        # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
+        drawn, lost = torch.stack([self.drawn, broken]).tolist()
+        refuse_nan(keys, lost)
         hard: Sequence[HardGate | None] = nothing
         others: Sequence[Tensor | None] = nothing
         if weights.requires_grad:

@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Runs:
-    """Starts runs that are alike, each in a directory of its own. What they print goes to ``log``, where this process is.
+    """Starts runs that are alike, each in a directory of its own. What they print goes to ``log``, where this one runs.
 
     overrides: of nas-run, beside those that make it tiny.
     """

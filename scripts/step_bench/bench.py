@@ -93,9 +93,9 @@ class Bench:
         draws = torch.Generator().manual_seed(0)
         totals = dict.fromkeys(MEMORY_FORMATS, 0.0)
         for _ in range(4):
-            rows = draw(Uniform(), self.state.arch, self.tau, draws).drawn
+            drawn = draw(Uniform(), self.state.arch, self.tau, draws).drawn
             for name in totals:
-                floor = self.floor(self.named(rows), name)
+                floor = self.floor(self.named(drawn), name)
                 totals[name] += min(self.timed(floor.weight_step, batch)[clock] for _ in range(3))
         return min(totals, key=totals.__getitem__)
 
