@@ -25,14 +25,14 @@ class Gate:
     weights: (K,) factor of each candidate's output, or None when only one runs; () for an edge that is left out.
     drawn: the only candidate that runs, or None when all of them run.
     hard: the gate of the drawn candidate; None when nothing differentiates through it.
-    others: () the sum of the gates of the undrawn candidates, 0, added to the output for their gradient; None for none.
+    others: (K,) gates; those of undrawn candidates, 0, are added to the output for their gradient. None for none.
     share: a factor of the choice's output, () tensor: its part of the sum that it takes part in; None for 1.
     """
 
     weights: tuple[Tensor, ...] | None
     drawn: int | None
     hard: HardGate | None = None
-    others: Tensor | None = None
+    others: tuple[Tensor, ...] | None = None
     share: Tensor | None = None
 
 
@@ -107,7 +107,7 @@ class Choice(nn.Module):
             else:
                 output = gate.hard.run(candidate, *inputs, **named)
             if gate.others is not None:
-                output = output + gate.others
+                output = output + sum(gate.others[i] for i in range(len(self.names)) if i != gate.drawn)
             return output if gate.share is None else gate.share * output
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")

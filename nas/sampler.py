@@ -61,12 +61,12 @@ class Gates:
         drawn, lost = torch.stack([self.drawn, broken]).tolist()
         refuse_nan(keys, lost)
         hard: Sequence[HardGate | None] = nothing
-        others: Sequence[Tensor | None] = nothing
+        others: Sequence[tuple[Tensor, ...] | None] = nothing
         if weights.requires_grad:
             chosen = weights.gather(-1, self.drawn[:, None]).squeeze(-1)
             hard = [HardGate(value) for value in chosen.unbind()]
             if self.undrawn_as_ones:
-                others = (weights.sum(dim=-1) - chosen).unbind()
+                others = [row.unbind() for row in weights.unbind()]
         return {
             key: Gate(None, index, gate, rest, share)
             for key, index, gate, rest, share in zip(keys, drawn, hard, others, shares, strict=True)

@@ -5,6 +5,8 @@ import torch
 from scipy import stats
 from torch import nn
 
+from nas.choice import Choice
+from nas.choice import gates as choice_gates
 from nas.errors import ConfigError, DivergenceError
 from nas.sampler import (
     ESTIMATORS,
@@ -336,9 +338,14 @@ def test_by_key_pairs_rows_with_keys():
 def test_by_key_adds_the_gates_of_undrawn_candidates_where_they_count_as_ones():
     weights = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)
     gates = Gates(weights, torch.tensor([1, 0]), undrawn_as_ones=True).by_key(["a", "b"], differentiable=True)
-    assert gates["a"].others.item() == 0
-    (gates["a"].others * 3 + gates["b"].others * 5).backward()
-    assert weights.grad.tolist() == [[3.0, 0.0, 3.0], [0.0, 5.0, 5.0]]
+    choice = Choice({name: nn.Identity() for name in ("x", "y", "z")})
+    outputs = []
+    for key, x in (("a", 3.0), ("b", 5.0)):
+        with choice_gates({"choice": [choice]}, {"choice": gates[key]}):
+            outputs.append(choice(torch.tensor(x)))
+    assert [output.item() for output in outputs] == [3.0, 5.0]
+    (outputs[0] * 3 + outputs[1] * 5).backward()
+    assert weights.grad.tolist() == [[3.0, 9.0, 3.0], [25.0, 5.0, 5.0]]
 
 
 def test_by_key_without_a_gradient_carries_no_graph():
