@@ -84,9 +84,9 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
                 raise
             sys.exit(FAILED)
         finally:
-            # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing.
-            if torchrun.writes():
-                remove_if_empty(made)
+            # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing. Of
+            # several processes each tries, as torchrun ends the others when the first of them is gone.
+            remove_if_empty(made)
 
     with torchrun.left_at_once(), torchrun.one_voice():
         try:
@@ -112,5 +112,6 @@ def fail(message: str, code: int) -> NoReturn:
 def remove_if_empty(directory: Path) -> None:
     with contextlib.suppress(OSError):  # not empty, or not there
         directory.rmdir()
-        if directory.parent != Path.cwd():  # which was there before, as `runs` may not have been
+    if directory.parent != Path.cwd():  # which was there before, as `runs` may not have been
+        with contextlib.suppress(OSError):
             directory.parent.rmdir()

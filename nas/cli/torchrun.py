@@ -68,15 +68,6 @@ def tells_errors() -> bool:
     return processes.first_to("tell an error")
 
 
-def writes() -> bool:
-    """Whether this is the process that leaves something behind."""
-    if started() == 1:
-        return True
-    from nas import processes
-
-    return processes.first()
-
-
 def common(directory: Path) -> Path:
     """The run's directory, that of the first process: each has made one, named by its own clock."""
     if started() == 1:

@@ -11,6 +11,7 @@ import torch
 from cli.conftest import TINY, Outcome
 from launch import torchrun
 
+from nas.cli.command import remove_if_empty
 from nas.cli.torchrun import left_at_once, refuse_several
 from nas.errors import ConfigError
 
@@ -140,6 +141,19 @@ def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path: Path) -> None:
     )
     assert "exitcode  : 2" in ended.stderr  # as torchrun reports it
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_directory_goes_whichever_process_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for there in ("runs/two", "runs", "."):  # what the other process has left of it
+        (tmp_path / there).mkdir(parents=True, exist_ok=True)
+        remove_if_empty(tmp_path / "runs" / "two")
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    remove_if_empty(tmp_path / "runs" / "two")
+    assert (tmp_path / "runs" / "other").exists()
 
 
 def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
