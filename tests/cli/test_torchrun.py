@@ -143,9 +143,7 @@ def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_directory_goes_whichever_process_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_directory_goes_whichever_process_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for there in ("runs/two", "runs", "."):  # what the other process has left of it
         (tmp_path / there).mkdir(parents=True, exist_ok=True)
