@@ -17,11 +17,14 @@ HOMOGENEOUS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPoo
 class HardGate:
     """The gate of the drawn candidates of all choices that share a row of logits.
 
-    value: () tensor, 1.
+    value: () tensor, 1. all_values, index: those of all choices, (choices,), and where this one is among them, for what
+    has the gradient of several at once; None where nobody asks.
     """
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, *, all_values: Tensor | None = None, index: int = 0) -> None:
         self._value = value
+        self.all_values = all_values
+        self.index = index
         self._scales: dict[tuple[int, torch.dtype, bool], Tensor] = {}
 
     def run(self, candidate: nn.Module, *inputs: Any, **named: Any) -> Tensor:

@@ -16,9 +16,11 @@ from torch import nn
 
 from nas import processes
 from nas.allocator import keep_freed_memory
+from nas.cuda_graphs import CudaGraphs
 from nas.errors import ConfigError, DeviceError
 from nas.finite import Guard, OnNonfinite
 from nas.precision import Precision
+from nas.replay import replay
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -30,8 +32,10 @@ class Runtime:
     threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
     result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
     of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
-    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. profile: record
-    a few steps of search and retraining, see `nas.step_profile`. on_nonfinite, max_skipped: see `OnNonfinite`.
+    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. cuda_graphs:
+    replay a supernet's operations as CUDA graphs, see `nas.replay`; in a process that has a GPU and is the only one.
+    profile: record a few steps of search and retraining, see `nas.step_profile`. on_nonfinite, max_skipped: see
+    `OnNonfinite`.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
     """
 
@@ -44,6 +48,7 @@ class Runtime:
         memory_format: str = "channels_last",
         precision: str = "fp32",
         compile: str | None = None,
+        cuda_graphs: bool = False,
         on_nonfinite: str = "stop",
         max_skipped: int = 10,
         profile: bool = False,
@@ -71,6 +76,7 @@ class Runtime:
                 fix="set runtime.compile=inductor",
             )
         self.compile = compile
+        self.cuda_graphs = cuda_graphs and self.device.type == "cuda" and processes.world() == 1
         self.profile = profile
 
     def start(self, seed: int) -> None:
@@ -100,6 +106,11 @@ class Runtime:
             if tensor.ndim == 4:
                 tensor.data = tensor.data.to(memory_format=self.memory_format)
         return model
+
+    def prepare_supernet(self, supernet: nn.Module) -> None:
+        """Once it is placed, before its first step."""
+        if self.cuda_graphs:
+            replay(supernet, CudaGraphs(self.device))
 
     def compiled(self, network: nn.Module) -> Callable[..., Any]:
         """The forward pass of a network, compiled if that is asked for. Its weights stay the network's."""

@@ -64,7 +64,7 @@ class Gates:
         others: Sequence[tuple[Tensor, ...] | None] = nothing
         if weights.requires_grad:
             chosen = weights.gather(-1, self.drawn[:, None]).squeeze(-1)
-            hard = [HardGate(value) for value in chosen.unbind()]
+            hard = [HardGate(value, all_values=chosen, index=i) for i, value in enumerate(chosen.unbind())]
             if self.undrawn_as_ones:
                 others = [row.unbind() for row in weights.unbind()]
         return {

@@ -45,6 +45,8 @@ class FirstOrder:
     levels' steps.
     """
 
+    replays = True  # whether its passes may be replayed, which cannot be differentiated twice: see nas.replay
+
     def __init__(
         self,
         *,

@@ -29,6 +29,8 @@ class SecondOrder(FirstOrder):
     of), or weights that are not trained by SGD.
     """
 
+    replays = False
+
     def __init__(self, *, method: str = "difference", radius: float = 0.01, **arguments: Any) -> None:
         super().__init__(**arguments)
         if method not in METHODS:

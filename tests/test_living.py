@@ -9,7 +9,7 @@ from nas.choice import Choice, Gate
 from nas.ops import Noise, Zero
 from nas.sampler import GDAS
 from nas.spaces import cell as cell_module
-from nas.spaces.living import keeps_zeros, living
+from nas.spaces.living import keeps_zeros, living, only_drawn
 
 
 def chosen(name, *, candidates=("none", "skip", "conv")):
@@ -22,8 +22,8 @@ def chosen(name, *, candidates=("none", "skip", "conv")):
 
 def plan(*rows, inputs=1, outputs=None):
     """rows: the names of the edges into each node."""
-    edges = [[chosen(name) for name in row.split()] for row in rows]
-    found = living(edges, inputs=inputs, outputs=[inputs + len(rows) - 1] if outputs is None else outputs)
+    operations = [[only_drawn(chosen(name)) for name in row.split()] for row in rows]
+    found = living(operations, inputs=inputs, outputs=[inputs + len(rows) - 1] if outputs is None else outputs)
     return [sources if needed else None for sources, needed in found]
 
 
@@ -50,11 +50,12 @@ def test_only_what_is_known_to_keep_zeros_rests():
 
 def test_edges_without_gates_all_live():
     edges = [[Zero(2, 2, 1, False)], [nn.Identity(), nn.Identity()]]
-    assert living(edges, inputs=1, outputs=[2]) == [([0], True), ([0, 1], True)]
+    operations = [[only_drawn(edge) for edge in incoming] for incoming in edges]
+    assert living(operations, inputs=1, outputs=[2]) == [([0], True), ([0, 1], True)]
 
 
-def everything(edges, *, inputs, outputs):
-    return [(list(range(len(incoming))), True) for incoming in edges]
+def everything(operations, *, inputs, outputs):
+    return [(list(range(len(incoming))), True) for incoming in operations]
 
 
 def gradients(searcher):

@@ -280,6 +280,7 @@ def test_it_goes_on_where_it_stopped():
 def test_a_step_does_not_wait_for_the_gpu():
     step = TrainingStep(auxiliary_weight=0.4, grad_clip=1.0, label_smoothing=0.1, accumulation=2)
     state = state_of(WithHead().cuda(), decay=0.9)
+    state.guard = Guard(late=True)  # as on a GPU
     images, labels = (tensor.cuda() for tensor in batch())
     step(state, (images, labels), Classification())  # which makes what later ones have
     torch.cuda.set_sync_debug_mode("error")

@@ -66,8 +66,9 @@ class Cell(nn.Module):
     def forward(self, states: list[Tensor]) -> list[Tensor]:
         """states: the input nodes, (N, C, H, W) each. Returns the nodes of `outputs`."""
         edges: list[list[nn.Module]] = [list(cast(nn.ModuleList, incoming)) for incoming in self.edges]
+        operations = [[only_drawn(edge) for edge in incoming] for incoming in edges]
         if self.training:
-            plan = living(edges, inputs=self.inputs, outputs=self.outputs)
+            plan = living(operations, inputs=self.inputs, outputs=self.outputs)
         else:
             plan = [(list(range(len(incoming))), True) for incoming in edges]
         nodes: dict[int, Any] = dict(enumerate(states))
@@ -76,7 +77,7 @@ class Cell(nn.Module):
                 terms = [self._run(incoming[source], nodes[source]) for source in sources]
                 nodes[node] = functools.reduce(operator.add, terms)  # not sum(), which begins with 0 + the first
             elif needed:
-                none = only_drawn(incoming[0])
+                none = operations[node - self.inputs][0]
                 assert none is not None  # what enters from the cell's own input is `none`, or the node were not zeros
                 nodes[node] = none(nodes[0])
         return [nodes[node] for node in self.outputs]

@@ -19,30 +19,30 @@ POINTWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.AvgPo
 
 
 def living(
-    edges: Sequence[Sequence[nn.Module]], *, inputs: int, outputs: Sequence[int]
+    operations: Sequence[Sequence[nn.Module | None]], *, inputs: int, outputs: Sequence[int]
 ) -> list[tuple[list[int], bool]]:
     """For each computed node the sources of its living edges, and whether it is needed at all: a node that is needed
     without a living edge is zeros.
 
-    edges: of each computed node, by source; the nodes before are the cell's `inputs`. outputs: nodes that it returns.
+    operations: of the edges into each computed node, by source, see `only_drawn`; the nodes before are the cell's
+    `inputs`. outputs: nodes that it returns.
     Right in training mode: with running statistics a norm does not turn zeros into zeros.
     """
     into: list[list[int]] = []
     nonzero = set(range(inputs))
-    for node, incoming in enumerate(edges, inputs):
-        into.append([source for source, edge in enumerate(incoming) if not gives_zeros(edge, source not in nonzero)])
+    for node, incoming in enumerate(operations, inputs):
+        into.append([source for source, one in enumerate(incoming) if not gives_zeros(one, source not in nonzero)])
         if into[-1]:
             nonzero.add(node)
     needed = set(outputs)
-    for node in reversed(range(inputs, inputs + len(edges))):
+    for node in reversed(range(inputs, inputs + len(operations))):
         if node in needed:
             needed.update(into[node - inputs])
     return [(sources, node in needed) for node, sources in enumerate(into, inputs)]
 
 
-def gives_zeros(edge: nn.Module, of_zeros: bool) -> bool:
-    """Whether the output of an edge is known to be zeros. of_zeros: whether its input is."""
-    operation = only_drawn(edge)
+def gives_zeros(operation: nn.Module | None, of_zeros: bool) -> bool:
+    """Whether the output of an operation is known to be zeros. of_zeros: whether its input is."""
     return isinstance(operation, Zero) or (of_zeros and operation is not None and keeps_zeros(operation))
 
 

@@ -98,6 +98,8 @@ class SearchStage:
             setup.benchmark.check(setup.space.options(setup.data.spec))
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
         self.describe(Genotype(setup.space.name, self.deriver(arch)))
+        if self.searcher.replays:
+            setup.runtime.prepare_supernet(supernet)
 
     def build_regulariser(self, arch: ArchParams) -> Sum | None:
         """All that the group ``regulariser`` chose, if anything."""

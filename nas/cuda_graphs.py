@@ -1,0 +1,40 @@
+"""Records what a GPU is given to do, and replays it: CUDA graphs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from nas.replay import Replay
+
+
+class CudaGraphs:
+    """The `nas.replay.Recorder` of a GPU. Its replays run on whatever stream is the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        # With its number, as a tensor's device has it.
+        self.device = torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
+        self._stream = torch.cuda.Stream(self.device)
+
+    def pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """On the stream that records, so that all that libraries prepare for it is there before."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+
+    def record(self, work: Replay, pool: Any) -> Replay:
+        # Not torch.cuda.graph, which collects garbage and empties the cache each time: a second, for a thousand graphs.
+        graph = torch.cuda.CUDAGraph()
+        with self.rehearsing():
+            graph.capture_begin(pool, capture_error_mode="thread_local")  # the loader's thread may use the GPU
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        return graph.replay
