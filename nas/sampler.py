@@ -31,12 +31,14 @@ class Gates:
     undrawn_as_ones: the gates of undrawn candidates are added as if those had returned 1 (GDAS' `autodl` estimator).
     shares: (choices,) factors of the choices' outputs; None where no choice is weighed. No sampler sets them: see
     `draw`.
+    host: what the host has to know of them, once it has been told: see `told`.
     """
 
     weights: Tensor
     drawn: Tensor | None = None
     undrawn_as_ones: bool = False
     shares: Tensor | None = None
+    host: tuple[list[int], list[int]] | None = None
 
     def by_key(self, keys: Sequence[str], *, differentiable: bool) -> dict[str, Gate]:
         """Gates for `nas.choice.gates`, row i for keys[i].
@@ -45,7 +47,6 @@ class Gates:
         Raises DivergenceError if the weights are not numbers, where looking costs no wait: what is drawn comes to the
         host anyway, and on a CPU all is there.
         """
-        broken = self.weights.detach().isnan().any(dim=-1)
         weights = self.weights if differentiable else self.weights.detach()
         nothing: Sequence[None] = [None] * len(keys)
         shares: Sequence[Tensor | None] = nothing
@@ -54,12 +55,11 @@ class Gates:
         # Unbound, as indexing in every choice would add a gradient of full size for each of them.
         if self.drawn is None:
             if weights.device.type == "cpu":
-                refuse_nan(keys, broken.tolist())
+                refuse_nan(keys, weights.detach().isnan().any(dim=-1).tolist())
             rows = [row.unbind() for row in weights.unbind()]
             return {key: Gate(row, None, share=share) for key, row, share in zip(keys, rows, shares, strict=True)}
-        # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
-        drawn, lost = torch.stack([self.drawn, broken]).tolist()
-        refuse_nan(keys, lost)
+        drawn, broken = self.host or told([self])[0].host or ([], [])
+        refuse_nan(keys, broken)
         hard: Sequence[HardGate | None] = nothing
         others: Sequence[tuple[Tensor, ...] | None] = nothing
         if weights.requires_grad:
@@ -71,6 +71,23 @@ class Gates:
             key: Gate(None, index, gate, rest, share)
             for key, index, gate, rest, share in zip(keys, drawn, hard, others, shares, strict=True)
         }
+
+
+def told(several: Sequence[Gates]) -> list[Gates]:
+    """The same gates once the host knows which candidates they draw, and which of their rows are not numbers. It waits
+    for a GPU once for all of them."""
+    rows = [
+        torch.stack([gates.drawn, gates.weights.detach().isnan().any(dim=-1)])
+        for gates in several
+        if gates.drawn is not None
+    ]
+    if len(rows) < len(several):
+        return list(several)
+    # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
+    return [
+        dataclasses.replace(gates, host=(drawn, broken))
+        for gates, (drawn, broken) in zip(several, torch.stack(rows).tolist(), strict=True)
+    ]
 
 
 def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
@@ -109,7 +126,10 @@ def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     that a search draws the same on a CPU and on a GPU, and rounds the same whatever the precision of the logits."""
     exponential = torch.empty(like.shape, device=generator.device).exponential_(generator=generator)
     # E can round to 0, where the logarithm has no finite value.
-    return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log().to(like.device)
+    noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
+    if like.device.type == "cuda" and noise.device.type == "cpu":
+        return noise.pin_memory().to(like.device, non_blocking=True)  # or the host would wait for the GPU
+    return noise.to(like.device)
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

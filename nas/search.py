@@ -157,6 +157,8 @@ def search(
             set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
             learns = epoch >= order.warmup_epochs and (epoch * steps + step + 1) % order.arch_every == 0
             with state.guard.at(epoch, step):
+                if learns and not order.arch_first:
+                    searcher.draw_ahead(tau)
                 if learns and order.arch_first:
                     arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
                 weights.add(searcher.weight_step(weight_batch, tau))

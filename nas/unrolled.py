@@ -12,7 +12,7 @@ from nas.choice import gates
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
-from nas.sampler import Gates, draw
+from nas.sampler import Gates
 from nas.searcher import FirstOrder, weights_frozen
 
 METHODS = ("difference", "exact")
@@ -71,7 +71,7 @@ class SecondOrder(FirstOrder):
     def _add_gradient(
         self, batch: Batch, weight_batch: Batch, temperature: float, factor: float
     ) -> tuple[Tensor, Tensor]:
-        drawn = packed(draw(self.sampler, self.arch, temperature, self.generator))
+        drawn = packed(self._next_gates(temperature))
         # A leaf between the logits and the gates: the passes below end there, and the sampler's own graph is gone
         # through once, at the end.
         leaf = drawn.detach().requires_grad_()

@@ -344,3 +344,20 @@ def test_steps_are_a_function_of_the_seed(space, spec):
         return losses
 
     assert trace() == trace()
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_drawing_ahead_draws_the_same(samples):
+    """To the bit: the logits do not move between the two steps' draws."""
+    results = []
+    for ahead in (False, True):
+        torch.manual_seed(0)
+        searcher = make(Small(), sampler=GDAS(samples=samples))
+        images, labels = torch.randn(2, 5, 4), torch.randint(3, (2, 5))
+        for _ in range(4):
+            if ahead:
+                searcher.draw_ahead(1.0)
+            searcher.weight_step((images[0], labels[0]), 1.0)
+            searcher.arch_step((images[1], labels[1]), (images[0], labels[0]), 1.0)
+        results.append([searcher.arch.logits.detach(), *searcher.weights, searcher.generator.get_state()])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))

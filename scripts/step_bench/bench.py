@@ -114,6 +114,7 @@ class Bench:
         state = self.state
 
         def weight():
+            self.searcher.draw_ahead(self.tau)
             result = self.searcher.weight_step(weight_batch, self.tau)
             state.weights_meter.add(result)
             self.losses["search"] = result.loss
