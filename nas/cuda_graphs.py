@@ -1,5 +1,6 @@
 """Records what a GPU is given to do, and replays it: CUDA graphs."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,10 +32,16 @@ class CudaGraphs:
     def record(self, work: Replay, pool: Any) -> Replay:
         # Not torch.cuda.graph, which collects garbage and empties the cache each time: a second, for a thousand graphs.
         graph = torch.cuda.CUDAGraph()
-        with self.rehearsing():
-            graph.capture_begin(pool, capture_error_mode="thread_local")  # the loader's thread may use the GPU
-            try:
-                work()
-            finally:
-                graph.capture_end()
+        collects = gc.isenabled()
+        gc.disable()  # a collection may free graphs that nobody has any more, which CUDA refuses while it records
+        try:
+            with self.rehearsing():
+                graph.capture_begin(pool, capture_error_mode="thread_local")  # the loader's thread may use the GPU
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
         return graph.replay

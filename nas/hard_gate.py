@@ -3,7 +3,9 @@
 What remains of such a gate is its gradient, the inner product <gradient, output>.
 """
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +30,25 @@ class HardGate:
         self._scales: dict[tuple[int, torch.dtype, bool], Tensor] = {}
 
     def run(self, candidate: nn.Module, *inputs: Any, **named: Any) -> Tensor:
-        """The candidate's output, differentiable in the gate.
+        """The candidate's output, differentiable in the gate."""
+        return self.run_instead(candidate, candidate, *inputs, **named)
+
+    def run_instead(self, candidate: nn.Module, call: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:
+        """As `run`, by a call that runs the candidate's modules in its place.
 
         A candidate that ends in a batch norm without scale, as those of published searches do, takes the gate as that
         scale: the backward pass of the norm has the inner product anyway, and the output need not be kept for it.
         Pooling takes the gate at its input, which is kept for its backward pass, instead of keeping its output too.
         """
         if type(candidate) in HOMOGENEOUS and len(inputs) == 1 and not named:
-            pooled: Tensor = candidate(pass_through(inputs[0], self._value))
+            pooled: Tensor = call(pass_through(inputs[0], self._value))
             return pooled
         norm = last_norm(candidate)
         if norm is None:
-            return pass_through(candidate(*inputs, **named), self._value)
+            return pass_through(call(*inputs, **named), self._value)
         norm._parameters["weight"] = self._scale_of(norm)  # type: ignore[assignment]  # not a Parameter, for this pass
         try:
-            output: Tensor = candidate(*inputs, **named)
+            output: Tensor = call(*inputs, **named)
         finally:
             norm._parameters["weight"] = None
         return output
@@ -67,7 +73,21 @@ def last_norm(candidate: nn.Module) -> _BatchNorm | None:
     if type(module) not in NORMS or module.affine or module.running_mean is None:
         return None
     assert isinstance(module, _BatchNorm)
-    return module if module is candidate or uses(candidate, module) == 1 else None
+    return module if module is candidate or is_used_once(candidate, module) else None
+
+
+# norm -> the candidate that is known to use it once: asked in every step, and only rebuilding a model changes it.
+_USED_ONCE: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
+
+
+def is_used_once(candidate: nn.Module, norm: nn.Module) -> bool:
+    known = _USED_ONCE.get(norm)
+    if known is not None and known() is candidate:
+        return True
+    once = uses(candidate, norm) == 1
+    if once:
+        _USED_ONCE[norm] = ref(candidate)
+    return once
 
 
 def uses(module: nn.Module, part: nn.Module) -> int:
@@ -99,7 +119,7 @@ def inner_product(one: Tensor, other: Tensor) -> Tensor:
     if one.dtype != other.dtype or one.dtype not in (torch.float32, torch.float64):
         return (one * other).sum(dtype=torch.float32)
     if one.ndim == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (one, other)):
-        one, other = one.movedim(1, -1), other.movedim(1, -1)  # so that the next line copies nothing
+        one, other = (x.as_strided((x.numel(),), (1,)) for x in (one, other))  # in the order of memory, without a copy
     # Reads both once and writes nothing: less than half the time of (one * other).sum().
     return torch.dot(one.reshape(-1), other.reshape(-1))
 

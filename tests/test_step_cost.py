@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.choice import freeze
@@ -32,7 +33,7 @@ ARCH_STEP = 80  # sampling and its backward pass, what is measured, Adam, what t
 ARCH_KEY = 12  # the gate of one row of logits as the scale of norms of three widths, and their gradients' sums
 ARCH_CHOICE = 6  # a gate of which the inner product is its gradient, added to that of the others with its row
 
-# Where the time goes: a weight step runs exactly the floor's.
+# Where the time goes: a weight step runs exactly the floor's, but for ReLUs that operations share.
 LARGE = ("convolution", "batch_norm", "pool", "threshold", "relu", "aten.cat", "mm")
 
 
@@ -57,8 +58,21 @@ def large(operators):
     return {name: count for name, count in operators.counts.items() if any(part in name for part in LARGE)}
 
 
+def shared_relus(floor):
+    """How many ReLUs of a plain network's cells compute what another one does: they leave the same node."""
+    sources = [
+        (cell, source)
+        for cell, modules in enumerate(floor.cells)
+        for edges in modules.plan.values()
+        for source, edge in edges
+        if isinstance(edge, nn.Sequential) and isinstance(edge[0], nn.ReLU)
+    ]
+    return len(sources) - len(set(sources))
+
+
 def steps(bench, count):
-    """(weight step, its floor's, architecture step, its floor's), each the operators and host transfers counted."""
+    """(weight step, its floor's, architecture step, its floor's), each the operators and host transfers counted, and
+    how many ReLUs the weight step has fewer than its floor."""
     for _ in range(count):
         pair, _ = bench.next_batches()
         floors = [bench.floor(chosen) for chosen in bench.coming()]
@@ -67,28 +81,34 @@ def steps(bench, count):
         plain.append(counted(floors[1].arch_step, pair[1]))
         weight = counted(bench.searcher.weight_step, pair[0], 1.0)
         architecture = counted(bench.searcher.arch_step, pair[1], pair[0], 1.0)
-        yield weight, plain[0], architecture, plain[1]
+        yield weight, plain[0], architecture, plain[1], shared_relus(floors[0])
 
 
 def test_operators_of_a_step_are_those_of_the_drawn_network(bench):
     places = sum(len(sharing) for sharing in bench.searcher.choices.values())
     keys = len(bench.state.arch.keys)
-    for (weight, _), (floor, _), (architecture, _), (arch_floor, _) in steps(bench, 4):
+    fewer = 0
+    for (weight, _), (floor, _), (architecture, _), (arch_floor, _), shared in steps(bench, 4):
         # Beyond the floor's, the guard puts the loss and the norms of all gradients together for the host.
-        assert large(weight) == large(floor) | {"aten.cat": large(floor).get("aten.cat", 0) + 1}
+        expected = large(floor) | {"aten.cat": large(floor).get("aten.cat", 0) + 1}
+        for name in ("aten.relu", "aten.threshold_backward"):
+            expected[name] -= shared
+        assert large(weight) == expected
+        fewer += shared
         # Momentum of operations that are drawn for the first time.
         begun = weight.counts.get("aten.zeros_like", 0)
-        assert floor.total <= weight.total <= floor.total + WEIGHT_STEP + begun
+        assert floor.total - 3 * shared <= weight.total <= floor.total + WEIGHT_STEP + begun
         # The floor goes back to the inputs of the first cells' choices, the search to their outputs.
         allowed = arch_floor.counts | {"aten.cat": arch_floor.counts.get("aten.cat", 0) + 1}
         assert all(count <= allowed.get(name, 0) for name, count in large(architecture).items())
         assert architecture.total <= arch_floor.total + ARCH_STEP + ARCH_KEY * keys + ARCH_CHOICE * places
+    assert fewer > 0
 
 
 def test_one_transfer_to_the_host_a_step(bench, monkeypatch):
     # As on a GPU, where what the guard reads is copied while the next step is computed.
     monkeypatch.setattr(bench.searcher, "guard", Guard(late=True))
-    for (_, weight), _, (_, architecture), _ in steps(bench, 2):
+    for (_, weight), _, (_, architecture), *_ in steps(bench, 2):
         assert weight.calls == ["tolist"]
         assert architecture.calls == ["tolist"]
 

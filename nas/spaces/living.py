@@ -31,19 +31,20 @@ def living(
     into: list[list[int]] = []
     nonzero = set(range(inputs))
     for node, incoming in enumerate(operations, inputs):
-        into.append([source for source, one in enumerate(incoming) if not gives_zeros(one, source not in nonzero)])
-        if into[-1]:
+        sources = []
+        for source, operation in enumerate(incoming):
+            if operation is None or not (
+                isinstance(operation, Zero) or (source not in nonzero and keeps_zeros(operation))
+            ):
+                sources.append(source)
+        into.append(sources)
+        if sources:
             nonzero.add(node)
     needed = set(outputs)
     for node in reversed(range(inputs, inputs + len(operations))):
         if node in needed:
             needed.update(into[node - inputs])
     return [(sources, node in needed) for node, sources in enumerate(into, inputs)]
-
-
-def gives_zeros(operation: nn.Module | None, of_zeros: bool) -> bool:
-    """Whether the output of an operation is known to be zeros. of_zeros: whether its input is."""
-    return isinstance(operation, Zero) or (of_zeros and operation is not None and keeps_zeros(operation))
 
 
 def only_drawn(edge: nn.Module) -> nn.Module | None:

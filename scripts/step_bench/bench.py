@@ -60,6 +60,12 @@ class Bench:
         synchronise(self.device)
         return pair, time.perf_counter() - started
 
+    def record(self):
+        """Where steps are replayed, take as many as it takes to record them."""
+        if self.runtime.cuda_graphs:
+            for _ in range(RECORDED):
+                self.search_times(self.next_batches()[0])
+
     def coming(self):
         """The choices of the weight step and of the architecture step that come next, without drawing them."""
         arch, generator = self.state.arch, torch.Generator()
@@ -144,9 +150,7 @@ def compare(overrides, pairs, warmup=3):
     """The times of both sides, pair by pair."""
     bench = Bench(overrides)
     memory_format = bench.best_format()
-    if bench.runtime.cuda_graphs:
-        for _ in range(RECORDED):
-            bench.search_times(bench.next_batches()[0])
+    bench.record()
     rows, waited = [], []
     for number in range(-warmup, pairs):
         pair, seconds = bench.next_batches()

@@ -66,6 +66,7 @@ def counted(step, *arguments):
 def counts(overrides):
     bench = Bench(overrides)
     found = {}
+    bench.record()
     bench.search_times(bench.next_batches()[0])
     pair, _ = bench.next_batches()
     floors = [bench.floor(chosen) for chosen in bench.coming()]
