@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class CudaGraphs:
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def record(self, work: Replay, pool: Any) -> Replay:
+        """Raises RuntimeError for work that CUDA cannot record, such as one that waits for the GPU."""
         # Not torch.cuda.graph, which collects garbage and empties the cache each time: a second, for a thousand graphs.
         graph = torch.cuda.CUDAGraph()
         collects = gc.isenabled()
@@ -39,8 +40,11 @@ class CudaGraphs:
                 graph.capture_begin(pool, capture_error_mode="thread_local")  # the loader's thread may use the GPU
                 try:
                     work()
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    with suppress(RuntimeError):  # of the recording, which is of no use any more
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
         finally:
             if collects:
                 gc.enable()

@@ -12,6 +12,7 @@ candidate's first step takes some ten times as long.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Recorder(Protocol):
         ...
 
     def record(self, work: Replay, pool: Any) -> Replay:
-        """What does again what `work` does, in the same places."""
+        """What does again what `work` does, in the same places. Raises RuntimeError if it cannot be recorded."""
         ...
 
 
@@ -128,6 +129,7 @@ class Replayed:
         self._cells = [block.cell for block in tape.blocks if block.cell is not None]
         self._outputs = tape.outputs()
         self._pass: Any = None
+        self._told = False
         self._kinds: dict[Any, Kind] = {}
         # What a weight step's outputs require a gradient through: the weights themselves get theirs past autograd.
         self._anchor = torch.zeros((), device=recorder.device, requires_grad=True)
@@ -240,10 +242,26 @@ class Replayed:
             work.forward()
             work.backward()
         put_back(before)  # the rehearsal has moved running statistics
-        forward = self._recorder.record(work.forward, pool)
-        backward = nothing if work.ends else self._recorder.record(work.backward, pool)
+        try:
+            forward = self._recorder.record(work.forward, pool)
+            backward = nothing if work.ends else self._recorder.record(work.backward, pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._tell(candidate, error)
+            forward, backward = work.forward, work.backward  # done anew each time
         numbers = tuple(source.number for source in place.sources)
         return Recorded(work, forward, backward, numbers, place.target.number)
+
+    def _tell(self, candidate: Callable[..., Any], error: RuntimeError) -> None:
+        if not self._told:
+            reason = str(error).partition("\n")[0]
+            print(
+                f"warning: a {type(candidate).__name__} cannot be recorded ({reason}); it runs as without "
+                "runtime.cuda_graphs, as do others of which this holds",
+                file=sys.stderr,
+            )
+        self._told = True
 
     @torch.no_grad()
     def _expected(self, states: Sequence[Tensor]) -> list[Any]:
