@@ -53,6 +53,11 @@ class HardGate:
             norm._parameters["weight"] = None
         return output
 
+    @staticmethod
+    def keeps_output(candidate: nn.Module) -> bool:
+        """Whether `run` keeps the candidate's output for the backward pass."""
+        return type(candidate) not in HOMOGENEOUS and last_norm(candidate) is None
+
     def _scale_of(self, norm: _BatchNorm) -> Tensor:
         """(C,): one for all norms of a width, so that autograd adds up their gradients before it takes the sum."""
         assert norm.running_mean is not None  # last_norm

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas import processes
 from nas.choice import Choice
+from nas.spaces.in_place import owns_output, summed
 from nas.spaces.living import living, only_drawn
-from nas.spaces.shared_relu import sharing
+from nas.spaces.shared_starts import shared_starts
 
 
 class DropPath(nn.Module):
@@ -52,8 +52,8 @@ class Cell(nn.Module):
     inputs: how many nodes the cell is given; nodes: how many it computes. outputs: the numbers of those it returns.
     edge: (source, node) -> module of that edge.
 
-    In training, edges that have no part in the outputs do not run (see `nas.spaces.living`), and operations share a
-    ReLU that they begin with (see `nas.spaces.shared_relu`).
+    In training, edges that have no part in the outputs do not run (see `nas.spaces.living`), and operations share what
+    they begin with (see `nas.spaces.shared_starts`).
     """
 
     def __init__(
@@ -75,29 +75,33 @@ class Cell(nn.Module):
             plan = living(operations, inputs=self.inputs, outputs=self.outputs)
         else:
             plan = [(list(range(len(incoming))), True) for incoming in edges]
-        rests = sharing(operations, plan) if self.training else {}
+        starts = shared_starts(operations, plan) if self.training else {}
         nodes: dict[int, Any] = dict(enumerate(states))
-        rectified: dict[int, Tensor] = {}
+        started: dict[Any, Tensor] = {}
         for row, (incoming, (sources, needed)) in enumerate(zip(edges, plan, strict=True)):
             if sources and needed:
-                terms = []
+                terms, owned = [], []
                 for source in sources:
-                    edge, rest = incoming[source], rests.get((row, source))
-                    if rest is not None and source not in rectified:
-                        rectified[source] = F.relu(nodes[source])
-                    terms.append(
-                        self._run(edge, nodes[source]) if rest is None else self._run(edge, rectified[source], rest)
-                    )
-                nodes[self.inputs + row] = functools.reduce(operator.add, terms)  # sum() begins with 0 + the first
+                    edge, operation, start = incoming[source], operations[row][source], starts.get((row, source))
+                    if start is None:
+                        output = edge(nodes[source])
+                    else:
+                        if (source, start.kind) not in started:
+                            started[source, start.kind] = start.module(nodes[source])
+                        output = cast(Choice, edge).instead(start.rest, started[source, start.kind])
+                    terms.append(self._dropped(edge, output))
+                    owned.append(owns_output(edge, operation, start))
+                if self.training and None not in operations[row]:
+                    nodes[self.inputs + row] = summed(terms, owned)
+                else:
+                    nodes[self.inputs + row] = functools.reduce(operator.add, terms)  # sum() begins with 0 + the first
             elif needed:
                 none = operations[row][0]
                 assert none is not None  # what enters from the cell's own input is `none`, or the node were not zeros
                 nodes[self.inputs + row] = none(nodes[0])
         return [nodes[node] for node in self.outputs]
 
-    def _run(self, edge: nn.Module, state: Tensor, rest: Callable[[Tensor], Tensor] | None = None) -> Any:
-        """rest: what is left to be done of the edge's operation, see `nas.spaces.shared_relu`."""
-        output = edge(state) if rest is None else cast(Choice, edge).instead(rest, state)
+    def _dropped(self, edge: nn.Module, output: Any) -> Any:
         # As in DARTS, skips are never dropped; a dropped edge is the number 0.
         if not self.drop_path.active or isinstance(edge, nn.Identity) or not isinstance(output, Tensor):
             return output
