@@ -157,13 +157,15 @@ def search(
             set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
             learns = epoch >= order.warmup_epochs and (epoch * steps + step + 1) % order.arch_every == 0
             with state.guard.at(epoch, step):
-                if learns and not order.arch_first:
-                    searcher.draw_ahead(tau)
-                if learns and order.arch_first:
+                if not learns:
+                    weights.add(searcher.weight_step(weight_batch, tau))
+                elif order.arch_first:
                     arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
-                weights.add(searcher.weight_step(weight_batch, tau))
-                if learns and not order.arch_first:
-                    arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
+                    weights.add(searcher.weight_step(weight_batch, tau))
+                else:
+                    first, *others = searcher.draw_ahead(tau)
+                    weights.add(searcher.weight_step(weight_batch, tau, first))
+                    arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done, others))
             bar.step(epoch, (step + 1) / steps)
             state.step, state.seconds = step + 1, time.perf_counter() - started
             after_step()

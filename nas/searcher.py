@@ -1,8 +1,7 @@
 """The two steps of the bilevel problem min_alpha L_val(w*(alpha), alpha), first order: each level takes the other as
 given (Liu et al. 2019, sec. 2.3 with xi = 0; GDAS takes the same form)."""
 
-import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,8 +45,6 @@ class FirstOrder:
     levels' steps.
     """
 
-    replays = True  # whether its passes may be replayed, which cannot be differentiated twice: see nas.replay
-
     def __init__(
         self,
         *,
@@ -82,43 +79,50 @@ class FirstOrder:
         self.guard = guard or Guard()
         self.choices = choices(supernet)
         self.weights = list(supernet.parameters())
-        self._ahead: collections.deque[Gates] = collections.deque()
 
-    def draw_ahead(self, temperature: float) -> None:
-        """Draw for a weight step and the architecture step that follows it at once. They draw the same as one after the
-        other, but the host waits once for what a GPU has drawn, instead of twice."""
+    def draw_ahead(self, temperature: float) -> list[Gates]:
+        """The gates of a weight step and of the architecture step that follows it: one, and as many as the sampler's
+        `samples`. They are those that the steps would draw themselves, but the host waits once for what a GPU has
+        drawn, instead of twice."""
         with torch.no_grad():
-            gates = [draw(self.sampler, self.arch, temperature, self.generator)]
-        gates += [draw(self.sampler, self.arch, temperature, self.generator) for _ in range(self.sampler.samples)]
-        self._ahead = collections.deque(told(gates))
+            gates = [self._draw(temperature)]
+        return told(gates + [self._draw(temperature) for _ in range(self.sampler.samples)])
 
-    def _next_gates(self, temperature: float) -> Gates:
-        """The next that were drawn ahead, or else fresh ones."""
-        return self._ahead.popleft() if self._ahead else draw(self.sampler, self.arch, temperature, self.generator)
+    def _draw(self, temperature: float) -> Gates:
+        return draw(self.sampler, self.arch, temperature, self.generator)
 
-    def weight_step(self, batch: Batch, temperature: float) -> StepResult:
-        """One step of the weights on a batch of their own split."""
+    def weight_step(self, batch: Batch, temperature: float, drawn: Gates | None = None) -> StepResult:
+        """One step of the weights on a batch of their own split. drawn: its gates, if they are drawn."""
         self.guard.begin(self.supernet)
         # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
         self.weight_optim.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            drawn = self._next_gates(temperature)
+        if drawn is None:
+            with torch.no_grad():
+                drawn = self._draw(temperature)
         loss, metric = self._forward(batch, drawn, differentiable=False)
         self.scaler.scale(loss).backward()
         watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
         taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
 
-    def arch_step(self, batch: Batch, weight_batch: Batch, temperature: float, progress: float = 0.0) -> StepResult:
+    def arch_step(
+        self,
+        batch: Batch,
+        weight_batch: Batch,
+        temperature: float,
+        progress: float = 0.0,
+        drawn: Sequence[Gates] = (),
+    ) -> StepResult:
         """One step of the logits on a batch of the architecture's split.
 
         weight_batch: of the weights' split, for searchers that look at what the weights would do next.
-        progress: of the search, in [0, 1], for the regulariser.
+        progress: of the search, in [0, 1], for the regulariser. drawn: its gates, if they are drawn.
         """
         self.guard.begin(self.supernet)
         self.arch_optim.zero_grad(set_to_none=True)
         samples = self.sampler.samples
-        passes = [self._add_gradient(batch, weight_batch, temperature, 1 / samples) for _ in range(samples)]
+        drawn = drawn or [self._draw(temperature) for _ in range(samples)]
+        passes = [self._add_gradient(batch, weight_batch, gates, 1 / samples) for gates in drawn]
         if self.regulariser is not None:
             self.scaler.scale(self.regulariser(self.arch, progress)).backward()
         loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
@@ -126,11 +130,8 @@ class FirstOrder:
         taken = take_step(self.arch_optim, self.scaler, watch=watch, measured=[metric])
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
 
-    def _add_gradient(
-        self, batch: Batch, weight_batch: Batch, temperature: float, factor: float
-    ) -> tuple[Tensor, Tensor]:
+    def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
         """Add `factor` times the gradient of one draw to that of the logits. Returns the draw's loss and metric."""
-        drawn = self._next_gates(temperature)
         with weights_frozen(self.weights):
             loss, metric = self._forward(batch, drawn, differentiable=True)
             if loss.requires_grad:

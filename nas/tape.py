@@ -24,6 +24,7 @@ FUNCTIONS = frozenset({
     torch.relu, torch.sigmoid, torch.tanh, torch.squeeze, torch.unsqueeze, F.relu, F.relu6, F.gelu, F.silu, F.sigmoid,
     F.tanh, F.softmax, F.log_softmax, F.pad, F.interpolate, F.adaptive_avg_pool2d, F.avg_pool2d, F.max_pool2d,
 })  # fmt: skip
+MAY_WRITE = frozenset({F.relu, F.relu6, F.silu})  # into their first argument, if their second one says so
 METHODS = frozenset({
     "add", "sub", "mul", "div", "mean", "sum", "flatten", "view", "reshape", "permute", "transpose", "squeeze",
     "unsqueeze", "relu", "sigmoid", "tanh", "softmax", "log_softmax", "contiguous", "float",
@@ -63,15 +64,13 @@ class Block:
     """A cell, of whose places only living ones run, or a single place.
 
     rows: for each node that it computes, the places that lead there, in a cell by source. first, last: its places are
-    those with numbers from the one up to the other. shape: equal for cells in which the same places live when the same
-    is drawn.
+    those with numbers from the one up to the other.
     """
 
     rows: Sequence[Sequence[Place]]
     first: int
     last: int
     cell: Cell | None = None
-    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,8 @@ class Writer:
         self._places += 1
         candidates, choice = [run], None
         if isinstance(run, nn.Module):
+            if any(map(starts_in_place, run.candidates if isinstance(run, Choice) else [run])):
+                raise UntraceableError(f"{type(run).__name__} writes into what it is given")
             if any(isinstance(part, Choice) for part in run.modules() if part is not run):
                 raise UntraceableError(f"{type(run).__name__} holds a choice")
             if isinstance(run, Choice):
@@ -187,7 +188,7 @@ class Writer:
             incoming: list[nn.Module] = list(edges.children())
             pairs = zip(incoming, nodes, strict=False)
             rows.append([self._place(edge, [source], target, in_cell=True) for edge, source in pairs])
-        self._blocks.append(Block(rows, first, self._places, cell, shape=repr(cell)))
+        self._blocks.append(Block(rows, first, self._places, cell))
         return [nodes[output] for output in cell.outputs]
 
     def _single(self, run: Callable[..., Any], sources: Sequence[Node]) -> Node:
@@ -205,6 +206,8 @@ class Writer:
             function = target
         else:
             raise UntraceableError(f"{target} is not known to be a function that returns one tensor")
+        if named.get("inplace") or (target in MAY_WRITE and len(arguments) > 1 and arguments[1]):
+            raise UntraceableError(f"{target} writes into what it is given")
         sources = list(dict.fromkeys(nodes_in((arguments, named))))
         if not sources:
             raise UntraceableError(f"{target} of no tensor")
@@ -217,6 +220,13 @@ class Writer:
             return function(*filled, **filled_named)
 
         return self._single(run, sources)
+
+
+def starts_in_place(module: nn.Module) -> bool:
+    """Whether a module is known to write into its input, so that it is another one for whoever takes it too."""
+    if isinstance(module, nn.Sequential) and len(module):
+        return starts_in_place(module[0])
+    return bool(getattr(module, "inplace", False))
 
 
 def method(name: str) -> Callable[..., Any]:

@@ -29,8 +29,6 @@ class SecondOrder(FirstOrder):
     of), or weights that are not trained by SGD.
     """
 
-    replays = False
-
     def __init__(self, *, method: str = "difference", radius: float = 0.01, **arguments: Any) -> None:
         super().__init__(**arguments)
         if method not in METHODS:
@@ -68,13 +66,11 @@ class SecondOrder(FirstOrder):
         self.named_weights: dict[str, Tensor] = dict(self.supernet.named_parameters())
         self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
 
-    def _add_gradient(
-        self, batch: Batch, weight_batch: Batch, temperature: float, factor: float
-    ) -> tuple[Tensor, Tensor]:
-        drawn = packed(self._next_gates(temperature))
+    def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
+        gates_and_shares = packed(drawn)
         # A leaf between the logits and the gates: the passes below end there, and the sampler's own graph is gone
         # through once, at the end.
-        leaf = drawn.detach().requires_grad_()
+        leaf = gates_and_shares.detach().requires_grad_()
 
         train_loss, _ = self._loss(self.named_weights, leaf, weight_batch)
         slopes = self._gradients(train_loss, create_graph=self.method == "exact")
@@ -88,7 +84,7 @@ class SecondOrder(FirstOrder):
         by_name = dict(zip(by_name, processes.means(by_name.values()), strict=True))
 
         product = self._exact if self.method == "exact" else self._difference
-        drawn.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch)))
+        gates_and_shares.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch)))
         return loss.detach(), self.task.measure(outputs.detach(), batch[1]).sum()
 
     def _exact(self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch) -> Tensor:

@@ -9,12 +9,14 @@ from nas.choice import Choice, Gate
 from nas.ops import Noise, Zero
 from nas.sampler import GDAS
 from nas.spaces import cell as cell_module
+from nas.spaces.cell import Cell
 from nas.spaces.living import keeps_zeros, living, only_drawn
 
 
 def chosen(name, *, candidates=("none", "skip", "conv")):
     """An edge that has drawn an operation."""
     made = {"none": Zero(2, 2, 1, False), "skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}
+    made["relu"] = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1, bias=False))
     edge = Choice({name: made[name] for name in candidates})
     edge.gate = Gate(None, candidates.index(name))
     return edge
@@ -45,7 +47,34 @@ def test_only_what_is_known_to_keep_zeros_rests():
     assert not keeps_zeros(nn.BatchNorm2d(2, affine=False).eval())
     assert not keeps_zeros(nn.Conv2d(2, 2, 1))
     assert not keeps_zeros(Noise(2, 2, 1, False))
+
+    class Coordinates(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x + 1)
+
+    assert keeps_zeros(nn.Conv2d(2, 2, 1, bias=False))
+    assert not keeps_zeros(Coordinates(2, 2, 1, bias=False))
+    watched = nn.Conv2d(2, 2, 1, bias=False)
+    watched.register_forward_hook(lambda module, args, output: output + 1)
+    assert not keeps_zeros(watched)
     assert not keeps_zeros(nn.Sequential(nn.ReLU(), nn.Sigmoid()))
+
+
+def test_hooks_of_choices_run_whatever_is_drawn():
+    cell = Cell(
+        inputs=1, nodes=2, edge=lambda *_: chosen("skip", candidates=("none", "skip", "relu")), outputs=[2]
+    ).train()
+    called = []
+    for edges in cell.edges:
+        for edge in edges:
+            edge.register_forward_hook(lambda *_: called.append(1))
+    for drawn in range(3):
+        for edges in cell.edges:
+            for edge in edges:
+                edge.gate = Gate(None, drawn)
+        cell([torch.randn(1, 2, 3, 3)])
+        assert len(called) == 3
+        called.clear()
 
 
 def test_edges_without_gates_all_live():

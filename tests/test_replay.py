@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from nas.arch import ArchParams
-from nas.choice import Choice, Gate, gates
+from nas.choice import Choice, Gate, choices, gates
 from nas.cuda_graphs import CudaGraphs
-from nas.errors import ConfigError
-from nas.ops import Noise, ReLUConvBN
+from nas.ops import Noise, ReLUConvBN, Zero
 from nas.precision import Precision
 from nas.replay import Replayed, replay
 from nas.sampler import GDAS, Softmax, Uniform
 from nas.searcher import FirstOrder
+from nas.spaces.cell import Cell
 from nas.task import Classification
 
 CPU = torch.device("cpu")
@@ -144,38 +144,189 @@ def test_each_candidate_is_recorded_once_for_each_level(spec, nas_bench_201):
     assert len(set(recorder.recorded)) == len(list(tape.places()))
 
 
-def test_recording_moves_no_statistics_and_other_results_are_refused():
-    conv = ReLUConvBN(4, 4, 1, False, kernel_size=3)
-    made = Choice({"conv": conv, "same": nn.Identity()})
-    before = copy.deepcopy(conv.state_dict())
+def test_recording_moves_no_statistics_and_other_results_are_not_used(capsys):
+    made = Choice({"conv": ReLUConvBN(4, 4, 1, False, kernel_size=3), "same": nn.Identity()}).train()
+    alone, x = copy.deepcopy(made), torch.randn(2, 4, 6, 6)
     recorder = Again()
-    recorder.record = lambda work, pool: lambda: None  # so that nothing but the rehearsal runs
+    recorder.record = lambda work, pool: lambda: work.__self__.target.value.zero_()  # nothing but the rehearsal runs
     replay(made, recorder)
-    with (
-        gates({"": [made]}, {"": Gate(None, 0)}),
-        pytest.raises(ConfigError, match="Choice computes something else when it is replayed"),
-    ):
-        made.train()(torch.randn(2, 4, 6, 6))
-    for name, value in conv.state_dict().items():
-        assert torch.equal(value, before[name])
+    for _ in range(2):
+        outputs = []
+        for choice in (alone, made):
+            with gates({"": [choice]}, {"": Gate(None, 0)}):
+                outputs.append(choice(x))
+        assert torch.equal(*outputs)
+    assert_same(alone.state_dict(), made.state_dict(), rtol=0, atol=0)
+    assert capsys.readouterr().err.count("a Choice is not replayed, as tracing it took another way") == 1
 
 
-class Branching(nn.Module):
-    """Takes another way when it is traced: a proxy is no tensor."""
+def of_choice(*, key=None, **made):
+    return Choice(made, key=key)
+
+
+class Model(nn.Module):
+    """A choice behind or before what a test is about. forward: of the model and its input."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.choice = of_choice(conv=nn.Conv2d(4, 4, 1), same=nn.Identity())
+        self.scale = nn.Parameter(torch.ones(()))  # for passes without other weights
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def passes(model, recorder, *, x=None, draws=(0, 1, 0, 0, 1), lr=0.1):
+    """Outputs, gradients and buffers of a few passes, the weights being moved by a fused optimiser."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, fused=True)
+    x = torch.randn(2, 4, 6, 6) if x is None else x
+    if recorder is not None:
+        replay(model, recorder)
+    found = choices(model)
+    seen = {}
+    for number, drawn in enumerate(draws):
+        optimizer.zero_grad(set_to_none=True)
+        with gates(found, {key: Gate(None, drawn) for key in found}):
+            output = model(x)
+        (output * model.scale).sin().sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for weight in optimizer.param_groups[0]["params"]:
+            if weight.grad is not None and "momentum_buffer" not in optimizer.state[weight]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        optimizer.step()
+        seen[f"output {number}"] = output.detach().clone()  # the next pass writes into the same place
+        seen |= {f"{name} {number}": value.clone() for name, value in model.state_dict().items()}
+        for name, weight in model.named_parameters():
+            seen[f"gradient of {name} {number}"] = torch.zeros(()) if weight.grad is None else weight.grad.clone()
+    return seen
+
+
+class Average(nn.Module):
+    """Rebinds its buffer instead of moving it in place."""
 
     def __init__(self):
         super().__init__()
-        self.choice = Choice({"conv": nn.Conv2d(4, 4, 1), "same": nn.Identity()})
+        self.weight = nn.Parameter(torch.ones(()))
+        self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, x):
-        return self.choice(x) if isinstance(x, torch.Tensor) else self.choice(x) + 1
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return self.weight * (x - self.mean)
 
 
-def test_another_way_through_the_code_is_noticed():
-    model = Branching().train()
+class Mixing(nn.Module):
+    """The gradient of its weight has another layout than the weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(16.0).view(4, 4))
+
+    def forward(self, x):
+        return torch.einsum("bihw,oi->bohw", x, self.weight)
+
+
+class Shifts(nn.Module):
+    """Two weights with one and the same gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Parameter(torch.ones(2, 4, 6, 6)) for _ in range(2))
+
+    def forward(self, x):
+        return x + self.one + self.two
+
+
+def conv_relu(inplace):
+    return nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=inplace))
+
+
+CONV = nn.Conv2d(4, 4, 1)
+MODELS = {
+    "another way": Model(lambda m, x: m.choice(x) if isinstance(x, torch.Tensor) else m.choice(x) + 1),
+    "tied": Model(lambda m, x: m.conv(m.seq(m.choice(x)).sin()), conv=CONV, seq=nn.Sequential(CONV, nn.Tanh())),
+    "buffer": Model(lambda m, x: m.average(m.choice(x)), average=Average()),
+    "layout": Model(lambda m, x: m.mixing(m.choice(x)), mixing=Mixing()),
+    "alias": Model(lambda m, x: m.shifts(m.choice(x)), shifts=Shifts()),
+    "in place": Model(lambda m, x: m.relu(m.stem(m.choice(x)) + 1), stem=conv_relu(True), relu=nn.ReLU(inplace=True)),
+    "functional": Model(lambda m, x: torch.nn.functional.relu(m.choice(x) + 1, inplace=True)),
+    "tuple": Model(lambda m, x: m.gru(m.choice(x).flatten(2))[0], gru=nn.GRU(36, 3)),
+    "pair": Model(lambda m, x: (m.choice(x), x)[0]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_all_kinds(name):
+    """Replayed, in part or not at all: what matters is that it is the same."""
+    expected = passes(MODELS[name], None)
+    assert_same(expected, passes(MODELS[name], Again()), rtol=1e-4, atol=1e-5)
+
+
+def test_indices_are_looked_up_from_the_first_pass_on():
+    model = Model(lambda m, x: m.choice(m.embedding(x).movedim(-1, 1)), embedding=nn.Embedding(5, 4))
+    x = torch.randint(5, (2, 6, 6))
+    assert_same(passes(model, None, x=x), passes(model, Again(), x=x), rtol=1e-5, atol=1e-6)
+
+
+def test_cells_that_return_other_nodes_run_other_edges():
+    def cell(outputs):
+        return Cell(
+            inputs=1,
+            nodes=2,
+            edge=lambda source, node: of_choice(
+                conv=nn.Conv2d(4, 4, 1), none=Zero(4, 4, 1, False), same=nn.Identity(), key=f"{source}-{node}"
+            ),
+            outputs=outputs,
+        )
+
+    model = Model(lambda m, x: m.two([m.one([m.choice(x)])[0]])[0], one=cell([2]), two=cell([1, 2]))
+    assert_same(passes(model, None), passes(model, Again()), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_were_frozen_meanwhile():
+    model = Model(lambda m, x: m.choice(m.stem(x)), stem=nn.Conv2d(4, 4, 1)).train()
     replay(model, Again())
-    with gates({"": [model.choice]}, {"": Gate(None, 0)}), pytest.raises(ConfigError, match="Branching computes"):
-        model(torch.randn(2, 4, 6, 6))
+    model.stem.requires_grad_(False)
+    with gates(choices(model), {"choice": Gate(None, 0)}):
+        model(torch.randn(2, 4, 6, 6)).sum().backward()
+    assert model.choice.candidates[0].weight.grad is not None
+
+
+def test_a_type_may_turn_out_wider():
+    class Single(nn.Module):
+        def forward(self, x):
+            return x.float() * 1.001
+
+    model = Model(
+        lambda m, x: m.choice(m.stem(x)), stem=nn.Conv2d(4, 4, 1), choice=of_choice(a=nn.Conv2d(4, 4, 1), b=Single())
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = (passes(model, recorder, draws=(0, 1, 0), lr=0.0) for recorder in (None, Again()))
+    assert found["output 1"].dtype == torch.float32
+    assert torch.equal(found["output 1"], expected["output 1"])
+    assert not torch.equal(found["output 1"], found["output 1"].bfloat16().float())
+
+
+def test_a_pass_is_differentiated_once_before_the_next():
+    model = of_choice(conv=nn.Conv2d(1, 1, 1), same=nn.Identity()).train()
+    replay(model, Again())
+    outputs = []
+    for _ in range(2):
+        with gates({"": [model]}, {"": Gate(None, 0)}):
+            outputs.append(model(torch.randn(1, 1, 2, 2)).sum())
+    with pytest.raises(RuntimeError, match="differentiated once, and before the next one"):
+        outputs[0].backward()
+    outputs[1].backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once, and before the next one"):
+        outputs[1].backward()
+    with gates({"": [model]}, {"": Gate(None, 0)}):
+        again = model(torch.randn(1, 1, 2, 2)).sum()
+    with pytest.raises(RuntimeError, match="set those of the weights to None before the next"):
+        again.backward()
 
 
 def test_what_is_not_a_training_step_runs_as_it_is(spec, nas_bench_201):

@@ -355,9 +355,8 @@ def test_drawing_ahead_draws_the_same(samples):
         searcher = make(Small(), sampler=GDAS(samples=samples))
         images, labels = torch.randn(2, 5, 4), torch.randint(3, (2, 5))
         for _ in range(4):
-            if ahead:
-                searcher.draw_ahead(1.0)
-            searcher.weight_step((images[0], labels[0]), 1.0)
-            searcher.arch_step((images[1], labels[1]), (images[0], labels[0]), 1.0)
+            first, *others = searcher.draw_ahead(1.0) if ahead else [None]
+            searcher.weight_step((images[0], labels[0]), 1.0, first)
+            searcher.arch_step((images[1], labels[1]), (images[0], labels[0]), 1.0, 0.0, others)
         results.append([searcher.arch.logits.detach(), *searcher.weights, searcher.generator.get_state()])
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))

@@ -54,6 +54,8 @@ def test_only_where_nothing_but_the_start_would_be_left_out():
         nn.Identity(),
         Backwards(nn.ReLU()),
         Leaky(),
+        # The next module writes into what all would share.
+        nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 1)),
     ):
         assert start_of(other) is None
     for watched in (lambda sequence: sequence, lambda sequence: sequence[0]):

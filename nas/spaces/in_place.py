@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nas.choice import Choice
-from nas.spaces.shared_starts import Start, is_watched
+from nas.spaces.living import is_watched
+from nas.spaces.shared_starts import Start
 
 # Modules whose output neither they nor autograd keep for the backward pass.
 FORGETFUL = (nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d)
@@ -17,7 +18,7 @@ def owns_output(edge: nn.Module, operation: nn.Module | None, start: Start | Non
 
     operation: that is all of the edge, None if it is not known. start: what it shares with others.
     """
-    if operation is None or (start is not None and start.whole) or is_watched(edge):
+    if operation is None or (start is not None and start.whole):
         return False
     if isinstance(edge, Choice) and edge.gate is not None and edge.gate.hard is not None:
         return forgets_its_output(operation) and not edge.gate.hard.keeps_output(operation)

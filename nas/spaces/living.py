@@ -48,19 +48,32 @@ def living(
 
 
 def only_drawn(edge: nn.Module) -> nn.Module | None:
-    """The operation that is all of an edge; None for edges of another kind, where several operations run, or where
-    undrawn ones get a gradient."""
-    return edge.alone if isinstance(edge, Choice) else None
+    """The operation that is all of an edge; None for edges of another kind, where several operations run, where undrawn
+    ones get a gradient, or where somebody is told, by a hook, what the edge does."""
+    return edge.alone if isinstance(edge, Choice) and not is_watched(edge) else None
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module's call does more than to run its forward pass."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+    )
 
 
 def keeps_zeros(module: nn.Module) -> bool:
     """Whether a module in training mode is known to turn zeros into zeros, and into no gradient of its weights."""
+    if is_watched(module):
+        return False
     if isinstance(module, FactorizedReduce) or (
         isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
     ):
         return all(map(keeps_zeros, module.children()))
-    if isinstance(module, nn.Conv2d):
+    if type(module) is nn.Conv2d:
         return module.bias is None
-    if isinstance(module, nn.BatchNorm2d):
+    if type(module) is nn.BatchNorm2d:
         return module.training and not module.affine
     return type(module) in POINTWISE

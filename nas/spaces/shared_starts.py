@@ -9,12 +9,18 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from nas.spaces.living import is_watched
+
 # type -> all that decides what it computes, for modules that have neither weights nor randomness.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ReLU: (),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }
+
+
+# What may follow: nothing that writes into what it is given.
+FOLLOWING = (nn.Conv2d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
@@ -56,19 +62,11 @@ def start_of(operation: nn.Module) -> Start | None:
     if isinstance(module, nn.ReLU) and module.inplace:
         return None
     kind = type(module), *(getattr(module, name) for name in settings)
-    if len(operation._modules) > 1:
-        return Start(kind, module, Rest(operation), whole=False)
-    return Start(kind, module, unchanged, whole=True)
-
-
-def is_watched(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl
-    )
+    if not sequence or len(operation._modules) == 1:
+        return Start(kind, module, unchanged, whole=True)
+    if type(operation._modules.get("1")) not in FOLLOWING:
+        return None
+    return Start(kind, module, Rest(operation), whole=False)
 
 
 def unchanged(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from nas.run_directory import RunDirectory
 from nas.runtime import derived_seed
 from nas.schedule import positive
 from nas.search import Order, SearchState, search
+from nas.searcher import FirstOrder
 from nas.shapes import check_shapes
 from nas.stages.setup import Setup, at_least, check_outputs, two_examples
 from nas.tracker import JsonLines
@@ -98,7 +99,7 @@ class SearchStage:
             setup.benchmark.check(setup.space.options(setup.data.spec))
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
         self.describe(Genotype(setup.space.name, self.deriver(arch)))
-        if self.searcher.replays:
+        if type(self.searcher) is FirstOrder:  # others may ask more of their passes than a replay gives
             setup.runtime.prepare_supernet(supernet)
 
     def build_regulariser(self, arch: ArchParams) -> Sum | None:

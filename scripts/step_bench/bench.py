@@ -119,14 +119,16 @@ class Bench:
         weight_batch, arch_batch = pair
         state = self.state
 
+        others = []
+
         def weight():
-            self.searcher.draw_ahead(self.tau)
-            result = self.searcher.weight_step(weight_batch, self.tau)
+            first, *others[:] = self.searcher.draw_ahead(self.tau)
+            result = self.searcher.weight_step(weight_batch, self.tau, first)
             state.weights_meter.add(result)
             self.losses["search"] = result.loss
 
         def architecture():
-            state.arch_meter.add(self.searcher.arch_step(arch_batch, weight_batch, self.tau, 0.5))
+            state.arch_meter.add(self.searcher.arch_step(arch_batch, weight_batch, self.tau, 0.5, others))
 
         with state.guard.at(0, next(self.steps)):
             return self.timed(weight), self.timed(architecture)
