@@ -16,11 +16,9 @@ from torch import nn
 
 from nas import processes
 from nas.allocator import keep_freed_memory
-from nas.cuda_graphs import CudaGraphs
 from nas.errors import ConfigError, DeviceError
 from nas.finite import Guard, OnNonfinite
 from nas.precision import Precision
-from nas.replay import replay
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -33,7 +31,7 @@ class Runtime:
     result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
     of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
     for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. cuda_graphs:
-    replay a supernet's operations as CUDA graphs, see `nas.replay`; in a process that has a GPU and is the only one.
+    replay a supernet's operations as CUDA graphs, see `nas.replays`; in a process that has a GPU and is the only one.
     profile: record a few steps of search and retraining, see `nas.step_profile`. on_nonfinite, max_skipped: see
     `OnNonfinite`.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
@@ -110,6 +108,9 @@ class Runtime:
     def prepare_supernet(self, supernet: nn.Module) -> None:
         """Once it is placed, before its first step."""
         if self.cuda_graphs:
+            from nas.replays.cuda_graphs import CudaGraphs  # here, as few runs need it
+            from nas.replays.replayed import replay
+
             replay(supernet, CudaGraphs(self.device))
 
     def compiled(self, network: nn.Module) -> Callable[..., Any]:

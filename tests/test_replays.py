@@ -10,10 +10,10 @@ from torch import nn
 
 from nas.arch import ArchParams
 from nas.choice import Choice, Gate, choices, gates
-from nas.cuda_graphs import CudaGraphs
 from nas.ops import Noise, ReLUConvBN, Zero
 from nas.precision import Precision
-from nas.replay import Replayed, replay
+from nas.replays.cuda_graphs import CudaGraphs
+from nas.replays.replayed import Replayed, replay
 from nas.sampler import GDAS, Softmax, Uniform
 from nas.searcher import FirstOrder
 from nas.spaces.cell import Cell

@@ -1,4 +1,4 @@
-"""What a module runs, in order, written down without running it, for `nas.replay`."""
+"""What a module runs, in order, written down without running it, for `nas.replays`."""
 
 import operator
 from collections.abc import Callable, Iterator, Sequence

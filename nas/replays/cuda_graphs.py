@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from nas.replay import Replay
+from nas.replays.recorder import Replay
 
 
 class CudaGraphs:
-    """The `nas.replay.Recorder` of a GPU. Its replays run on whatever stream is the current one."""
+    """The `nas.replays.recorder.Recorder` of a GPU. Its replays run on whatever stream is the current one."""
 
     def __init__(self, device: torch.device) -> None:
         # With its number, as a tensor's device has it.
