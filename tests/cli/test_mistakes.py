@@ -41,6 +41,15 @@ MISTAKES = {
         ("seed=one",),
         "seed: Value 'one' of type 'str' could not be converted to Integer; correct the value (see --cfg job)",
     ),
+    "switch that is neither on nor off": (
+        ("runtime.cuda_graphs=perhaps",),
+        "runtime.cuda_graphs must be true or false, got 'perhaps'; set runtime.cuda_graphs=true",
+    ),
+    "switch of the data": (("data.flip=1",), "data.flip must be true or false, got 1; set data.flip=true"),
+    "switch of torch's": (
+        ("weight_optim.nesterov=maybe",),
+        "weight_optim.nesterov must be true or false, got 'maybe'; set weight_optim.nesterov=true",
+    ),
     "no epochs": (("search.epochs=0",), "search.epochs must be at least 1, got 0; set search.epochs=1"),
     "no retraining epochs": (
         ("retrain.epochs=0",),
