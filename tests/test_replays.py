@@ -311,6 +311,23 @@ def test_a_type_may_turn_out_wider():
     assert not torch.equal(found["output 1"], found["output 1"].bfloat16().float())
 
 
+def test_memory_of_which_every_recording_is_gone_takes_no_more():
+    class Single(nn.Module):
+        def forward(self, x):
+            return x.float()
+
+    model = Model(
+        lambda m, x: m.after(m.choice(m.stem(x))),
+        stem=nn.Conv2d(4, 4, 1),
+        choice=of_choice(a=nn.Conv2d(4, 4, 1), b=Single()),
+        after=nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh()),
+    )
+    recorder = Again()
+    with torch.autocast("cpu", torch.bfloat16):
+        passes(model, recorder, draws=(0, 1, 0), lr=0.0)
+    assert len(set(recorder.recorded)) == 4  # stem; choice; after, before its input turned out wider and then
+
+
 def test_a_pass_is_differentiated_once_before_the_next():
     model = of_choice(conv=nn.Conv2d(1, 1, 1), same=nn.Identity()).train()
     replay(model, Again())

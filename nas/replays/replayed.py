@@ -161,6 +161,9 @@ class Replayed:
             # A slot was made anew, for a wider type: what was recorded for it is of no use any more.
             for other in kind.levels.values():
                 other.recorded = {key: one for key, one in other.recorded.items() if one.is_of(kind.slots)}
+            # Nothing more can be recorded into memory of which every graph is gone.
+            used = {number for other in kind.levels.values() for number, _ in other.recorded}
+            kind.pools = {number: pool for number, pool in kind.pools.items() if number in used}
 
     def _needs(self, learns: bool, hard: bool, of_states: Sequence[bool]) -> list[bool]:
         """Of each node, whether something that is to get a gradient leads there."""
