@@ -160,6 +160,13 @@ def test_recording_moves_no_statistics_and_other_results_are_not_used(capsys):
     assert capsys.readouterr().err.count("a Choice is not replayed, as tracing it took another way") == 1
 
 
+def test_what_is_replayed_in_part_is_told(spec, nas_bench_201, capsys):
+    replay(nas_bench_201.supernet(spec), Again())
+    assert capsys.readouterr().err == ""
+    replay(Custom(), Again())  # of which one choice holds another
+    assert "warning: runtime.cuda_graphs replays 1 of the 3 choices of a Custom, " in capsys.readouterr().err
+
+
 def of_choice(*, key=None, **made):
     return Choice(made, key=key)
 

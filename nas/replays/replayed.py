@@ -25,6 +25,14 @@ def replay(supernet: nn.Module, recorder: Recorder) -> None:
     found = dict(tapes(supernet))
     # A module that is shared may be a part of another one that is replayed, and is not to be replayed within that.
     inside = {part for module in found for part in module.modules() if part is not module}
+    every = sum(isinstance(module, Choice) for module in supernet.modules())
+    count = sum(isinstance(part, Choice) for part in inside.union(found))
+    if count < every:
+        print(
+            f"warning: runtime.cuda_graphs replays {count} of the {every} choices of a {type(supernet).__name__}, the "
+            "others run as without: see nas/replays for what it asks of a model",
+            file=sys.stderr,
+        )
     for module, tape in found.items():
         if module not in inside:
             # What Module.compile sets: called in place of the module, and left out of its copies.
