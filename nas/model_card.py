@@ -20,7 +20,10 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield ""
     yield "## Results"
     yield ""
-    yield f"On the test split of `{results.get('data', data['name'])}`, which neither the search nor the training saw:"
+    if (tested := results.get("data", data["name"])) == data["name"]:
+        yield f"On the test split of `{tested}`, which neither the search nor the training saw:"
+    else:
+        yield f"On the test split of `{tested}`, another data set than `{data['name']}`, which it was trained on:"
     yield ""
     yield "| measure | value |"
     yield "|---|---|"

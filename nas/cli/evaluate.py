@@ -12,19 +12,21 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
     from nas import atomic
     from nas.cli.report import show_classes, show_result, show_standings
+    from nas.run_directory import check_new
     from nas.spaces.published import resolve
     from nas.stages.setup import open_benchmark
     from nas.stages.trained import final_result, objective, open_trained, speed
 
     check(cfg)
     benchmark = open_benchmark(cfg)
-    trained, loader = (None, None) if cfg.checkpoint is None else open_trained(cfg)
+    check_new(directory)
+    trained, loader, spec = (None, None, None) if cfg.checkpoint is None else open_trained(cfg)
     genotype = resolve(cfg.genotype, benchmark=benchmark) if trained is None else trained.genotype
     result: dict[str, Any] = {"genotype": genotype.to_dict()}
     if benchmark is not None:
         result["benchmark"] = benchmark.report(genotype)
-    if trained is not None and loader is not None:
-        result |= final_result(trained, loader)
+    if trained is not None and loader is not None and spec is not None:
+        result |= final_result(trained, loader, spec)
         result |= speed(trained, loader, batches=cfg.latency.batches, seconds=cfg.latency.seconds)
         show_result(result)
         show_classes(result)

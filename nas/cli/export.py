@@ -9,12 +9,14 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import show_export, show_result
+    from nas.run_directory import check_new
     from nas.stages.export import build_formats, export_trained
     from nas.stages.trained import final_result, open_trained
 
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
-    trained, loader = open_trained(cfg)
-    result = final_result(trained, loader)
+    check_new(directory)
+    trained, loader, spec = open_trained(cfg)
+    result = final_result(trained, loader, spec)
     run = Path(cfg.checkpoint).resolve().parent.parent
     exported = export_trained(trained, loader, formats=formats, result=result, run=run, directory=directory)
     show_result(result)

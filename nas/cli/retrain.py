@@ -25,7 +25,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         trained = retrain.run(genotype, out, tracker)
         if not out.writes:
             return None  # of several processes the first does the rest
-        result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime))
+        result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime), setup.data.spec)
         atomic.write_json(out.path / "result.json", result)
     show_result(result)
     print(f"\nEverything is in {directory}")

@@ -28,7 +28,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         if not out.writes:
             return None  # of several processes the first does the rest
         loader = scoring_loader(trained, setup.data, setup.runtime)
-        result = {**final_result(trained, loader), **search.ending()}
+        result = {**final_result(trained, loader, setup.data.spec), **search.ending()}
         complete = result | search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         exported = export_trained(

@@ -42,12 +42,16 @@ class DataBundle:
 
     test: for the final score only. A search is given the two halves of `search_splits`, which hold no way to it.
     augment: what training examples go through in this data set: an `Augment` of images, or a function of any inputs.
+    trained_on: tells which of the set's examples are in `train`; None where that is always the same.
+    held_out: whether `test` has the others, as the set came without a test split.
     """
 
     spec: DataSpec
     train: Split
     test: Split
     augment: Augment | Preparation | None
+    trained_on: str | None = None
+    held_out: bool = False
 
     def augmented(self, *, cutout: int, policy: Policy | None) -> Augment | Preparation | None:
         """`augment` and, for images, the square that is cut out of them and the policy they go through.

@@ -42,4 +42,6 @@ class Digits:
             train=TensorSplit(images[train], labels[train]),
             test=TensorSplit(images[test], labels[test]),
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
+            trained_on=f"all but {self.test_fraction} of a class",
+            held_out=True,
         )

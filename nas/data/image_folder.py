@@ -1,5 +1,6 @@
 """The user's own images, in one folder a class."""
 
+import math
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
 
 STATISTICS_IMAGES = 10_000  # how many training images give mean and std of a streamed data set
-STATISTICS_CHUNK = 1024  # how many of them are in memory at once
+STATISTICS_BYTES = 2**26  # that so many of them take as are in memory at once
 NAMED = 5  # damaged files that a warning names
 DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
 
@@ -55,7 +56,7 @@ class ImageFolder:
         """Raises ConfigError for a setting that cannot work, DataError for what is wrong with the files."""
         self._check_settings()
         root = Path(self.root).expanduser()
-        train, test, class_names = find_images(root, test_fraction=self.test_fraction)
+        train, test, class_names, held_out = find_images(root, test_fraction=self.test_fraction)
         with pillow_warnings():
             if self.damaged == "skip":
                 train, test = self._whole(train, class_names, "train"), self._whole(test, class_names, "test")
@@ -74,6 +75,13 @@ class ImageFolder:
             else:
                 mean, std = channel_statistics(train_files.sample(STATISTICS_IMAGES))
                 splits = [StreamSplit(files, files.labels, workers=self.workers) for files in (train_files, test_files)]
+        if std == (1.0,) * len(std) and processes.first():  # of pixels that differ it is half at most
+            values = ", ".join(str(round(value * 255)) for value in mean)
+            print(
+                f"warning: every pixel of the {len(train.paths)} training images has the value {values}; of files with "
+                "16 bits a pixel the upper 8 are kept: scale what has fewer to the full range",
+                file=sys.stderr,
+            )
         return DataBundle(
             spec=ImageSpec(
                 name=root.resolve().name,
@@ -85,6 +93,8 @@ class ImageFolder:
             train=splits[0],
             test=splits[1],
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
+            trained_on=train.digest(root),
+            held_out=held_out,
         )
 
     def _check_settings(self) -> None:
@@ -121,6 +131,8 @@ class ImageFolder:
         if processes.first():
             named = "; ".join([*found[:NAMED], *[f"and {len(found) - NAMED} more"] * (len(found) > NAMED)])
             print(f"warning: {len(found)} of {len(problems)} {split} images are left out: {named}", file=sys.stderr)
+        if len(found) == len(problems):
+            raise DataError(f"no {split} image can be read ({found[0]})", fix="repair them")
         kept = listing.subset(
             torch.tensor([index for index, one in enumerate(problems) if one is None], dtype=torch.long)
         )
@@ -184,10 +196,11 @@ class ImageFiles:
         return pixels
 
     def sample(self, count: int) -> Iterator[Tensor]:
-        """About `count` evenly spaced images, at most STATISTICS_CHUNK at a time: (n, C, H, W) uint8."""
-        indices = range(0, len(self), max(1, len(self) // count))
-        for start in range(0, len(indices), STATISTICS_CHUNK):
-            yield self.decode(indices[start : start + STATISTICS_CHUNK])
+        """At most `count` evenly spaced images, as many at a time as STATISTICS_BYTES hold: (n, C, H, W) uint8."""
+        indices = range(0, len(self), -(-len(self) // count))
+        chunk = max(1, STATISTICS_BYTES // math.prod(self._shape))
+        for start in range(0, len(indices), chunk):
+            yield self.decode(indices[start : start + chunk])
 
     def _read(self, index: int) -> Tensor:
         return read_pixels(self._paths[index], channels=self._shape[0], size=self._size)

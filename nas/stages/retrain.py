@@ -105,6 +105,7 @@ class RetrainStage:
                 "config": to_plain(cfg),
                 "genotype": genotype.to_dict(),
                 "data": setup.data.spec.to_dict(),
+                "trained_on": setup.data.trained_on,
                 **state.state_dict(),
             }
 
@@ -134,7 +135,8 @@ class RetrainStage:
                 after_step=after_step,
                 on_epoch=on_epoch,
             )
-        return Trained(state.result.eval(), genotype, setup.data.spec, setup.task, to_plain(cfg))
+        data = setup.data
+        return Trained(state.result.eval(), genotype, data.spec, setup.task, to_plain(cfg), data.trained_on)
 
 
 def check_recipe(cfg: DictConfig) -> None:

@@ -120,7 +120,11 @@ class SearchStage:
         tracker.resume("search", state.epoch, state.metrics)
 
         def everything() -> dict[str, Any]:
-            return {"config": to_plain(cfg), **state.state_dict()}
+            return {
+                "config": to_plain(cfg),
+                "trained_on": self.setup.data.trained_on,
+                **state.state_dict(),
+            }
 
         profile = self.setup.profile(out, "search")
 

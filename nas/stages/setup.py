@@ -17,7 +17,7 @@ from nas.config import build, to_plain, to_yaml
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, mapped
 from nas.data.loader import Loader
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, DataError, SpaceError
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.settings import OWN, among, leaves
@@ -91,7 +91,7 @@ class Setup:
 
     def check_unchanged(self, saved: dict[str, Any], source: Path) -> None:
         """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
-        the run's config.yaml was edited, unless they are in ``may_change``."""
+        the run's config.yaml was edited, unless they are in ``may_change``; DataError for other training examples."""
         before, now = leaves(saved["config"]), leaves(to_plain(self.cfg))
         may = (*OWN, *self.cfg.may_change)
         differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
@@ -100,6 +100,12 @@ class Setup:
             raise ConfigError(
                 f"{source} was written under another configuration: {listed}",
                 fix=f"undo the change in config.yaml, or allow it: may_change=[{','.join(differing)}]",
+            )
+        trained_on = self.data.trained_on
+        if saved.get("trained_on", trained_on) != trained_on and not among("data", self.cfg.may_change):
+            raise DataError(
+                f"{self.data.spec.name!r} has other training examples than when {source} was written",
+                fix="put them back as they were, or allow it: may_change=[data]",
             )
 
     def profile(self, out: RunDirectory, stage: str) -> StepProfile:

@@ -1,5 +1,6 @@
 """What retraining leaves: a network that can be scored, exported and loaded again."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,13 +30,14 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """A retrained network and what it takes to use it, as its checkpoint holds them."""
+    """A retrained network and what it takes to use it, as its checkpoint holds them. trained_on: of a `DataBundle`."""
 
     network: nn.Module
     genotype: Genotype
     spec: DataSpec
     task: Task
     config: dict[str, Any]
+    trained_on: str | None = None
 
     @classmethod
     def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
@@ -53,7 +55,7 @@ class Trained:
             task: Task = build(config["task"], allow=allow)
             network = space.resized(config["retrain"]["network"]).network(spec, genotype)
             checkpoint.restore(network, state["network"], source=source)
-            return cls(runtime.place(network).eval(), genotype, spec, task, config)
+            return cls(runtime.place(network).eval(), genotype, spec, task, config, state.get("trained_on"))
 
 
 def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_size: int = EVALUATION_BATCH) -> Loader:
@@ -81,9 +83,14 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
 
 
 def check_size(trained: Trained, spec: DataSpec) -> None:
-    """Raises DataError if the network, trained on inputs of another size, cannot take those of `spec`."""
+    """Raises DataError if the network, trained on inputs of another size, cannot take those of `spec`, and tells of
+    them if it can."""
     if spec.input_shapes == trained.spec.input_shapes:
         return
+    print(
+        f"warning: {spec.name!r} has inputs of shape {shapes(spec)}, the network was trained on {shapes(trained.spec)}",
+        file=sys.stderr,
+    )
     made = spec.zeros(device=next(trained.network.parameters()).device)
     try:
         with torch.no_grad():
@@ -100,8 +107,21 @@ def shapes(spec: DataSpec) -> str:
     return ", ".join(map(str, spec.input_shapes))
 
 
-def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
-    """What ``result.json`` holds: the score on the test split, ``test_...``, and the network's size."""
+def check_unseen(trained: Trained, data: DataBundle) -> None:
+    """Raises DataError if the test split of the set that the network was trained on is another one by now."""
+    if data.held_out and trained.trained_on not in (None, data.trained_on):
+        raise DataError(
+            f"{data.spec.name!r} is not what it was when the network was trained: what is held out of it now may hold "
+            "examples that the network has seen",
+            fix="score it on others, e.g. those of a folder with train and test in it: data=image_folder data.root=...",
+        )
+
+
+def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, Any]:
+    """What ``result.json`` holds: the score on the test split, ``test_...``, and the network's size.
+
+    spec: of the data that the loader gives, which may be another set than that of the training.
+    """
     tested = score(trained.network, loader, trained.task, trained.spec)
     metric = trained.task.metric
     return {
@@ -111,8 +131,8 @@ def final_result(trained: Trained, loader: Loader) -> dict[str, Any]:
         **{f"test_{name}": value for name, value in tested.measures.items()},
         "metric": asdict(metric),
         "parameters": count_parameters(trained.network),
-        "macs": count_macs(trained.network, trained.spec),
-        "data": trained.spec.name,
+        "macs": count_macs(trained.network, spec),
+        "data": spec.name,
         "genotype": trained.genotype.to_dict(),
     }
 
@@ -139,19 +159,24 @@ def objective(result: dict[str, Any]) -> float:
     return float(result[f"test_{result['metric']['name']}"])
 
 
-def open_trained(cfg: DictConfig) -> tuple[Trained, Loader]:
-    """The network of ``cfg.checkpoint`` and the test split it is to be scored on."""
+def open_trained(cfg: DictConfig) -> tuple[Trained, Loader, DataSpec]:
+    """The network of ``cfg.checkpoint``, the test split it is to be scored on, and the spec of that."""
     allow = list(cfg.allow_targets)
     runtime: Runtime = build(cfg.runtime, allow=allow)
     runtime.start(seed=0)
     trained = Trained.load(cfg.checkpoint, allow=allow, runtime=runtime)
+    same = cfg.data is None
     if cfg.data is None:
         # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are, nor
         # is it to fetch files to a place it names.
         with checkpoint.taken_from(cfg.checkpoint):
             own = trained.config["data"]
-            data = build(own | {"download": False} if "download" in own else own, allow=allow)
+            made = build(own | {"download": False} if "download" in own else own, allow=allow)
     else:
-        data = build(cfg.data, allow=allowed(cfg))
-    loader = scoring_loader(trained, data.load(), runtime, cfg.batch_size)
-    return trained, loader
+        made = build(cfg.data, allow=allowed(cfg))
+        with checkpoint.taken_from(cfg.checkpoint):
+            same = all(cfg.data.get(name) == trained.config["data"].get(name) for name in ("_target_", "root"))
+    data: DataBundle = made.load()
+    if same:
+        check_unseen(trained, data)
+    return trained, scoring_loader(trained, data, runtime, cfg.batch_size), data.spec

@@ -20,8 +20,9 @@ def names(root: Path, paths: tuple[Path, ...]) -> list[str]:
 @pytest.mark.parametrize("folder", ["test", "val", "validation", "valid"])
 def test_train_and_test_folders(tmp_path: Path, folder: str) -> None:
     make(tmp_path, f"train/b/1.png train/a/2.JPG train/a/1.png {folder}/b/9.webp other/readme.txt")
-    train, test, classes = find_images(tmp_path, test_fraction=0.5)
+    train, test, classes, held_out = find_images(tmp_path, test_fraction=0.5)
     assert classes == ("a", "b")
+    assert not held_out
     assert names(tmp_path, train.paths) == ["train/a/1.png", "train/a/2.JPG", "train/b/1.png"]
     assert train.labels.tolist() == [0, 0, 1]
     assert names(tmp_path, test.paths) == [f"{folder}/b/9.webp"]  # class a has no test images, and b is still 1
@@ -36,8 +37,9 @@ def test_the_test_folder_comes_before_the_validation_folder(tmp_path: Path) -> N
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_without_a_test_folder_images_are_held_out(tmp_path: Path, prefix: str) -> None:
     make(tmp_path, " ".join(f"{prefix}{name}/{k}.png" for name in "ab" for k in range(10)) + f" {prefix}c/only.png")
-    train, test, classes = find_images(tmp_path, test_fraction=0.2)
+    train, test, classes, held_out = find_images(tmp_path, test_fraction=0.2)
     assert classes == ("a", "b", "c")
+    assert held_out
     assert not set(train.paths) & set(test.paths)
     assert (len(train.paths), len(test.paths)) == (17, 4)
     assert sorted(test.labels.tolist()) == [0, 0, 1, 1]
@@ -54,9 +56,16 @@ def test_a_folder_of_images_called_train_is_a_class(tmp_path: Path) -> None:
 def test_what_is_no_image_is_passed_over_and_folders_are_searched(tmp_path: Path) -> None:
     make(tmp_path, "a/deep/down/1.png a/.hidden.png a/notes.txt a/.git/2.png b/1.tif b/Thumbs.db .cache/1.png top.png")
     make(tmp_path, "a/2.png b/2.tif")
-    train, test, classes = find_images(tmp_path, test_fraction=0.5)
+    train, test, classes, _ = find_images(tmp_path, test_fraction=0.5)
     assert classes == ("a", "b")
     assert sorted(names(tmp_path, train.paths + test.paths)) == ["a/2.png", "a/deep/down/1.png", "b/1.tif", "b/2.tif"]
+
+
+def test_a_link_back_is_followed_once(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.png a/deep/2.png b/1.png b/2.png")
+    (tmp_path / "a" / "deep" / "back").symlink_to(tmp_path / "a")
+    train, test, *_ = find_images(tmp_path, test_fraction=0.5)
+    assert sorted(names(tmp_path, train.paths + test.paths)) == ["a/1.png", "a/deep/2.png", "b/1.png", "b/2.png"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,10 @@ def test_what_is_no_image_is_passed_over_and_folders_are_searched(tmp_path: Path
         ),
         ("train/a/1.png train/b/1.png test/1.png", r"/test has no class folders; put the images into .*/test/<class>/"),
         ("a/1.png b/1.png", "no image can be held out for testing"),
+        ("Train/a/1.png Train/b/1.png", r"/Train would be a class, expected the folders of the splits to be called"),
+        ("a/1.png b/1.png test/a/2.png", r"test would be a class, .*; put the images for training into .*/train/<class>/"),
+        ("training/a/1.png testing/a/1.png", r"/testing and .*/training would be classes"),
+        ("a/1.png a/2.png b\udce9/1.png", r"the name of class folder '.*b\\udce9' is not UTF-8; rename it"),
     ],
 )
 def test_wrong_folders_are_errors(tmp_path: Path, files: str, message: str) -> None:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nas.data.bundle import DataBundle
 from nas.data.image_folder import ImageFolder
 from nas.data.split import StreamSplit, TensorSplit
 from nas.data.transforms import Augment
@@ -62,12 +64,14 @@ def test_streams_the_same_images_if_they_do_not_fit(root: Path, workers: int) ->
     assert torch.equal(streamed.test.labels, in_memory.test.labels)
 
 
+@pytest.mark.parametrize(("most", "taken"), [(3, [0, 3, 6]), (5, [0, 2, 4, 6, 8])])
+@pytest.mark.parametrize("memory", [1, 150])  # of an image's 72 bytes
 def test_statistics_of_a_streamed_set_come_from_evenly_spaced_images(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, most: int, taken: list[int], memory: int
 ) -> None:
-    monkeypatch.setattr("nas.data.image_folder.STATISTICS_IMAGES", 3)
-    monkeypatch.setattr("nas.data.image_folder.STATISTICS_CHUNK", 2)
-    images, _ = next(ImageFolder(root=str(root)).load().train.batches([torch.tensor([0, 3, 6])], device=CPU))
+    monkeypatch.setattr("nas.data.image_folder.STATISTICS_IMAGES", most)
+    monkeypatch.setattr("nas.data.image_folder.STATISTICS_BYTES", memory)
+    images, _ = next(ImageFolder(root=str(root)).load().train.batches([torch.tensor(taken)], device=CPU))
     spec = ImageFolder(root=str(root), memory_limit_mb=0).load().spec
     assert spec.mean == pytest.approx((images.double() / 255).mean((0, 2, 3)).tolist())
 
@@ -187,6 +191,38 @@ def test_damaged_files_are_counted_and_named_if_that_is_what_is_asked_for(
             for data, one in ((bundle, index), (whole, original))
         )
         assert torch.equal(found, expected)
+
+
+def test_a_test_split_of_which_nothing_can_be_read(root: Path) -> None:
+    for path in (root / "test" / "dog").iterdir():
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"no test image can be read \(.*0\.png cannot be read as an image"):
+        ImageFolder(root=str(root), damaged="skip").load()
+
+
+@pytest.mark.parametrize("memory_limit_mb", [0, 10])
+def test_images_that_show_nothing_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], memory_limit_mb: int
+) -> None:
+    random = np.random.default_rng(0)
+    for name in ("a/1", "a/2", "b/1", "b/2"):  # of 8 bits in files of 16, of which the upper 8 are kept
+        save(tmp_path / f"{name}.png", random.integers(0, 256, (4, 4), dtype=np.uint16))
+    ImageFolder(root=str(tmp_path), test_fraction=0.5, memory_limit_mb=memory_limit_mb).load()
+    told = capsys.readouterr().err
+    assert told.startswith("warning: every pixel of the 2 training images has the value 0; of files with 16 bits")
+
+
+@pytest.mark.parametrize("below", ["train", ""])
+def test_what_is_trained_on_depends_on_all_images(root: Path, below: str) -> None:
+    def loaded(where: Path) -> DataBundle:
+        return ImageFolder(root=str(where / below)).load()
+
+    before = loaded(root)
+    assert before.held_out == (below == "train")  # without the test folder beside it
+    moved = shutil.copytree(root, root.parent / "moved")
+    assert loaded(moved).trained_on == before.trained_on
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "cat" / "new.png")
+    assert loaded(root).trained_on != before.trained_on
 
 
 def test_a_class_of_which_nothing_can_be_read(root: Path) -> None:
