@@ -1,7 +1,5 @@
 """Configuration: where the YAML lives, and the one place that instantiates it."""
 
-import inspect
-import pydoc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nas.errors import ConfigError, NasError
+from nas.signatures import typed
 from nas.trust import check_target, targets
 
 
@@ -42,8 +41,7 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
         )
     for target in targets(plain):
         check_target(target, allow)
-    check_switches(plain, where=node._get_full_key(None))
-    node = OmegaConf.create(plain)
+    node = OmegaConf.create(typed(plain, where=node._get_full_key(None)))
     try:
         built = instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -64,34 +62,6 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
             f"{OmegaConf.select(node, '_target_')} refuses its arguments: {error}",
             fix="correct them in its configuration group, or choose another of its options",
         ) from error
-
-
-def check_switches(node: Any, *, where: str) -> None:
-    """Raises ConfigError unless all that a target's signature has as a bool is one: any text would count as true.
-
-    node: plain, its targets being allowed. where: the setting that it is.
-    """
-    if isinstance(node, list):
-        for index, child in enumerate(node):
-            check_switches(child, where=f"{where}[{index}]")
-    if not isinstance(node, dict):
-        return
-    for name in switches(node.get("_target_")) & node.keys():
-        if not isinstance(node[name], bool):
-            setting = f"{where}.{name}" if where else name
-            raise ConfigError(f"{setting} must be true or false, got {node[name]!r}", fix=f"set {setting}=true")
-    for name, child in node.items():
-        check_switches(child, where=f"{where}.{name}" if where else str(name))
-
-
-def switches(target: Any) -> set[str]:
-    """The arguments of a target that are bools by its signature."""
-    try:
-        found = pydoc.locate(target) if isinstance(target, str) else None
-        parameters = inspect.signature(found).parameters if callable(found) else {}
-    except Exception:  # of code that is not ours: it has no signature, or cannot be imported, which is told elsewhere
-        return set()
-    return {name for name, parameter in parameters.items() if parameter.annotation in (bool, "bool")}
 
 
 def spelt_out(node: Any) -> Any:

@@ -541,6 +541,12 @@ MISTAKES = {
         "data.factory custom_models.three_data_sets returned (Waves, Waves, Waves), expected a pair of map-style torch "
         "Datasets; return (train, test), two objects with __len__ and __getitem__",
     ),
+    "a function by its name": (
+        "Signals",
+        (*SIGNALS, "data.augment=custom_models.noisy_shift"),
+        "data.augment must be a function of (inputs, generator), got 'custom_models.noisy_shift'; set "
+        "data.augment={_target_: my_module.my_function, _partial_: true}",
+    ),
     "an empty data set": (
         "Signals",
         ("data=custom", "data.factory=custom_models.empty_data_set"),
@@ -554,6 +560,15 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_written(mistake, tmp_p
     factory, arguments, message = MISTAKES[mistake]
     assert run(tmp_path / "out", factory, *arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_that_the_model_cannot_take(tmp_path, capsys):
+    assert run(tmp_path / "out", "Signals", *IMAGES) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the model cannot take inputs of float32 (2, 3, 8, 8) (RuntimeError: Expected 2D ")
+    assert told.endswith("change the model or the data, until model(inputs) runs; --debug shows where it stopped\n")
+    assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

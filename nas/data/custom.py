@@ -45,6 +45,11 @@ class Custom:
         for field_name in ("workers", "memory_limit_mb"):
             if (value := getattr(self, field_name)) < 0:
                 raise ConfigError(f"data.{field_name} must be >= 0, got {value}", fix=f"set data.{field_name}=0")
+        if self.augment is not None and not callable(self.augment):
+            raise ConfigError(
+                f"data.augment must be a function of (inputs, generator), got {self.augment!r}",
+                fix="set data.augment={_target_: my_module.my_function, _partial_: true}",
+            )
         train, test = self._pair()
         inputs, target = train.like
         in_memory = train.nbytes + test.nbytes <= self.memory_limit_mb * MIB

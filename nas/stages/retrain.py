@@ -21,7 +21,7 @@ from nas.retrain import RetrainState, TrainingStep, retrain
 from nas.run_directory import RunDirectory
 from nas.runtime import derived_seed
 from nas.schedule import Linear
-from nas.stages.setup import Setup, at_least, check_outputs, two_examples
+from nas.stages.setup import Setup, at_least, check_outputs, taking, two_examples
 from nas.stages.trained import Trained
 from nas.tracker import JsonLines
 
@@ -61,6 +61,7 @@ class RetrainStage:
         self.unmixed = loader()  # whose targets are of the kind that the task describes
         if mix is not None or cfg.label_smoothing > 0:
             check_takes_probabilities(setup)
+        two_examples(self.loader)  # what is done to the images may not suit them
         # The real optimiser needs the network, which may only be known after a search: a mistake shows on this one.
         probe = self.optimizer(nn.Linear(1, 1))
         self.lr = setup.build(cfg.lr, start=probe.param_groups[0]["lr"])
@@ -76,8 +77,9 @@ class RetrainStage:
         check_chosen(genotype.choices, self.options)
         network = self.setup.runtime.place(self.space.network(self.setup.data.spec, genotype)).eval()
         inputs, targets = two_examples(self.unmixed)
-        with torch.no_grad():
-            check_outputs(network(*each(inputs)), targets, self.setup)
+        with torch.no_grad(), taking(inputs):
+            outputs = network(*each(inputs))
+        check_outputs(outputs, targets, self.setup)
 
     def run(self, genotype: Genotype, out: RunDirectory, tracker: JsonLines) -> Trained:
         cfg, setup = self.setup.cfg, self.setup
@@ -156,6 +158,11 @@ def check_recipe(cfg: DictConfig) -> None:
             f"retrain.accumulation splits a batch of {share} into {cfg.accumulation} parts, expected at most one for "
             "each example",
             fix="set retrain.accumulation=1",
+        )
+    if cfg.network.get("auxiliary") and share // cfg.accumulation < 2:
+        raise ConfigError(
+            "retrain.accumulation leaves 1 example for the batch norm of the auxiliary head, expected at least 2",
+            fix=f"set retrain.accumulation={max(1, share // 2)}",
         )
 
 

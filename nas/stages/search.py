@@ -1,5 +1,6 @@
 """The search stage."""
 
+import difflib
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from nas.arch import ArchParams
 from nas.batch_norm import synchronised
 from nas.config import to_plain
 from nas.data.loader import Loader
+from nas.errors import ConfigError
 from nas.evaluate import count_parameters
 from nas.gap import Gap
 from nas.genotype import Genotype
@@ -23,7 +25,7 @@ from nas.schedule import positive
 from nas.search import Order, SearchState, search
 from nas.searcher import FirstOrder
 from nas.shapes import check_shapes
-from nas.stages.setup import Setup, at_least, check_outputs, two_examples
+from nas.stages.setup import Setup, at_least, check_outputs, taking, two_examples
 from nas.tracker import JsonLines
 
 
@@ -93,10 +95,13 @@ class SearchStage:
             )
         )
         inputs, targets = two_examples(self.arch_loader)
-        check_outputs(check_shapes(supernet, inputs), targets, setup)
+        with taking(inputs):
+            outputs = check_shapes(supernet, inputs)
+        check_outputs(outputs, targets, setup)
         self.monitor = setup.build(cfg.monitor, kinds=kinds_of(supernet, inputs))
         if setup.benchmark is not None:
             setup.benchmark.check(setup.space.options(setup.data.spec))
+        check_excluded(setup, arch)
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
         self.describe(Genotype(setup.space.name, self.deriver(arch)))
         if type(self.searcher) is FirstOrder:  # others may ask more of their passes than a replay gives
@@ -238,3 +243,16 @@ class SearchStage:
         """Of the genotype's network at the size it would be retrained in."""
         with self.retrained_space.sketching():
             return count_parameters(self.retrained_space.network(self.setup.data.spec, genotype))
+
+
+def check_excluded(setup: Setup, arch: ArchParams) -> None:
+    """Raises ConfigError if the deriver is told to leave out what no choice has: a name misspelt would exclude nothing.
+    ``none`` is left out by default, whether a space has it or not."""
+    names = list(dict.fromkeys(name for probs in arch.named_probs().values() for name in probs))
+    unknown = [name for name in setup.cfg.deriver.get("exclude") or () if name not in (*names, "none")]
+    if unknown:
+        meant = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.3) or names[:1]
+        raise ConfigError(
+            f"deriver.exclude has {', '.join(unknown)}, which no choice has, expected some of {', '.join(names)}",
+            fix=f"set deriver.exclude=[{meant[0]}]",
+        )

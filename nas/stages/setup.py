@@ -1,7 +1,8 @@
 """What the stages of a run share: its parts built from the configuration, and the checks both stages make."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nas.benchmark import NasBench201Table
 from nas.checkpoints import Checkpoints
 from nas.config import build, to_plain, to_yaml
 from nas.data.bundle import DataBundle
-from nas.data.inputs import Inputs, mapped
+from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.run_directory import RunDirectory, command_line
@@ -42,6 +43,8 @@ class Setup:
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Setup":
         allow = allowed(cfg)
+        if abs(cfg.seed) >= 2**63:
+            raise ConfigError(f"seed must be below 2^63, got {cfg.seed}", fix="set seed=0")
         runtime: Runtime = build(cfg.runtime, allow=allow)
         space: Space = build(cfg.space, allow=allow)
         task: Task = build(cfg.task, allow=allow)
@@ -146,6 +149,20 @@ def two_examples(loader: Loader) -> tuple[Inputs, Tensor]:
     """The first two of an epoch, or the only one: enough to see whether everything fits."""
     inputs, targets = next(loader.epoch(0))
     return mapped(lambda tensor: tensor[:2], inputs), targets[:2]
+
+
+@contextmanager
+def taking(inputs: Inputs) -> Iterator[None]:
+    """Raises SpaceError, naming them, for what a model raises when it is given the inputs."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SpaceError(
+            f"the model cannot take inputs of {forms} ({reason:.200})",
+            fix="change the model or the data, until model(inputs) runs; --debug shows where it stopped",
+        ) from error
 
 
 def check_outputs(outputs: Any, targets: Tensor, setup: Setup) -> None:

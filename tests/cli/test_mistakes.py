@@ -306,13 +306,52 @@ MISTAKES = {
     ),
     "word for a number": (
         ("searcher.grad_clip=x",),
-        "nas.searcher.FirstOrder refuses its arguments: '<' not supported between instances of 'str' and "
-        "'int'; correct them in its configuration group, or choose another of its options",
+        "searcher.grad_clip must be a number, got 'x'; set searcher.grad_clip=0.5",
     ),
     "nothing for a number": (
         ("sampler.samples=null",),
-        "nas.sampler.GDAS cannot be built: '<' not supported between instances of 'NoneType' and 'int'; "
-        "correct the arguments in its configuration group",
+        "sampler.samples must be a whole number, got null; set sampler.samples=1",
+    ),
+    "word for a whole number": (
+        ("data.train=many",),
+        "data.train must be a whole number, got 'many'; set data.train=1",
+    ),
+    "fraction for a whole number": (("data.size=8.5",), "data.size must be a whole number, got 8.5; set data.size=1"),
+    "two numbers for one": (("data.size=[8,8]",), "data.size must be a whole number, got [8, 8]; set data.size=1"),
+    "word for a number of torch's": (
+        ("weight_optim.momentum=high",),
+        "weight_optim.momentum must be a number, got 'high'; set weight_optim.momentum=0.5",
+    ),
+    "number for a word or nothing": (
+        ("runtime.threads=all",),
+        "runtime.threads must be a whole number or null, got 'all'; set runtime.threads=1",
+    ),
+    "word for a list": (
+        ("deriver.exclude=none",),
+        "deriver.exclude must be a list, got 'none'; set deriver.exclude=[none]",
+    ),
+    "operation that is none": (
+        ("deriver.exclude=[none,skip]",),
+        "deriver.exclude has skip, which no choice has, expected some of none, skip_connect, nor_conv_1x1, "
+        "nor_conv_3x3, avg_pool_3x3; set deriver.exclude=[skip_connect]",
+    ),
+    "seed that is no seed": (
+        ("seed=99999999999999999999",),
+        "seed must be below 2^63, got 99999999999999999999; set seed=0",
+    ),
+    "square larger than the images": (
+        ("retrain.cutout=9",),
+        "cutout 9 is larger than the 8x8 images; set cutout to at most 8, e.g. half of the image; 0 turns it off",
+    ),
+    "one example for a batch norm": (
+        (
+            "space=darts",
+            "space.cells=3",
+            "retrain.accumulation=16",
+            "retrain.network={channels:4,cells:3,auxiliary:true}",
+        ),
+        "retrain.accumulation leaves 1 example for the batch norm of the auxiliary head, expected at least 2; "
+        "set retrain.accumulation=8",
     ),
     "no images": (
         ("data.train=0",),

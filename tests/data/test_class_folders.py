@@ -83,7 +83,10 @@ def test_a_link_back_is_followed_once(tmp_path: Path) -> None:
         ("train/a/1.png train/b/1.png test/1.png", r"/test has no class folders; put the images into .*/test/<class>/"),
         ("a/1.png b/1.png", "no image can be held out for testing"),
         ("Train/a/1.png Train/b/1.png", r"/Train would be a class, expected the folders of the splits to be called"),
-        ("a/1.png b/1.png test/a/2.png", r"test would be a class, .*; put the images for training into .*/train/<class>/"),
+        (
+            "a/1.png b/1.png test/a/2.png",
+            r"test would be a class, .*; put the images for training into .*/train/<class>/",
+        ),
         ("training/a/1.png testing/a/1.png", r"/testing and .*/training would be classes"),
         ("a/1.png a/2.png b\udce9/1.png", r"the name of class folder '.*b\\udce9' is not UTF-8; rename it"),
     ],
