@@ -212,6 +212,45 @@ def test_everything_else_that_modules_do():
     assert 'self.pair.parts["right one"]' in text
 
 
+class Builtins(nn.Module):
+    """Its arguments are called as builtins, and as what fx would call those instead."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, input, input_1, *, max):
+        return torch.relu(self.linear(input)) + input_1 * input - max
+
+
+class CallsBuiltins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Builtins()
+
+    def forward(self, input):
+        return self.inner(input, 2 * input, max=input.sum())
+
+
+def test_arguments_that_are_called_as_builtins_keep_their_names():
+    text = assert_same(CallsBuiltins(), torch.randn(5, 4), spec=VALUES)
+    assert "def forward(self, input, input_1, max):" in text
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0].mean(1)
+
+
+def test_what_is_inside_of_a_layer_of_torch_is_made_by_it():
+    text = assert_same(Attends(), torch.randn(3, 5, 4), spec=VALUES)
+    assert re.findall(r"^class (\w+)", text, re.MULTILINE) == ["Attends"]
+
+
 class Sized(nn.Module):
     def forward(self, x):
         return x[: len(x)]
@@ -260,6 +299,15 @@ class Many(nn.Module):
         return inputs[0] + 1
 
 
+class Encodes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.encoder(x[:, None])[:, 0]
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -279,6 +327,7 @@ class Recurrent(nn.Module):
         (Reordered(), "a Flexible is called with different arguments"),
         (Many(), "Many takes or returns something other than tensors"),
         (Recurrent(), r"nn\.GRU"),
+        (Encodes(), r"it is not known how nn\.TransformerEncoderLayer was made"),
     ],
 )
 def test_what_cannot_be_written_says_so(network, message):

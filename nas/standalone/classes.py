@@ -99,6 +99,8 @@ class Classes:
 
     def _sort(self, module: nn.Module, levels: dict[int, list[nn.Module]]) -> int:
         """Sort the modules that are classes by how deep classes are nested in them. Returns the module's depth."""
+        if self._found.of[module] is Part.LAYER:
+            return 0  # which makes what is inside of it
         depth = max((self._sort(child, levels) for child in module.children()), default=0)
         if self._found.of[module] is not Part.CLASS:
             return depth

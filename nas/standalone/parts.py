@@ -95,7 +95,8 @@ def part(module: nn.Module, calls: _Calls) -> Part:
         return Part.HOLDER
     if not calls.names:
         # Weights that nothing uses, of a head for training, say, still have to find their place.
-        return Part.CLASS if any(module.parameters(recurse=False)) or forwards(module) else Part.NOTHING
+        weighs = next(module.parameters(recurse=False), None) is not None
+        return Part.CLASS if weighs or forwards(module) else Part.NOTHING
     return Part.CLASS
 
 

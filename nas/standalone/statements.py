@@ -139,12 +139,18 @@ class _Writer:
 
     def _value(self, value: Any) -> ast.expr:
         if isinstance(value, fx.Node):
-            return self._pending.get(value) or ast.Name(value.name, ast.Load())
+            return self._pending.get(value) or ast.Name(name_of(value), ast.Load())
         if isinstance(value, tuple):
             return ast.Tuple([self._value(item) for item in value], ast.Load())
         if isinstance(value, list):
             return ast.List([self._value(item) for item in value], ast.Load())
         return literal(value)
+
+
+def name_of(node: fx.Node) -> str:
+    """An argument keeps the name that the signature has: fx has another for one that is called as a builtin, as
+    ``input`` is. No other node is given either."""
+    return str(node.target) if node.op == "placeholder" else node.name
 
 
 def literal(value: Any) -> ast.expr:
