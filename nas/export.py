@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nas import atomic, fresh
-from nas.errors import OutputError
-from nas.formats.format import Artefact, Format, Subject, UnavailableError
+from nas.errors import NasError, OutputError
+from nas.formats.format import Artefact, Format, Subject, UnavailableError, described
 from nas.genotype import Genotype
 from nas.model_card import model_card
 
@@ -53,7 +53,7 @@ def export(
     try:
         with tempfile.TemporaryDirectory(prefix="nas-export-") as temporary:
             staging = Path(temporary)
-            (staging / GENOTYPE).write_text(genotype.to_json())
+            (staging / GENOTYPE).write_text(genotype.to_json(), encoding="utf-8")
             artefacts, left_out = written(subject, formats, staging)
             complete: dict[str, Any] = {
                 "format": FORMAT,
@@ -75,7 +75,7 @@ def export(
                 for artefact in artefacts
             }
             atomic.write_json(staging / METADATA, complete)
-            (staging / CARD).write_text(model_card(complete, genotype))
+            (staging / CARD).write_text(model_card(complete, genotype), encoding="utf-8")
             # The metadata last: whoever sees them sees everything.
             names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
             directory.mkdir(parents=True, exist_ok=True)
@@ -91,13 +91,22 @@ def export(
 
 
 def written(subject: Subject, formats: Mapping[str, Format], directory: Path) -> tuple[list[Artefact], dict[str, str]]:
-    """What could be written of the formats, and for the others why not. Raises OutputError if that is all of them."""
+    """What could be written of the formats, and for the others, of which no file is left, why not.
+
+    Raises OutputError if that is all of them.
+    """
     artefacts, left_out = [], {}
     for name, form in formats.items():
+        before = set(directory.iterdir())
         try:
             artefacts.append(form.write(subject, directory))
-        except UnavailableError as error:
-            left_out[name] = str(error)
+        except (NasError, OSError):
+            raise
+        except Exception as error:  # a user's own modules do anything: no reason to lose the other formats
+            foreseen = isinstance(error, UnavailableError)
+            left_out[name] = str(error) if foreseen else f"making and trying it failed ({described(error)})"
+            for path in set(directory.iterdir()) - before:
+                path.unlink()
     if left_out and not artefacts:
         raise OutputError(
             f"the network can be had in none of the formats {', '.join(formats)} ("

@@ -26,7 +26,7 @@ def run(
     where the process is started. One process for all of them: importing torch takes seconds.
     Raises OutputError if the process cannot do its work.
     """
-    code = Path(__file__).with_name("fresh_process.py").read_text()
+    code = Path(__file__).with_name("fresh_process.py").read_text(encoding="utf-8")
     # What this process can import; its packages may be installed anywhere.
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
     with tempfile.TemporaryDirectory(prefix="nas-fresh-") as exchange:
@@ -40,7 +40,8 @@ def run(
             cwd=directory,
             env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # its messages may be in that of the locale
             check=False,
         )
         if done.returncode != 0:

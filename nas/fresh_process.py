@@ -25,7 +25,7 @@ def outputs(code: str, batches: list[dict[str, Any]]) -> list[Any] | str:
     """The y that a piece of code leaves for each batch, or what went wrong."""
     with tempfile.TemporaryDirectory(prefix="nas-fresh-") as directory:
         file = Path(directory, "code.py")
-        file.write_text(code)
+        file.write_text(code, encoding="utf-8")
         try:
             return [torch.as_tensor(runpy.run_path(str(file), dict(inputs))["y"]) for inputs in batches]
         except Exception as error:

@@ -1,5 +1,6 @@
 """What nas-run exports, in all formats: made once, loaded as its users will. And what is not exported."""
 
+import io
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ from cli.conftest import TINY
 from torch import nn
 
 import nas
-from nas import fresh
+from nas import fresh, fresh_process
 from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import ConfigError, DataError, OutputError
 from nas.export import export
@@ -201,6 +202,12 @@ def exported(network, spec, directory, **formats):
     )
 
 
+@torch.no_grad()
+def subject_outputs(network, given):
+    """What a fresh process gives for a file that is as the network."""
+    return [network(batch["x"]) for batch in given["batches"]]
+
+
 def linear():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
 
@@ -303,6 +310,52 @@ def test_a_format_that_a_network_cannot_be_had_in_is_named_and_the_others_are_wr
     with pytest.raises(OutputError, match=r"in none of the formats program \(program: torch\.export cannot trace"):
         exported(network, spec, tmp_path / "none", program=Program())
     assert not (tmp_path / "none").exists()
+
+
+class Fails:
+    """Formats that leave a file behind as they stop."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def write(self, subject, directory):
+        (directory / "half").write_text("")
+        raise self.error
+
+
+def test_an_error_that_nobody_foresaw_leaves_out_one_format(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "run", lambda *args, **kwargs: {"weights.safetensors": subject_outputs(network, kwargs)})
+    network = linear()
+    done = exported(network, spec, tmp_path / "out", fails=Fails(TypeError("of\ntwo lines")), weights=Weights())
+    assert done.left_out == {"fails": "making and trying it failed (TypeError: of two lines)"}
+    assert {path.name for path in done.paths} == {
+        "MODEL_CARD.md", "genotype.json", "metadata.json", "weights.safetensors"
+    }  # fmt: skip
+    for error in (OSError(28, "No space left on device"), DataError("no data", fix="find some")):
+        with pytest.raises((OutputError, DataError), match=r"No space left|no data; find some"):
+            exported(network, spec, tmp_path / "none", fails=Fails(error), weights=Weights())
+    assert not (tmp_path / "none").exists()
+
+
+def test_source_that_does_not_run_leaves_out_one_format(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.formats.standalone.source", lambda *args, **kwargs: "def build():\n    return unknown\n")
+    with pytest.raises(OutputError, match=r"standalone: making and trying it failed \(NameError: name 'unknown' is"):
+        exported(linear(), spec, tmp_path / "out", standalone=Standalone())
+
+
+def test_files_are_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "run", lambda *args, **kwargs: {"model.py": subject_outputs(network, kwargs)})
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
+    named = DataSpec(name="Bl\u00fcten", input_shapes=((3, 8, 8),), class_names=("\u00c4hre", "\u82b1", "c"))
+    network = linear()
+    exported(network, named, tmp_path / "out", standalone=Standalone())
+    for file in ("model.py", "MODEL_CARD.md"):
+        assert "\u00c4hre" in (tmp_path / "out" / file).read_text(encoding="utf-8")
+
+
+def test_a_fresh_process_takes_code_that_is_not_ascii(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
+    assert fresh_process.outputs("y = len('\u82b1')", [{}]) == [torch.tensor(1)]
 
 
 @pytest.mark.parametrize("network", [Untruthful(), nn.Sequential(Noise(3, 3, 1, True), *linear())])

@@ -62,9 +62,15 @@ class UnavailableError(Exception):
     """This network cannot be had in this format; the message says why. The other formats are written."""
 
 
+def described(error: Exception) -> str:
+    """An error that nobody foresaw, on one line that is not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+
 class Format(Protocol):
     """Built before any work is done, so that a package that is missing is noticed then."""
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
-        """Write a file into the directory. Raises UnavailableError."""
+        """Write a file into the directory. Raises UnavailableError; whatever else is raised, but for an error of the
+        user's or of the disk, leaves the format out as well."""
         ...

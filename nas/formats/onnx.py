@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nas.errors import ConfigError
-from nas.formats.format import Artefact, Subject, UnavailableError
+from nas.formats.format import Artefact, Subject, UnavailableError, described
 from nas.formats.program import exported
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -43,8 +43,7 @@ class Onnx:
                     verbose=False,
                 )
         except Exception as error:  # an operation that ONNX does not have, most of all
-            reason = " ".join(str(error).split())
-            raise UnavailableError(f"torch.onnx cannot write it ({type(error).__name__}: {reason:.300})") from error
+            raise UnavailableError(f"torch.onnx cannot write it ({described(error)})") from error
         inputs = ", ".join(f'"{name}": np.asarray({name})' for name in names)
         return Artefact(
             file=file,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.formats.format import Artefact, Subject, UnavailableError
+from nas.formats.format import Artefact, Subject, UnavailableError, described
 
 
 class Program:
@@ -51,8 +51,7 @@ def exported(network: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.E
         with contextlib.redirect_stderr(io.StringIO()):  # where it draws the graph it got stuck in
             return torch.export.export(network, examples, dynamic_shapes=shapes)
     except Exception as error:  # whatever the forward of a user's own model makes of being traced
-        reason = " ".join(str(error).split())
         raise UnavailableError(
-            f"torch.export cannot trace the network with a batch of any size ({type(error).__name__}: {reason:.300}); "
+            f"torch.export cannot trace the network with a batch of any size ({described(error)}); "
             "let its forward use the sizes of its inputs, and no values of tensors"
         ) from error

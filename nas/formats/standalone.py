@@ -23,13 +23,12 @@ class Standalone:
             text = source(network, subject.examples, title=subject.title, spec=subject.spec, weights=WEIGHTS)
         except UnsupportedError as error:
             raise UnavailableError(f"this network cannot be written as source: {error}") from error
-        (directory / FILE).write_text(text)
+        (directory / FILE).write_text(text, encoding="utf-8")
         # A forward that asks whether its inputs are tensors, say, goes another way while it is traced.
         again = runpy.run_path(str(directory / FILE), run_name="model")["build"]()
         again.load_state_dict(network.state_dict())
         with torch.no_grad():
             if not torch.equal(again.eval()(*subject.examples), network(*subject.examples)):
-                (directory / FILE).unlink()
                 raise UnavailableError("this network does other things while it is traced than when it is run")
         write_weights(network, directory)
         return Artefact(
