@@ -11,13 +11,18 @@ from nas.genotype import Genotype
 from nas.task import Metric
 
 
+def show(table: Table) -> None:
+    """Print a table as it is: names of a user's, in brackets or between colons, are no markup and no emoji."""
+    Console(markup=False, emoji=False).print(table)
+
+
 def show_search(genotype: Genotype, parameters: int) -> None:
     """The derived genotype, a row for each choice that was kept."""
     table = Table("choice", "derived", title=genotype.space)
     for key, name in genotype.choices.items():
         if name is not None:
             table.add_row(key, name)
-    Console().print(table)
+    show(table)
     print(f"{parameters:,} parameters when retrained\n")
 
 
@@ -59,7 +64,7 @@ def show_result(result: dict[str, Any]) -> None:
     if "peak_memory_bytes" in result:
         table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB {result['peak_memory_of']}")
         table.add_row("device", result["device"])
-    Console().print(table)
+    show(table)
 
 
 def show_classes(result: dict[str, Any]) -> None:
@@ -74,7 +79,7 @@ def show_classes(result: dict[str, Any]) -> None:
         accuracy = "-" if measured["accuracy"] is None else f"{measured['accuracy']:.2%}"
         counts = (str(confusion[name].get(other, "")) for other in shown)
         table.add_row(name, accuracy, str(measured["examples"]), *counts)
-    Console().print(table)
+    show(table)
 
 
 def show_gap(result: dict[str, Any]) -> None:
@@ -97,7 +102,7 @@ def show_gap(result: dict[str, Any]) -> None:
     ):
         if form in gap:
             table.add_row(what, statistics, "not finite" if gap[form] is None else metric.show(gap[form]))
-    Console().print(table)
+    show(table)
 
 
 def show_export(exported: Exported) -> None:
@@ -113,4 +118,4 @@ def show_standings(report: dict[str, Any]) -> None:
     table = Table("column", "accuracy", "rank", title=f"index {report['index']} in the benchmark")
     for column, standing in report["columns"].items():
         table.add_row(column, f"{standing['accuracy']:.4f} %", f"{standing['rank']:,} of {standing['of']:,}")
-    Console().print(table)
+    show(table)
