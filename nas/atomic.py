@@ -1,6 +1,7 @@
 """Files that appear under their name only when they are complete, whatever interrupts the writing."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -46,5 +47,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented, so that people can read and diff it."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Indented, so that people can read and diff it. Numbers that are not finite, which JSON has not, become null."""
+    write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

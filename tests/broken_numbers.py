@@ -17,7 +17,8 @@ class BrokenGradient(torch.autograd.Function):
 
 
 class Broken(nn.Module):
-    """what: ``loss`` or ``gradient``; passes: in which forward passes of training, counted from 1."""
+    """what: ``loss`` or ``gradient``; passes: in which forward passes of training, counted from 1. ``score``: in all
+    others."""
 
     def __init__(self, in_channels, num_classes, what="loss", passes=()):
         super().__init__()
@@ -29,8 +30,8 @@ class Broken(nn.Module):
 
     def forward(self, x):
         self.done += self.training
-        breaks = self.training and self.done in self.passes
+        breaks = self.what == "score" if not self.training else self.done in self.passes
         x = self.stem(x)
         if breaks:
-            x = x * torch.nan if self.what == "loss" else BrokenGradient.apply(x)
+            x = x * torch.nan if self.what != "gradient" else BrokenGradient.apply(x)
         return self.head(self.block(self.norm(x)).mean((2, 3)))

@@ -100,3 +100,8 @@ def test_text_and_json(tmp_path):
     assert json.loads(text) == content
     assert list(json.loads(text)) == ["b", "a"]
     assert text.endswith("}\n")
+
+
+def test_json_has_no_numbers_that_are_not_finite(tmp_path):
+    atomic.write_json(tmp_path / "file", {"a": [1.5, float("nan")], "b": (float("inf"), {"c": -float("inf")}), "d": 2})
+    assert json.loads((tmp_path / "file").read_text()) == {"a": [1.5, None], "b": [None, {"c": None}], "d": 2}

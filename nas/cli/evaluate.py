@@ -15,7 +15,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.run_directory import check_new
     from nas.spaces.published import resolve
     from nas.stages.setup import open_benchmark
-    from nas.stages.trained import final_result, objective, open_trained, speed
+    from nas.stages.trained import check_finite, final_result, objective, open_trained, speed
 
     check(cfg)
     benchmark = open_benchmark(cfg)
@@ -28,11 +28,13 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     if trained is not None and loader is not None and spec is not None:
         result |= final_result(trained, loader, spec)
         result |= speed(trained, loader, batches=cfg.latency.batches, seconds=cfg.latency.seconds)
+    atomic.write_json(directory / "result.json", result)
+    if trained is not None:
+        check_finite(result)
         show_result(result)
         show_classes(result)
     if benchmark is not None:
         show_standings(result["benchmark"])
-    atomic.write_json(directory / "result.json", result)
     print(f"\nEverything is in {directory}")
     return None if trained is None else objective(result)
 

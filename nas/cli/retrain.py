@@ -13,7 +13,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.spaces.published import resolve
     from nas.stages.retrain import RetrainStage
     from nas.stages.setup import Setup
-    from nas.stages.trained import final_result, objective, scoring_loader
+    from nas.stages.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
     genotype = resolve(cfg.genotype, benchmark=setup.benchmark)
@@ -27,6 +27,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
             return None  # of several processes the first does the rest
         result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime), setup.data.spec)
         atomic.write_json(out.path / "result.json", result)
+        check_finite(result)
     show_result(result)
     print(f"\nEverything is in {directory}")
     return objective(result)

@@ -14,7 +14,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.stages.retrain import RetrainStage
     from nas.stages.search import SearchStage
     from nas.stages.setup import Setup
-    from nas.stages.trained import final_result, objective, scoring_loader
+    from nas.stages.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
@@ -31,6 +31,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         result = {**final_result(trained, loader, setup.data.spec), **search.ending()}
         complete = result | search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
+        check_finite(result)
         exported = export_trained(
             trained,
             loader,

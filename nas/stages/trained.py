@@ -1,5 +1,6 @@
 """What retraining leaves: a network that can be scored, exported and loaded again."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from nas.data.bundle import DataBundle
 from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
-from nas.errors import DataError
+from nas.errors import DataError, DivergenceError
 from nas.evaluate import count_macs, count_parameters, score
 from nas.genotype import Genotype
 from nas.runtime import Runtime, describe, peak_memory
@@ -135,6 +136,17 @@ def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, 
         "data": spec.name,
         "genotype": trained.genotype.to_dict(),
     }
+
+
+def check_finite(result: dict[str, Any]) -> None:
+    """Of a `final_result`, once it is written. Raises DivergenceError if the loss is not finite: the network is of no
+    use then, though its weights are finite."""
+    if not math.isfinite(loss := result["test_loss"]):
+        raise DivergenceError(
+            f"the loss of the trained network on the test split is {loss}, expected a finite number: its outputs, or "
+            "what the loss makes of them, are not finite",
+            fix="see which of its operations these inputs break, or train it with a lower retrain.optim.lr",
+        )
 
 
 def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: float) -> dict[str, Any]:

@@ -106,6 +106,33 @@ def test_a_step_that_is_not_finite_stops_a_run_that_can_go_on_without_it(nas: Na
     assert all(isinstance(line["arch/loss"], float) for line in metrics(tmp_path / "out"))
 
 
+def test_a_trained_network_whose_outputs_are_not_finite_is_an_error_after_it_is_written(
+    nas: Nas, tmp_path: Path
+) -> None:
+    broken = ("space=custom", "space.factory=broken_numbers.Broken", "space.arguments.what=score")
+    tiny = [argument for argument in TINY if "channels" not in argument and "experiment" not in argument]
+    trained = ("checkpoint=out/retrain/checkpoint.pt", "runtime.device=cpu", "allow_targets=[broken_numbers]")
+    for command, *settings in (
+        ("run", *tiny, *broken, "tracker=jsonl", "search.epochs=1", "retrain.epochs=1", "formats=[weights]"),
+        ("retrain", *tiny, *broken, "tracker=jsonl", "retrain.epochs=1", "genotype=out/genotype.json"),
+        ("evaluate", *trained, "latency.seconds=0"),
+        ("export", *trained),
+    ):
+        outcome = nas(command, *settings, f"hydra.run.dir={'out' if command == 'run' else command}")
+        assert (outcome.code, outcome.err) == (
+            2,
+            "error: the loss of the trained network on the test split is nan, expected a finite number: its outputs, "
+            "or what the loss makes of them, are not finite; see which of its operations these inputs break, or train "
+            "it with a lower retrain.optim.lr\n",
+        )
+    for directory in ("out", "retrain", "evaluate"):
+        text = (tmp_path / directory / "result.json").read_text()
+        assert "NaN" not in text
+        assert json.loads(text)["test_loss"] is None
+    assert not (tmp_path / "out" / "export").exists()
+    assert not (tmp_path / "export").exists()
+
+
 def test_what_is_lost_in_the_last_step_is_not_derived_from(nas: Nas, tmp_path: Path) -> None:
     settings = ("weight_optim.lr=1e30", "search.batch_size=24")  # one step an epoch
     outcome = nas("search", *TINY, *settings, "hydra.run.dir=out")
