@@ -111,7 +111,8 @@ def written(subject: Subject, formats: Mapping[str, Format], directory: Path) ->
         raise OutputError(
             f"the network can be had in none of the formats {', '.join(formats)} ("
             f"{'; '.join(f'{name}: {reason}' for name, reason in left_out.items())})",
-            fix="the checkpoint is complete; choose others, e.g. formats=[weights]",
+            fix="the checkpoint is complete; choose others, e.g. "
+            f"formats=[{'program' if 'weights' in formats else 'weights'}]",
         )
     return artefacts, left_out
 

@@ -79,7 +79,8 @@ def check_digest(path: Path, expected: str | None) -> None:
     """Weights fit other networks of the same shapes as well, so that loading them would not show a change."""
     if expected is None or not path.is_file():
         raise CheckpointError(
-            f"the export in {path.parent} has no {path.name}", fix="export again, with formats=[weights] at least"
+            f"the export in {path.parent} has no {path.name}",
+            fix="export again, with formats=[weights] at least, or load the run's directory",
         )
     if digest(path) != expected:
         raise CheckpointError(

@@ -337,6 +337,37 @@ def test_an_error_that_nobody_foresaw_leaves_out_one_format(spec, tmp_path, monk
     assert not (tmp_path / "none").exists()
 
 
+class Counts(nn.Module):
+    """Has a state that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(3 * 8 * 8, 3), 0
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_state_that_is_not_of_tensors_alone_leaves_out_what_safetensors_is_a_part_of(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "run", lambda *args, **kwargs: {"model.pt2": subject_outputs(network, kwargs)})
+    network = Counts()
+    formats = {"weights": Weights(), "standalone": Standalone(), "program": Program()}
+    done = exported(network, spec, tmp_path / "out", **formats)
+    assert (
+        done.left_out["weights"] == "_extra_state of the network's state is a dict, and safetensors holds tensors only"
+    )
+    assert done.left_out.keys() == {"weights", "standalone"}
+    assert {path.suffix for path in done.paths} == {".md", ".json", ".pt2"}
+    with pytest.raises(OutputError, match=r"holds tensors only\); .* choose others, e\.g\. formats=\[program\]"):
+        exported(network, spec, tmp_path / "none", weights=Weights())
+
+
 def test_source_that_does_not_run_leaves_out_one_format(spec, tmp_path, monkeypatch):
     monkeypatch.setattr("nas.formats.standalone.source", lambda *args, **kwargs: "def build():\n    return unknown\n")
     with pytest.raises(OutputError, match=r"standalone: making and trying it failed \(NameError: name 'unknown' is"):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from nas.formats.format import Artefact, Subject
+from nas.formats.format import Artefact, Subject, UnavailableError
 
 FILE = "weights.safetensors"
 
@@ -24,8 +24,14 @@ class Weights:
 
 
 def write_weights(network: nn.Module, directory: Path) -> None:
+    """Raises UnavailableError if the network's state is not of tensors alone, as its get_extra_state may return."""
     from safetensors.torch import save_file
 
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UnavailableError(
+                f"{name} of the network's state is a {type(value).__name__}, and safetensors holds tensors only"
+            )
     # Copies, because safetensors refuses tensors that share their memory, such as those of a module used twice.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, directory / FILE, metadata={"format": "pt"})
