@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from nas import fresh, fresh_process
 from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import ConfigError, DataError, OutputError
 from nas.export import export
-from nas.formats.format import TOLERANCE, Artefact, Subject
+from nas.formats.format import TOLERANCE, Artefact, Subject, UnavailableError
 from nas.formats.onnx import Onnx
 from nas.formats.program import Program
 from nas.formats.standalone import Standalone
@@ -26,6 +27,7 @@ from nas.formats.weights import Weights
 from nas.genotype import Genotype
 from nas.ops import Noise
 from nas.runtime import Runtime
+from nas.stages.export import unsaved
 from nas.stages.trained import Trained, scoring_loader
 from nas.task import Classification
 
@@ -366,6 +368,41 @@ def test_a_state_that_is_not_of_tensors_alone_leaves_out_what_safetensors_is_a_p
     assert {path.suffix for path in done.paths} == {".md", ".json", ".pt2"}
     with pytest.raises(OutputError, match=r"holds tensors only\); .* choose others, e\.g\. formats=\[program\]"):
         exported(network, spec, tmp_path / "none", weights=Weights())
+
+
+class Centred(nn.Module):
+    """Two buffers that no state dict holds: a running average, and a table that is made when it is needed."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.table = nn.Linear(3 * 8 * 8, 3), None
+        self.register_buffer("average", torch.zeros(3), persistent=False)
+
+    def forward(self, x):
+        if self.table is None:
+            del self.table
+            self.register_buffer("table", torch.arange(3.0), persistent=False)
+        y = self.linear(x.flatten(1)) + self.table
+        if self.training:
+            self.average.lerp_(y.detach().mean(0), 0.5)
+        return y - self.average
+
+
+def test_weights_that_do_not_give_the_network_are_left_out(spec, tmp_path):
+    x = torch.randn(4, 3, 8, 8)
+    network = Centred().eval()
+    network(x)
+    assert unsaved(network, (x,), lambda: Centred().eval()) == ()  # what it is made with, or makes itself
+    network.train()(x)
+    assert unsaved(network.eval(), (x,), lambda: Centred().eval()) == ("average", "table")
+    given = replace(subject(network, spec, x), unsaved=lambda: ("average",))
+    with pytest.raises(UnavailableError, match="without average, which training changed and no state dict holds"):
+        Weights().write(given, tmp_path)
+    with pytest.raises(UnavailableError, match="Centred holds a tensor at table that is no parameter or buffer of its"):
+        Standalone().write(given, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    Program().write(given, tmp_path)
+    assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(x), network(x))
 
 
 def test_source_that_does_not_run_leaves_out_one_format(spec, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ class Subject:
     network: on the CPU, in eval mode. examples: a batch of at least two, a tensor for each of its inputs.
     title: the network in words. load: the code that loads it with this project, run beside the files.
     measure: a network of the same inputs and outputs -> what it reaches on the test split, by the metric's name.
+    unsaved: finds the buffers of it that no state dict holds, if its weights do not give its outputs without them.
     """
 
     network: nn.Module
@@ -27,6 +28,7 @@ class Subject:
     title: str
     load: str
     measure: Callable[[nn.Module], Mapping[str, float]]
+    unsaved: Callable[[], tuple[str, ...]] = tuple
 
     @property
     def variables(self) -> tuple[str, ...]:

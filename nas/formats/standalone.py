@@ -23,6 +23,7 @@ class Standalone:
             text = source(network, subject.examples, title=subject.title, spec=subject.spec, weights=WEIGHTS)
         except UnsupportedError as error:
             raise UnavailableError(f"this network cannot be written as source: {error}") from error
+        write_weights(network, directory)
         (directory / FILE).write_text(text, encoding="utf-8")
         # A forward that asks whether its inputs are tensors, say, goes another way while it is traced.
         again = runpy.run_path(str(directory / FILE), run_name="model")["build"]()
@@ -30,7 +31,6 @@ class Standalone:
         with torch.no_grad():
             if not torch.equal(again.eval()(*subject.examples), network(*subject.examples)):
                 raise UnavailableError("this network does other things while it is traced than when it is run")
-        write_weights(network, directory)
         return Artefact(
             file=FILE,
             about=f"plain PyTorch, to be read and edited; its load() takes the weights from {WEIGHTS}",

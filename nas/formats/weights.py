@@ -13,6 +13,11 @@ class Weights:
     """``weights.safetensors``: the network's state by name. This project makes the network from it and the genotype."""
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
+        if unsaved := subject.unsaved():
+            raise UnavailableError(
+                f"without {', '.join(unsaved)}, which training changed and no state dict holds "
+                "(persistent=False), the weights do not give this network"
+            )
         write_weights(subject.network, directory)
         return Artefact(
             file=FILE,

@@ -2,23 +2,24 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from nas.config import build, spelt_out
 from nas.data.inputs import each, mapped
 from nas.data.loader import Loader
 from nas.evaluate import score
 from nas.export import Exported, export
-from nas.formats.format import Format, Subject
+from nas.formats.format import TOLERANCE, Format, Subject
 from nas.reload import without_auxiliary
 from nas.run_directory import MANIFEST
+from nas.spaces.space import Space
 from nas.stages.trained import Trained
 from nas.trust import TRUSTED, targets
 
@@ -59,15 +60,22 @@ def export_trained(
             f"test_{metric.name}": score(copy.deepcopy(network).to(device), loader, trained.task, trained.spec).metric
         }
 
+    def remade() -> nn.Module:
+        space: Space = build(config["space"], allow=made_of)
+        made = space.resized(config["retrain"]["network"]).network(spec, trained.genotype)
+        return without_auxiliary(made).eval()
+
     title = f"{trained.genotype.space} network for {spec.name}"
     made_of = foreign(config["space"])
+    network = on_cpu(trained.network)
     subject = Subject(
-        network=on_cpu(trained.network),
+        network=network,
         examples=examples,
         spec=spec,
         title=title,
         load=f'import nas\n\nnetwork = nas.load("."{f", allow={json.dumps(made_of)}" if made_of else ""})',
         measure=measure,
+        unsaved=lambda: unsaved(network, examples, remade),
     )
     settings = {"retraining": {"seed": config["seed"], **config["retrain"]}}
     if (run / "search").is_dir():
@@ -103,6 +111,20 @@ def on_cpu(network: nn.Module) -> nn.Module:
             # Not contiguous(), which leaves the strides of 1x1 convolutions as they are; kernels are chosen by them.
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return copied
+
+
+@torch.no_grad()
+def unsaved(network: nn.Module, examples: tuple[Tensor, ...], remade: Callable[[], nn.Module]) -> tuple[str, ...]:
+    """The buffers of the network that its state does not hold, if one made anew needs them to give its outputs: of a
+    running average, say, and not of a table that is always the same."""
+    state = network.state_dict()
+    names = tuple(name for name, _ in network.named_buffers() if name not in state)
+    if not names:
+        return ()
+    made = remade()
+    made.load_state_dict(state)
+    same = torch.allclose(made(*examples), network(*examples), rtol=0.0, atol=TOLERANCE, equal_nan=True)
+    return () if same else names
 
 
 def foreign(node: Any) -> list[str]:

@@ -163,7 +163,7 @@ class Classes:
                 raise UnsupportedError(not_a_class(inside))
             if child is None and name not in inside.state_dict():
                 raise UnsupportedError(
-                    f"{type(module).__name__} holds a tensor at {path} that is no parameter or buffer"
+                    f"{type(module).__name__} holds a tensor at {path} that is no parameter or buffer of its state"
                 )
             if as_dict and (hasattr(nn.ModuleDict, name) or not name.isidentifier() or keyword.iskeyword(name)):
                 expression = ast.Subscript(expression, ast.Constant(name))
