@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas.data.labels import IGNORED
+
 NORMAL_95 = 1.959963984540054  # two-sided 95 % point of the standard normal distribution
 CALIBRATION_BINS = 15
 TOP = 5
@@ -50,7 +52,7 @@ class MetricInterval:
 
 class ClassificationMeasures(MetricInterval):
     """Of (B, classes, ...) scores and (B, ...) labels; where an example has several labels, as every pixel has one,
-    all but the interval count labels, not examples.
+    all but the interval count labels, not examples. Labels that are IGNORED count for nothing.
 
     - ``<metric>_interval``: Wilson's, where an example is right or wrong;
     - ``top5_accuracy``, of more than five classes;
@@ -76,16 +78,18 @@ class ClassificationMeasures(MetricInterval):
         scores, labels = outputs.movedim(1, -1).reshape(-1, classes), targets.reshape(-1)
         log_probs = F.log_softmax(scores.float(), dim=1)
         log_confidence, predicted = log_probs.max(dim=1)
-        confidence, correct = log_confidence.exp(), predicted == labels
+        confidence, correct, counted = log_confidence.exp(), predicted == labels, labels != IGNORED
         if self._confusion is None or self._bins is None:
             self._confusion = labels.new_zeros(classes**2)
             self._bins = precise(scores.new_zeros(CALIBRATION_BINS, 3))
-        self._confusion.index_add_(0, labels * classes + predicted, torch.ones_like(labels))
+        # Multiplied by 0 what does not count, rather than left out, for which the device would be waited for.
+        self._confusion.index_add_(0, labels * counted * classes + predicted, counted.to(labels.dtype))
         # Bin m of 1 .. M holds the confidences in ((m - 1)/M, m/M].
         bins = (confidence * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), confidence, correct.float()], dim=1)
-        self._bins.index_add_(0, bins, precise(rows))
-        self._likelihood += precise(F.nll_loss(log_probs, labels, reduction="none")).sum()
+        self._bins.index_add_(0, bins, precise(rows * counted[:, None]))
+        losses = F.nll_loss(log_probs, labels, reduction="none", ignore_index=IGNORED)
+        self._likelihood += precise(losses).sum()
         if classes > TOP:
             self._top += (scores.topk(TOP, dim=1).indices == labels[:, None]).any(dim=1).sum()
 

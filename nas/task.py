@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas.data.bundle import Split
+from nas.data.labels import IGNORED, check_labels
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, DataError, SpaceError
 from nas.measures import ClassificationMeasures, Measures, MetricInterval, RegressionMeasures
@@ -59,13 +62,14 @@ class Task(Protocol):
 
 class Classification:
     """Cross-entropy and accuracy. outputs: (B, classes, ...) scores; targets: (B, ...) int64 labels, or in training
-    (B, classes, ...) probabilities, of which a prediction earns that of its class."""
+    (B, classes, ...) probabilities, of which a prediction earns that of its class. Of several labels of an example
+    some may be IGNORED, and count for nothing."""
 
     metric = Metric("accuracy", higher_is_better=True, percent=True)
     output = "float32 (batch, classes): scores before the softmax, in the order of class_names"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets)
+        return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         predicted = outputs.argmax(dim=1)
@@ -73,8 +77,11 @@ class Classification:
             correct = targets.gather(1, predicted.unsqueeze(1)).squeeze(1)
         else:
             correct = predicted == targets
+        if correct.ndim == 1:
+            return correct
         # Of a label for every pixel, an example's accuracy is that of its pixels.
-        return correct if correct.ndim == 1 else correct.flatten(1).float().mean(dim=1)
+        counted = torch.ones_like(predicted) if targets.is_floating_point() else targets != IGNORED
+        return correct.flatten(1).sum(dim=1) / counted.flatten(1).sum(dim=1)
 
     def measures(self, spec: DataSpec) -> ClassificationMeasures:
         return ClassificationMeasures(self.metric.name, spec.class_names)
@@ -168,3 +175,11 @@ class Custom:
                     f"task.{what} returned {got} for {len(targets)} examples, expected a tensor of shape {expected}",
                     fix="let the loss return its mean over the batch, and the metric a value for each example",
                 )
+
+
+def check_targets(task: Task, spec: DataSpec, **splits: Split) -> None:
+    """Of whole splits, by name, what `Task.check` cannot see of two examples. A loss of the user's own may know other
+    labels. Raises DataError."""
+    if isinstance(task, Classification):
+        for what, split in splits.items():
+            check_labels(split, spec, what)

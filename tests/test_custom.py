@@ -617,6 +617,26 @@ def test_a_genotype_with_missing_and_extra_keys_lists_them(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+PIXELS = ("data=custom", "data.factory=custom_models.pixels", "data.classes=[dark,bright]")
+
+
+def test_pixels_without_a_label_are_in_no_score(tmp_path, capsys):
+    assert run(tmp_path / "out", "pixelwise", *PIXELS) == 0
+    result = read(tmp_path / "out" / "result.json")
+    counts = [measured["examples"] for measured in result["test_per_class"].values()]
+    assert sum(counts) == 8 * 12  # of 16 pixels
+    right = sum(measured["accuracy"] * measured["examples"] for measured in result["test_per_class"].values())
+    assert result["test_accuracy"] == pytest.approx(right / sum(counts))
+    wrong = (*PIXELS, "data.arguments={label: 255}")
+    problem = "error: item 0 of the {} set of 'pixels' has the label 255, expected labels from 0 to 1, and -100 for"
+    assert run(tmp_path / "wrong", "pixelwise", *wrong) == 2
+    assert capsys.readouterr().err.startswith(problem.format("training"))
+    assert not (tmp_path / "wrong").exists()
+    trusted = (f"checkpoint={tmp_path}/out/retrain/checkpoint.pt", "allow_targets=[custom_models]")
+    assert command("evaluate", *trusted, *wrong, "runtime.device=cpu", f"hydra.run.dir={tmp_path / 'scored'}") == 2
+    assert capsys.readouterr().err.startswith(problem.format("test"))
+
+
 def test_a_genotype_can_be_retrained_alone(finished, tmp_path):
     settings = ("space=custom", "space.factory=custom_models.Signals", *TINY, *CASES["signals"].arguments)
     genotype = finished("signals") / "genotype.json"

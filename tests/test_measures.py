@@ -136,6 +136,23 @@ def test_of_a_label_for_every_pixel_labels_are_counted_and_the_interval_is_over_
     assert results["accuracy_interval"] == list(mean_interval(2.0, 1.5, 3))
 
 
+def test_labels_that_are_ignored_count_for_nothing():
+    torch.manual_seed(0)
+    labels = torch.randint(6, (5, 4, 3))
+    outputs = 3 * torch.randn(5, 6, 4, 3)
+    labels[:, 0] = -100
+    labels[2, 1] = -100
+    flat, kept = outputs.movedim(1, -1).reshape(-1, 6), labels.flatten() != -100
+    expected = classified(flat[kept], labels.flatten()[kept], "abcdef")
+    got = classified(outputs, labels, "abcdef", parts=2)
+    for name in ("confusion", "per_class", "top5_accuracy"):
+        assert got[name] == expected[name]
+    for name in ("negative_log_likelihood", "expected_calibration_error"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-6)
+    right = (outputs.argmax(1) == labels).flatten(1).sum(1) / torch.tensor([9.0, 9.0, 6.0, 9.0, 9.0])
+    assert got["accuracy_interval"] == pytest.approx(mean_interval(float(right.sum()), float(right.square().sum()), 5))
+
+
 # -- regression
 
 

@@ -31,6 +31,16 @@ def test_classification_of_every_pixel():
         Classification().check(scores[:, :, 0], labels, CLASSES)
 
 
+def test_pixels_that_are_ignored_are_in_neither_loss_nor_accuracy():
+    labels = torch.tensor([[0, -100, 1, 2], [2, 2, -100, -100]])
+    scores = F.one_hot(torch.tensor([[0, 1, 1, 0], [2, 0, 2, 0]]), 3).movedim(-1, 1).float()
+    assert Classification().measure(scores, labels).tolist() == pytest.approx([2 / 3, 1 / 2])
+    right, wrong = math.log(math.e + 2) - 1, math.log(math.e + 2)
+    assert Classification().loss(scores, labels).item() == pytest.approx((3 * right + 2 * wrong) / 5)
+    probabilities = F.one_hot(labels.clamp_min(0), 3).movedim(-1, 1).float()
+    assert Classification().measure(scores, probabilities).tolist() == [0.5, 0.5]
+
+
 def test_regression_by_hand():
     outputs, targets = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])
     task = Regression()

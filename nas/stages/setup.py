@@ -24,7 +24,7 @@ from nas.runtime import Runtime
 from nas.settings import OWN, among, leaves
 from nas.spaces.space import Space
 from nas.step_profile import StepProfile
-from nas.task import Task
+from nas.task import Task, check_targets
 from nas.tracker import JsonLines, Silent
 from nas.trust import allowed
 
@@ -54,6 +54,7 @@ class Setup:
         build(cfg.saving, allow=allow, path=Path(), kind="search")
         with processes.first_on_machine_first():
             data: DataBundle = build(cfg.data, allow=allow).load()
+        check_targets(task, data.spec, training=data.train, test=data.test)
         return cls(cfg, runtime, space, benchmark, task, data)
 
     def build(self, node: Any, **arguments: Any) -> Any:

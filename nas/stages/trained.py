@@ -23,7 +23,7 @@ from nas.genotype import Genotype
 from nas.runtime import Runtime, describe, peak_memory
 from nas.spaces.space import Space
 from nas.speed import latency
-from nas.task import Task
+from nas.task import Task, check_targets
 from nas.trust import allowed, refuse_interpolations
 
 EVALUATION_BATCH = 256
@@ -191,4 +191,6 @@ def open_trained(cfg: DictConfig) -> tuple[Trained, Loader, DataSpec]:
     data: DataBundle = made.load()
     if same:
         check_unseen(trained, data)
-    return trained, scoring_loader(trained, data, runtime, cfg.batch_size), data.spec
+    loader = scoring_loader(trained, data, runtime, cfg.batch_size)
+    check_targets(trained.task, data.spec, test=data.test)
+    return trained, loader, data.spec
