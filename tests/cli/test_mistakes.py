@@ -347,6 +347,7 @@ MISTAKES = {
         (
             "space=darts",
             "space.cells=3",
+            "data.size=32",
             "retrain.accumulation=16",
             "retrain.network={channels:4,cells:3,auxiliary:true}",
         ),
