@@ -50,7 +50,11 @@ class Choice(nn.Module):
     weighed: learn which share of its group's sum it has as well (edge normalisation, Xu et al. 2020). It counts when
     edges are dropped, and is 1 in a frozen network.
 
-    Raises SpaceError for anything but two or more named modules, and in a forward pass outside of `gates`.
+    What follows may write into the choice's output. Candidates that run side by side get the same input, and one that
+    begins with a module that works in place a copy of it.
+
+    Raises SpaceError for anything but two or more named modules; in a forward pass outside of `gates`, or where a
+    candidate writes into an input that others run on.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class Choice(nn.Module):
         # A list, not a ModuleDict: candidate names may hold dots, or be called `type` or `keys`.
         self.candidates = nn.ModuleList(candidates.values())
         self.gate: Gate | None = None
+        # Whether what follows writes into the output; None until a backward pass has told.
+        self.overwritten: bool | None = None
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
         gate = self.gate
@@ -106,6 +112,8 @@ class Choice(nn.Module):
                 output: Tensor = candidate(*inputs, **named)
             else:
                 output = gate.hard.run(candidate, *inputs, **named)
+                if self.overwritten is not False and gate.hard.keeps_output(candidate):
+                    output = self._copied(output)
             if gate.others is not None:
                 output = output + sum(gate.others[i] for i in range(len(self.names)) if i != gate.drawn)
             return output if gate.share is None else gate.share * output
@@ -113,10 +121,36 @@ class Choice(nn.Module):
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
         if not gate.weights:
             return 0
-        # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.
-        terms = (weight * op(*inputs, **named) for weight, op in zip(gate.weights, self.candidates, strict=False))
-        mixed: Tensor = functools.reduce(operator.add, terms)
+        mixed: Tensor = functools.reduce(operator.add, self._terms(gate.weights, *inputs, **named))
         return mixed if gate.share is None else gate.share * mixed
+
+    def _copied(self, output: Tensor) -> Tensor:
+        """A copy of the output, which is kept for its gate's gradient, for what follows to write into. Made until a
+        backward pass has shown that nobody does."""
+        copy = output.clone()
+        if self.overwritten is None and copy.requires_grad:
+            same = copy.detach()  # counts what is written into either
+
+            def tell(gradient: Tensor) -> None:
+                self.overwritten = self.overwritten or same._version > 0
+
+            copy.register_hook(tell)
+        return copy
+
+    def _terms(self, weights: Sequence[Tensor], *inputs: Any, **named: Any) -> Iterator[Tensor]:
+        """Each candidate's output times its weight."""
+        given = tuple(tensors_in((inputs, named)))
+        # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.
+        for name, weight, op in zip(self.names, weights, self.candidates, strict=False):
+            before = [one._version for one in given]
+            own = [one.clone() if isinstance(one, Tensor) else one for one in inputs] if begins_in_place(op) else inputs
+            yield weight * op(*own, **named)
+            if before != [one._version for one in given]:
+                raise SpaceError(
+                    f"candidate {name!r} of a Choice between {', '.join(self.names)} writes into its input, which the "
+                    "others run on as well",
+                    fix="let it begin with something that is not done in place",
+                )
 
     @property
     def alone(self) -> nn.Module | None:
@@ -155,6 +189,26 @@ class Choice(nn.Module):
 
     def extra_repr(self) -> str:
         return f"key={self.key!r}, names={self.names}"
+
+
+def begins_in_place(module: nn.Module) -> bool:
+    """Whether a candidate writes into its input, where the structure alone tells: at the beginning of sequences."""
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        first = next((part for part in module if type(part) is not nn.Identity), None)
+        return first is not None and begins_in_place(first)
+    if isinstance(module, Choice):
+        return any(map(begins_in_place, module.candidates))
+    return bool(getattr(module, "inplace", False))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Those that a call is given, in lists and dicts too, but for those of inference mode, which count no writing."""
+    if isinstance(value, Tensor):
+        if not value.is_inference():
+            yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
 
 
 def choices(model: nn.Module) -> dict[str, list[Choice]]:

@@ -184,6 +184,103 @@ def test_pass_through_has_the_second_derivatives_of_the_multiplication(first, se
     assert torch.allclose(second_derivative(pass_through), expected, rtol=1e-10)
 
 
+# -- what is written in place
+
+
+def add_in_place(output, x):
+    output += x
+    return output
+
+
+# What follows a choice, and the same without writing into anything.
+AFTER = {
+    "relu": (lambda output, x: output.relu_(), lambda output, x: output.relu()),
+    "add": (add_in_place, lambda output, x: output + x),
+    "a part": (lambda output, x: output[:, ::2].mul_(3), lambda output, x: output[:, ::2] * 3),
+    "nothing": (lambda output, x: output * x, lambda output, x: output * x),
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("op", [nn.Linear(4, 4), nn.Identity(), nn.Tanh(), Choice({"a": nn.ELU(), "b": nn.ELU()})])
+def test_what_follows_may_write_into_the_output(op, after):
+    """As the product with the gate, that nobody writes into, by autograd; in the first step and in those after it."""
+    in_place, apart = AFTER[after]
+    model, generator = nn.ModuleDict({"c": Choice({"op": op, "other": nn.Identity()})}).double(), torch.Generator()
+    found = choices(model)
+    for _ in range(3):
+        x = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+        results = []
+        for dense in (False, True):
+            gate, given = torch.ones((), dtype=torch.float64, requires_grad=True), x.clone().requires_grad_()
+            hidden = given * 1.5
+            drawn = Gate(None, 0, None if dense else HardGate(gate))
+            with gates(found, dict.fromkeys(found, drawn)):
+                output = model["c"](hidden)
+            output = apart(output * gate * (gate if isinstance(op, Choice) else 1), x) if dense else in_place(output, x)
+            output.sin().sum().backward()
+            results.append((output.detach(), gate.grad, given.grad))
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert model["c"].overwritten is (after != "nothing")
+
+
+def test_an_output_that_nobody_writes_into_is_not_copied():
+    choice = Choice({"op": nn.Linear(4, 4), "other": nn.Identity()})
+    found, gate, kept = choices(choice), torch.ones((), requires_grad=True), []
+    choice.candidates[0].register_forward_hook(lambda module, inputs, output: kept.append(output.data_ptr()))
+    copied = []
+    for _ in range(3):
+        with gates(found, {"choice": Gate(None, 0, HardGate(gate))}):
+            output = choice(torch.ones(2, 4))
+        output.sum().backward()
+        copied.append(output.data_ptr() != kept.pop())
+    assert copied == [True, False, False]
+
+
+BEGINS_IN_PLACE = {
+    "relu": nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)),
+    "nested": nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout(0.0, inplace=True), nn.ELU(inplace=True))),
+    "choice": Choice({"a": nn.ReLU(inplace=True), "b": nn.ReLU(inplace=True)}),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", BEGINS_IN_PLACE)
+def test_candidates_that_run_side_by_side_get_the_same_input(name, first):
+    op = BEGINS_IN_PLACE[name]
+    both = [(name, op), ("same", nn.Identity())]
+    model = nn.ModuleDict({"c": Choice(dict(both if first else both[::-1]))})
+    found, x = choices(model), torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    hidden, weight = x * 1, torch.tensor(0.5)
+    with gates(found, dict.fromkeys(found, Gate((weight, weight), None))):
+        mixed = model["c"](hidden)
+        expected = 0.5 * op(x.clone()) + 0.5 * x
+    assert torch.equal(hidden, x)
+    assert torch.allclose(mixed, expected)
+
+
+def test_a_candidate_that_writes_into_the_input_of_others_is_named():
+    class Clamp(nn.Module):
+        def forward(self, xs):
+            return xs[0].clamp_(min=0)
+
+    class First(nn.Module):
+        def forward(self, xs):
+            return xs[0]
+
+    choice = Choice({"clamp": Clamp(), "first": First()})
+    found = choices(choice)
+    with gates(found, {"choice": Gate(row(0.5, 0.5), None)}), pytest.raises(SpaceError) as caught:
+        choice([torch.randn(3)])
+    assert str(caught.value) == (
+        "candidate 'clamp' of a Choice between clamp, first writes into its input, which the others run on as well; "
+        "let it begin with something that is not done in place"
+    )
+    with gates(found, {"choice": Gate(None, 0)}):
+        assert (choice([torch.tensor([-1.0])]) == 0).all()  # alone it may
+
+
 # -- keys
 
 
