@@ -327,6 +327,12 @@ def test_perturbation_drops_the_edges_of_a_model_of_ones_own(tmp_path):
     assert sorted(name is None for name in chosen.values()) == [False, True, True]
 
 
+def test_a_model_is_searched_in_training_mode_in_whatever_mode_it_is_built(tmp_path):
+    assert search(tmp_path / "out", "BuiltInEvalMode", *SIGNALS) == 0
+    assert custom_models.BuiltInEvalMode.modes
+    assert all(custom_models.BuiltInEvalMode.modes)
+
+
 def test_a_derivation_that_drops_edges(tmp_path):
     assert run(tmp_path / "out", "Grouped", *SIGNALS, "deriver=top_predecessors", "deriver.count=1") == 0
     chosen = Genotype.load(tmp_path / "out" / "genotype.json").choices
