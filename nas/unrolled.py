@@ -63,7 +63,10 @@ class SecondOrder(FirstOrder):
             )
         self.method = method
         self.radius = radius
-        self.named_weights: dict[str, Tensor] = dict(self.supernet.named_parameters())
+        # Those that learn: a frozen one has no step to unroll.
+        self.named_weights: dict[str, Tensor] = {
+            name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad
+        }
         self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
@@ -123,7 +126,9 @@ class SecondOrder(FirstOrder):
 
     def _gradients(self, loss: Tensor, *, create_graph: bool) -> dict[str, Tensor]:
         """grad_w of the loss; zeros for a weight that took no part."""
-        found = torch.autograd.grad(loss, self.weights, create_graph=create_graph, allow_unused=True)
+        found = torch.autograd.grad(
+            loss, list(self.named_weights.values()), create_graph=create_graph, allow_unused=True
+        )
         return {
             name: torch.zeros_like(weight) if gradient is None else gradient
             for (name, weight), gradient in zip(self.named_weights.items(), found, strict=True)
@@ -135,7 +140,8 @@ class SecondOrder(FirstOrder):
         for group in self.weight_optim.param_groups:
             momentum, nesterov = group["momentum"], group["nesterov"]
             for weight in group["params"]:
-                name = self.name_of[weight]
+                if (name := self.name_of.get(weight)) is None:
+                    continue
                 step = gradients[name] + group["weight_decay"] * weight.detach()
                 buffer = self.weight_optim.state[weight].get("momentum_buffer")
                 # torch starts the buffer with the first step itself, undamped.

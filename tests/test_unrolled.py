@@ -92,11 +92,14 @@ SGD = {
 }
 
 
+@pytest.mark.parametrize("learns", [True, False], ids=["all learn", "one is frozen"])
 @pytest.mark.parametrize("steps_before", [0, 2], ids=["first step", "with momentum built up"])
 @pytest.mark.parametrize("sgd", SGD)
 @pytest.mark.parametrize(("method", "tolerance"), [("exact", 1e-6), ("difference", 1e-3)])
-def test_the_gradient_is_that_of_the_loss_after_a_step_of_torchs_sgd(method, tolerance, sgd, steps_before):
-    searcher = make(Network(), method=method, task=Classification(), lr=0.3, **SGD[sgd])
+def test_the_gradient_is_that_of_the_loss_after_a_step_of_torchs_sgd(method, tolerance, sgd, steps_before, learns):
+    network = Network()
+    network.one.candidates[0][0].requires_grad_(learns)
+    searcher = make(network, method=method, task=Classification(), lr=0.3, **SGD[sgd])
     for step in range(steps_before):
         searcher.weight_step(data(10 + step), 1.0)
     train, val = data(0), data(1)
@@ -125,7 +128,8 @@ def test_the_gradient_is_that_of_the_loss_after_a_step_of_torchs_sgd(method, tol
     got = before - searcher.arch.logits.detach()
     assert torch.allclose(got, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-9)
     assert all(torch.equal(weights[name], value) for name, value in searcher.supernet.state_dict().items())
-    assert all(weight.requires_grad for weight in searcher.weights)
+    frozen = {weight for weight in searcher.weights if not weight.requires_grad}
+    assert frozen == (set() if learns else set(network.one.candidates[0].parameters()))
 
 
 @pytest.mark.parametrize("sampler", [GumbelSoftmax(), Dirichlet()])
