@@ -92,11 +92,11 @@ class Judge:
         """Train the weights on under fixed gates, by SGD in training mode. Only inside of `weights_put_back`."""
         optim = torch.optim.SGD(self.supernet.parameters(), lr=lr, momentum=0.9)
         scaler = self.precision.scaler()
-        with undisturbed(self.supernet, seed=self.seed):
+        with undisturbed(self.supernet, seed=self.seed), gates(self.choices, by_key):
             self.supernet.train()
             for inputs, targets in itertools.islice(self._training, steps):
                 optim.zero_grad(set_to_none=True)
-                with gates(self.choices, by_key), self.precision.autocast():
+                with self.precision.autocast():
                     loss = self.task.loss(self.supernet(*each(inputs)), targets)
                 scaler.scale(loss).backward()
                 take_step(optim, scaler)

@@ -99,8 +99,10 @@ class FirstOrder:
         if drawn is None:
             with torch.no_grad():
                 drawn = self._draw(temperature)
-        loss, metric = self._forward(batch, drawn, differentiable=False)
-        self.scaler.scale(loss).backward()
+        # Backward passes too: activation checkpointing runs choices again in them.
+        with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+            loss, metric = self._forward(batch)
+            self.scaler.scale(loss).backward()
         watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
         taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
@@ -132,8 +134,8 @@ class FirstOrder:
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
         """Add `factor` times the gradient of one draw to that of the logits. Returns the draw's loss and metric."""
-        with weights_frozen(self.weights):
-            loss, metric = self._forward(batch, drawn, differentiable=True)
+        with weights_frozen(self.weights), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=True)):
+            loss, metric = self._forward(batch)
             if loss.requires_grad:
                 self.scaler.scale(factor * loss).backward()
             elif drawn.weights.requires_grad:  # all that was drawn is dead: a gradient of 0, by which Adam still moves
@@ -141,10 +143,10 @@ class FirstOrder:
                 (0 * (drawn.weights.sum() + shares)).backward()
         return loss.detach(), metric
 
-    def _forward(self, batch: Batch, drawn: Gates, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and metric of a batch, under the gates that are set."""
         inputs, targets = batch
-        by_key = drawn.by_key(self.arch.keys, differentiable=differentiable)
-        with gates(self.choices, by_key), self.precision.autocast():
+        with self.precision.autocast():
             outputs = self.supernet(*each(inputs))
             loss = self.task.loss(outputs, targets)
         return loss, self.task.measure(outputs.detach(), targets).sum()

@@ -3,12 +3,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from small_judge import judge_of
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nas.arch import ArchParams
-from nas.choice import Choice
+from nas.choice import Choice, Gate
 from nas.errors import ConfigError
-from nas.sampler import GDAS, Gates, gumbel_noise
+from nas.sampler import GDAS, Gates, Softmax, gumbel_noise
 from nas.searcher import FirstOrder, weights_frozen
 from nas.task import Classification
 
@@ -250,6 +252,43 @@ def test_gates_are_closed_after_a_step_and_after_an_error(small, batch):
         small.arch_step((batch[0][:, :2], batch[1]), batch, 1.0)
     assert small.supernet.one.gate is None
     assert all(p.requires_grad for p in small.weights)
+
+
+class Blocks(nn.Module):
+    """Choices behind one another, whose activations are computed again in the backward pass if that is asked for."""
+
+    def __init__(self, *, again):
+        super().__init__()
+        self.again = again
+        self.blocks = nn.ModuleList(
+            Choice(
+                {
+                    "tanh": nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
+                    "norm": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)),
+                }
+            )
+            for _ in range(3)
+        )
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.again else block(x)
+        return x
+
+
+@pytest.mark.parametrize("sampler", [Fixed, Softmax])
+def test_choices_may_be_run_again_in_the_backward_pass(sampler, batch):
+    results = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        searcher = make(Blocks(again=again), sampler=sampler())
+        for _ in range(3):
+            searcher.weight_step(batch, 1.0)
+            searcher.arch_step(batch, batch, 1.0)
+        results.append([*snapshot(searcher.supernet), *snapshot(searcher.arch)])
+        judge = judge_of(searcher.supernet, *batch, classes=3)
+        judge.tune(dict.fromkeys(searcher.choices, Gate(None, 0)), steps=2, lr=0.1)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 class Head(nn.Module):
