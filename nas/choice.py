@@ -214,19 +214,27 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def choices(model: nn.Module) -> dict[str, list[Choice]]:
     """All choices of a model by key, in module order; a choice without a key is known by its path.
 
-    Raises SpaceError when there is none, or when choices that share a key differ in their candidates, their
-    group or whether they are weighed.
+    Raises SpaceError when there is none, when a path is the key of another choice, or when choices that share a key
+    differ in their candidates, their group or whether they are weighed.
     """
     found: dict[str, list[Choice]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, Choice):
-            found.setdefault(module.key or path or "choice", []).append(module)
+    paths = {module: path for path, module in model.named_modules() if isinstance(module, Choice)}
+    for choice, path in paths.items():
+        found.setdefault(choice.key or path or "choice", []).append(choice)
     if not found:
         raise SpaceError(
             f"{type(model).__name__} contains no Choice, so there is nothing to search",
             fix="replace at least one of its modules by nas.choice.Choice({'name': module, ...})",
         )
     for key, sharing in found.items():
+        without_key = next((choice for choice in sharing if not choice.key), None)
+        if without_key is not None and len(sharing) > 1:
+            with_key = next(choice for choice in sharing if choice.key)
+            raise SpaceError(
+                f"the choice at {paths[without_key]!r} is known by its place, which is the key of the one at "
+                f"{paths[with_key]!r}",
+                fix=f"give one of them another key, or both the key {key!r} if they are to be decided together",
+            )
         for other in sharing[1:]:
             if other.described() != sharing[0].described():
                 raise SpaceError(

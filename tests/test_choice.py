@@ -314,6 +314,20 @@ def test_unlike_choices_under_one_key_are_an_error(one, other):
         choices(nn.Sequential(one, other))
 
 
+@pytest.mark.parametrize("order", ["place first", "key first"])
+def test_a_place_that_is_the_key_of_another_choice_is_an_error(order):
+    parts = {"act": scales(2, 3), "body": nn.Sequential(scales(2, 3, key="act"))}
+    model = nn.ModuleDict(parts if order == "place first" else dict(reversed(parts.items())))
+    with pytest.raises(SpaceError) as caught:
+        choices(model)
+    assert str(caught.value) == (
+        "the choice at 'act' is known by its place, which is the key of the one at 'body.0'; give one of them another "
+        "key, or both the key 'act' if they are to be decided together"
+    )
+    model["act"].key = "act"
+    assert list(choices(model)) == ["act"]
+
+
 def test_a_model_without_choices_is_an_error():
     with pytest.raises(SpaceError, match="Linear contains no Choice"):
         choices(nn.Linear(1, 1))
