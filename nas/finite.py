@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas import processes
+from nas.buffers import Buffers
 from nas.errors import ConfigError, DivergenceError
 
 ACTIONS = ("stop", "skip")
@@ -109,7 +110,7 @@ class Guard:
         self._late = late and not self.skips
         self.place = (0, 0)
         self._unread: list[Reading] = []
-        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._buffers: Buffers | None = None
 
     def watch(self, level: Level, loss: Tensor, naming: Naming) -> "Watch":
         """For one step of an optimiser. loss: what its gradients are of."""
@@ -131,7 +132,7 @@ class Guard:
     def begin(self, model: nn.Module) -> None:
         """Before a step's forward pass, which moves running statistics: they would keep a NaN for good."""
         if self.skips:
-            self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+            self._buffers = Buffers(model)
 
     def passes(self, reading: Reading) -> bool:
         """Whether a step may be taken, now that its gradients are there; False if it is to be skipped.
@@ -147,9 +148,8 @@ class Guard:
         problem = broken(reading.parameters, reading.naming) or reading.problem()  # the step has not moved them yet
         if not self.skips or self.skipped >= self.do.max_skipped:
             raise self._error(reading.level, problem)
-        with torch.no_grad():
-            for buffer, before in self._buffers:
-                buffer.copy_(before)
+        if self._buffers is not None:
+            self._buffers.put_back()
         self.skipped += 1
         if processes.first():
             epoch, step = reading.place

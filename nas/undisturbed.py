@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from nas.buffers import Buffers
+
 
 @contextmanager
 def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
@@ -15,12 +17,7 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
     code inside.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = Buffers(model)
     gpus = sorted({weight.device.index for weight in model.parameters() if weight.device.type == "cuda"})
     with torch.random.fork_rng(devices=gpus):
         # Not torch.manual_seed, which also seeds generators that are not put back.
@@ -34,6 +31,4 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer.copy_(value)
+            buffers.put_back()

@@ -5,28 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nas.buffers import Buffers
 from nas.spaces.cell import Cell
-
-
-class Buffers:
-    """The buffers of a module as they are, to be put back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._found = [
-            (owner, name, buffer, buffer.clone())
-            for owner in module.modules()
-            for name, buffer in owner._buffers.items()
-            if buffer is not None
-        ]
-
-    def are_same(self) -> bool:
-        """Whether they are the same tensors, whatever is in them."""
-        return all(owner._buffers.get(name) is buffer for owner, name, buffer, _ in self._found)
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for owner, name, buffer, before in self._found:
-            owner._buffers[name] = buffer.copy_(before)
 
 
 class Reference:

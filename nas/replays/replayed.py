@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
+from nas.buffers import Buffers
 from nas.choice import Choice, Gate
 from nas.ops import Zero
 from nas.replays.recorder import Recorder
-from nas.replays.reference import Buffers, Reference
+from nas.replays.reference import Reference
 from nas.replays.run import Kind, Level, Pass, Run
 from nas.replays.tape import Block, Node, Place, Tape, tapes
 from nas.replays.work import NotReplayableError, Recorded, Slot, Work, places_of
