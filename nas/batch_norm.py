@@ -5,7 +5,7 @@ Left alone, they take those of the batch in training mode and their running ones
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -18,10 +18,18 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
+def frozen_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Those that are kept in evaluation mode while the model is in training mode, as in a pretrained part."""
+    return [norm for norm in batch_norms(model) if model.training and not norm.training]
+
+
 @contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, every batch norm takes the statistics of the batch itself; its running ones are not read, nor moved."""
-    before = [(norm, norm.training, norm.track_running_stats) for norm in batch_norms(model)]
+def batch_statistics(model: nn.Module, *, but: Collection[_BatchNorm] = ()) -> Iterator[None]:
+    """Inside, every batch norm takes the statistics of the batch itself; its running ones are not read, nor moved.
+
+    but: norms that are left alone.
+    """
+    before = [(norm, norm.training, norm.track_running_stats) for norm in batch_norms(model) if norm not in but]
     for norm, _, _ in before:
         norm.training, norm.track_running_stats = True, False
     try:
@@ -31,12 +39,13 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             norm.training, norm.track_running_stats = training, tracks
 
 
-def recalibrate(model: nn.Module, run: Callable[[], None]) -> None:
+def recalibrate(model: nn.Module, run: Callable[[], None], *, but: Collection[_BatchNorm] = ()) -> None:
     """Replace the running statistics by the plain average over the batches that `run` passes through the model.
 
-    Those of a norm that no batch reaches are reset. Nothing is run for a model without batch norms.
+    Those of a norm that no batch reaches are reset. Nothing is run for a model without batch norms. but: norms that are
+    left alone.
     """
-    before = [(norm, norm.training, norm.momentum) for norm in batch_norms(model)]
+    before = [(norm, norm.training, norm.momentum) for norm in batch_norms(model) if norm not in but]
     for norm, _, _ in before:
         norm.reset_running_stats()
         norm.training, norm.momentum = True, None  # None: an average that weighs all batches equally

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas import processes
-from nas.batch_norm import batch_statistics, recalibrate
+from nas.batch_norm import batch_statistics, frozen_norms, recalibrate
 from nas.choice import LEFT_OUT, Gate, check_chosen, choices, gates
 from nas.data.inputs import each
 from nas.data.loader import Batch, Loader
@@ -30,7 +30,8 @@ class Judge:
     Of several processes each scores and tunes on its share of the batches; the result is that of all.
 
     Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
-    norms is in evaluation mode; what those normalise with is said by each method.
+    norms is in evaluation mode; what those normalise with is said by each method. Norms that the supernet keeps in
+    evaluation mode while it is trained take their running statistics as they are.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class Judge:
 
         Batch norms take the statistics of the batch, as in the steps of a search.
         """
-        with undisturbed(self.supernet, seed=self.seed), batch_statistics(self.supernet):
+        frozen = frozen_norms(self.supernet)
+        with undisturbed(self.supernet, seed=self.seed), batch_statistics(self.supernet, but=frozen):
             return self._score(by_key)
 
     def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool) -> Score:
@@ -78,9 +80,10 @@ class Judge:
         names = {key: sharing[0].names for key, sharing in self.choices.items()}
         check_chosen(chosen, names)
         by_key = {key: LEFT_OUT if name is None else Gate(None, names[key].index(name)) for key, name in chosen.items()}
+        frozen = frozen_norms(self.supernet)
         with undisturbed(self.supernet, seed=self.seed):
             if recalibrated:
-                recalibrate(self.supernet, lambda: self._run_calibration(by_key))
+                recalibrate(self.supernet, lambda: self._run_calibration(by_key), but=frozen)
             return self._score(itertools.repeat(by_key))
 
     def merit(self, score: Score) -> tuple[float, float]:

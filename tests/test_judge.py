@@ -1,6 +1,7 @@
 """What a judge scores, with which statistics, and that it leaves no trace."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -158,6 +159,27 @@ def test_a_relaxed_supernet_has_the_statistics_of_each_batch(supernet):
     by_key = {key: Gate(tuple(map(torch.tensor, row.values())), None) for key, row in probs.items()}
     with gates(choices(training), by_key):
         assert close(score, reference(training, judge.validation))
+
+
+class Pretrained(Norms):
+    """Its norm keeps the statistics that it came with."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+
+def test_a_norm_that_is_kept_in_evaluation_mode_keeps_its_statistics():
+    supernet = Pretrained().train()
+    supernet.norm.running_mean += 1
+    supernet.norm.running_var *= 3
+    judge, gates_of = judge_of(supernet, *data(), classes=4), {"op": Gate(None, 1), "drop": Gate(None, 1)}
+    with gates(choices(supernet), gates_of):
+        expected = reference(supernet, judge.validation)
+    assert close(judge.relaxed(itertools.repeat(gates_of)), expected)
+    for recalibrated in (False, True):
+        assert close(judge.decided({"op": "b", "drop": "tanh"}, recalibrated=recalibrated), expected)
 
 
 def test_of_a_sampler_that_draws_every_batch_has_a_draw_of_its_own():
