@@ -1,6 +1,8 @@
-"""The global random generators, as a checkpoint holds them."""
+"""The global random generators, as a checkpoint holds them, and as passes that are compared share them."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,3 +39,21 @@ def set_random_state(state: dict[str, Any]) -> None:
         return
     for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(generator, index)
+
+
+class Noise:
+    """What torch's generators give from now on, on the CPU and on the device if that is a GPU, to be had again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpus = [device] if device.type == "cuda" else []
+        self._states = [torch.cuda.get_rng_state(gpu) for gpu in self._gpus]
+        self._state = torch.get_rng_state()
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Inside, they give the same as then; afterwards they go on from where they were before."""
+        with torch.random.fork_rng(devices=self._gpus):
+            torch.set_rng_state(self._state)
+            for gpu, state in zip(self._gpus, self._states, strict=True):
+                torch.cuda.set_rng_state(state, gpu)
+            yield

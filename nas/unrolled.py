@@ -12,6 +12,7 @@ from nas.choice import gates
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
+from nas.random_state import Noise
 from nas.sampler import Gates
 from nas.searcher import FirstOrder, weights_frozen
 
@@ -75,6 +76,7 @@ class SecondOrder(FirstOrder):
         # through once, at the end.
         leaf = gates_and_shares.detach().requires_grad_()
 
+        noise = Noise(leaf.device)
         train_loss, _ = self._loss(self.named_weights, leaf, weight_batch)
         slopes = self._gradients(train_loss, create_graph=self.method == "exact")
         # w' as a function of the gradient alone, so that one backward pass gives both the direct part of the result
@@ -87,10 +89,12 @@ class SecondOrder(FirstOrder):
         by_name = dict(zip(by_name, processes.means(by_name.values()), strict=True))
 
         product = self._exact if self.method == "exact" else self._difference
-        gates_and_shares.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch)))
+        gates_and_shares.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch, noise)))
         return loss.detach(), self.task.measure(outputs.detach(), batch[1]).sum()
 
-    def _exact(self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch) -> Tensor:
+    def _exact(
+        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Noise
+    ) -> Tensor:
         """d/d leaf <grad_w L_train, vector>."""
         names = [name for name in vector if slopes[name].requires_grad]
         (product,) = torch.autograd.grad(
@@ -99,24 +103,32 @@ class SecondOrder(FirstOrder):
         return torch.zeros_like(leaf) if product is None else product
 
     def _difference(
-        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch
+        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Noise
     ) -> Tensor:
-        """The same as (grad_leaf L_train(w + eps vector) - grad_leaf L_train(w - eps vector)) / (2 eps)."""
+        """The same as (grad_leaf L_train(w + eps vector) - grad_leaf L_train(w - eps vector)) / (2 eps).
+
+        noise: of the pass that the slopes are of. Both sides have it again: a difference in dropout would be divided by
+        2 eps.
+        """
         norm = torch.stack([v.norm() for v in vector.values()]).norm()
         epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        sides = []
+        sides: list[Tensor] = []
         with weights_frozen(self.weights):
             for sign in (1, -1):
                 shifted = {
                     name: weight + sign * epsilon * vector[name] if name in vector else weight
                     for name, weight in self.named_weights.items()
                 }
-                (side,) = torch.autograd.grad(self._loss(shifted, leaf, weight_batch)[0], leaf)
-                sides.append(side)
+                with noise.again():
+                    loss, _ = self._loss(shifted, leaf, weight_batch)
+                sides += torch.autograd.grad(loss, leaf)
         return (sides[0] - sides[1]) / (2 * epsilon)
 
     def _loss(self, weights: dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
-        """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds."""
+        """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds.
+
+        Both are gone in the backward pass, so that activation checkpointing ends in an error, not in other weights.
+        """
         inputs, targets = batch
         unpacked = Gates(leaf) if self.arch.share_logits is None else Gates(leaf[:, :-1], shares=leaf[:, -1])
         by_key = unpacked.by_key(self.arch.keys, differentiable=True)

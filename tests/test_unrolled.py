@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nas.arch import ArchParams
 from nas.choice import Choice, choices, gates
-from nas.errors import ConfigError
+from nas.errors import ConfigError, SpaceError
 from nas.sampler import GDAS, Dirichlet, Gates, GumbelSoftmax, Softmax, Uniform
 from nas.task import Classification, Regression
 from nas.unrolled import SecondOrder
@@ -140,6 +141,28 @@ def test_the_two_methods_agree_for_stochastic_gates(sampler):
         searcher.arch_step(data(1), data(0), 1.0)
         logits.append(searcher.arch.logits.detach())
     assert torch.allclose(*logits, rtol=1e-3, atol=1e-6)
+
+
+def test_the_two_methods_agree_where_passes_are_random():
+    logits, after = [], []
+    for method in ("exact", "difference"):
+        network = Network()
+        network.one = nn.Sequential(network.one, nn.Dropout(0.5))
+        searcher = make(network, method=method, task=Classification(), lr=0.3)
+        torch.manual_seed(4)
+        searcher.arch_step(data(1), data(0), 1.0)
+        logits.append(searcher.arch.logits.detach())
+        after.append(torch.get_rng_state())
+    assert torch.allclose(*logits, rtol=1e-3, atol=1e-6)
+    assert torch.equal(*after)
+    assert not torch.equal(after[0], torch.manual_seed(4).get_state())
+
+
+def test_choices_are_not_run_again_in_a_backward_pass_with_other_weights():
+    network = Network()
+    network.forward = lambda x: network.two(checkpoint(network.one, x, use_reentrant=False))
+    with pytest.raises(SpaceError, match="without gates"):
+        make(network, method="difference", task=Classification()).arch_step(data(1), data(0), 1.0)
 
 
 @pytest.mark.parametrize("sampler", [GDAS(), GDAS(estimator="full"), Uniform()])
