@@ -120,7 +120,10 @@ class _PassThrough(torch.autograd.Function):
 
 
 def inner_product(one: Tensor, other: Tensor) -> Tensor:
-    """<one, other> of two tensors of one shape, in float32 at least."""
+    """<one, other> of two tensors of one shape, in float32 at least; its real part if they are complex."""
+    if one.is_complex() or other.is_complex():
+        product = (one.conj() * other).real
+        return product.sum(dtype=torch.promote_types(product.dtype, torch.float32))
     if one.dtype != other.dtype or one.dtype not in (torch.float32, torch.float64):
         return (one * other).sum(dtype=torch.float32)
     if one.ndim == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (one, other)):

@@ -142,6 +142,32 @@ class BuiltInEvalMode(Signals):
         return super().forward(x)
 
 
+class Modes(nn.Module):
+    """Weights of the first `count` frequencies, as a neural operator has them."""
+
+    def __init__(self, width, count):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, count, dtype=torch.complex64))
+
+    def forward(self, spectrum):
+        weighed = spectrum[..., : self.weight.shape[-1]] * self.weight
+        return nn.functional.pad(weighed, (0, spectrum.shape[-1] - weighed.shape[-1]))
+
+
+class Frequencies(nn.Module):
+    """A choice between complex outputs."""
+
+    def __init__(self, in_channels, num_classes, width=4):
+        super().__init__()
+        self.stem = nn.Conv1d(in_channels, width, 1)
+        self.modes = Choice({f"first {count}": Modes(width, count) for count in (2, 4)})
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(torch.fft.irfft(self.modes(torch.fft.rfft(x)), n=x.shape[-1]).amax(2))
+
+
 class Grouped(nn.Module):
     """Three branches that compete: a derivation may drop some of them, and an edge that is dropped adds nothing."""
 

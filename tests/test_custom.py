@@ -333,6 +333,11 @@ def test_a_model_is_searched_in_training_mode_in_whatever_mode_it_is_built(tmp_p
     assert all(custom_models.BuiltInEvalMode.modes)
 
 
+@pytest.mark.parametrize("sampler", ["gdas", "softmax"])
+def test_a_model_with_complex_weights(sampler, tmp_path):
+    assert search(tmp_path / "out", "Frequencies", *SIGNALS, f"sampler={sampler}") == 0
+
+
 def test_a_derivation_that_drops_edges(tmp_path):
     assert run(tmp_path / "out", "Grouped", *SIGNALS, "deriver=top_predecessors", "deriver.count=1") == 0
     chosen = Genotype.load(tmp_path / "out" / "genotype.json").choices

@@ -124,3 +124,16 @@ def test_the_inner_product(dtype):
         got = inner_product(one.contiguous(memory_format=layout), other.contiguous(memory_format=torch.channels_last))
         assert torch.allclose(got, expected, rtol=tolerance, atol=tolerance)
     assert inner_product(torch.ones(()), torch.tensor(3.0)) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_the_gate_of_a_complex_output(dtype):
+    generator, found = torch.Generator().manual_seed(3), []
+    spectrum, weights = torch.randn(2, 5, 6, dtype=dtype, generator=generator)
+    for product in (pass_through, lambda output, gate: output * gate):
+        gate = torch.ones((), dtype=weights.real.dtype, requires_grad=True)
+        output = product(spectrum.clone().requires_grad_(), gate)
+        torch.fft.irfft(output * weights, n=10).pow(3).sum().backward()
+        found.append(gate.grad)
+    assert torch.allclose(*found, rtol=1e-5)
+    assert found[0].dtype == weights.real.dtype

@@ -62,10 +62,11 @@ class Setup:
 
     def optimizer(self, node: Any, network: nn.Module) -> Optimizer:
         """For the parameters of a network. Fused, where the optimiser has that and the node does not say: the same
-        numbers in one pass over them."""
+        numbers in one pass over them, which torch has for real ones only."""
         arguments: dict[str, Any] = {"params": network.parameters()}
         factory = self.build(node)
         fuses = self.runtime.device.type in ("cpu", "cuda") and not node.get("dampening")  # see begin_momentum
+        fuses &= not any(parameter.is_complex() for parameter in network.parameters())
         if fuses and node.get("fused") is None and has_argument(factory, "fused"):
             arguments["fused"] = True
         optimizer: Optimizer = self.build(node, **arguments)
