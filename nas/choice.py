@@ -40,6 +40,10 @@ class Gate:
 LEFT_OUT = Gate((), None)
 
 
+class UnreadablePartError(SpaceError, AttributeError):
+    """Something was read of a choice that its candidates may have. An AttributeError, so that it may be asked for."""
+
+
 class Choice(nn.Module):
     """One of several candidate modules, to be decided by the search.
 
@@ -54,7 +58,8 @@ class Choice(nn.Module):
     begins with a module that works in place a copy of it.
 
     Raises SpaceError for anything but two or more named modules; in a forward pass outside of `gates`, or where a
-    candidate writes into an input that others run on.
+    candidate writes into an input that others run on; and for attributes that it has not, like the `weight` of a layer
+    in whose place it stands.
     """
 
     def __init__(
@@ -123,6 +128,17 @@ class Choice(nn.Module):
             return 0
         mixed: Tensor = functools.reduce(operator.add, self._terms(gate.weights, *inputs, **named))
         return mixed if gate.share is None else gate.share * mixed
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            names = ", ".join(self.__dict__.get("names", ()))  # not there yet in a copy that is being made
+            raise UnreadablePartError(
+                f"{name!r} was read of a Choice between {names}, which is to be called",
+                fix="call it in the forward pass; torch's transformer layers do after "
+                "torch.backends.mha.set_fastpath_enabled(False), beside the model",
+            ) from None
 
     def _copied(self, output: Tensor) -> Tensor:
         """A copy of the output, which is kept for its gate's gradient, for what follows to write into. Made until a

@@ -1,6 +1,7 @@
 """Models and data as a user would write them, in a package of the user's own that knows of nas only `Choice`."""
 
 import math
+import warnings
 from typing import ClassVar
 
 import torch
@@ -300,6 +301,28 @@ def unlike_shapes(in_channels, num_classes):
         Choice({"plain": nn.Identity(), "block": inner}),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)),
     )
+
+
+def lazy_candidate(num_classes):
+    with warnings.catch_warnings(action="ignore"):  # torch's, of a new feature
+        lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+    return nn.Sequential(Choice({"lazy": lazy, "other": nn.Identity()}))
+
+
+class Encoder(nn.Module):
+    """A choice in the place of a linear layer, whose weight torch reads in evaluation mode."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.stem = nn.Linear(in_channels, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layer.linear1 = Choice(
+            {"full": nn.Linear(8, 16), "low rank": nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 16))}
+        )
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.layer(self.stem(x.mT)).mean(1))
 
 
 def tuple_candidate(in_channels):

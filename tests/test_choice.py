@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +74,15 @@ def test_several_inputs_reach_the_candidate():
 def test_a_forward_without_gates_is_an_error():
     with pytest.raises(SpaceError, match=r"times_2.*without gates.*with gates\(\.\.\.\)"):
         scales(2, 3)(torch.ones(1))
+
+
+def test_what_a_choice_does_not_have_may_be_asked_for():
+    choice = scales(2, 3)
+    assert not hasattr(choice, "weight")
+    assert getattr(choice, "weight", None) is None
+    with pytest.raises(SpaceError, match="'weight' was read of a Choice between times_2, times_3, which"):
+        _ = choice.weight
+    assert pickle.loads(pickle.dumps(choice)).names == choice.names
 
 
 def test_gates_without_weights_and_without_a_draw_are_an_error():

@@ -333,6 +333,14 @@ def test_a_model_is_searched_in_training_mode_in_whatever_mode_it_is_built(tmp_p
     assert all(custom_models.BuiltInEvalMode.modes)
 
 
+def test_a_choice_in_a_transformer_layer(tmp_path):
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert run(tmp_path / "out", "Encoder", *SIGNALS) == 0
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
 @pytest.mark.parametrize("sampler", ["gdas", "softmax"])
 def test_a_model_with_complex_weights(sampler, tmp_path):
     assert search(tmp_path / "out", "Frequencies", *SIGNALS, f"sampler={sampler}") == 0
@@ -459,6 +467,18 @@ MISTAKES = {
         (*SIGNALS, "data.arguments.length=8"),
         "candidate 'rnn' of the choice at '0' returns a tuple, expected one tensor; wrap it in a module that returns "
         "the tensor",
+    ),
+    "a lazy module": (
+        "lazy_candidate",
+        SIGNALS,
+        "space.factory custom_models.lazy_candidate returned a lazy module, whose 0.candidates.0.1.weight has no shape "
+        "yet; give it its sizes, e.g. nn.Linear(16, 10) instead of nn.LazyLinear(10)",
+    ),
+    "a weight that is read": (
+        "Encoder",
+        SIGNALS,
+        "'weight' was read of a Choice between full, low rank, which is to be called; call it in the forward pass; "
+        "torch's transformer layers do after torch.backends.mha.set_fastpath_enabled(False), beside the model",
     ),
     "too few scores": (
         "too_narrow",

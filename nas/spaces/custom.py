@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from nas.data.spec import DataSpec
 from nas.errors import SpaceError
@@ -32,7 +33,8 @@ class Custom(Space):
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
-        """Raises ConfigError if the factory does not take its arguments, SpaceError if it returns no module."""
+        """Raises ConfigError if the factory does not take its arguments, SpaceError if it returns no module, or one
+        whose sizes are not known before it has run."""
         model = call(
             self.factory,
             self.arguments,
@@ -49,6 +51,12 @@ class Custom(Space):
                 f"space.factory {import_path(self.factory)} returned a {type(model).__name__}, expected an nn.Module",
                 fix="return the model itself",
             )
+        for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if is_lazy(tensor):
+                raise SpaceError(
+                    f"space.factory {import_path(self.factory)} returned a lazy module, whose {path} has no shape yet",
+                    fix="give it its sizes, e.g. nn.Linear(16, 10) instead of nn.LazyLinear(10)",
+                )
         return model
 
     def resized(self, sizes: Mapping[str, Any]) -> "Custom":
