@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nas.errors import GenotypeError, SpaceError
 from nas.hard_gate import HardGate
+from nas.recomputation import refuse_reentrant
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Choice(nn.Module):
     What follows may write into the choice's output. Candidates that run side by side get the same input, and one that
     begins with a module that works in place a copy of it.
 
-    Raises SpaceError for anything but two or more named modules; in a forward pass outside of `gates`, or where a
-    candidate writes into an input that others run on; and for attributes that it has not, like the `weight` of a layer
-    in whose place it stands.
+    Raises SpaceError for anything but two or more named modules; in a forward pass outside of `gates`, where a
+    candidate writes into an input that others run on, or under checkpointing that loses gradients; and for attributes
+    that it has not, like the `weight` of a layer in whose place it stands.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Choice(nn.Module):
         self.gate: Gate | None = None
         # Whether what follows writes into the output; None until a backward pass has told.
         self.overwritten: bool | None = None
+        self._in_place: list[bool] | None = None  # see `begins_in_place`, once it has been asked
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
         gate = self.gate
@@ -111,6 +114,8 @@ class Choice(nn.Module):
                 f"a Choice between {', '.join(self.names)} was run without gates",
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
+        if self.training and not torch.is_grad_enabled():
+            refuse_reentrant(f"a Choice between {', '.join(self.names)}")
         if gate.drawn is not None:
             candidate = self._candidate(gate.drawn)
             if gate.hard is None:
@@ -155,13 +160,16 @@ class Choice(nn.Module):
 
     def _terms(self, weights: Sequence[Tensor], *inputs: Any, **named: Any) -> Iterator[Tensor]:
         """Each candidate's output times its weight."""
-        given = tuple(tensors_in((inputs, named)))
+        if self._in_place is None:
+            self._in_place = [begins_in_place(candidate) for candidate in self.candidates]
+        given = tensors_in((*inputs, *named.values()))
+        before = [one._version for one in given]
         # The row of gates may be longer than this choice's candidates: see the padding in nas.arch.
-        for name, weight, op in zip(self.names, weights, self.candidates, strict=False):
-            before = [one._version for one in given]
-            own = [one.clone() if isinstance(one, Tensor) else one for one in inputs] if begins_in_place(op) else inputs
+        for weight, op, in_place in zip(weights, self.candidates, self._in_place, strict=False):
+            own = [one.clone() if isinstance(one, Tensor) else one for one in inputs] if in_place else inputs
             yield weight * op(*own, **named)
             if before != [one._version for one in given]:
+                name = self.names[list(self.candidates).index(op)]
                 raise SpaceError(
                     f"candidate {name!r} of a Choice between {', '.join(self.names)} writes into its input, which the "
                     "others run on as well",
@@ -217,14 +225,18 @@ def begins_in_place(module: nn.Module) -> bool:
     return bool(getattr(module, "inplace", False))
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Those that a call is given, in lists and dicts too, but for those of inference mode, which count no writing."""
-    if isinstance(value, Tensor):
-        if not value.is_inference():
-            yield value
-    elif isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(part)
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """Those among what a call is given, in lists and dicts too, but for those of inference mode, which count no
+    writing."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found += [] if value.is_inference() else [value]
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
 
 
 def choices(model: nn.Module) -> dict[str, list[Choice]]:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nas.arch import ArchParams
 from nas.choice import Choice, Gate
-from nas.errors import ConfigError
+from nas.errors import ConfigError, SpaceError
 from nas.sampler import GDAS, Gates, Softmax, gumbel_noise
 from nas.searcher import FirstOrder, weights_frozen
 from nas.task import Classification
@@ -257,9 +257,9 @@ def test_gates_are_closed_after_a_step_and_after_an_error(small, batch):
 class Blocks(nn.Module):
     """Choices behind one another, whose activations are computed again in the backward pass if that is asked for."""
 
-    def __init__(self, *, again):
+    def __init__(self, *, again, reentrant=False):
         super().__init__()
-        self.again = again
+        self.again, self.reentrant = again, reentrant
         self.blocks = nn.ModuleList(
             Choice(
                 {
@@ -272,7 +272,7 @@ class Blocks(nn.Module):
 
     def forward(self, x):
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.again else block(x)
+            x = checkpoint(block, x, use_reentrant=self.reentrant) if self.again else block(x)
         return x
 
 
@@ -289,6 +289,17 @@ def test_choices_may_be_run_again_in_the_backward_pass(sampler, batch):
         judge = judge_of(searcher.supernet, *batch, classes=3)
         judge.tune(dict.fromkeys(searcher.choices, Gate(None, 0)), steps=2, lr=0.1)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("sampler", [Fixed, Softmax])
+def test_checkpointing_that_loses_the_gradients_of_gates_is_refused(sampler, batch):
+    searcher = make(Blocks(again=True, reentrant=True), sampler=sampler())
+    with pytest.raises(SpaceError) as caught:
+        searcher.arch_step((batch[0].requires_grad_(), batch[1]), batch, 1.0)
+    assert str(caught.value) == (
+        "a Choice between tanh, norm is run by torch.utils.checkpoint with use_reentrant=True, which loses the "
+        "gradients of gates; set use_reentrant=False"
+    )
 
 
 class Head(nn.Module):
