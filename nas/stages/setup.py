@@ -18,7 +18,7 @@ from nas.config import build, to_plain, to_yaml
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
-from nas.errors import ConfigError, DataError, SpaceError
+from nas.errors import ConfigError, DataError, NasError, SpaceError
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.settings import OWN, among, leaves
@@ -158,6 +158,8 @@ def taking(inputs: Inputs) -> Iterator[None]:
     """Raises SpaceError, naming them, for what a model raises when it is given the inputs."""
     try:
         yield
+    except NasError:  # some of which are one of these, too
+        raise
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
         reason = " ".join(f"{type(error).__name__}: {error}".split())
