@@ -1,7 +1,9 @@
-"""The buffers of a model, to be put back."""
+"""The buffers of a model, to be put back, and those that are no part of its state dict."""
+
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Buffers:
@@ -24,3 +26,27 @@ class Buffers:
         """Where they were, too: a module may have put a new tensor in the place of one."""
         for owner, name, buffer, before in self._found:
             owner._buffers[name] = buffer.copy_(before)
+
+
+def unsaved(model: nn.Module) -> dict[str, Tensor]:
+    """By name, the buffers that a state dict leaves out (``persistent=False``): training may change these as well."""
+    saved = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+
+
+@torch.no_grad()
+def restore_unsaved(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """What `unsaved` found, into another model of the kind; into the same tensors where they have the same form.
+
+    Raises AttributeError for a name whose module is not there.
+    """
+    for name, value in buffers.items():
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        there = owner._buffers.get(leaf)
+        if there is not None and there.shape == value.shape and there.dtype == value.dtype:
+            there.copy_(value)
+        else:
+            # Where training made it, it is on the device of the others.
+            device = next((tensor.device for tensor in model.parameters()), value.device)
+            owner.register_buffer(leaf, value.to(device), persistent=False)

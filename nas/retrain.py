@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from nas import checkpoint
 from nas.average import Average
+from nas.buffers import restore_unsaved, unsaved
 from nas.data.inputs import Inputs, each
 from nas.data.loader import Batch, Loader
 from nas.finite import RETRAINING, Guard, naming
@@ -65,6 +66,7 @@ class RetrainState:
         self.guard.check(RETRAINING, self.network.parameters(), naming(self.network))
         state = {
             "network": self.result.state_dict(),
+            "network_buffers": unsaved(self.result),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "guard": self.guard.state_dict(),
@@ -76,15 +78,21 @@ class RetrainState:
             "meter": self.meter.state_dict(),
         }
         if self.average is not None:
-            state |= {"trained_network": self.network.state_dict(), "average_updates": self.average.updates}
+            state |= {
+                "trained_network": self.network.state_dict(),
+                "trained_network_buffers": unsaved(self.network),
+                "average_updates": self.average.updates,
+            }
         return state
 
     def load_state_dict(self, state: dict[str, Any], *, source: str | Path) -> None:
         """Go on where `state` was taken. Raises CheckpointError, naming `source`, if it is of another network."""
         with checkpoint.taken_from(source):
             checkpoint.restore(self.result, state["network"], source=source)
+            restore_unsaved(self.result, state.get("network_buffers", {}))
             if self.average is not None:
                 checkpoint.restore(self.network, state["trained_network"], source=source)
+                restore_unsaved(self.network, state.get("trained_network_buffers", {}))
                 self.average.updates = state["average_updates"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])

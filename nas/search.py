@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from nas import checkpoint, processes
 from nas.arch import ArchParams
+from nas.buffers import restore_unsaved, unsaved
 from nas.data.loader import Loader, search_batches
 from nas.deriver import Deriver, JudgingDeriver
 from nas.finite import ARCHITECTURE, WEIGHTS, Guard, naming
@@ -67,6 +68,7 @@ class SearchState:
         self.guard.check(ARCHITECTURE, self.arch.parameters(), self.arch.naming)
         return {
             "supernet": self.supernet.state_dict(),
+            "supernet_buffers": unsaved(self.supernet),
             "arch": self.arch.state_dict(),
             "weight_optim": self.weight_optim.state_dict(),
             "arch_optim": self.arch_optim.state_dict(),
@@ -90,6 +92,7 @@ class SearchState:
         with checkpoint.taken_from(source):
             device = self.arch.logits.device
             checkpoint.restore(self.supernet, state["supernet"], source=source)
+            restore_unsaved(self.supernet, state.get("supernet_buffers", {}))
             checkpoint.restore(self.arch, state["arch"], source=source)
             self.weight_optim.load_state_dict(state["weight_optim"])
             self.arch_optim.load_state_dict(state["arch_optim"])

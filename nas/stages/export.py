@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from nas.buffers import unsaved
 from nas.config import build, spelt_out
 from nas.data.inputs import each, mapped
 from nas.data.loader import Loader
@@ -75,7 +76,7 @@ def export_trained(
         title=title,
         load=f'import nas\n\nnetwork = nas.load("."{f", allow={json.dumps(made_of)}" if made_of else ""})',
         measure=measure,
-        unsaved=lambda: unsaved(network, examples, remade),
+        unsaved=lambda: needed(network, examples, remade),
     )
     settings = {"retraining": {"seed": config["seed"], **config["retrain"]}}
     if (run / "search").is_dir():
@@ -114,15 +115,14 @@ def on_cpu(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def unsaved(network: nn.Module, examples: tuple[Tensor, ...], remade: Callable[[], nn.Module]) -> tuple[str, ...]:
+def needed(network: nn.Module, examples: tuple[Tensor, ...], remade: Callable[[], nn.Module]) -> tuple[str, ...]:
     """The buffers of the network that its state does not hold, if one made anew needs them to give its outputs: of a
     running average, say, and not of a table that is always the same."""
-    state = network.state_dict()
-    names = tuple(name for name, _ in network.named_buffers() if name not in state)
+    names = tuple(unsaved(network))
     if not names:
         return ()
     made = remade()
-    made.load_state_dict(state)
+    made.load_state_dict(network.state_dict())
     same = torch.allclose(made(*examples), network(*examples), rtol=0.0, atol=TOLERANCE, equal_nan=True)
     return () if same else names
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from nas import checkpoint
+from nas.buffers import restore_unsaved
 from nas.config import build
 from nas.data.bundle import DataBundle
 from nas.data.inputs import each
@@ -56,6 +57,7 @@ class Trained:
             task: Task = build(config["task"], allow=allow)
             network = space.resized(config["retrain"]["network"]).network(spec, genotype)
             checkpoint.restore(network, state["network"], source=source)
+            restore_unsaved(network, state.get("network_buffers", {}))
             return cls(runtime.place(network).eval(), genotype, spec, task, config, state.get("trained_on"))
 
 
