@@ -27,7 +27,7 @@ from nas.formats.weights import Weights
 from nas.genotype import Genotype
 from nas.ops import Noise
 from nas.runtime import Runtime
-from nas.stages.export import unsaved
+from nas.stages.export import needed
 from nas.stages.trained import Trained, scoring_loader
 from nas.task import Classification
 
@@ -392,9 +392,9 @@ def test_weights_that_do_not_give_the_network_are_left_out(spec, tmp_path):
     x = torch.randn(4, 3, 8, 8)
     network = Centred().eval()
     network(x)
-    assert unsaved(network, (x,), lambda: Centred().eval()) == ()  # what it is made with, or makes itself
+    assert needed(network, (x,), lambda: Centred().eval()) == ()  # what it is made with, or makes itself
     network.train()(x)
-    assert unsaved(network.eval(), (x,), lambda: Centred().eval()) == ("average", "table")
+    assert needed(network.eval(), (x,), lambda: Centred().eval()) == ("average", "table")
     given = replace(subject(network, spec, x), unsaved=lambda: ("average",))
     with pytest.raises(UnavailableError, match="without average, which training changed and no state dict holds"):
         Weights().write(given, tmp_path)
