@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas import atomic, fresh
 from nas.errors import NasError, OutputError
-from nas.formats.format import Artefact, Format, Subject, UnavailableError, described
+from nas.formats.format import TOLERANCE, Artefact, Format, Subject, UnavailableError, described
 from nas.genotype import Genotype
 from nas.model_card import model_card
 
@@ -44,7 +44,8 @@ def export(
     metadata: what metadata.json holds beside what this adds, see `nas.stages.export`. again: in place of the files that
     the same run left there before it was killed.
     Raises OutputError if the directory is not empty, unless `again`; if a file, loaded in a fresh process, does not
-    give the network's outputs; or if the network can be had in none of the formats. Nothing is written then.
+    give the network's outputs; or if the network can be had in none of the formats. Nothing is written then. Of a
+    network that is random there are no files to compare, and the others are written.
     """
     if not again and directory.exists() and any(directory.iterdir()):
         raise OutputError(
@@ -93,8 +94,10 @@ def export(
 def written(subject: Subject, formats: Mapping[str, Format], directory: Path) -> tuple[list[Artefact], dict[str, str]]:
     """What could be written of the formats, and for the others, of which no file is left, why not.
 
-    Raises OutputError if that is all of them.
+    Raises OutputError if that is all of them, unless the network is random: nothing could be compared with it then.
     """
+    if is_random(subject):
+        return [], dict.fromkeys(formats, "the network gives other outputs each time it runs")
     artefacts, left_out = [], {}
     for name, form in formats.items():
         before = set(directory.iterdir())
@@ -153,6 +156,13 @@ def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -
             )
         differences[artefact.file] = difference
     return differences
+
+
+@torch.no_grad()
+def is_random(subject: Subject) -> bool:
+    """As one is in which noise was derived."""
+    first, second = (subject.network(*subject.examples) for _ in range(2))
+    return not torch.allclose(first, second, rtol=0.0, atol=TOLERANCE, equal_nan=True)
 
 
 def digest(path: Path) -> str:

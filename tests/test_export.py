@@ -426,11 +426,22 @@ def test_a_fresh_process_takes_code_that_is_not_ascii(tmp_path, monkeypatch):
     assert fresh_process.outputs("y = len('\u82b1')", [{}]) == [torch.tensor(1)]
 
 
-@pytest.mark.parametrize("network", [Untruthful(), nn.Sequential(Noise(3, 3, 1, True), *linear())])
-def test_source_that_is_not_the_network_is_not_written(network, spec, tmp_path):
+def test_source_that_is_not_the_network_is_not_written(spec, tmp_path):
     with pytest.raises(OutputError, match="this network does other things while it is traced than when it is run"):
-        exported(network, spec, tmp_path / "out", standalone=Standalone())
+        exported(Untruthful(), spec, tmp_path / "out", standalone=Standalone())
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_random_network_there_are_no_files(spec, tmp_path):
+    network = nn.Sequential(Noise(3, 3, 1, True), *linear())
+    given = subject(network, spec, torch.randn(2, 3, 8, 8))
+    with pytest.raises(UnavailableError, match="this network does other things while it is traced than when it is run"):
+        Standalone().write(given, tmp_path)
+    done = exported(network, spec, tmp_path / "out", standalone=Standalone(), weights=Weights())
+    reason = "the network gives other outputs each time it runs"
+    assert done.left_out == {"standalone": reason, "weights": reason}
+    assert {path.name for path in done.paths} == {"genotype.json", "metadata.json", "MODEL_CARD.md"}
+    assert f"Not there: weights, because {reason}." in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 
 def test_a_missing_package_is_named_with_its_extra_before_anything_is_done(tmp_path, monkeypatch, capsys):

@@ -228,6 +228,11 @@ def test_the_processes_that_memory_is_measured_in(tmp_path):
     assert floor["peak"] >= floor["start"]
 
 
+def test_data_of_the_users_choice():
+    found = Bench(["data=digits", "space=nas_bench_201", "space.channels=4", "space.cells=1", "runtime.device=cpu"])
+    assert found.stage.setup.data.spec.name == "digits"
+
+
 def test_what_the_script_is_not_given_right(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench_step", "--pairs", "1"])
     assert "at least 2, got 1" in script.main()

@@ -17,6 +17,7 @@ from nas.interruption import Interrupted
 
 FAILED = 1  # what Python itself exits with after a traceback
 USER_ERROR = 2
+NOTHING_DONE = "interrupted before anything was done"
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C; likewise 143 for SIGTERM and 138 for SIGUSR1
 
 
@@ -74,7 +75,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
         except KeyboardInterrupt:
             if debug:
                 raise
-            fail(f"interrupted; what was reached is in {directory}", INTERRUPTED)
+            begun = (directory / "manifest.json").exists()
+            fail(f"interrupted; what was reached is in {directory}" if begun else NOTHING_DONE, INTERRUPTED)
         except BrokenPipeError:
             # Whoever read the output has had enough, as `head` has. Python would complain once more when it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,7 +94,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
         try:
             hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
         except KeyboardInterrupt:
-            fail("interrupted before anything was done", INTERRUPTED)
+            fail(NOTHING_DONE, INTERRUPTED)
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
             # ValueError may be Hydra's, of the overrides.

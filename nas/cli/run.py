@@ -32,6 +32,8 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         complete = result | search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         check_finite(result)
+        show_result(result)
+        show_gap(complete)
         exported = export_trained(
             trained,
             loader,
@@ -41,8 +43,6 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
             directory=out.path / "export",
             again=out.resumed,
         )
-    show_result(result)
-    show_gap(complete)
     show_export(exported)
     print(f"\nEverything is in {directory}")
     return objective(result)

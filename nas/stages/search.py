@@ -1,6 +1,7 @@
 """The search stage."""
 
 import difflib
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -95,6 +96,7 @@ class SearchStage:
                 (arch_split, "validation", None),
             )
         )
+        self.tell_if_nothing_is_searched()
         inputs, targets = two_examples(self.arch_loader)
         with taking(inputs):
             outputs = check_shapes(supernet, inputs)
@@ -107,6 +109,18 @@ class SearchStage:
         self.describe(Genotype(setup.space.name, self.deriver(arch)))
         if type(self.searcher) is FirstOrder:  # others may ask more of their passes than a replay gives
             setup.runtime.prepare_supernet(supernet)
+
+    def tell_if_nothing_is_searched(self) -> None:
+        """Warn of a search in which the architecture takes no step, as may be meant where a deriver judges by data."""
+        loop, steps = self.setup.cfg.search, len(self.weight_loader)
+        before, all_steps = (epochs * steps // loop.arch_every for epochs in (loop.warmup_epochs, loop.epochs))
+        if all_steps <= before and processes.first():
+            print(
+                f"warning: the architecture takes no step in {loop.epochs} epochs of {steps} steps with "
+                f"search.warmup_epochs={loop.warmup_epochs} and search.arch_every={loop.arch_every}, its logits stay "
+                "as they begin",
+                file=sys.stderr,
+            )
 
     def build_regulariser(self, arch: ArchParams) -> Sum | None:
         """All that the group ``regulariser`` chose, if anything."""

@@ -13,7 +13,7 @@ from nas.runtime import MEMORY_FORMATS, synchronise
 from nas.sampler import Uniform, draw
 from step_bench.floor import Floor, plain_network
 
-# Images like CIFAR's; before what the user says.
+# Images like CIFAR's, unless the user says which; before what the user says.
 DEFAULTS = [
     "data=synthetic",
     "data.train=1024",
@@ -40,7 +40,9 @@ class Bench:
 
         schemas.register_schemas()
         with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
-            cfg = compose("search", [*DEFAULTS, *overrides])
+            own_data = any(override.startswith("data=") for override in overrides)
+            defaults = [one for one in DEFAULTS if not (own_data and one.startswith("data"))]
+            cfg = compose("search", [*defaults, *overrides])
         self.stage = SearchStage(Setup.from_config(cfg))
         self.state, self.searcher, self.runtime = self.stage.state, self.stage.searcher, self.stage.setup.runtime
         self.device = self.runtime.device

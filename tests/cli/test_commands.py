@@ -194,6 +194,17 @@ def test_the_same_seed_gives_the_same_bits(finished: Path, nas: Nas) -> None:
     assert (finished / "genotype.json").read_bytes() == Path("second/genotype.json").read_bytes()
 
 
+def test_interrupted_before_the_run_began(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas.data.synthetic import Synthetic
+
+    def interrupt(self: Synthetic) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Synthetic, "load", interrupt)
+    assert nas("run", *TINY, "hydra.run.dir=cut") == (130, "", "error: interrupted before anything was done\n")
+    assert not (tmp_path / "cut").exists()
+
+
 def test_interrupted_run_keeps_what_it_reached(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nas.progress import Progress
 

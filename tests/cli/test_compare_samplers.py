@@ -68,6 +68,10 @@ def test_it_prints_what_the_searches_logged(script, table, tmp_path, capfd, monk
         (["table.csv"], "has no column cifar10_test_200, only index, arch_str, my_test_1"),
         (["table.csv", "--column", "my_test_1", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["table.csv", "--column", "my_test_1", "--out", "."], "cannot be made (File exists)"),
+        (
+            ["table.csv", "--column", "my_test_1", "search.gap_batches=0"],
+            "the gap is a column of the table; leave it out",
+        ),
     ],
 )
 def test_mistakes(script, table, arguments, problem):

@@ -54,6 +54,10 @@ def test_the_script_measures_what_a_search_then_reads(
     line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert table.fixed < line["regulariser/latency/expected"] < most
 
+    problem = measure_latency("nowhere/table.json", *TINY, "--repeats", "1", "--warmup", "0")
+    assert problem == (
+        "error: nowhere/table.json cannot be written (No such file or directory); give a path you can write to"
+    )
     outcome = nas("search", *search, "regulariser.latency.target=1e6")
     assert outcome.code == 2
     assert "regulariser.latency.target is 1,000,000 ms, which no architecture of the space can reach" in outcome.err

@@ -208,3 +208,21 @@ def test_mixed_precision_and_a_compiler_through_the_command(nas: Nas, tmp_path: 
     assert nas("evaluate", "checkpoint=out/retrain/checkpoint.pt", "runtime.device=cpu", "hydra.run.dir=eval").code == 0
     again = json.loads((tmp_path / "eval" / "result.json").read_text())
     assert (again["test_accuracy"], again["test_loss"]) == (whole["test_accuracy"], whole["test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("search.warmup_epochs=2",), True),
+        (("search.arch_every=7",), True),  # of 6 steps
+        (("search.arch_every=6",), False),
+        (("search.warmup_epochs=1", "search.arch_every=6"), False),
+    ],
+)
+def test_a_search_in_which_the_architecture_takes_no_step_is_told(
+    nas: Nas, settings: tuple[str, ...], told: bool
+) -> None:
+    outcome = nas("search", *TINY, *settings, "hydra.run.dir=out")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: the architecture takes no step in 2 epochs of 3 steps with ") == told
+    assert ("arch/loss" in metrics(Path("out"))[-1]) != told
