@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nas import atomic
-from nas.errors import CheckpointError
+from nas.errors import CheckpointError, described
 
 FORMAT = "nas-checkpoint"
 VERSION = 1
@@ -126,9 +126,8 @@ def taken_from(source: str | Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"{source} is incomplete, or was changed ({reason:.200})", fix="give it as this project wrote it"
+            f"{source} is incomplete, or was changed ({described(error)})", fix="give it as this project wrote it"
         ) from error
 
 

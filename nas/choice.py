@@ -216,8 +216,8 @@ class Choice(nn.Module):
 
 
 def begins_in_place(module: nn.Module) -> bool:
-    """Whether a candidate writes into its input, where the structure alone tells: at the beginning of sequences."""
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+    """Whether a module may write into its input, where the structure alone tells: at the beginning of sequences."""
+    if isinstance(module, nn.Sequential):
         first = next((part for part in module if type(part) is not nn.Identity), None)
         return first is not None and begins_in_place(first)
     if isinstance(module, Choice):

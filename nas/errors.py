@@ -57,3 +57,8 @@ class DeviceError(NasError):
 
 class OutputError(NasError):
     """The output directory cannot be written, or already holds something."""
+
+
+def described(error: Exception) -> str:
+    """An error of somebody else's code, on one line that is not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nas import atomic, fresh
-from nas.errors import NasError, OutputError
-from nas.formats.format import TOLERANCE, Artefact, Format, Subject, UnavailableError, described
+from nas.errors import NasError, OutputError, described
+from nas.formats.format import TOLERANCE, Artefact, Format, Subject, UnavailableError
 from nas.genotype import Genotype
 from nas.model_card import model_card
 

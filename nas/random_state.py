@@ -41,7 +41,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(generator, index)
 
 
-class Noise:
+class Randomness:
     """What torch's generators give from now on, on the CPU and on the device if that is a GPU, to be had again."""
 
     def __init__(self, device: torch.device) -> None:

@@ -72,7 +72,7 @@ def fitting(value: Any, annotation: Any, setting: str) -> Any:
         return str(value)
     expected = [PLAIN[kind][0] for kind in kinds if kind in PLAIN]
     expected += ["a list"] * bool(lists) + ["null"] * (NoneType in kinds)
-    example = f"[{value}]" if lists else next(PLAIN[kind][1] for kind in kinds if kind in PLAIN)
+    example = f"[{value or ''}]" if lists else next(PLAIN[kind][1] for kind in kinds if kind in PLAIN)
     raise ConfigError(
         f"{setting} must be {' or '.join(expected)}, got {'null' if value is None else repr(value)}",
         fix=f"set {setting}={example}",

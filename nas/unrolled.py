@@ -12,7 +12,7 @@ from nas.choice import gates
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
-from nas.random_state import Noise
+from nas.random_state import Randomness
 from nas.sampler import Gates
 from nas.searcher import FirstOrder, weights_frozen
 
@@ -76,7 +76,7 @@ class SecondOrder(FirstOrder):
         # through once, at the end.
         leaf = gates_and_shares.detach().requires_grad_()
 
-        noise = Noise(leaf.device)
+        noise = Randomness(leaf.device)
         train_loss, _ = self._loss(self.named_weights, leaf, weight_batch)
         slopes = self._gradients(train_loss, create_graph=self.method == "exact")
         # w' as a function of the gradient alone, so that one backward pass gives both the direct part of the result
@@ -93,7 +93,7 @@ class SecondOrder(FirstOrder):
         return loss.detach(), self.task.measure(outputs.detach(), batch[1]).sum()
 
     def _exact(
-        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Noise
+        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Randomness
     ) -> Tensor:
         """d/d leaf <grad_w L_train, vector>."""
         names = [name for name in vector if slopes[name].requires_grad]
@@ -103,7 +103,7 @@ class SecondOrder(FirstOrder):
         return torch.zeros_like(leaf) if product is None else product
 
     def _difference(
-        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Noise
+        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Randomness
     ) -> Tensor:
         """The same as (grad_leaf L_train(w + eps vector) - grad_leaf L_train(w - eps vector)) / (2 eps).
 

@@ -17,8 +17,8 @@ from nas.interruption import Interrupted
 
 FAILED = 1  # what Python itself exits with after a traceback
 USER_ERROR = 2
-NOTHING_DONE = "interrupted before anything was done"
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C; likewise 143 for SIGTERM and 138 for SIGUSR1
+NOTHING_DONE = "interrupted before anything was done"
 
 
 def command(config_name: str, body: Callable[[DictConfig, Path], float | None], *, shared: bool = False) -> None:

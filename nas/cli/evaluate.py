@@ -20,23 +20,24 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     check(cfg)
     benchmark = open_benchmark(cfg)
     check_new(directory)
-    trained, loader, spec = (None, None, None) if cfg.checkpoint is None else open_trained(cfg)
-    genotype = resolve(cfg.genotype, benchmark=benchmark) if trained is None else trained.genotype
+    opened = None if cfg.checkpoint is None else open_trained(cfg)
+    genotype = resolve(cfg.genotype, benchmark=benchmark) if opened is None else opened[0].genotype
     result: dict[str, Any] = {"genotype": genotype.to_dict()}
     if benchmark is not None:
         result["benchmark"] = benchmark.report(genotype)
-    if trained is not None and loader is not None and spec is not None:
+    if opened is not None:
+        trained, loader, spec = opened
         result |= final_result(trained, loader, spec)
         result |= speed(trained, loader, batches=cfg.latency.batches, seconds=cfg.latency.seconds)
     atomic.write_json(directory / "result.json", result)
-    if trained is not None:
+    if opened is not None:
         check_finite(result)
         show_result(result)
         show_classes(result)
     if benchmark is not None:
         show_standings(result["benchmark"])
     print(f"\nEverything is in {directory}")
-    return None if trained is None else objective(result)
+    return None if opened is None else objective(result)
 
 
 def check(cfg: DictConfig) -> None:

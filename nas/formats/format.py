@@ -64,11 +64,6 @@ class UnavailableError(Exception):
     """This network cannot be had in this format; the message says why. The other formats are written."""
 
 
-def described(error: Exception) -> str:
-    """An error that nobody foresaw, on one line that is not too long."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-
-
 class Format(Protocol):
     """Built before any work is done, so that a package that is missing is noticed then."""
 

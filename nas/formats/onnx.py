@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from nas.errors import ConfigError
-from nas.formats.format import Artefact, Subject, UnavailableError, described
+from nas.errors import ConfigError, described
+from nas.formats.format import Artefact, Subject, UnavailableError
 from nas.formats.program import exported
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.formats.format import Artefact, Subject, UnavailableError, described
+from nas.errors import described
+from nas.formats.format import Artefact, Subject, UnavailableError
 
 
 class Program:

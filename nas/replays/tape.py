@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate, map_arg
 from torch.nn.modules.dropout import _DropoutNd
 
-from nas.choice import Choice
+from nas.choice import Choice, begins_in_place
 from nas.ops import Noise
 from nas.spaces.cell import Cell
 
@@ -161,7 +161,7 @@ class Writer:
         self._places += 1
         candidates, choice = [run], None
         if isinstance(run, nn.Module):
-            if any(map(starts_in_place, run.candidates if isinstance(run, Choice) else [run])):
+            if begins_in_place(run):  # and its input is another one for whoever takes it too
                 raise UntraceableError(f"{type(run).__name__} writes into what it is given")
             if any(isinstance(part, Choice) for part in run.modules() if part is not run):
                 raise UntraceableError(f"{type(run).__name__} holds a choice")
@@ -220,13 +220,6 @@ class Writer:
             return function(*filled, **filled_named)
 
         return self._single(run, sources)
-
-
-def starts_in_place(module: nn.Module) -> bool:
-    """Whether a module is known to write into its input, so that it is another one for whoever takes it too."""
-    if isinstance(module, nn.Sequential) and len(module):
-        return starts_in_place(module[0])
-    return bool(getattr(module, "inplace", False))
 
 
 def method(name: str) -> Callable[..., Any]:

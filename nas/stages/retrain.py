@@ -14,7 +14,7 @@ from nas.choice import check_chosen
 from nas.config import to_plain
 from nas.data.inputs import each
 from nas.data.loader import Loader
-from nas.errors import ConfigError
+from nas.errors import ConfigError, described
 from nas.genotype import Genotype
 from nas.progress import Progress
 from nas.retrain import RetrainState, TrainingStep, retrain
@@ -179,7 +179,7 @@ def check_takes_probabilities(setup: Setup) -> None:
                 return
             problem = f"the task's loss and metric of them have the shapes {tuple(map(tuple, shapes))}"
         except Exception as error:  # whatever a user's own loss or metric makes of them
-            problem = f"the task refuses them ({type(error).__name__}: {' '.join(str(error).split())})"
+            problem = f"the task refuses them ({described(error)})"
     raise ConfigError(
         "retrain.label_smoothing, mixup and cutmix make probabilities of classes out of the targets, but " + problem,
         fix="set all three to 0",

@@ -18,7 +18,7 @@ from nas.config import build, to_plain, to_yaml
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
-from nas.errors import ConfigError, DataError, NasError, SpaceError
+from nas.errors import ConfigError, DataError, NasError, SpaceError, described
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.settings import OWN, among, leaves
@@ -162,9 +162,8 @@ def taking(inputs: Inputs) -> Iterator[None]:
         raise
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SpaceError(
-            f"the model cannot take inputs of {forms} ({reason:.200})",
+            f"the model cannot take inputs of {forms} ({described(error)})",
             fix="change the model or the data, until model(inputs) runs; --debug shows where it stopped",
         ) from error
 

@@ -90,10 +90,6 @@ def check_size(trained: Trained, spec: DataSpec) -> None:
     them if it can."""
     if spec.input_shapes == trained.spec.input_shapes:
         return
-    print(
-        f"warning: {spec.name!r} has inputs of shape {shapes(spec)}, the network was trained on {shapes(trained.spec)}",
-        file=sys.stderr,
-    )
     made = spec.zeros(device=next(trained.network.parameters()).device)
     try:
         with torch.no_grad():
@@ -104,6 +100,10 @@ def check_size(trained: Trained, spec: DataSpec) -> None:
             f"training ({' '.join(str(error).split()):.200})",
             fix="make the images that large, e.g. data.image_size of data=image_folder",
         ) from error
+    print(
+        f"warning: {spec.name!r} has inputs of shape {shapes(spec)}, the network was trained on {shapes(trained.spec)}",
+        file=sys.stderr,
+    )
 
 
 def shapes(spec: DataSpec) -> str:

@@ -61,6 +61,12 @@ def test_it_prints_what_the_searches_logged(script, table, tmp_path, capfd, monk
     assert "Derived skips: DARTS " in printed.out
 
 
+def test_a_gap_that_was_not_measured_has_no_number(script):
+    run = {"benchmark/a": 90.0, "collapse/skips": 1.0, "seconds_per_step": 0.1, "peak_memory_mib": 100.0}
+    rows = [script.summary("one", [run], "a")]
+    assert script.table(rows, "a").splitlines()[-1] == "| one | 90.00 (90.00) | - | 1.0 | 0.100 | 100 |"
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -68,10 +74,6 @@ def test_it_prints_what_the_searches_logged(script, table, tmp_path, capfd, monk
         (["table.csv"], "has no column cifar10_test_200, only index, arch_str, my_test_1"),
         (["table.csv", "--column", "my_test_1", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["table.csv", "--column", "my_test_1", "--out", "."], "cannot be made (File exists)"),
-        (
-            ["table.csv", "--column", "my_test_1", "search.gap_batches=0"],
-            "the gap is a column of the table; leave it out",
-        ),
     ],
 )
 def test_mistakes(script, table, arguments, problem):
