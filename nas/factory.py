@@ -3,17 +3,30 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from nas.errors import ConfigError
 
 Factory = Callable[..., Any]
+Made = TypeVar("Made")
 
 
 def import_path(factory: Factory) -> str:
     """Its import path, for messages and results."""
     function = factory.func if isinstance(factory, functools.partial) else factory
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def unwatched(function: Callable[..., Made]) -> Callable[..., Made]:
+    """What Hydra makes of ``_partial_: true``, as a partial of Python's.
+
+    That of Hydra's newer releases (1.3.8) asks again at every call what its target may do, which takes as long as to
+    build a candidate, of which a supernet has hundreds. What may be named at all was checked when the configuration was
+    built, by `nas.trust.check_target` and by Hydra.
+    """
+    if isinstance(function, functools.partial):
+        return functools.partial(function.func, *function.args, **function.keywords)
+    return function
 
 
 def call(

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.factory import unwatched
+
 # (c_in, c_out, stride, affine) -> module
 Operation = Callable[[int, int, int, bool], nn.Module]
 
@@ -132,7 +134,7 @@ class SearchNormalised:
     """
 
     def __init__(self, op: Operation) -> None:
-        self.op = op
+        self.op = unwatched(op)
 
     def __call__(self, c_in: int, c_out: int, stride: int, affine: bool) -> nn.Module:
         module = self.op(c_in, c_out, stride, affine)

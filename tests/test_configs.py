@@ -1,7 +1,9 @@
 """Every YAML that ships composes and builds, and every preset runs two steps."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -113,3 +115,21 @@ def test_every_preset_runs_two_steps(experiment: str, tmp_path: Path) -> None:
     # The preset's own settings but for the sizes; its data set may not be on this machine.
     cells = ("space.cells=3", "retrain.network.cells=3")
     two_steps(composed("run", f"experiment={experiment}", *SMALL, *NARROW, *cells), tmp_path)
+
+
+@pytest.mark.parametrize("space", ["nas_bench_201", "darts", "mbconv"])
+def test_hydra_is_not_asked_about_every_candidate(space: str) -> None:
+    setup = Setup.from_config(composed("run", *SMALL, f"space={space}"))
+    called: set[str] = set()
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        called.add(frame.f_globals.get("__name__", ""))
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        setup.space.supernet(setup.data.spec)
+    finally:
+        sys.setprofile(before)
+    assert "nas.choice" in called
+    assert not {name for name in called if name.startswith("hydra")}

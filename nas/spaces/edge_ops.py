@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from torch import nn
+
 from nas.errors import ConfigError, SpaceError
+from nas.factory import unwatched
 from nas.ops import Operation
 
 
@@ -50,6 +53,9 @@ def check_ops(ops: object) -> None:
         )
 
 
-def candidates(ops: Mapping[str, Operation], key: str) -> Mapping[str, Operation]:
-    """The candidates of the choice `key`: all operations, unless they are told apart by edge."""
-    return ops.at(key) if isinstance(ops, EdgeOps) else ops
+def candidates(
+    ops: Mapping[str, Operation], key: str, c_in: int, c_out: int, stride: int, affine: bool
+) -> dict[str, nn.Module]:
+    """The candidates of the choice `key`, built: all operations, unless they are told apart by edge."""
+    named = ops.at(key) if isinstance(ops, EdgeOps) else ops
+    return {name: unwatched(op)(c_in, c_out, stride, affine) for name, op in named.items()}

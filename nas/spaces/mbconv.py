@@ -82,7 +82,7 @@ class MBConv(Space):
         return MBConvNetwork(stem, layers, tail, ClassifierHead(self.head, spec.num_classes))
 
     def _layer(self, key: str, c_in: int, c_out: int, stride: int, affine: bool) -> Choice:
-        blocks = {name: op(c_in, c_out, stride, affine) for name, op in candidates(self.ops, key).items()}
+        blocks = candidates(self.ops, key, c_in, c_out, stride, affine)
         if self.skip and stride == 1 and c_in == c_out:
             blocks["skip_connect"] = nn.Identity()
         return Choice(blocks, key=key)

@@ -66,10 +66,7 @@ class MixedEdges:
                 fix=f"set space.channels to a multiple of {parts}, or space.partial_channels=1",
             )
         choice = Choice(
-            {
-                name: op(channels // parts, channels // parts, stride, self.affine)
-                for name, op in candidates(self.ops, key).items()
-            },
+            candidates(self.ops, key, channels // parts, channels // parts, stride, self.affine),
             key=key,
             group=f"{kind}/{node}",
             weighed=self.edge_normalisation,
