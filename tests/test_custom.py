@@ -18,8 +18,6 @@ from nas.genotype import Genotype
 from nas.runtime import Runtime
 from nas.stages.trained import Trained
 
-pytestmark = pytest.mark.xdist_group("custom")  # in one worker, which makes the run of the fixture once
-
 HERE = Path(__file__).parent
 
 IMAGES = ("data=synthetic", "data.train=32", "data.test=8", "data.classes=3")

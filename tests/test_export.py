@@ -31,8 +31,6 @@ from nas.stages.export import needed
 from nas.stages.trained import Trained, scoring_loader
 from nas.task import Classification
 
-pytestmark = pytest.mark.xdist_group("export")  # in one worker, which makes the run of the fixture once
-
 ALL = "[weights,standalone,program,bfloat16,onnx]"
 FILES = {"weights.safetensors", "model.py", "model.pt2", "model_bfloat16.pt2", "model.onnx"}
 BATCHES = (1, 3)

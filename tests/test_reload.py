@@ -19,8 +19,6 @@ from nas.runtime import Runtime
 from nas.spaces.darts import AuxiliaryHead
 from nas.stages.trained import Trained, scoring_loader
 
-pytestmark = pytest.mark.xdist_group("reload")  # in one worker, which makes the run of the fixture once
-
 DARTS = [argument for argument in TINY if not argument.startswith(("search", "experiment"))]
 DARTS += [
     "genotype=DARTS_V1", "space=darts", "data.size=32", "formats=[]", "seed=3",

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from cli.conftest import TINY
 
-pytestmark = pytest.mark.xdist_group("wheel")  # in one worker, which builds the wheel once
-
 CHECKOUT = Path(__file__).parent.parent
 
 

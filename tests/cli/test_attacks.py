@@ -17,8 +17,6 @@ from cli.conftest import TINY, Outcome
 import nas as package
 from nas import checkpoint
 
-pytestmark = pytest.mark.xdist_group("attacks")  # in one worker, which makes the run of the fixture once
-
 Nas = Callable[..., Outcome]
 SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
 SMALL = (*TINY, "search.epochs=1", "retrain.epochs=1", "tracker=jsonl")

@@ -18,8 +18,6 @@ from nas import checkpoint
 from nas.checkpoints import Checkpoints
 from nas.run_directory import locked
 
-pytestmark = pytest.mark.xdist_group("resume")  # in one worker, which makes the run of the fixture once
-
 Nas = Callable[..., Outcome]
 RUN = (*TINY, "search.epochs=3", "retrain.epochs=3", "tracker=jsonl", "retrain.average=0.9")
 TORTURE = Path(__file__).parents[2] / "scripts" / "torture"
