@@ -18,13 +18,13 @@ def import_path(factory: Factory) -> str:
 
 
 def unwatched(function: Callable[..., Made]) -> Callable[..., Made]:
-    """What Hydra makes of ``_partial_: true``, as a partial of Python's.
+    """What Hydra makes of ``_partial_: true``, as a partial of Python's; anything else as it is.
 
     That of Hydra's newer releases (1.3.8) asks again at every call what its target may do, which takes as long as to
     build a candidate, of which a supernet has hundreds. What may be named at all was checked when the configuration was
     built, by `nas.trust.check_target` and by Hydra.
     """
-    if isinstance(function, functools.partial):
+    if isinstance(function, functools.partial) and type(function).__module__.startswith("hydra."):
         return functools.partial(function.func, *function.args, **function.keywords)
     return function
 
