@@ -17,7 +17,7 @@ def import_path(factory: Factory) -> str:
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
-def unwatched(function: Callable[..., Made]) -> Callable[..., Made]:
+def plain_partial(function: Callable[..., Made]) -> Callable[..., Made]:
     """What Hydra makes of ``_partial_: true``, as a partial of Python's; anything else as it is.
 
     That of Hydra's newer releases (1.3.8) asks again at every call what its target may do, which takes as long as to

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.factory import unwatched
+from nas.factory import plain_partial
 
 # (c_in, c_out, stride, affine) -> module
 Operation = Callable[[int, int, int, bool], nn.Module]
@@ -134,7 +134,7 @@ class SearchNormalised:
     """
 
     def __init__(self, op: Operation) -> None:
-        self.op = unwatched(op)
+        self.op = plain_partial(op)
 
     def __call__(self, c_in: int, c_out: int, stride: int, affine: bool) -> nn.Module:
         module = self.op(c_in, c_out, stride, affine)

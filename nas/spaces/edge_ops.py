@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from nas.errors import ConfigError, SpaceError
-from nas.factory import unwatched
+from nas.factory import plain_partial
 from nas.ops import Operation
 
 
@@ -58,4 +58,4 @@ def candidates(
 ) -> dict[str, nn.Module]:
     """The candidates of the choice `key`, built: all operations, unless they are told apart by edge."""
     named = ops.at(key) if isinstance(ops, EdgeOps) else ops
-    return {name: unwatched(op)(c_in, c_out, stride, affine) for name, op in named.items()}
+    return {name: plain_partial(op)(c_in, c_out, stride, affine) for name, op in named.items()}
