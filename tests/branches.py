@@ -19,6 +19,7 @@ from nas.arch import ArchParams
 from nas.choice import Choice
 from nas.cli import torchrun
 from nas.errors import DivergenceError
+from nas.random_state import seed_everything
 from nas.retrain import RetrainState, TrainingStep
 from nas.runtime import seed_layers
 from nas.sampler import GDAS, Softmax
@@ -70,14 +71,15 @@ class Noisy(nn.Module):
         torch.manual_seed(2)
         self.into, self.out = nn.Linear(4, 6), nn.Linear(6, CLASSES)
         self.drop, self.drop_path = nn.Dropout(0.5), DropPath()
-        self.masks = []
+        self.drawn = []
         self.double()
 
     def forward(self, x):
-        mask = self.drop(torch.ones(len(x), 6, dtype=x.dtype)) + random.random() + np.random.rand()  # noqa: NPY002
-        path = self.drop_path(torch.ones(len(x), 1, 1, 1, dtype=x.dtype)).flatten(1)
-        self.masks.append(torch.cat([mask, path], dim=1))
-        return self.out(self.into(x).tanh() * mask * path)
+        ones = torch.ones(len(x), 6, dtype=x.dtype)
+        mask, path = self.drop(ones), self.drop_path(ones[:, :1, None, None]).flatten(1)
+        noise = (random.random(), np.random.rand())  # noqa: NPY002  the global one
+        self.drawn.append((*noise, *mask.flatten().tolist(), *path.flatten().tolist()))
+        return self.out(self.into(x).tanh() * mask * path * sum(noise))
 
 
 def batches():
@@ -177,17 +179,22 @@ def main(directory, expected):
 
         # Dropout: masks of the process's own, equal weights, and the same bits after a resumption.
         state = fresh()
+        seed_everything(5)
         seed_layers(5)
         noisy(state, 0, 5)
         saved = copy.deepcopy(state.state_dict())
         weights = noisy(state, 5, STEPS)
         processes.check_equal_weights(dict(state.network.named_parameters()))
-        here, there = processes.of_all(torch.stack(state.network.masks))
-        assert not any(torch.equal(one, other) for one, other in zip(here, there, strict=True))
+        first, second = processes.of_all(state.network.drawn)
+        for one, other in zip(first, second, strict=True):
+            assert one[0] != other[0]
+            assert one[1] != other[1]
+            assert one[2:50] != other[2:50]
+        assert [one[50:] for one in first] != [one[50:] for one in second]
         resumed = fresh()
         resumed.load_state_dict(saved, source="memory")
         assert all(map(torch.equal, noisy(resumed, 5, STEPS), weights))
-        assert torch.equal(torch.stack(resumed.network.masks), torch.stack(state.network.masks[5:]))
+        assert resumed.network.drawn == state.network.drawn[5:]
 
         # Of a checkpoint that one process left, the second goes on with numbers that the checkpoint decides.
         del saved["random"]["others"]
