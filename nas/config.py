@@ -22,7 +22,7 @@ def build(node: Any, *, allow: Sequence[str] = (), **arguments: Any) -> Any:
 
     node: a config with ``_target_``. allow: package prefixes that may be named beside TRUSTED. arguments: passed to
     the target, or to the partial that ``_partial_: true`` makes of it. ``factory: my_package.my_model`` at any depth is
-    short for ``factory: {_target_: my_package.my_model, _partial_: true}``.
+    short for ``factory: {_target_: my_package.my_model, _partial_: true}``; likewise the functions of a task.
     Raises ConfigError for a target that is not allowed, does not exist, or does not take the arguments.
     """
     from hydra.errors import InstantiationException
@@ -68,8 +68,10 @@ def spelt_out(node: Any) -> Any:
     """A plain configuration with every factory that is just named as a ``_target_``."""
     if isinstance(node, dict):
         spelt = {key: spelt_out(child) for key, child in node.items()}
-        if isinstance(spelt.get("factory"), str):
-            spelt["factory"] = {"_target_": spelt["factory"], "_partial_": True}
+        of_task = ("loss", "metric", "weight") if {"loss", "metric"} <= spelt.keys() else ()
+        for name in ("factory", *of_task):
+            if isinstance(spelt.get(name), str):
+                spelt[name] = {"_target_": spelt[name], "_partial_": True}
         return spelt
     return [spelt_out(child) for child in node] if isinstance(node, list) else node
 

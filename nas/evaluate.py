@@ -12,11 +12,13 @@ from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.task import Task
+from nas.training.weighing import MeanLoss
 
 
 @dataclass(frozen=True)
 class Score:
-    """The task's metric and its loss, means over `examples` examples; measures: what else the task measures."""
+    """The task's metric and its loss, means over `examples` examples, in the loss as the task weighs them; measures:
+    what else the task measures."""
 
     metric: float
     loss: float
@@ -29,7 +31,7 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
     """The network in eval mode on every example of the loader, once. The device is waited for at the end only."""
     network.eval()
     metric: Tensor | float = 0.0
-    loss: Tensor | float = 0.0
+    loss = MeanLoss(task)
     examples = 0
     measures = task.measures(spec)
     for inputs, targets in loader.epoch(0):
@@ -37,9 +39,9 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
         of_each = task.measure(outputs, targets)
         measures.add(outputs, targets, of_each)
         metric += of_each.sum()
-        loss += task.loss(outputs, targets) * len(targets)
+        loss.add(task.loss(outputs, targets), targets)
         examples += len(targets)
-    return Score(float(metric) / examples, float(loss) / examples, examples, measures.results())
+    return Score(float(metric) / examples, loss.result(), examples, measures.results())
 
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:

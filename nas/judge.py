@@ -15,7 +15,9 @@ from nas.data.inputs import each
 from nas.data.loader import Batch, Loader
 from nas.evaluate import Score
 from nas.precision import Precision, take_step
+from nas.runtime import seed_of_process
 from nas.task import Task
+from nas.training.weighing import MeanLoss, WeighedLoss, mean
 from nas.undisturbed import undisturbed
 
 
@@ -27,7 +29,8 @@ class Judge:
     read once. start: the number of the first validation batch. seed: of all that is drawn. precision: of the forward
     passes, as in the search.
 
-    Of several processes each scores and tunes on its share of the batches; the result is that of all.
+    Of several processes each scores and tunes on its share of the batches, with noise of its own; the result is that of
+    all.
 
     Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
     norms is in evaluation mode; what those normalise with is said by each method. Norms that the supernet keeps in
@@ -49,6 +52,7 @@ class Judge:
         self.supernet = supernet
         self.task = task
         self.seed = seed
+        self._noise = seed_of_process(seed, "noise")
         self.precision = precision or Precision()
         self.choices = choices(supernet)
         self.validation: list[Batch] = list(itertools.islice(validation_loader.epoch(0, start=start), batches))
@@ -67,7 +71,7 @@ class Judge:
         Batch norms take the statistics of the batch, as in the steps of a search.
         """
         frozen = frozen_norms(self.supernet)
-        with undisturbed(self.supernet, seed=self.seed), batch_statistics(self.supernet, but=frozen):
+        with undisturbed(self.supernet, seed=self._noise), batch_statistics(self.supernet, but=frozen):
             return self._score(by_key)
 
     def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool) -> Score:
@@ -81,7 +85,7 @@ class Judge:
         check_chosen(chosen, names)
         by_key = {key: LEFT_OUT if name is None else Gate(None, names[key].index(name)) for key, name in chosen.items()}
         frozen = frozen_norms(self.supernet)
-        with undisturbed(self.supernet, seed=self.seed):
+        with undisturbed(self.supernet, seed=self._noise):
             if recalibrated:
                 recalibrate(self.supernet, lambda: self._run_calibration(by_key), but=frozen)
             return self._score(itertools.repeat(by_key))
@@ -95,12 +99,13 @@ class Judge:
         """Train the weights on under fixed gates, by SGD in training mode. Only inside of `weights_put_back`."""
         optim = torch.optim.SGD(self.supernet.parameters(), lr=lr, momentum=0.9)
         scaler = self.precision.scaler()
-        with undisturbed(self.supernet, seed=self.seed), gates(self.choices, by_key):
+        with undisturbed(self.supernet, seed=self._noise), gates(self.choices, by_key):
             self.supernet.train()
             for inputs, targets in itertools.islice(self._training, steps):
                 optim.zero_grad(set_to_none=True)
+                whole = WeighedLoss(self.task, targets)
                 with self.precision.autocast():
-                    loss = self.task.loss(self.supernet(*each(inputs)), targets)
+                    loss = whole.loss(self.supernet(*each(inputs)), targets)
                 scaler.scale(loss).backward()
                 take_step(optim, scaler)
         optim.zero_grad(set_to_none=True)
@@ -119,14 +124,14 @@ class Judge:
     @torch.no_grad()
     def _score(self, by_key: Iterable[Mapping[str, Gate]]) -> Score:
         metric: Tensor | float = 0.0
-        loss: Tensor | float = 0.0
+        loss = MeanLoss(self.task)
         for (inputs, targets), gates_now in zip(self.validation, by_key, strict=False):
             with gates(self.choices, gates_now), self.precision.autocast():
                 outputs = self.supernet(*each(inputs))
-                loss += self.task.loss(outputs, targets) * len(targets)
+                loss.add(self.task.loss(outputs, targets), targets)
             metric += self.task.measure(outputs, targets).sum()
-        metrics, losses = (processes.world() * mean for mean in processes.averaged([float(metric), float(loss)]))
-        return Score(metrics / self.examples, losses / self.examples, self.examples)
+        metrics, losses, weights = processes.averaged([float(metric), *loss.sums()])
+        return Score(processes.world() * metrics / self.examples, mean(losses, weights), self.examples)
 
     @torch.no_grad()
     def _run_calibration(self, by_key: Mapping[str, Gate]) -> None:

@@ -1,9 +1,10 @@
 """In which numbers a training step computes, and how it gets from gradients to the optimiser's step in them."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from nas import processes
-from nas.errors import ConfigError
+from nas.errors import ConfigError, NasError, described
 from nas.finite import Watch, each_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STEPPED: WeakSet[Optimizer] = WeakSet()  # optimisers that have taken a step
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,14 @@ def take_step(
     """Step by the gradients of losses that `scaler` has scaled, and clip them before: max_norm, 0 for not at all.
     watch: what knows what to do if they are not finite, None for nothing.
 
-    Several processes step by the mean of their gradients, all of them together. The loss that is watched, and what else
-    was measured, become means in place with them, so that all count the same.
+    Several processes step by the mean of their gradients, all of them together. A parameter that has a gradient in some
+    of them counts as zeros in the others. The loss that is watched, and what else was measured, become means in place
+    with them, so that all count the same.
+    Raises ConfigError for an optimiser that cannot take its first step.
     """
-    learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    processes.complete(parameters)
+    learning = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in learning]
     # Before anything looks at them, so that all decide and move alike, to the last bit.
     counted = [one for one in measured if one.is_floating_point()]  # sums of integers stay exact without it
@@ -92,9 +98,53 @@ def take_step(
     if max_norm:
         nn.utils.clip_grads_with_norm_(learning, max_norm, total_norm=norm)
     begin_momentum(optimizer)
-    scaler.step(optimizer)
+    with first_step_told(optimizer), steps_in_place(optimizer, learning):
+        scaler.step(optimizer)
     scaler.update()
     return Taken(norm)
+
+
+@contextmanager
+def first_step_told(optimizer: Optimizer) -> Iterator[None]:
+    """Raises ConfigError, with the reason, for what an optimiser raises in its first step: it is not made for steps
+    like ours, as one that needs a closure, or gradients of another kind."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if optimizer in STEPPED or isinstance(error, NasError):
+            raise
+        raise ConfigError(
+            f"the optimiser {type(optimizer).__name__} cannot take its first step ({described(error)})",
+            fix="choose one that steps by dense gradients alone, e.g. torch.optim.SGD or torch.optim.AdamW, or "
+            "correct its arguments",
+        ) from error
+    STEPPED.add(optimizer)
+
+
+@contextmanager
+def steps_in_place(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, an optimiser with ``differentiable=True`` can step: it has gradients computed while it writes into the
+    parameters, which torch refuses for those that need one."""
+    if not any(group.get("differentiable") for group in optimizer.param_groups):
+        yield
+        return
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def check_first_step(optimizer: Optimizer) -> None:
+    """Step an optimiser that is only tried, by gradients of zeros. Raises ConfigError if it cannot."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    take_step(optimizer, Precision().scaler())
 
 
 def begin_momentum(optimizer: Optimizer) -> None:
@@ -104,7 +154,7 @@ def begin_momentum(optimizer: Optimizer) -> None:
     one after the other. Without dampening, which is when we fuse, it is the same as the gradient that SGD begins with.
     """
     for group in optimizer.param_groups:
-        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
+        if isinstance(optimizer, torch.optim.SGD) and group.get("fused") and group["momentum"]:
             for p in group["params"]:
                 if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
                     optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

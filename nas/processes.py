@@ -2,7 +2,8 @@
 
 All of them hold the same weights and logits and, as their generators have the same seed, draw the same gates; what
 they exchange is gradients. That is not left to DistributedDataParallel, which expects one for every weight: operations
-that are not drawn have none, the same ones in every process, and are to keep none.
+that are not drawn have none in any process, and are to keep none. The layers of each process draw random numbers of
+their own, see `nas.random_state`.
 
 In a single process nothing here does anything.
 """
@@ -10,9 +11,10 @@ In a single process nothing here does anything.
 import datetime
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -137,11 +139,33 @@ def means(tensors: Iterable[Tensor]) -> list[Tensor]:
 def average(gradients: Sequence[Tensor]) -> None:
     """Replace gradients by their means over the processes: of equal shares, that is the gradient of the whole batch.
 
-    Every process has to pass those of the same parameters: of the drawn ones, all that have one.
+    Every process has to pass those of the same parameters: see `complete`.
     """
     if world() > 1:
         for position, mean in reduced(gradients):
             gradients[position].copy_(mean)
+
+
+def missing_somewhere(there: Sequence[bool]) -> list[bool]:
+    """Which things some processes have and this one has not. there: whether this process has each of them, in the same
+    order in all. All processes call it together. The message travels between CPUs, so no device is waited for."""
+    if world() == 1 or not there:
+        return [False] * len(there)
+    anywhere = torch.tensor(there, dtype=torch.uint8)
+    dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+    return [bool(any_has) and not has for any_has, has in zip(anywhere.tolist(), there, strict=True)]
+
+
+def complete(parameters: Sequence[Tensor]) -> None:
+    """Give a gradient of zeros to every parameter that has one in another process and none in this one.
+
+    Such is a parameter in a branch that only some shares of a batch took. A parameter without a gradient in all
+    processes keeps None. parameters: the same in all processes, which call it together.
+    """
+    missing = missing_somewhere([parameter.grad is not None for parameter in parameters])
+    for parameter, lacks in zip(parameters, missing, strict=True):
+        if lacks:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 @torch.no_grad()
@@ -192,6 +216,15 @@ def highest(numbers: Sequence[int]) -> list[int]:
     return found
 
 
+def of_all(mine: Any) -> list[Any]:
+    """What each process passes, by the number of the process. Plain values and tensors on the CPU only."""
+    if world() == 1:
+        return [mine]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, mine)
+    return found
+
+
 def check_equal_gates(tensors: Iterable[Tensor]) -> None:
     """Raises DivergenceError, in every process, unless the tensors that decide the gates, logits and states of
     generators, are the same in all of them, bit for bit."""
@@ -206,3 +239,44 @@ def check_equal_gates(tensors: Iterable[Tensor]) -> None:
             f"the {world()} processes no longer draw the same gates, expected equal logits and generators in all",
             fix="run them on GPUs of one kind, and let nothing in the model or the data depend on the process",
         )
+
+
+def check_equal_weights(weights: Mapping[str, Tensor]) -> None:
+    """Raises DivergenceError, in every process, unless each weight is the same in all of them, bit for bit.
+
+    weights: by name, the same names in all processes, e.g. of `named_parameters`.
+    """
+    if world() == 1 or not weights:
+        return
+    digests = digest_each(list(weights.values()))
+    opposites = torch.cat([digests, -digests])
+    dist.all_reduce(opposites, dist.ReduceOp.MAX)
+    differ = (opposites[: len(digests)] != -opposites[len(digests) :]).nonzero().flatten().tolist()
+    if differ:
+        raise DivergenceError(
+            f"{len(differ)} of {len(digests)} weights are no longer the same in the {world()} processes, the first is "
+            f"{list(weights)[differ[0]]}, expected equal weights in all",
+            fix="run them on GPUs of one kind, and let no forward pass write into a weight",
+        )
+
+
+@torch.no_grad()
+def digest_each(tensors: Sequence[Tensor]) -> Tensor:
+    """(n,) int64 on the CPU, each between -2^62 and 2^62: a number for each of n tensors that another bit changes.
+
+    It is computed where the tensor is, so that eight bytes of each tensor travel. Sums of integers wrap around, and
+    are the same in any order.
+    """
+    found = []
+    for tensor in tensors:
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()]
+        bits = real.detach().contiguous().flatten().view(kind)
+        digest = torch.zeros((), dtype=torch.int64, device=bits.device)
+        for start in range(0, len(bits), BUCKET):  # as each number takes eight bytes here
+            some = bits[start : start + BUCKET].long()
+            # Odd factors lose no bit, and different ones tell numbers that have changed places.
+            places = torch.arange(start, start + len(some), device=bits.device)
+            digest += (some * ((2 * places + 1) * 0x1E3779B97F4A7C15)).sum()
+        found.append(digest >> 1)
+    return torch.stack([digest.to(found[0].device) for digest in found]).cpu()

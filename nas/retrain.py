@@ -1,5 +1,6 @@
 """The retraining stage: train the derived network from scratch."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from nas import checkpoint
+from nas import checkpoint, processes
 from nas.average import Average
 from nas.buffers import restore_unsaved, unsaved
 from nas.data.inputs import Inputs, each
@@ -25,6 +26,7 @@ from nas.random_state import random_state, set_random_state
 from nas.schedule import Schedule, progress, set_lr
 from nas.spaces.cell import set_drop_path
 from nas.task import Task
+from nas.training.weighing import WeighedLoss
 
 
 @dataclass
@@ -132,11 +134,13 @@ class TrainingStep:
         loss, metric = torch.zeros((2,), device=targets.device)
         state.guard.begin(state.network)
         state.optimizer.zero_grad(set_to_none=True)
-        for some_inputs, some_targets in parts(inputs, targets, self.accumulation):
-            share = len(some_targets) / len(targets)  # the parts may differ by one example
+        whole: WeighedLoss | None = None
+        for number, (some_inputs, some_targets) in enumerate(parts(inputs, targets, self.accumulation)):
             with self.precision.autocast():
                 outputs = forward(*each(some_inputs))
-                part_loss = self.loss(outputs, some_targets, task) * share
+                if whole is None:  # now that the outputs say how many classes there are
+                    whole = WeighedLoss(task, self.seen(targets, outputs), count=self.accumulation)
+                part_loss = whole.part(functools.partial(self.loss, task=task), outputs, some_targets, number)
             state.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
             metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
@@ -148,11 +152,16 @@ class TrainingStep:
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task) -> Tensor:
         """Of what a network returned: an auxiliary head adds a weighted second loss."""
-        if self.label_smoothing > 0:
-            targets = smoothed(targets, amount=self.label_smoothing, classes=main_outputs(outputs).shape[1])
+        targets = self.seen(targets, outputs)
         if isinstance(outputs, tuple):
             return task.loss(outputs[0], targets) + self.auxiliary_weight * task.loss(outputs[1], targets)
         return task.loss(outputs, targets)
+
+    def seen(self, targets: Tensor, outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """The targets as the loss sees them."""
+        if not self.label_smoothing:
+            return targets
+        return smoothed(targets, amount=self.label_smoothing, classes=main_outputs(outputs).shape[1])
 
 
 def retrain(
@@ -189,9 +198,10 @@ def retrain(
             state.step, state.seconds = number + 1, time.perf_counter() - started
             after_step()
         seconds = state.seconds
+        processes.check_equal_weights(dict(state.network.named_parameters()))
         metrics = {
             **meter.summary("weights"),
-            "lr/weights": state.optimizer.param_groups[0]["lr"],
+            "lr/weights": float(state.optimizer.param_groups[0]["lr"]),
             "drop_path": rate,
             **state.guard.metrics(),
             "seconds_per_step": seconds / steps,

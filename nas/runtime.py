@@ -3,14 +3,12 @@
 import hashlib
 import os
 import platform
-import random
 import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +17,7 @@ from nas.allocator import keep_freed_memory
 from nas.errors import ConfigError, DeviceError
 from nas.finite import Guard, OnNonfinite
 from nas.precision import Precision
+from nas.random_state import seed_everything
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -92,9 +91,7 @@ class Runtime:
         torch.backends.cudnn.benchmark = not self.deterministic
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # or every process would take memory of the first GPU as well
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002  the global one, which a user's own code may draw from
-        torch.manual_seed(seed)
+        seed_everything(seed)
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory format."""
@@ -212,3 +209,19 @@ def derived_seed(seed: int, purpose: str) -> int:
     """A seed for one purpose of a run, unrelated to those of its other purposes and of other runs."""
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
+
+
+def seed_of_process(seed: int, purpose: str) -> int:
+    """The seed itself in the first process, and in each of the others another one."""
+    number = processes.share().index
+    return derived_seed(seed, f"{purpose} of process {number}") if number else seed
+
+
+def seed_layers(seed: int) -> None:
+    """Let the layers of each process draw random numbers of their own from here on.
+
+    To be called when the model is built, for which all processes draw alike. The first process goes on as it was, so
+    one process gives the same bits as without this.
+    """
+    if not processes.first():
+        seed_everything(seed_of_process(seed, "layers"))

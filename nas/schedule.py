@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from nas.errors import ConfigError
@@ -157,7 +158,37 @@ def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
     return schedule
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate that a schedule says."""
+def keep_ratios(optimizer: Optimizer) -> None:
+    """Remember the learning rates that an optimiser's parameter groups were made with, for `set_lr`. They are kept when
+    a checkpoint is loaded, which one of an earlier release does not have, or has of other settings."""
+    initial = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def remember(optimizer: Optimizer) -> None:
+        for group, lr in zip(optimizer.param_groups, initial, strict=True):
+            group["initial_lr"] = lr
+
+    remember(optimizer)
+    optimizer.register_load_state_dict_post_hook(remember)
+
+
+def initial_lr(optimizer: Optimizer) -> float:
+    """What a schedule of the learning rate is of: that of the first parameter group that learns."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if "initial_lr" not in group:
+            group["initial_lr"] = float(group["lr"])
+    return next((float(group["initial_lr"]) for group in optimizer.param_groups if group["initial_lr"]), 0.0)
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give the optimiser the learning rate that a schedule says.
+
+    The rates of parameter groups keep the ratios that they were made with, as under torch's schedulers: the first group
+    that learns has `lr` itself.
+    """
+    first = initial_lr(optimizer)
+    for group in optimizer.param_groups:
+        scaled = lr * (group["initial_lr"] / first) if first else lr
+        if isinstance(group["lr"], Tensor):  # as graphs of the step need it, which read it where it is
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled

@@ -177,6 +177,7 @@ def search(
         with state.guard.at(epoch, steps - 1):
             refuse_nan(state.arch.keys, state.arch.entropy().isnan().tolist())
             processes.check_equal_gates([*state.arch.parameters(), state.generator.get_state()])
+            processes.check_equal_weights(dict(state.supernet.named_parameters()))
         chosen = deriver(state.arch)
         if epoch >= order.warmup_epochs:
             watch(state, epoch, chosen, monitor, bar)
@@ -189,8 +190,8 @@ def search(
             **weights.summary("weights"),
             **arch.summary("arch"),
             "temperature": tau,
-            "lr/weights": state.weight_optim.param_groups[0]["lr"],
-            "lr/arch": state.arch_optim.param_groups[0]["lr"],
+            "lr/weights": float(state.weight_optim.param_groups[0]["lr"]),
+            "lr/arch": float(state.arch_optim.param_groups[0]["lr"]),
             "seconds_per_step": seconds / steps,
             "examples_per_second": (weights.examples + arch.examples) / seconds,
             "genotype_changes": derived.differing(state.genotype),

@@ -20,6 +20,7 @@ from nas.precision import Precision, take_step
 from nas.regulariser import Regulariser
 from nas.sampler import Gates, Sampler, draw, told
 from nas.task import Task
+from nas.training.weighing import WeighedLoss
 
 
 @contextmanager
@@ -146,7 +147,8 @@ class FirstOrder:
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and metric of a batch, under the gates that are set."""
         inputs, targets = batch
+        whole = WeighedLoss(self.task, targets)
         with self.precision.autocast():
             outputs = self.supernet(*each(inputs))
-            loss = self.task.loss(outputs, targets)
+            loss = whole.loss(outputs, targets)
         return loss, self.task.measure(outputs.detach(), targets).sum()

@@ -5,7 +5,7 @@ A task is any class of the form of `Task`. Both levels of a search, retraining a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor
 from nas.data.bundle import Split
 from nas.data.labels import IGNORED, check_labels
 from nas.data.spec import DataSpec
-from nas.errors import ConfigError, DataError, SpaceError
+from nas.errors import ConfigError, DataError, NasError, SpaceError, described
 from nas.measures import ClassificationMeasures, Measures, MetricInterval, RegressionMeasures
+from nas.training.weighing import OnDevice, Weigh, known_weights, label_weights
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,12 @@ class Task(Protocol):
     output: str
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over the batch, a scalar."""
+        """The mean over the batch, a scalar: of its examples, each as `weights` says."""
+        ...
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """(B,), at least 0: how each example weighs in the mean that the loss is, e.g. how many of its labels count;
+        None where all weigh alike. The loss of a batch in parts, and of a whole split, is put together by it."""
         ...
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -70,6 +76,9 @@ class Classification:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return label_weights(targets, ignore_index=IGNORED)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         predicted = outputs.argmax(dim=1)
@@ -111,6 +120,9 @@ class Regression:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, targets)
 
+    def weights(self, targets: Tensor) -> Tensor | None:
+        return None
+
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         error = (outputs - targets).abs()
         return error if error.ndim == 1 else error.flatten(1).mean(dim=1)
@@ -138,6 +150,10 @@ class Custom:
 
     loss: (outputs, targets) -> scalar, the mean over the batch.
     metric: (outputs, targets) -> (B,), the value of every example; `name` is what it is called.
+    weight: (targets) -> (B,), how each example weighs in the mean that the loss is, e.g. how many of its labels count.
+    None: as torch's cross-entropy and negative log-likelihood weigh, if the loss is one of these, or else all alike.
+    loss and metric may be modules, such as torch.nn.CrossEntropyLoss, or partials of modules and functions.
+    Raises ConfigError for a loss of torch's that is a sum over the batch.
     """
 
     output = "what the model returns"
@@ -150,30 +166,53 @@ class Custom:
         name: str,
         higher_is_better: bool,
         percent: bool = False,
+        weight: Weigh | None = None,
     ) -> None:
         self.metric = Metric(name, higher_is_better, percent)
-        self._loss = loss
-        self._measure = metric
+        self._loss = OnDevice(loss)
+        self._measure = OnDevice(metric)
+        self._weight = weight
+        known_weights(self._loss.function)  # refuses sums
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._loss(outputs, targets)
+        loss: Tensor = self._loss(outputs, targets)
+        return loss
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        weigh = self._weight or known_weights(self._loss.function)
+        return None if weigh is None else weigh(targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._measure(outputs, targets)
+        measured: Tensor = self._measure(outputs, targets)
+        return measured
 
     def measures(self, spec: DataSpec) -> MetricInterval:
         return MetricInterval(self.metric.name)
 
     def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
-        for what, value, expected in (
-            ("loss", self.loss(outputs, targets), ()),
-            ("metric", self.measure(outputs, targets), (len(targets),)),
-        ):
+        checks: list[tuple[str, Callable[..., Any], tuple[Tensor, ...], tuple[int, ...]]] = [
+            ("loss", self.loss, (outputs, targets), ()),
+            ("metric", self.measure, (outputs, targets), (len(targets),)),
+        ]
+        if self._weight is not None:
+            checks.append(("weight", self._weight, (targets,), (len(targets),)))
+        for what, function, given, expected in checks:
+            try:
+                value: Any = function(*given)
+            except NasError:
+                raise
+            except Exception as error:  # whatever a user's own function makes of them
+                forms = " and ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in given)
+                raise ConfigError(
+                    f"task.{what} fails on {'targets' if what == 'weight' else 'outputs and targets'} of {forms} "
+                    f"({described(error)})",
+                    fix=f"correct task.{what} or its arguments; --debug shows where it stopped",
+                ) from error
             if not isinstance(value, Tensor) or value.shape != expected:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ConfigError(
                     f"task.{what} returned {got} for {len(targets)} examples, expected a tensor of shape {expected}",
-                    fix="let the loss return its mean over the batch, and the metric a value for each example",
+                    fix="let the loss return its mean over the batch, and metric and weight a value for each example",
                 )
 
 

@@ -15,6 +15,7 @@ from nas.errors import ConfigError
 from nas.random_state import Randomness
 from nas.sampler import Gates
 from nas.searcher import FirstOrder, weights_frozen
+from nas.training.weighing import WeighedLoss
 
 METHODS = ("difference", "exact")
 
@@ -85,7 +86,14 @@ class SecondOrder(FirstOrder):
         cut = {name: slope.requires_grad_() for name, slope in zip(slopes, shared, strict=True)}
         loss, outputs = self._loss(self._next_weights(cut), leaf, batch)
         direct, *vector = torch.autograd.grad(loss, [leaf, *cut.values()], allow_unused=True)
-        by_name = {name: v for name, v in zip(cut, vector, strict=True) if v is not None}
+        direct = torch.zeros_like(leaf) if direct is None else direct  # a batch that went past all choices
+        # A weight that other processes' shares have used counts as zeros here.
+        elsewhere = processes.missing_somewhere([v is not None for v in vector])
+        by_name = {
+            name: torch.zeros_like(cut[name]) if v is None else v
+            for name, v, used in zip(cut, vector, elsewhere, strict=True)
+            if used or v is not None
+        }
         by_name = dict(zip(by_name, processes.means(by_name.values()), strict=True))
 
         product = self._exact if self.method == "exact" else self._difference
@@ -121,7 +129,8 @@ class SecondOrder(FirstOrder):
                 }
                 with noise.again():
                     loss, _ = self._loss(shifted, leaf, weight_batch)
-                sides += torch.autograd.grad(loss, leaf)
+                found = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+                sides.append(torch.zeros_like(leaf) if found is None else found)
         return (sides[0] - sides[1]) / (2 * epsilon)
 
     def _loss(self, weights: dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
@@ -132,9 +141,10 @@ class SecondOrder(FirstOrder):
         inputs, targets = batch
         unpacked = Gates(leaf) if self.arch.share_logits is None else Gates(leaf[:, :-1], shares=leaf[:, -1])
         by_key = unpacked.by_key(self.arch.keys, differentiable=True)
+        whole = WeighedLoss(self.task, targets)
         with gates(self.choices, by_key), self.precision.autocast():
             outputs = functional_call(self.supernet, weights, each(inputs))
-            return self.task.loss(outputs, targets), outputs
+            return whole.loss(outputs, targets), outputs
 
     def _gradients(self, loss: Tensor, *, create_graph: bool) -> dict[str, Tensor]:
         """grad_w of the loss; zeros for a weight that took no part."""

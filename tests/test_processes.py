@@ -11,14 +11,20 @@ from nas import batch_norm, processes
 from nas.batch_norm import synchronised
 from nas.errors import ConfigError, DeviceError
 from nas.processes import Share
-from nas.runtime import find_device
-from nas.spaces.cell import DropPath, set_drop_path
+from nas.random_state import random_state
+from nas.runtime import find_device, seed_layers
 
 
 def test_two_processes_exchange(tmp_path):
     ended = torchrun(Path(__file__).with_name("exchange.py"), tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"downloaded", "done 0", "done 1"}
+
+
+def test_two_processes_with_branches_ignored_labels_and_dropout(tmp_path):
+    ended = torchrun(Path(__file__).with_name("branches.py"), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"done 0", "done 1"}
 
 
 def test_one_process_is_left_alone():
@@ -30,8 +36,29 @@ def test_one_process_is_left_alone():
     assert all(mean is tensor for mean, tensor in zip(processes.means(tensors), tensors, strict=True))
     assert processes.averaged([1.0, float("inf")]) == [1.0, float("inf")]
     processes.check_equal_gates([torch.rand(3)])
+    parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+    parameters[0].sum().backward()
+    processes.complete(parameters)
+    assert [parameter.grad is None for parameter in parameters] == [False, True]
+    assert processes.of_all("x") == ["x"]
+    before = torch.get_rng_state()
+    seed_layers(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "others" not in random_state()
     with processes.first_on_machine_first():
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.bool])
+def test_a_digest_tells_every_bit_and_every_place(dtype, monkeypatch):
+    tensor = (torch.arange(12) % 2).to(dtype).view(3, 4)
+    changed, swapped = tensor.clone(), tensor.flip(1)
+    changed[2, 2] = 1
+    digest, *others = processes.digest_each([tensor, changed, swapped, torch.zeros_like(tensor)]).tolist()
+    assert len({digest, *others}) == 4
+    assert all(abs(one) <= 2**62 for one in (digest, *others))
+    monkeypatch.setattr(processes, "BUCKET", 5)  # in several pieces
+    assert processes.digest_each([tensor.T.contiguous().T]).tolist() == [digest]
 
 
 def test_shares_are_the_batch_in_order():
@@ -61,19 +88,6 @@ def second_of_two(monkeypatch):
     monkeypatch.setattr(processes, "world", lambda: 2)
     monkeypatch.setattr(processes, "share", lambda: Share(1, 2))
     monkeypatch.setattr(processes, "number_on_machine", lambda: 1)
-
-
-def test_drop_path_drops_what_it_would_of_the_whole_batch(second_of_two, monkeypatch):
-    drop_path, x = DropPath(), torch.rand(64, 2, 3, 3)
-    set_drop_path(drop_path, 0.5)
-    torch.manual_seed(3)
-    half = drop_path(x[32:])
-    monkeypatch.setattr(processes, "share", Share)
-    torch.manual_seed(3)
-    whole = drop_path(x)
-    assert torch.equal(half, whole[32:])
-    kept = (whole != 0).all((1, 2, 3))
-    assert not torch.equal(kept[:32], kept[32:])
 
 
 # -- batch norms

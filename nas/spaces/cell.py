@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nas import processes
 from nas.choice import Choice
 from nas.spaces.in_place import owns_output, summed
 from nas.spaces.living import living, only_drawn
@@ -32,10 +31,8 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.active:
             return x
-        # Drawn for the whole batch, of which other processes may have a share, so that each has numbers of its own.
-        share = processes.share()
-        keep = (1 - self.rate).expand(share.of * x.shape[0], 1, 1, 1)
-        return x * share.rows(torch.bernoulli(keep) / keep).to(x.dtype)
+        keep = (1 - self.rate).expand(x.shape[0], 1, 1, 1)
+        return x * (torch.bernoulli(keep) / keep).to(x.dtype)
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:

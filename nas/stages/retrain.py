@@ -16,11 +16,12 @@ from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.errors import ConfigError, described
 from nas.genotype import Genotype
+from nas.precision import check_first_step
 from nas.progress import Progress
 from nas.retrain import RetrainState, TrainingStep, retrain
 from nas.run_directory import RunDirectory
-from nas.runtime import derived_seed
-from nas.schedule import Linear
+from nas.runtime import derived_seed, seed_layers
+from nas.schedule import Linear, initial_lr
 from nas.stages.setup import Setup, at_least, check_outputs, taking, two_examples
 from nas.stages.trained import Trained
 from nas.tracker import JsonLines
@@ -63,8 +64,9 @@ class RetrainStage:
             check_takes_probabilities(setup)
         two_examples(self.loader)  # what is done to the images may not suit them
         # The real optimiser needs the network, which may only be known after a search: a mistake shows on this one.
-        probe = self.optimizer(nn.Linear(1, 1))
-        self.lr = setup.build(cfg.lr, start=probe.param_groups[0]["lr"])
+        probe = self.optimizer(setup.runtime.place(nn.Linear(1, 1)))
+        check_first_step(probe)
+        setup.build(cfg.lr, start=initial_lr(probe))
         self.options = self.space.options(setup.data.spec)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
@@ -96,6 +98,7 @@ class RetrainStage:
             metric=setup.task.metric.name,
             guard=setup.runtime.guard(),
         )
+        seed_layers(cfg.seed)
         kept = setup.checkpoints(out, "retrain")
         if (saved := kept.newest()) is not None:
             setup.check_unchanged(saved, kept.path)
@@ -129,7 +132,7 @@ class RetrainStage:
                 task=setup.task,
                 loader=self.loader,
                 epochs=cfg.retrain.epochs,
-                lr=self.lr,
+                lr=setup.build(cfg.retrain.lr, start=initial_lr(state.optimizer)),
                 drop_path=Linear(0.0, cfg.retrain.drop_path),
                 step=self.step,
                 forward=setup.runtime.compiled(network),

@@ -21,8 +21,8 @@ from nas.kinds import kinds_of
 from nas.progress import Progress
 from nas.regulariser import Sum
 from nas.run_directory import RunDirectory
-from nas.runtime import derived_seed
-from nas.schedule import positive
+from nas.runtime import derived_seed, seed_layers
+from nas.schedule import initial_lr, positive
 from nas.search import Order, SearchState, search
 from nas.searcher import FirstOrder
 from nas.shapes import check_shapes
@@ -60,7 +60,7 @@ class SearchStage:
         )
         self.retrained_space = setup.space.resized(cfg.retrain.network)
         self.regulariser = self.build_regulariser(arch)
-        self.lr = setup.build(cfg.lr, start=self.state.weight_optim.param_groups[0]["lr"])
+        self.lr = setup.build(cfg.lr, start=initial_lr(self.state.weight_optim))
         self.sampler = setup.build(cfg.sampler)
         self.searcher = setup.build(
             cfg.searcher,
@@ -133,6 +133,7 @@ class SearchStage:
 
     def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
         cfg, state = self.setup.cfg, self.state
+        seed_layers(cfg.seed)
         kept = self.setup.checkpoints(out, "search")
         if (saved := kept.newest()) is not None:
             self.setup.check_unchanged(saved, kept.path)

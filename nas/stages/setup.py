@@ -21,12 +21,16 @@ from nas.data.loader import Loader
 from nas.errors import ConfigError, DataError, NasError, SpaceError, described
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
+from nas.schedule import keep_ratios
 from nas.settings import OWN, among, leaves
 from nas.spaces.space import Space
 from nas.step_profile import StepProfile
 from nas.task import Task, check_targets
 from nas.tracker import JsonLines, Silent
 from nas.trust import allowed
+
+# Arguments that say how an optimiser computes: who gives one of them decides instead of us.
+WAYS = ("fused", "foreach", "differentiable", "capturable")
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,21 @@ class Setup:
         return build(node, allow=allowed(self.cfg), **arguments)
 
     def optimizer(self, node: Any, network: nn.Module) -> Optimizer:
-        """For the parameters of a network. Fused, where the optimiser has that and the node does not say: the same
-        numbers in one pass over them, which torch has for real ones only."""
+        """For the parameters of a network. Fused, where the optimiser has that and the node does not say how it is to
+        compute: the same numbers in one pass over them, which torch has for real ones only.
+
+        Raises ConfigError for an optimiser whose steps need more than gradients.
+        """
         arguments: dict[str, Any] = {"params": network.parameters()}
         factory = self.build(node)
         fuses = self.runtime.device.type in ("cpu", "cuda") and not node.get("dampening")  # see begin_momentum
         fuses &= not any(parameter.is_complex() for parameter in network.parameters())
-        if fuses and node.get("fused") is None and has_argument(factory, "fused"):
+        fuses &= all(node.get(name) is None for name in WAYS)
+        if fuses and has_argument(factory, "fused"):
             arguments["fused"] = True
         optimizer: Optimizer = self.build(node, **arguments)
+        check_optimizer(optimizer, setting=node._get_full_key(None), device=self.runtime.device.type)
+        keep_ratios(optimizer)
         return optimizer
 
     def open(self, directory: Path) -> RunDirectory:
@@ -130,6 +140,27 @@ def open_benchmark(cfg: DictConfig) -> NasBench201Table | None:
         return None
     table: NasBench201Table = build(cfg.benchmark, allow=list(cfg.allow_targets))
     return table
+
+
+def check_optimizer(optimizer: Any, *, setting: str, device: str) -> None:
+    """Raises ConfigError, naming the setting, for what no step of ours can be taken with."""
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"{setting} makes a {type(optimizer).__name__}, expected a torch.optim.Optimizer",
+            fix=f"name one as {setting}._target_, e.g. torch.optim.SGD",
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{setting} makes a {type(optimizer).__name__}, whose step computes the loss several times by a closure, "
+            "expected one that steps by the gradients of one batch",
+            fix="choose another optimiser, e.g. torch.optim.SGD or torch.optim.AdamW",
+        )
+    if device != "cuda" and any(group.get("capturable") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{setting}.capturable=true is for CUDA graphs, got the device {device}",
+            fix=f"leave {setting}.capturable out",
+        )
 
 
 def has_argument(function: Callable[..., Any], name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Training one network: loop, task, metrics, schedules, evaluation."""

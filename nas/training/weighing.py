@@ -1,0 +1,197 @@
+"""How the examples of a batch weigh in its loss, which is a mean over them.
+
+The loss of a whole batch is the mean of the losses of its parts, each times the part's weight. Parts are what gradient
+accumulation, several processes and the batches of a score make. A part weighs as much as it has examples, unless the
+loss leaves labels out or weighs classes.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas import processes
+from nas.errors import ConfigError
+from nas.measures import precise
+
+# (targets) -> (B,): the weight of each example, at least 0; None where all weigh alike.
+Weigh = Callable[[Tensor], Tensor | None]
+
+WEIGHTED_FUNCTIONS = (F.cross_entropy, F.nll_loss)
+WEIGHTED_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+def weights_of(task: Any, targets: Tensor) -> Tensor | None:
+    """(B,): how each example weighs in the task's loss, float64 where the device has it; None where all weigh alike, as
+    for a task that has no `weights`."""
+    weigh = getattr(task, "weights", None)
+    found: Tensor | None = None if weigh is None else weigh(targets)
+    return None if found is None else precise(found)
+
+
+def label_weights(targets: Tensor, *, ignore_index: int, weight: Tensor | None = None) -> Tensor | None:
+    """(B,): the weights of examples in torch's cross-entropy.
+
+    targets: (B, ...) labels, of which each weighs as its class, `weight` being (classes,), and those equal to
+    `ignore_index` weigh nothing. Probabilities of classes, which are floats, weigh alike: None.
+    """
+    if targets.is_floating_point():
+        return None
+    counted = targets != ignore_index
+    weights = precise(counted)
+    if weight is not None:
+        weights = weights * precise(weight.to(targets.device))[targets.clamp(0, len(weight) - 1)]
+    return weights.flatten(1).sum(dim=1) if weights.ndim > 1 else weights
+
+
+def known_weights(loss: Callable[..., Any], *, name: str = "task.loss") -> Weigh | None:
+    """How examples weigh in torch's cross-entropy and negative log-likelihood: functions, modules, and partials of
+    them. None for any other loss. Raises ConfigError for one of these that is a sum over the batch."""
+    given: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        given = loss.keywords | given
+        loss = loss.func
+    if isinstance(loss, nn.Module) and type(loss).forward in [module.forward for module in WEIGHTED_MODULES]:
+        given = {key: getattr(loss, key) for key in ("weight", "ignore_index", "reduction")}
+    elif not any(loss is function for function in WEIGHTED_FUNCTIONS):
+        return None
+    if given.get("reduction", "mean") == "sum" or given.get("size_average") is False:
+        raise ConfigError(
+            f"{name} sums over the batch, expected its mean", fix=f"leave {name}.reduction out, or set it to mean"
+        )
+    return functools.partial(label_weights, ignore_index=given.get("ignore_index", -100), weight=given.get("weight"))
+
+
+class OnDevice:
+    """A loss or metric whose tensors follow the outputs it is given, to their device.
+
+    function: a function, a module, or a partial of one. A partial of a class, as a configuration has, is the object
+    that it makes. Lists in a partial become tensors where the signature has a tensor.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = with_tensors(function)
+        made = self.function.func if isinstance(self.function, functools.partial) else self.function
+        if isinstance(made, type):
+            self.function = self.function()
+        self._form: tuple[torch.device, bool] | None = None
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Any:
+        form = (outputs.device, outputs.dtype == torch.float64)
+        if form != self._form:
+            self._form = form
+            self._move(*form)
+        return self.function(outputs, targets)
+
+    def _move(self, device: torch.device, double: bool) -> None:
+        """To the device; numbers in float64 if the outputs are, or else left in the type that they have."""
+        if isinstance(self.function, nn.Module):
+            self.function.to(device)
+            if double:
+                self.function.double()
+        elif isinstance(self.function, functools.partial):
+            keywords = self.function.keywords.copy()
+            for key, value in keywords.items():
+                if isinstance(value, Tensor):
+                    keywords[key] = value.to(device, torch.float64 if double and value.is_floating_point() else None)
+            self.function = functools.partial(self.function.func, *self.function.args, **keywords)
+
+
+def with_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A partial whose lists of numbers are tensors where its signature has one: a configuration has no tensors."""
+    if not isinstance(function, functools.partial):
+        return function
+    try:
+        parameters = inspect.signature(function.func).parameters
+    except (TypeError, ValueError):  # some functions that are not written in Python
+        return function
+    keywords = {
+        key: torch.tensor(value, dtype=torch.get_default_dtype())
+        if isinstance(value, list | tuple) and key in parameters and "Tensor" in str(parameters[key].annotation)
+        else value
+        for key, value in function.keywords.items()
+    }
+    return functools.partial(function.func, *function.args, **keywords)
+
+
+class WeighedLoss:
+    """Makes the losses of the parts of one batch, `count` in this process, add up to the whole batch's.
+
+    targets: of this process's share of the batch. Several processes build it together: the mean over them of what
+    `part` returns, summed over the parts, is the loss of the whole batch.
+    """
+
+    def __init__(self, task: Any, targets: Tensor, *, count: int = 1) -> None:
+        self._task = task
+        self._examples = len(targets)
+        self._weights: Sequence[Tensor] | None = None
+        if count == 1 and processes.world() == 1:
+            return  # the whole batch: its loss is right as it is
+        weights = weights_of(task, targets)
+        if weights is not None:
+            (whole,) = processes.means([weights.sum()])
+            self._whole = whole
+            self._weights = [part.sum() for part in weights.tensor_split(count)]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The task's, where the batch has one part here."""
+        return self.part(self._task.loss, outputs, targets)
+
+    def part(self, loss: Callable[[Any, Tensor], Tensor], outputs: Any, targets: Tensor, number: int = 0) -> Tensor:
+        """The loss of a part, counted from 0, times its weight in the batch. outputs: a tensor, or a tuple of such.
+
+        In a part in which nothing counts the loss is 0 / 0. It adds 0, and no gradient; in a batch in which nothing
+        counts it stays so.
+        """
+        if self._weights is None:
+            share = len(targets) / self._examples  # the parts may differ by one example
+            return loss(outputs, targets) if share == 1 else loss(outputs, targets) * share
+        weight = self._weights[number]
+        counts = (weight > 0) | (self._whole == 0)
+        for output in outputs if isinstance(outputs, tuple) else (outputs,):
+            if output.requires_grad:
+                output.register_hook(functools.partial(gradient_if, counts))
+        found = loss(outputs, targets)
+        return torch.where(counts, found * (weight / self._whole).to(found.dtype), 0)
+
+
+def gradient_if(counts: Tensor, gradient: Tensor) -> Tensor:
+    """Zeros in the place of a gradient that may be NaN. Not a question to the host, which would wait for a device."""
+    return torch.where(counts, gradient, 0)
+
+
+class MeanLoss:
+    """The loss over many batches, each with its weight, summed on the device."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self._loss: Tensor | float = 0.0
+        self._weight: Tensor | float = 0.0
+
+    def add(self, loss: Tensor, targets: Tensor) -> None:
+        """loss: of one batch."""
+        weights = weights_of(self._task, targets)
+        if weights is None:
+            self._loss += loss * len(targets)
+            self._weight += len(targets)
+            return
+        weight = weights.sum()
+        self._loss += torch.where(weight > 0, loss * weight.to(loss.dtype), 0)  # 0 / 0 where no label counts
+        self._weight += weight
+
+    def sums(self) -> tuple[float, float]:
+        """Of loss times weight, and of weights. The device is waited for."""
+        return float(self._loss), float(self._weight)
+
+    def result(self) -> float:
+        """NaN if nothing counts."""
+        return mean(*self.sums())
+
+
+def mean(total: float, weight: float) -> float:
+    return total / weight if weight else math.nan

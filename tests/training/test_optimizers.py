@@ -1,0 +1,156 @@
+"""Optimisers that a configuration builds: how they compute, their groups' learning rates, and which are refused."""
+
+import copy
+import types
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from nas import config
+from nas.errors import ConfigError
+from nas.precision import Precision, check_first_step, take_step
+from nas.schedule import initial_lr, keep_ratios, set_lr
+from nas.stages.setup import Setup, check_optimizer
+
+SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9}
+ADAM = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.1}
+
+
+def built(node, network=None):
+    cfg = OmegaConf.create({"allow_targets": [], "resume": None, "weight_optim": node})
+    parts = dict.fromkeys(("space", "benchmark", "task", "data"))
+    setup = Setup(cfg, runtime=types.SimpleNamespace(device=torch.device("cpu")), **parts)
+    return setup.optimizer(cfg.weight_optim, network or nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("node", [SGD, ADAM])
+@pytest.mark.parametrize(
+    ("given", "fused"),
+    [
+        ({}, True),
+        ({"fused": False}, False),
+        ({"foreach": True}, None),
+        ({"foreach": False}, None),
+        ({"differentiable": True}, None),
+    ],
+)
+def test_how_it_computes_is_left_to_who_says_so_and_gives_the_same(node, given, fused):
+    network, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    other.load_state_dict(network.state_dict())
+    optimizer = built(node | given, network)
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    plain = config.build({"_target_": node["_target_"], "_partial_": True} | arguments, params=other.parameters())
+    assert optimizer.param_groups[0]["fused"] is fused
+    for _ in range(3):
+        for one, its in ((network, optimizer), (other, plain)):
+            its.zero_grad()
+            one(torch.ones(2, 3)).square().sum().backward()
+            take_step(its, Precision().scaler())
+    assert torch.allclose(network.weight, other.weight, atol=1e-6)
+    assert all(weight.requires_grad and weight.is_leaf for weight in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (
+            {"_target_": "torch.optim.LBFGS", "_partial_": True},
+            "weight_optim makes a LBFGS, whose step computes the loss several times by a closure, expected .*SGD",
+        ),
+        (ADAM | {"capturable": True}, r"weight_optim\.capturable=true is for CUDA graphs, got the device cpu; leave"),
+        (
+            {"_target_": "torch.nn.functional.relu", "_partial_": True},
+            "torch.nn.functional.relu refuses its arguments",
+        ),
+    ],
+)
+def test_what_no_step_can_be_taken_with(node, message):
+    with pytest.raises(ConfigError, match=message):
+        built(node)
+
+
+def test_what_is_no_optimiser():
+    with pytest.raises(ConfigError, match=r"weight_optim makes a Linear, expected a torch\.optim\.Optimizer; name one"):
+        check_optimizer(nn.Linear(1, 1), setting="weight_optim", device="cpu")
+
+
+class Sharp(torch.optim.SGD):
+    """Needs a closure, and only says so when it steps, as published implementations of SAM do."""
+
+    def step(self, closure=None):
+        assert closure is not None, "requires closure"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Sharp, "AssertionError: requires closure"), (torch.optim.SparseAdam, "does not support dense gradients")],
+)
+def test_a_first_step_that_fails_is_told_in_one_line(kind, reason):
+    with pytest.raises(ConfigError, match=rf"the optimiser {kind.__name__} cannot take its first step \(.*{reason}"):
+        check_first_step(kind([nn.Parameter(torch.ones(2))], lr=0.1))
+
+
+def test_a_later_step_that_fails_is_no_matter_of_settings(monkeypatch):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    check_first_step(optimizer)
+    monkeypatch.setattr(optimizer, "step", Sharp([nn.Parameter(torch.ones(2))]).step)
+    with pytest.raises(AssertionError):
+        check_first_step(optimizer)
+
+
+# -- learning rates of groups
+
+
+def grouped(*rates, lr=0.2):
+    groups = [{"params": [nn.Parameter(torch.ones(2))], **({} if rate is None else {"lr": rate})} for rate in rates]
+    return torch.optim.SGD(groups, lr=lr)
+
+
+def rates(optimizer):
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def test_ratios_are_those_of_torchs_schedulers():
+    optimizer, theirs = grouped(None, 0.02), grouped(None, 0.02)
+    scheduler = torch.optim.lr_scheduler.LinearLR(theirs, 1.0, 0.0, total_iters=4)
+    for step in range(4):
+        set_lr(optimizer, 0.2 * (1 - step / 4))
+        assert rates(optimizer) == pytest.approx(rates(theirs))
+        theirs.step()
+        scheduler.step()
+
+
+def test_the_first_group_that_learns_has_the_rate_itself():
+    optimizer = grouped(0.0, 0.3, 0.1)
+    assert initial_lr(optimizer) == 0.3
+    for lr in (0.7, 0.0, 0.1):  # from 0 it comes back
+        set_lr(optimizer, lr)
+        assert rates(optimizer) == [0.0, lr, pytest.approx(lr / 3)]
+
+
+def test_a_rate_that_is_a_tensor_is_written_into():
+    rate = torch.tensor(0.2)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=rate)
+    set_lr(optimizer, 0.05)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_ratios_survive_a_checkpoint(earlier):
+    """One of an earlier release, which had one rate for all; and one whose rate was another."""
+    saved = grouped(0.4, 0.04)
+    keep_ratios(saved)
+    set_lr(saved, 0.1)
+    state = copy.deepcopy(saved.state_dict())
+    if earlier:
+        for group in state["param_groups"]:
+            del group["initial_lr"]
+            group["lr"] = 0.1
+    resumed = grouped(0.2, 0.02)
+    keep_ratios(resumed)
+    resumed.load_state_dict(state)
+    set_lr(resumed, 0.1)
+    assert rates(resumed) == [0.1, pytest.approx(0.01)]

@@ -1,0 +1,235 @@
+"""Weights of examples: parts of a batch, and batches of a split, add up to the whole."""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nas import config
+from nas.data.loader import Loader
+from nas.data.spec import DataSpec
+from nas.data.split import TensorSplit
+from nas.errors import ConfigError
+from nas.evaluate import score
+from nas.retrain import RetrainState, TrainingStep
+from nas.task import Classification, Custom, Regression
+from nas.training.weighing import OnDevice, known_weights, weights_of
+
+LABELS = torch.tensor([[0, -100, 1, 2], [2, 2, -100, -100]])
+CLASS_WEIGHTS = [1.0, 2.0, 4.0]
+
+
+def right(outputs, targets):
+    return (outputs.argmax(1) == targets).double().view(len(targets), -1).mean(1)
+
+
+def custom(loss, **options):
+    return Custom(loss=loss, metric=right, name="right", higher_is_better=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (Classification(), [3.0, 2.0]),
+        (custom(F.cross_entropy), [3.0, 2.0]),
+        (custom(functools.partial(F.cross_entropy, weight=CLASS_WEIGHTS)), [7.0, 8.0]),
+        (custom(functools.partial(functools.partial(F.nll_loss, weight=torch.tensor(CLASS_WEIGHTS)))), [7.0, 8.0]),
+        (custom(nn.CrossEntropyLoss(torch.tensor(CLASS_WEIGHTS))), [7.0, 8.0]),
+        (custom(functools.partial(nn.NLLLoss, weight=[1, 2, 4], ignore_index=-100)), [7.0, 8.0]),
+        (custom(functools.partial(nn.CrossEntropyLoss)), [3.0, 2.0]),
+        (custom(F.mse_loss), None),
+        (custom(F.mse_loss, weight=lambda targets: (targets > 0).sum(1)), [2.0, 2.0]),
+        (Regression(), None),
+        (object(), None),  # a task without the method
+    ],
+)
+def test_how_examples_weigh(task, expected):
+    found = weights_of(task, LABELS)
+    assert (None if found is None else found.tolist()) == expected
+
+
+def test_another_label_may_be_ignored():
+    task = custom(functools.partial(F.cross_entropy, ignore_index=2))
+    assert weights_of(task, LABELS.clamp_min(0)).tolist() == [3.0, 2.0]
+    assert weights_of(task, torch.tensor([0, 2, 1])).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_probabilities_of_classes_weigh_alike():
+    assert weights_of(Classification(), torch.full((2, 3, 4), 1 / 3)) is None
+    assert weights_of(custom(functools.partial(F.cross_entropy, weight=CLASS_WEIGHTS)), torch.rand(2, 3)) is None
+
+
+class Focal(nn.CrossEntropyLoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs, targets).square()
+
+
+def test_a_loss_of_ones_own_is_not_taken_for_torchs():
+    assert known_weights(Focal()) is None
+    assert known_weights(lambda outputs, targets: F.cross_entropy(outputs, targets)) is None
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [functools.partial(F.cross_entropy, reduction="sum"), functools.partial(nn.CrossEntropyLoss, reduction="sum")],
+)
+def test_sums_are_refused(loss):
+    with pytest.raises(
+        ConfigError, match=r"task\.loss sums over the batch, expected its mean; .*task\.loss\.reduction"
+    ):
+        custom(loss)
+
+
+# -- whole batches
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1)).double()
+
+
+def pixels():
+    torch.manual_seed(1)
+    x = torch.randn(8, 1, 4, 4, dtype=torch.float64)
+    y = (x[:, 0] > 0).long() + (x[:, 0] > 1).long()
+    y[4:].view(4, -1)[:, 1:] = -100
+    return x, y
+
+
+def without_labels():
+    """One label an example; the last four have none that counts."""
+    x, y = pixels()
+    labels = y[:, 0, 0].clone()
+    labels[4:] = -100
+    return x, labels
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3))
+
+
+def hand_written(outputs, targets):
+    """Whose own gradient is NaN where nothing counts."""
+    counted = (targets != -100).to(outputs.dtype)
+    losses = F.cross_entropy(outputs, targets.clamp_min(0), reduction="none")
+    return (losses * counted).sum() / counted.sum()
+
+
+TASKS = [
+    Classification(),
+    custom(functools.partial(nn.CrossEntropyLoss, weight=CLASS_WEIGHTS)),
+    custom(hand_written, weight=lambda targets: (targets != -100).view(len(targets), -1).sum(1)),
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("made", [(network, pixels), (Pooled, without_labels)])
+def test_parts_of_a_batch_give_its_gradient(made, task):
+    model, (x, y) = made[0](), made[1]()
+
+    def gradient(accumulation):
+        trained = copy.deepcopy(model)
+        state = RetrainState(trained, torch.optim.SGD(trained.parameters(), lr=0.0))
+        loss = TrainingStep(accumulation=accumulation)(state, (x, y), task).loss
+        return torch.cat([p.grad.flatten() for p in trained.parameters()]), loss
+
+    expected, loss = gradient(1)
+    for accumulation in (2, 3, 8):
+        found, same_loss = gradient(accumulation)
+        assert torch.allclose(found, expected, atol=1e-12, rtol=0)
+        assert torch.allclose(same_loss, loss, atol=1e-6)
+    assert expected.norm() > 0.01
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("made", [(network, pixels), (Pooled, without_labels)])
+def test_a_score_does_not_depend_on_the_batch_size(made, task):
+    model, (x, y) = made[0](), made[1]()
+    spec = DataSpec(name="x", input_shapes=((1, 4, 4),), target_shape=tuple(y.shape[1:]), class_names=("a", "b", "c"))
+    with torch.no_grad():
+        expected = task.loss(model(x), y).item()
+    for size in (1, 3, 8):
+        loader = Loader(
+            TensorSplit(x, y),
+            spec=spec,
+            batch_size=size,
+            device=torch.device("cpu"),
+            shuffle=False,
+            drop_last=False,
+            what="batch_size",
+        )
+        # Not the measures of classes, which single labels that do not count are not for.
+        scored = score(model, loader, task if y.ndim > 1 else custom(task.loss, weight=task.weights), spec)
+        assert scored.loss == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_batch_in_which_nothing_counts_has_no_loss():
+    model = Pooled()
+    state = RetrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    x, y = without_labels()
+    with pytest.raises(Exception, match="the loss is nan"):
+        TrainingStep(accumulation=2)(state, (x, torch.full_like(y, -100)), Classification())
+
+
+# -- losses as modules, and their arguments
+
+
+def test_lists_become_tensors_and_follow_the_outputs():
+    loss = OnDevice(functools.partial(F.cross_entropy, weight=[1, 5, 2], label_smoothing=0.1))
+    outputs, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    for dtype in (torch.float32, torch.float64):
+        expected = F.cross_entropy(
+            outputs.to(dtype), targets, weight=torch.tensor([1, 5, 2], dtype=dtype), label_smoothing=0.1
+        )
+        assert torch.equal(loss(outputs.to(dtype), targets), expected)
+    # What is no tensor by the signature stays a list.
+    kept = OnDevice(functools.partial(lambda outputs, targets, sizes: sizes, sizes=[1, 2]))
+    assert kept(outputs, targets) == [1, 2]
+
+
+def test_a_task_from_a_configuration():
+    node = {
+        "_target_": "nas.task.Custom",
+        "loss": {"_target_": "torch.nn.CrossEntropyLoss", "_partial_": True, "weight": [1, 2, 4]},
+        "metric": "torch.nn.functional.cosine_similarity",
+        "weight": "torch.nn.functional.relu",
+        "name": "likeness",
+        "higher_is_better": True,
+    }
+    with pytest.raises(ConfigError, match=r"_target_ 'torch\.nn\.CrossEntropyLoss' is outside of the packages"):
+        config.build(node)
+    task = config.build(node, allow=["torch"])
+    outputs, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    assert torch.equal(task.loss(outputs, targets), F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 2, 4])))
+    assert task.weights(torch.tensor([2, 0])).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            custom(functools.partial(F.cross_entropy, weight=[1, 2])),
+            r"task\.loss fails on outputs and targets of float32 \(2, 3\) and int64 \(2,\) \(RuntimeError: .*weight",
+        ),
+        (
+            custom(F.cross_entropy, weight=lambda targets: targets.sum()),
+            r"task\.weight returned shape \(\) for 2 examples, expected a tensor of shape \(2,\)",
+        ),
+        (
+            custom(F.cross_entropy, weight=lambda targets: targets[5:]["x"]),
+            r"task\.weight fails on targets of int64 \(2,\) \(.*Error: ",
+        ),
+    ],
+)
+def test_functions_that_fail_are_told_in_one_line(task, message):
+    spec = DataSpec(name="x", input_shapes=((3,),), target_shape=(), class_names=("a", "b", "c"))
+    with pytest.raises(ConfigError, match=message):
+        task.check(torch.randn(2, 3), torch.tensor([0, 1]), spec)
