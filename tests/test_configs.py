@@ -38,7 +38,7 @@ SMALL = [
 NARROW = ["space.channels=4", "retrain.network.channels=4"]
 # Options that go with a space other than the default one.
 SPACES = {
-    **dict.fromkeys(("darts", "fast", "s1", "s2", "s3", "s4"), "darts"),
+    **dict.fromkeys(("darts", "darts_gdas", "darts_without_none", "gdas", "fast", "s1", "s2", "s3", "s4"), "darts"),
     "darts_imagenet": "darts_imagenet",
     "mbconv": "mbconv",
 }

@@ -76,7 +76,10 @@ class SearchStage:
             scaler=self.state.scaler,
             guard=self.state.guard,
         )
-        weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
+        if cfg.search.one_level:
+            weight_split = arch_split = setup.data.train
+        else:
+            weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
         self.weight_loader, self.arch_loader, self.validation_loader = (
             Loader(
                 split,
