@@ -259,8 +259,9 @@ class Dirichlet(Stochastic):
     relaxed = True
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
-        # In float64, where a candidate of a very negative logit still has a weight and a gradient.
-        wide, candidates = logits.double(), logits != -torch.inf
+        # In float64 (MPS has none), where a candidate of a very negative logit still has a weight and a gradient.
+        wide = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+        candidates = logits != -torch.inf
         open_rows = wide.masked_fill(~candidates, 0.0)
         # elu + 1, without the rounding of 1 + expm1.
         above = open_rows > 0

@@ -83,6 +83,8 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
     overrides = [f"{group}={option}"]
     if group == "optim":  # a group that appears in three places
         overrides = [f"optim@{place}={option}" for place in ("weight_optim", "arch_optim", "retrain.optim")]
+    if option == "exponentiated_gradient":  # moves logits alone
+        overrides = [f"optim@arch_optim={option}"]
     if group == "lr":
         overrides = [f"lr={option}", f"lr@retrain.lr={option}"]
     if group == "policy":
