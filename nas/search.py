@@ -131,7 +131,7 @@ def search(
     lr: Schedule | CosineByEpoch,
     order: Order,
     deriver: Deriver,
-    judge: Callable[[int], Judge],
+    judge: Callable[[int | None], Judge],
     space_name: str,
     measure: Callable[[Genotype, float], Mapping[str, float]],
     regulariser: Sum | None,

@@ -210,8 +210,9 @@ class SearchStage:
         """Why the search ended before its last epoch, for manifest and result; empty if it did not."""
         return {} if self.state.stopped is None else {"search_stopped": self.state.stopped}
 
-    def judge(self, batches: int, *, start: int = 0) -> Judge:
-        """One that looks at so many batches of the two splits of the search, from validation batch `start` on."""
+    def judge(self, batches: int | None, *, start: int = 0) -> Judge:
+        """One that looks at so many batches of the two splits of the search, None for all, from validation batch
+        `start` on."""
         return Judge(
             supernet=self.state.supernet,
             task=self.setup.task,
@@ -221,6 +222,8 @@ class SearchStage:
             start=start,
             seed=derived_seed(self.setup.cfg.seed, "judge"),
             precision=self.setup.runtime.precision,
+            arch_loader=self.arch_loader,
+            arch_optim=self.state.arch_optim,
         )
 
     def gap_judge(self) -> Judge:
