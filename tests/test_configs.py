@@ -60,10 +60,11 @@ def composed(root: str, *overrides: str) -> DictConfig:
 
 
 def two_steps(cfg: DictConfig, directory: Path) -> None:
-    """Both stages, every loader of which gives two batches."""
+    """Both stages, every loader of which gives two batches; four where both levels of a search have all images."""
     setup = Setup.from_config(cfg)
     search, retrain = SearchStage(setup), RetrainStage(setup)
-    assert (len(search.weight_loader), len(retrain.loader)) == (2, 2)
+    batches = 4 if cfg.search.one_level else 2
+    assert (len(search.weight_loader), len(search.arch_loader), len(retrain.loader)) == (batches, batches, 2)
     with setup.open(directory) as out, JsonLines(directory=out.path) as tracker:
         genotype = search.run(out, tracker)
         trained = retrain.run(genotype, out, tracker)
