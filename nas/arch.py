@@ -40,6 +40,9 @@ class ArchParams(nn.Module):
         self.share_logits: nn.Parameter | None = None
         if any(sharing[0].weighed for sharing in found.values()):
             self.share_logits = nn.Parameter(init_std * torch.randn(len(sums), generator=generator))
+            self.share_logits.competing = self.rivals  # type: ignore[attr-defined]
+        # For optimisers of probabilities: see `nas.methods.exponentiated_gradient`.
+        self.logits.competing = mask  # type: ignore[attr-defined]
 
     @classmethod
     def from_model(

@@ -22,10 +22,11 @@ class JudgingDeriver(Deriver, Protocol):
     """A deriver that looks at data, which costs too much for every epoch: `judged` decides once, after the last one.
 
     Until then the architecture that is logged and saved is what it derives from the logits alone, as any `Deriver`.
-    batches: how many its judge shall look at.
+    batches: how many its judge shall look at, None for all.
     """
 
-    batches: int
+    @property
+    def batches(self) -> int | None: ...
 
     def judged(self, arch: ArchParams, judge: Judge) -> dict[str, str | None]: ...
 

@@ -1,5 +1,6 @@
 """The judge of architectures during a search: scores what a supernet can become on examples a search may look at."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,11 +14,12 @@ from nas.batch_norm import batch_statistics, frozen_norms, recalibrate
 from nas.choice import LEFT_OUT, Gate, check_chosen, choices, gates
 from nas.data.inputs import each
 from nas.data.loader import Batch, Loader
+from nas.errors import ConfigError
 from nas.evaluate import Score
-from nas.precision import Precision, take_step
+from nas.precision import Precision
 from nas.runtime import seed_of_process
 from nas.task import Task
-from nas.training.weighing import MeanLoss, WeighedLoss, mean
+from nas.training.weighing import MeanLoss, mean
 from nas.undisturbed import undisturbed
 
 
@@ -26,11 +28,11 @@ class Judge:
 
     weight_loader: training batches of the weights' split. validation_loader: of the architecture's split, without
     augmentation. No way leads from here to the test split. batches: how many of each are looked at, at most; they are
-    read once. start: the number of the first validation batch. seed: of all that is drawn. precision: of the forward
-    passes, as in the search.
+    read once. None: all of the validation batches, read anew for every score, as they may not fit in memory.
+    start: the number of the first validation batch. seed: of all that is drawn. precision: of the forward passes, as in
+    the search. arch_loader, arch_optim: training batches and optimiser of the logits, for derivers that tune these.
 
-    Of several processes each scores and tunes on its share of the batches, with noise of its own; the result is that of
-    all.
+    Of several processes each scores on its share of the batches, with noise of its own; the result is that of all.
 
     Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
     norms is in evaluation mode; what those normalise with is said by each method. Norms that the supernet keeps in
@@ -44,22 +46,45 @@ class Judge:
         task: Task,
         weight_loader: Loader,
         validation_loader: Loader,
-        batches: int,
+        batches: int | None,
         start: int = 0,
         seed: int,
         precision: Precision | None = None,
+        arch_loader: Loader | None = None,
+        arch_optim: torch.optim.Optimizer | None = None,
     ) -> None:
         self.supernet = supernet
         self.task = task
         self.seed = seed
-        self._noise = seed_of_process(seed, "noise")
+        self.noise = seed_of_process(seed, "noise")
         self.precision = precision or Precision()
         self.choices = choices(supernet)
-        self.validation: list[Batch] = list(itertools.islice(validation_loader.epoch(0, start=start), batches))
-        self.calibration: list[Batch] = list(itertools.islice(weight_loader.epoch(0), batches))
-        self.examples = processes.world() * sum(len(targets) for _, targets in self.validation)
-        # What `tune` trains on; it goes on where it stopped.
-        self._training = itertools.chain.from_iterable(weight_loader.epoch(epoch) for epoch in itertools.count())
+        self.weight_loader = weight_loader
+        self.arch_loader = arch_loader or validation_loader
+        self._arch_optim = arch_optim
+        self._whole = functools.partial(validation_loader.epoch, 0, start=start)
+        self._reads_anew = batches is None
+        self.validation: list[Batch] = [] if batches is None else list(itertools.islice(self._whole(), batches))
+        self.calibration: list[Batch] = (
+            [] if batches is None else list(itertools.islice(weight_loader.epoch(0), batches))
+        )
+        self.examples = processes.world() * sum(len(targets) for _, targets in self._validation())
+
+    @property
+    def steps(self) -> int:
+        """Weight steps of an epoch."""
+        return len(self.weight_loader)
+
+    def _validation(self) -> Iterable[Batch]:
+        return self._whole() if self._reads_anew else self.validation
+
+    def logits_optimizer(self) -> torch.optim.Optimizer:
+        """The search's. Raises ConfigError where the judge was not given it."""
+        if self._arch_optim is None:
+            raise ConfigError(
+                "there is no optimiser of the logits to tune them with", fix="set deriver.tune_logits=false"
+            )
+        return self._arch_optim
 
     def generator(self) -> torch.Generator:
         """A fresh one on the CPU, always in the same state."""
@@ -71,7 +96,7 @@ class Judge:
         Batch norms take the statistics of the batch, as in the steps of a search.
         """
         frozen = frozen_norms(self.supernet)
-        with undisturbed(self.supernet, seed=self._noise), batch_statistics(self.supernet, but=frozen):
+        with undisturbed(self.supernet, seed=self.noise), batch_statistics(self.supernet, but=frozen):
             return self._score(by_key)
 
     def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool) -> Score:
@@ -85,7 +110,7 @@ class Judge:
         check_chosen(chosen, names)
         by_key = {key: LEFT_OUT if name is None else Gate(None, names[key].index(name)) for key, name in chosen.items()}
         frozen = frozen_norms(self.supernet)
-        with undisturbed(self.supernet, seed=self._noise):
+        with undisturbed(self.supernet, seed=self.noise):
             if recalibrated:
                 recalibrate(self.supernet, lambda: self._run_calibration(by_key), but=frozen)
             return self._score(itertools.repeat(by_key))
@@ -94,21 +119,6 @@ class Judge:
         """The larger, the better: the task's metric, and the loss where that is equal. NaN is the worst of all."""
         metric = score.metric if self.task.metric.higher_is_better else -score.metric
         return worst_if_nan(metric), worst_if_nan(-score.loss)
-
-    def tune(self, by_key: Mapping[str, Gate], *, steps: int, lr: float) -> None:
-        """Train the weights on under fixed gates, by SGD in training mode. Only inside of `weights_put_back`."""
-        optim = torch.optim.SGD(self.supernet.parameters(), lr=lr, momentum=0.9)
-        scaler = self.precision.scaler()
-        with undisturbed(self.supernet, seed=self._noise), gates(self.choices, by_key):
-            self.supernet.train()
-            for inputs, targets in itertools.islice(self._training, steps):
-                optim.zero_grad(set_to_none=True)
-                whole = WeighedLoss(self.task, targets)
-                with self.precision.autocast():
-                    loss = whole.loss(self.supernet(*each(inputs)), targets)
-                scaler.scale(loss).backward()
-                take_step(optim, scaler)
-        optim.zero_grad(set_to_none=True)
 
     @contextmanager
     def weights_put_back(self) -> Iterator[None]:
@@ -125,7 +135,7 @@ class Judge:
     def _score(self, by_key: Iterable[Mapping[str, Gate]]) -> Score:
         metric: Tensor | float = 0.0
         loss = MeanLoss(self.task)
-        for (inputs, targets), gates_now in zip(self.validation, by_key, strict=False):
+        for (inputs, targets), gates_now in zip(self._validation(), by_key, strict=False):
             with gates(self.choices, gates_now), self.precision.autocast():
                 outputs = self.supernet(*each(inputs))
                 loss.add(self.task.loss(outputs, targets), targets)
@@ -136,7 +146,7 @@ class Judge:
     @torch.no_grad()
     def _run_calibration(self, by_key: Mapping[str, Gate]) -> None:
         with gates(self.choices, by_key), self.precision.autocast():
-            for inputs, _ in self.calibration:
+            for inputs, _ in self.weight_loader.epoch(0) if self._reads_anew else self.calibration:
                 self.supernet(*each(inputs))
 
 

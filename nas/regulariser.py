@@ -63,8 +63,8 @@ class BetaDecay(Regulariser):
 
     Its gradient is p / choices: each logit is pulled down in proportion to its own probability, so the leading
     candidates lose most and the probabilities stay closer together.
-    Source: Ye et al. 2022 (beta-DARTS), the loss L_Beta. The weight rises linearly by epoch from 0 to 50; the mean
-    over the choices and that schedule are as in the authors' public code.
+    Source: Ye et al. 2022 (beta-DARTS), the loss L_Beta. The mean over the choices is as in
+    the authors' public code, where the weight is 0.5 times the epoch.
     """
 
     def __init__(self, *, weight: Schedule) -> None:

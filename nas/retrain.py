@@ -23,7 +23,7 @@ from nas.meter import Meter, StepResult
 from nas.precision import Precision, take_step
 from nas.progress import Progress
 from nas.random_state import random_state, set_random_state
-from nas.schedule import Schedule, progress, set_lr
+from nas.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.spaces.cell import set_drop_path
 from nas.task import Task
 from nas.training.weighing import WeighedLoss
@@ -170,7 +170,7 @@ def retrain(
     task: Task,
     loader: Loader,
     epochs: int,
-    lr: Schedule,
+    lr: Schedule | CosineByEpoch,
     drop_path: Schedule,
     step: TrainingStep,
     forward: Callable[..., Any] | None = None,
@@ -180,7 +180,7 @@ def retrain(
 ) -> None:
     """Train from where `state` is to the end. The network of the last epoch counts; nothing is selected on the way.
 
-    lr: by step; drop_path: rate by epoch. forward: as in `TrainingStep`.
+    lr: by step or by epoch; drop_path: rate by epoch. forward: as in `TrainingStep`.
     after_step, on_epoch: called when the state has taken in a step, or an epoch with its metrics, to save and to log.
     """
     steps = len(loader)
@@ -191,7 +191,7 @@ def retrain(
         set_drop_path(state.network, rate)
         started = time.perf_counter() - state.seconds
         for number, batch in enumerate(loader.epoch(epoch, start=state.step), state.step):
-            set_lr(state.optimizer, lr(progress(epoch * steps + number, epochs * steps)))
+            set_lr(state.optimizer, learning_rate(lr, epoch, number, steps=steps, epochs=epochs))
             with state.guard.at(epoch, number):
                 meter.add(step(state, batch, task, forward=forward))
             bar.step(epoch, (number + 1) / steps)

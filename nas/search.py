@@ -25,7 +25,7 @@ from nas.progress import Progress
 from nas.random_state import random_state, set_random_state
 from nas.regulariser import Sum
 from nas.sampler import refuse_nan
-from nas.schedule import Schedule, progress, set_lr
+from nas.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.searcher import FirstOrder
 
 
@@ -128,10 +128,10 @@ def search(
     arch_loader: Loader,
     epochs: int,
     temperature: Schedule,
-    lr: Schedule,
+    lr: Schedule | CosineByEpoch,
     order: Order,
     deriver: Deriver,
-    judge: Callable[[int], Judge],
+    judge: Callable[[int | None], Judge],
     space_name: str,
     measure: Callable[[Genotype, float], Mapping[str, float]],
     regulariser: Sum | None,
@@ -144,7 +144,7 @@ def search(
     last epoch.
 
     temperature: by epoch, so that the first epoch has exactly its start and the last exactly its end.
-    lr: of the weights, by step. judge: one that looks at so many batches, for a `JudgingDeriver`.
+    lr: of the weights, by step or by epoch. judge: one that looks at so many batches, for a `JudgingDeriver`.
     measure: metrics of a derived genotype at a temperature. regulariser: the searcher's, to be logged.
     after_step, on_epoch: called when the state has taken in a step, or an epoch with its metrics, to save and to log.
     Raises DivergenceError, naming epoch, step, level and what it is, when something is not finite any more.
@@ -157,7 +157,7 @@ def search(
         started = time.perf_counter() - state.seconds
         batches = search_batches(weight_loader, arch_loader, epoch, start=state.step)
         for step, (weight_batch, arch_batch) in enumerate(batches, state.step):
-            set_lr(state.weight_optim, lr(progress(epoch * steps + step, epochs * steps)))
+            set_lr(state.weight_optim, learning_rate(lr, epoch, step, steps=steps, epochs=epochs))
             learns = epoch >= order.warmup_epochs and (epoch * steps + step + 1) % order.arch_every == 0
             with state.guard.at(epoch, step):
                 if not learns:

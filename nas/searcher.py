@@ -16,6 +16,7 @@ from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.finite import ARCHITECTURE, WEIGHTS, Guard, naming
 from nas.meter import StepResult
+from nas.methods.undrawn import UndrawnDecay, check_undrawn
 from nas.precision import Precision, take_step
 from nas.regulariser import Regulariser
 from nas.sampler import Gates, Sampler, draw, told
@@ -43,7 +44,8 @@ class FirstOrder:
     on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none. regulariser: what the
     architecture's loss has beside the task's; losses are reported without it.
     precision: of the forward passes. scaler: of both levels' losses, one that `precision` made. guard: watches both
-    levels' steps.
+    levels' steps. undrawn: what a weight step does to the operations that it does not draw. ``rest``: nothing.
+    ``decay``: momentum and weight decay move them, as in the published runs; see `UndrawnDecay`.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class FirstOrder:
         precision: Precision | None = None,
         scaler: GradScaler | None = None,
         guard: Guard | None = None,
+        undrawn: str = "rest",
     ) -> None:
         if grad_clip < 0:
             raise ConfigError(
@@ -80,6 +83,8 @@ class FirstOrder:
         self.guard = guard or Guard()
         self.choices = choices(supernet)
         self.weights = list(supernet.parameters())
+        check_undrawn(undrawn, weight_optim)
+        self.undrawn = UndrawnDecay(self.choices, weight_optim) if undrawn == "decay" else None
 
     def draw_ahead(self, temperature: float) -> list[Gates]:
         """The gates of a weight step and of the architecture step that follows it: one, and as many as the sampler's
@@ -92,6 +97,15 @@ class FirstOrder:
     def _draw(self, temperature: float) -> Gates:
         return draw(self.sampler, self.arch, temperature, self.generator)
 
+    def _noted(self, drawn: Gates) -> Gates:
+        """The gates, once it is noted which operations they draw, if that matters for the undrawn ones."""
+        if self.undrawn is None or drawn.drawn is None:
+            return drawn
+        noted = drawn if drawn.host is not None else told([drawn])[0]
+        assert noted.host is not None  # told
+        self.undrawn.drew(self.arch.keys, noted.host[0])
+        return noted
+
     def weight_step(self, batch: Batch, temperature: float, drawn: Gates | None = None) -> StepResult:
         """One step of the weights on a batch of their own split. drawn: its gates, if they are drawn."""
         self.guard.begin(self.supernet)
@@ -100,10 +114,13 @@ class FirstOrder:
         if drawn is None:
             with torch.no_grad():
                 drawn = self._draw(temperature)
+        drawn = self._noted(drawn)
         # Backward passes too: activation checkpointing runs choices again in them.
         with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
             loss, metric = self._forward(batch)
             self.scaler.scale(loss).backward()
+        if self.undrawn is not None:
+            self.undrawn.fill(self.weights)
         watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
         taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
@@ -124,7 +141,7 @@ class FirstOrder:
         self.guard.begin(self.supernet)
         self.arch_optim.zero_grad(set_to_none=True)
         samples = self.sampler.samples
-        drawn = drawn or [self._draw(temperature) for _ in range(samples)]
+        drawn = [self._noted(one) for one in drawn or [self._draw(temperature) for _ in range(samples)]]
         passes = [self._add_gradient(batch, weight_batch, gates, 1 / samples) for gates in drawn]
         if self.regulariser is not None:
             self.scaler.scale(self.regulariser(self.arch, progress)).backward()

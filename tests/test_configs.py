@@ -38,7 +38,7 @@ SMALL = [
 NARROW = ["space.channels=4", "retrain.network.channels=4"]
 # Options that go with a space other than the default one.
 SPACES = {
-    **dict.fromkeys(("darts", "fast", "s1", "s2", "s3", "s4"), "darts"),
+    **dict.fromkeys(("darts", "darts_gdas", "darts_without_none", "gdas", "fast", "s1", "s2", "s3", "s4"), "darts"),
     "darts_imagenet": "darts_imagenet",
     "mbconv": "mbconv",
 }
@@ -60,10 +60,11 @@ def composed(root: str, *overrides: str) -> DictConfig:
 
 
 def two_steps(cfg: DictConfig, directory: Path) -> None:
-    """Both stages, every loader of which gives two batches."""
+    """Both stages, every loader of which gives two batches; four where both levels of a search have all images."""
     setup = Setup.from_config(cfg)
     search, retrain = SearchStage(setup), RetrainStage(setup)
-    assert (len(search.weight_loader), len(retrain.loader)) == (2, 2)
+    batches = 4 if cfg.search.one_level else 2
+    assert (len(search.weight_loader), len(search.arch_loader), len(retrain.loader)) == (batches, batches, 2)
     with setup.open(directory) as out, JsonLines(directory=out.path) as tracker:
         genotype = search.run(out, tracker)
         trained = retrain.run(genotype, out, tracker)
@@ -83,6 +84,8 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
     overrides = [f"{group}={option}"]
     if group == "optim":  # a group that appears in three places
         overrides = [f"optim@{place}={option}" for place in ("weight_optim", "arch_optim", "retrain.optim")]
+    if option == "exponentiated_gradient":  # moves logits alone
+        overrides = [f"optim@arch_optim={option}"]
     if group == "lr":
         overrides = [f"lr={option}", f"lr@retrain.lr={option}"]
     if group == "policy":

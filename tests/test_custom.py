@@ -321,7 +321,7 @@ def test_derivers_that_look_at_data_decide_a_model_of_ones_own(deriver, name, ar
 
 
 def test_perturbation_drops_the_edges_of_a_model_of_ones_own(tmp_path):
-    extra = ("deriver=perturbation", "deriver.batches=1", "deriver.count=1", "deriver.exclude=[]")
+    extra = ("deriver=perturbation_quick", "deriver.batches=1", "deriver.count=1", "deriver.exclude=[]")
     assert search(tmp_path / "out", "Grouped", *SIGNALS, *extra) == 0
     chosen = Genotype.load(tmp_path / "out" / "genotype.json").choices
     assert sorted(name is None for name in chosen.values()) == [False, True, True]

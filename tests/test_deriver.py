@@ -13,6 +13,7 @@ from nas.data.spec import DataSpec
 from nas.deriver import Argmax, JudgingDeriver, TopPredecessors
 from nas.errors import ConfigError, SpaceError
 from nas.judge import Judge
+from nas.methods.tuning import Tuning
 from nas.perturbation import Perturbation
 from nas.spaces.darts import Darts
 from nas.task import Classification, Metric, Regression
@@ -159,7 +160,14 @@ def test_what_is_derived_fits_the_spaces_that_ship(deriver, space, spec):
 
 # -- derivers that look at data
 
-JUDGING = [BestOf(samples=64), Perturbation()]
+
+def strict(**arguments):
+    """Perturbation by the stricter rules on a few batches, without tuning unless that is asked for."""
+    settings = {"rules": "strict", "batches": 4, "tune_epochs": 0, "tune_logits": False, "tune_weight_decay": 0.0}
+    return Perturbation(**{**settings, "tune_grad_clip": 0.0, **arguments})
+
+
+JUDGING = [BestOf(samples=64), strict()]
 both = pytest.mark.parametrize("deriver", JUDGING, ids=["best_of", "perturbation"])
 
 
@@ -171,7 +179,7 @@ def test_the_best_operation_is_found_where_the_logits_are_misled(deriver):
     assert deriver.judged(arch, judge_of(supernet, *four_classes(), classes=4)) == {"op": "right"}
 
 
-@pytest.mark.parametrize("deriver", [BestOf(samples=64, count=2), Perturbation(count=2)], ids=["best_of", "perturb"])
+@pytest.mark.parametrize("deriver", [BestOf(samples=64, count=2), strict(count=2)], ids=["best_of", "perturb"])
 def test_the_edges_that_are_needed_are_found_where_the_logits_prefer_another(deriver):
     supernet = Node()
     arch = arch_with(supernet, low=[0.0, 0.1], high=[0.0, 0.0], idle=[0.0, 1.0])
@@ -211,7 +219,7 @@ def test_perturbation_in_closed_form():
     errors = [abs(target - mixed + p * c) for p, c in zip(probs, constants, strict=True)]
     expected = str(constants[errors.index(max(errors))])
     judge = judge_of(supernet, torch.zeros(8), torch.full((8,), target), classes=0, task=Regression())
-    assert Perturbation().judged(arch, judge) == {"op": expected} == {"op": "4.0"}
+    assert strict().judged(arch, judge) == {"op": expected} == {"op": "4.0"}
 
 
 class LowerIsBetter(Classification):
@@ -252,7 +260,7 @@ def test_best_of_is_never_worse_than_the_logits_and_scores_nothing_twice():
     assert scored == [{"op": "right"}]
 
 
-@pytest.mark.parametrize("deriver", [BestOf(exclude=["right"]), Perturbation(exclude=["right"])])
+@pytest.mark.parametrize("deriver", [BestOf(exclude=["right"]), strict(exclude=["right"])])
 def test_what_is_excluded_is_not_derived_however_good_it_is(deriver):
     supernet = OneBest()
     arch = arch_with(supernet, op=[0.0, 0.5, 1.0])
@@ -285,25 +293,25 @@ def test_of_edges_that_do_not_matter_the_last_goes():
 
     supernet = Same()
     judge = judge_of(supernet, torch.ones(32, 4), four_classes()[1], classes=4)
-    derived = Perturbation(count=2, exclude=["none"]).judged(ArchParams.from_model(supernet, init_std=0.0), judge)
+    derived = strict(count=2, exclude=["none"]).judged(ArchParams.from_model(supernet, init_std=0.0), judge)
     assert derived == {"0-3": "skip", "1-3": "skip", "2-3": None}
 
 
-def test_tuning_lets_the_weights_catch_up_and_puts_them_back():
+def test_tuning_lets_the_weights_catch_up_and_puts_them_back(monkeypatch):
     """The operation that stands in for the right one is untrained: tuning trains it, and nothing of that stays."""
     supernet = Node()
     arch = arch_with(supernet, low=[0.0, 0.0], high=[0.0, 0.0], idle=[0.0, 0.0])
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     judge = judge_of(supernet, *four_classes(), classes=4)
-    tuned, tune = [], judge.tune
+    tuned, run = [], Tuning.run
 
-    def watch(by_key, **arguments):
-        tune(by_key, **arguments)
+    def watch(self, decided, **arguments):
+        run(self, decided, **arguments)
         tuned.append(any(not torch.equal(before[name], value) for name, value in supernet.state_dict().items()))
 
-    judge.tune = watch
-    chosen = Perturbation(count=2, tune_steps=2, tune_lr=0.1).judged(arch, judge)
-    assert tuned == [True] * 4  # after each of three choices, and after the node
+    monkeypatch.setattr(Tuning, "run", watch)
+    chosen = strict(count=2, tune_steps=2, tune_lr=0.1).judged(arch, judge)
+    assert tuned == [True] * 3  # after each of three choices; nothing is decided after the node
     assert sum(name is not None for name in chosen.values()) == 2
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
     assert all(weight.grad is None and weight.requires_grad for weight in supernet.parameters())
@@ -317,7 +325,10 @@ def test_tuning_lets_the_weights_catch_up_and_puts_them_back():
         (lambda: BestOf(count=0), r"deriver\.count must be at least 1, got 0"),
         (lambda: Perturbation(batches=0), r"deriver\.batches must be at least 1, got 0"),
         (lambda: Perturbation(tune_steps=-1), r"deriver\.tune_steps must be >= 0"),
-        (lambda: Perturbation(tune_lr=0.0), r"deriver\.tune_lr > 0"),
+        (lambda: Perturbation(tune_lr=0.0), r"deriver\.tune_lr must be > 0"),
+        (lambda: Perturbation(tune_epochs=-1), r"deriver\.tune_epochs must be >= 0"),
+        (lambda: Perturbation(tune_momentum=-1.0), r"deriver\.tune_momentum must be >= 0"),
+        (lambda: Perturbation(rules="ours"), r"deriver\.rules must be one of published, strict, got 'ours'"),
     ],
 )
 def test_settings_that_cannot_work(make, message):
@@ -337,7 +348,7 @@ def test_only_what_looks_at_data_is_a_judging_deriver():
     assert not any(isinstance(deriver, JudgingDeriver) for deriver in (Argmax(), TopPredecessors(), lambda arch: {}))
 
 
-@pytest.mark.parametrize("make", [BestOf, Perturbation])
+@pytest.mark.parametrize("make", [BestOf, strict])
 @pytest.mark.parametrize("name", ["nas_bench_201", "darts"])
 def test_what_is_judged_fits_the_spaces_that_ship(make, name, nas_bench_201, ops_tables, spec):
     space = {"nas_bench_201": nas_bench_201, "darts": Darts(ops=ops_tables["s3"], channels=4, cells=3, steps=3)}[name]
@@ -370,6 +381,9 @@ def test_several_inputs_and_a_regression(deriver):
     pairs, _ = custom_models.pairs()
 
     class Batches:
+        def __len__(self):
+            return 1
+
         def epoch(self, epoch, *, start=0):
             inputs = tuple(torch.stack(column) for column in zip(*(pairs[i][0] for i in range(16)), strict=True))
             yield inputs, torch.tensor([pairs[i][1] for i in range(16)])

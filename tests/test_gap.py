@@ -125,7 +125,7 @@ def test_no_deriver_and_no_gap_reaches_the_test_split(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Synthetic, "load", without_test)
     search(tmp_path / "one", "deriver=best_of", "deriver.samples=2")
-    search(tmp_path / "two", "deriver=perturbation", "deriver.batches=1")
+    search(tmp_path / "two", "deriver=perturbation_quick", "deriver.batches=1")
 
 
 def test_judges_see_the_architecture_split_without_augmentation():

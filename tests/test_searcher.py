@@ -8,8 +8,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nas.arch import ArchParams
-from nas.choice import Choice, Gate
+from nas.choice import Choice
 from nas.errors import ConfigError, SpaceError
+from nas.methods.tuning import Recipe, Tuning
 from nas.sampler import GDAS, Gates, Softmax, gumbel_noise
 from nas.searcher import FirstOrder, weights_frozen
 from nas.task import Classification
@@ -287,7 +288,8 @@ def test_choices_may_be_run_again_in_the_backward_pass(sampler, batch):
             searcher.arch_step(batch, batch, 1.0)
         results.append([*snapshot(searcher.supernet), *snapshot(searcher.arch)])
         judge = judge_of(searcher.supernet, *batch, classes=3)
-        judge.tune(dict.fromkeys(searcher.choices, Gate(None, 0)), steps=2, lr=0.1)
+        tuning = Tuning(judge, searcher.arch, Recipe(lr=0.1, logits=False), total=2)
+        tuning.run(dict.fromkeys(searcher.choices, 0), steps=2)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 

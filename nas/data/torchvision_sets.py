@@ -37,7 +37,8 @@ class Cifar10:
             train=_nchw(train),
             test=_nchw(test),
             class_names=tuple(train.classes),
-            # The constants of the DARTS, GDAS and NAS-Bench-201 code, so that accuracies compare.
+            # The constants of the GDAS and NAS-Bench-201 code, so that accuracies compare. DARTS' are 0.4914, 0.4822,
+            # 0.4465 and 0.2470, 0.2435, 0.2616.
             statistics=(_pixels(125.3, 123.0, 113.9), _pixels(63.0, 62.1, 66.7)),
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
         )

@@ -83,6 +83,7 @@ class DartsNetwork(nn.Module):
     stem: gives the first input of the first cell, and to_last the second one from it, of c_stem channels both;
     stem_reduces: whether to_last halves the resolution.
     auxiliary: makes a second classifier for the channels at two thirds of the depth, None for none.
+    final_norm: whether a batch norm and a ReLU follow the last cell, as in GDAS' NASNet skeleton.
     Returns (N, classes) scores; in training mode with an auxiliary head the pair (scores, auxiliary scores).
     """
 
@@ -99,6 +100,7 @@ class DartsNetwork(nn.Module):
         cells: int,
         steps: int,
         auxiliary: Callable[[int], nn.Module] | None,
+        final_norm: bool = False,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -124,6 +126,7 @@ class DartsNetwork(nn.Module):
             c_before_last, c_last, after_reduction = c_last, steps * channels, reduction
             if auxiliary is not None and index == self.auxiliary_at:
                 self.auxiliary = auxiliary(c_last)
+        self.final: nn.Module | None = nn.Sequential(nn.BatchNorm2d(c_last), nn.ReLU()) if final_norm else None
         self.head = ClassifierHead(c_last, classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -134,7 +137,7 @@ class DartsNetwork(nn.Module):
             before_last, last = last, cell(before_last, last)
             if self.training and self.auxiliary is not None and index == self.auxiliary_at:
                 auxiliary_scores = self.auxiliary(last)
-        scores: Tensor = self.head(last)
+        scores: Tensor = self.head(last if self.final is None else self.final(last))
         return scores if auxiliary_scores is None else (scores, auxiliary_scores)
 
 
@@ -143,6 +146,7 @@ class Darts(CellSpace):
     """channels, cells: 16 and 8 in the published search, 36 and 20 in retraining; steps: computed nodes of a cell.
 
     auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
+    final_norm: a batch norm and a ReLU after the last cell, which GDAS' NASNet skeleton has and DARTS' does not.
     ``none`` is searched but never derived, and a node keeps two of its edges: see configs/keep/two_edges.yaml.
     """
 
@@ -152,6 +156,7 @@ class Darts(CellSpace):
     steps: int = 4
     stem_multiplier: int = 3
     auxiliary: bool = False
+    final_norm: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,6 +178,7 @@ class Darts(CellSpace):
             cells=self.cells,
             steps=self.steps,
             auxiliary=functools.partial(AuxiliaryHead, classes=spec.num_classes) if self.auxiliary else None,
+            final_norm=self.final_norm,
         )
 
 
@@ -195,7 +201,9 @@ def published(normal: list[tuple[str, int]], reduce: list[tuple[str, int]]) -> G
     return Genotype(Darts.name, chosen)
 
 
-# The genotypes of the DARTS paper: V1 first order, V2 second order.
+# The genotypes of the DARTS paper (V1 first order, V2 second order), of GDAS (Dong & Yang 2019) and of PC-DARTS on
+# CIFAR-10 (Xu et al. 2020), each as its authors' code has it. Copies of GDAS_V1 that end in sep_conv_5x5 2 are in
+# circulation; the authors' ends in sep_conv_5x5 1.
 PUBLISHED = {
     "DARTS_V1": published(
         normal=[
@@ -215,6 +223,26 @@ PUBLISHED = {
         reduce=[
             ("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 1),
             ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("max_pool_3x3", 1),
+        ],
+    ),
+    "GDAS_V1": published(
+        normal=[
+            ("skip_connect", 0), ("skip_connect", 1), ("skip_connect", 0), ("sep_conv_5x5", 2),
+            ("sep_conv_3x3", 3), ("skip_connect", 0), ("sep_conv_5x5", 4), ("sep_conv_3x3", 3),
+        ],
+        reduce=[
+            ("sep_conv_5x5", 0), ("sep_conv_3x3", 1), ("sep_conv_5x5", 2), ("sep_conv_5x5", 1),
+            ("dil_conv_5x5", 2), ("sep_conv_3x3", 1), ("sep_conv_5x5", 0), ("sep_conv_5x5", 1),
+        ],
+    ),
+    "PCDARTS": published(
+        normal=[
+            ("sep_conv_3x3", 1), ("skip_connect", 0), ("sep_conv_3x3", 0), ("dil_conv_3x3", 1),
+            ("sep_conv_5x5", 0), ("sep_conv_3x3", 1), ("avg_pool_3x3", 0), ("dil_conv_3x3", 1),
+        ],
+        reduce=[
+            ("sep_conv_5x5", 1), ("max_pool_3x3", 0), ("sep_conv_5x5", 1), ("sep_conv_5x5", 2),
+            ("sep_conv_3x3", 0), ("sep_conv_3x3", 3), ("sep_conv_3x3", 1), ("sep_conv_3x3", 2),
         ],
     ),
 }  # fmt: skip

@@ -133,7 +133,7 @@ class RetrainStage:
                 loader=self.loader,
                 epochs=cfg.retrain.epochs,
                 lr=setup.build(cfg.retrain.lr, start=initial_lr(state.optimizer)),
-                drop_path=Linear(0.0, cfg.retrain.drop_path),
+                drop_path=Linear(0.0, last_drop_path(cfg.retrain)),
                 step=self.step,
                 forward=setup.runtime.compiled(network),
                 bar=bar,
@@ -142,6 +142,12 @@ class RetrainStage:
             )
         data = setup.data
         return Trained(state.result.eval(), genotype, data.spec, setup.task, to_plain(cfg), data.trained_on)
+
+
+def last_drop_path(cfg: DictConfig) -> float:
+    """The rate of the last epoch E - 1: the whole one, or (E - 1) / E of it, by which epoch e has e / E."""
+    rate: float = cfg.drop_path
+    return rate if cfg.drop_path_reached else rate * (cfg.epochs - 1) / cfg.epochs
 
 
 def check_recipe(cfg: DictConfig) -> None:

@@ -18,6 +18,7 @@ from nas.gap import Gap
 from nas.genotype import Genotype
 from nas.judge import Judge
 from nas.kinds import kinds_of
+from nas.methods.published_settings import missing, reinmax_too_cold
 from nas.progress import Progress
 from nas.regulariser import Sum
 from nas.run_directory import RunDirectory
@@ -25,6 +26,7 @@ from nas.runtime import derived_seed, seed_layers
 from nas.schedule import initial_lr, positive
 from nas.search import Order, SearchState, search
 from nas.searcher import FirstOrder
+from nas.settings import leaves
 from nas.shapes import check_shapes
 from nas.stages.setup import Setup, at_least, check_outputs, taking, two_examples
 from nas.tracker import JsonLines
@@ -76,7 +78,10 @@ class SearchStage:
             scaler=self.state.scaler,
             guard=self.state.guard,
         )
-        weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
+        if cfg.search.one_level:
+            weight_split = arch_split = setup.data.train
+        else:
+            weight_split, arch_split = setup.data.search_splits(weight_fraction=cfg.search.weight_fraction, seed=seed)
         self.weight_loader, self.arch_loader, self.validation_loader = (
             Loader(
                 split,
@@ -97,6 +102,7 @@ class SearchStage:
             )
         )
         self.tell_if_nothing_is_searched()
+        self.say_what_is_not_as_published()
         inputs, targets = two_examples(self.arch_loader)
         with taking(inputs):
             outputs = check_shapes(supernet, inputs)
@@ -121,6 +127,17 @@ class SearchStage:
                 "as they begin",
                 file=sys.stderr,
             )
+
+    def say_what_is_not_as_published(self) -> None:
+        """Print a line if a method that was chosen alone lacks settings of its authors, or ReinMax is too cold."""
+        cfg = self.setup.cfg
+        lines = (
+            missing(self.sampler, leaves(to_plain(cfg))),
+            reinmax_too_cold(self.sampler, self.temperature, cfg.search.epochs),
+        )
+        for kind, line in zip(("note", "warning"), lines, strict=True):
+            if line is not None and processes.first():
+                print(f"{kind}: {line}", file=sys.stderr)
 
     def build_regulariser(self, arch: ArchParams) -> Sum | None:
         """All that the group ``regulariser`` chose, if anything."""
@@ -194,8 +211,9 @@ class SearchStage:
         """Why the search ended before its last epoch, for manifest and result; empty if it did not."""
         return {} if self.state.stopped is None else {"search_stopped": self.state.stopped}
 
-    def judge(self, batches: int, *, start: int = 0) -> Judge:
-        """One that looks at so many batches of the two splits of the search, from validation batch `start` on."""
+    def judge(self, batches: int | None, *, start: int = 0) -> Judge:
+        """One that looks at so many batches of the two splits of the search, None for all, from validation batch
+        `start` on."""
         return Judge(
             supernet=self.state.supernet,
             task=self.setup.task,
@@ -205,6 +223,8 @@ class SearchStage:
             start=start,
             seed=derived_seed(self.setup.cfg.seed, "judge"),
             precision=self.setup.runtime.precision,
+            arch_loader=self.arch_loader,
+            arch_optim=self.state.arch_optim,
         )
 
     def gap_judge(self) -> Judge:

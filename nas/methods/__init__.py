@@ -1,0 +1,1 @@
+"""The search: what it alternates, draws, learns and derives."""

@@ -1,0 +1,123 @@
+"""Training on between the decisions of a deriver: the weights, and the logits of what is still open."""
+
+import copy
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from nas.arch import ArchParams
+from nas.choice import LEFT_OUT, Gate, gates
+from nas.data.inputs import each
+from nas.data.loader import Batch, search_batches
+from nas.errors import ConfigError
+from nas.judge import Judge
+from nas.precision import take_step
+from nas.sampler import Gates
+from nas.schedule import CosineByEpoch, set_lr
+from nas.searcher import weights_frozen
+from nas.training.weighing import WeighedLoss
+from nas.undisturbed import undisturbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The weights' SGD. lr_end: where a cosine by epoch over all of the tuning ends, None for no schedule. grad_clip: 0
+    for none. logits: whether the logits take a step before each of the weights, as in the search."""
+
+    lr: float = 0.0025
+    lr_end: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    grad_clip: float = 5.0
+    logits: bool = True
+
+
+class Tuning:
+    """Steps under the mixture softmax(logits) of the choices that are open and the one candidate of those decided.
+
+    The optimiser of the weights is a new one that goes on from call to call; that of the logits is a copy of the
+    search's, on a copy of the logits, so the search keeps its own. Use inside of `Judge.weights_put_back`.
+    total: steps that all calls take together, for the schedule.
+    """
+
+    def __init__(self, judge: Judge, arch: ArchParams, recipe: Recipe, *, total: int) -> None:
+        self.judge = judge
+        self.recipe = recipe
+        self.arch = arch
+        self.arch_optim: torch.optim.Optimizer | None = None
+        if recipe.logits and total:
+            self.arch, self.arch_optim = copy.deepcopy((arch, judge.logits_optimizer()))
+        self.weights = [weight for weight in judge.supernet.parameters() if weight.requires_grad]
+        self.optim = (  # a model may be without weights
+            torch.optim.SGD(self.weights, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+            if self.weights
+            else None
+        )
+        self.scaler, self.arch_scaler = judge.precision.scaler(), judge.precision.scaler()
+        self.epochs = max(1, -(-total // judge.steps))
+        self.done = 0
+
+    def mixture(self, decided: Mapping[str, int | None], *, differentiable: bool = False) -> dict[str, Gate]:
+        """decided: the candidate of every choice that is decided, None for an edge that is left out."""
+        mixed = Gates(self.arch.probs(), shares=self.arch.shares())
+        by_key = mixed.by_key(self.arch.keys, differentiable=differentiable)
+        return by_key | {
+            key: LEFT_OUT if index is None else Gate(None, index, share=by_key[key].share)
+            for key, index in decided.items()
+        }
+
+    def run(self, decided: Mapping[str, int | None], *, steps: int) -> None:
+        judge = self.judge
+        with undisturbed(judge.supernet, seed=judge.noise):
+            judge.supernet.train()
+            while steps > 0:
+                epoch, start = divmod(self.done, judge.steps)
+                if self.recipe.lr_end is not None and self.optim is not None:
+                    set_lr(self.optim, CosineByEpoch(self.recipe.lr, self.recipe.lr_end).in_epoch(epoch, self.epochs))
+                # Opened anew in every call: scoring reads the same examples in between.
+                pairs = search_batches(judge.weight_loader, judge.arch_loader, epoch, start=start)
+                for weight_batch, arch_batch in itertools.islice(pairs, steps):
+                    if self.arch_optim is not None:
+                        self._logits_step(decided, arch_batch, self.arch_optim)
+                    if self.optim is not None:
+                        self._weight_step(decided, weight_batch, self.optim)
+                    self.done, steps = self.done + 1, steps - 1
+        if self.optim is not None:
+            self.optim.zero_grad(set_to_none=True)
+
+    def _logits_step(
+        self,
+        decided: Mapping[str, int | None],
+        batch: Batch,
+        optim: torch.optim.Optimizer,
+    ) -> None:
+        optim.zero_grad(set_to_none=True)
+        with weights_frozen(self.weights), gates(self.judge.choices, self.mixture(decided, differentiable=True)):
+            loss = self._loss(batch)
+            if loss.requires_grad:  # something is open
+                self.arch_scaler.scale(loss).backward()
+        take_step(optim, self.arch_scaler)
+
+    def _weight_step(self, decided: Mapping[str, int | None], batch: Batch, optim: torch.optim.Optimizer) -> None:
+        optim.zero_grad(set_to_none=True)
+        with gates(self.judge.choices, self.mixture(decided)):
+            self.scaler.scale(self._loss(batch)).backward()
+        take_step(optim, self.scaler, max_norm=self.recipe.grad_clip)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        inputs, targets = batch
+        whole = WeighedLoss(self.judge.task, targets)
+        with self.judge.precision.autocast():
+            return whole.loss(self.judge.supernet(*each(inputs)), targets)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ConfigError for a number that is out of its range."""
+    if not recipe.lr > 0:
+        raise ConfigError(f"deriver.tune_lr must be > 0, got {recipe.lr:g}", fix="set deriver.tune_lr=0.0025")
+    for name in ("lr_end", "momentum", "weight_decay", "grad_clip"):
+        value = getattr(recipe, name)
+        if value is not None and not value >= 0:
+            raise ConfigError(f"deriver.tune_{name} must be >= 0, got {value:g}", fix=f"set deriver.tune_{name}=0")

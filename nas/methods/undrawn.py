@@ -1,0 +1,71 @@
+"""What a weight step does to the operations that it did not draw."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nas.choice import Choice
+from nas.errors import ConfigError
+
+UNDRAWN = ("rest", "decay")
+
+
+def check_undrawn(undrawn: str, optimizer: Optimizer) -> None:
+    """Raises ConfigError for a name that is none of UNDRAWN, or for ``decay`` with an optimiser other than SGD."""
+    if undrawn not in UNDRAWN:
+        raise ConfigError(
+            f"searcher.undrawn must be one of {', '.join(UNDRAWN)}, got {undrawn!r}", fix="set searcher.undrawn=rest"
+        )
+    if undrawn == "decay" and not isinstance(optimizer, torch.optim.SGD):
+        raise ConfigError(
+            f"searcher.undrawn=decay is what SGD does with zeroed gradients, got {type(optimizer).__name__}",
+            fix="set optim@weight_optim=sgd, or searcher.undrawn=rest",
+        )
+    if undrawn == "decay" and any(group["dampening"] for group in optimizer.param_groups):
+        raise ConfigError(
+            "searcher.undrawn=decay begins with a momentum of 0, got weight_optim.dampening",
+            fix="set weight_optim.dampening=0, or searcher.undrawn=rest",
+        )
+
+
+class UndrawnDecay:
+    """Gives undrawn operations a gradient of zeros, so that momentum and weight decay move them, as in the published
+    runs: before torch 2 ``zero_grad`` zeroed gradients.
+
+    A weight takes part from the step on, of either level, that drew it for the first time: before, it had no gradient
+    to be zeroed. That step gives it a momentum of 0, which SGD continues as it would begin without one. So the
+    optimiser's state holds all there is to know, and a resumed search goes on alike.
+
+    choices: of the supernet, by key. optimizer: the weights' SGD.
+    """
+
+    def __init__(self, choices: Mapping[str, Sequence[Choice]], optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.drawable = {
+            key: [
+                [weight for choice in sharing for weight in list(choice.candidates)[index].parameters()]
+                for index in range(len(sharing[0].names))
+            ]
+            for key, sharing in choices.items()
+        }
+        self.woken: set[tuple[str, int]] = set()
+
+    def drew(self, keys: Iterable[str], drawn: Iterable[int]) -> None:
+        """Take note of the candidates that a step of either level has drawn."""
+        for key_and_index in zip(keys, drawn, strict=True):
+            if key_and_index not in self.woken:  # once for each: a lookup a step is all that it costs later
+                self.woken.add(key_and_index)
+                key, index = key_and_index
+                for weight in self.drawable[key][index]:
+                    self.optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+
+    def fill(self, weights: Iterable[nn.Parameter]) -> None:
+        """Give every weight that takes part but was not drawn a gradient of zeros. Call between backward and step."""
+        for weight in weights:
+            if weight.grad is None and weight.requires_grad and self._takes_part(weight):
+                weight.grad = torch.zeros_like(weight)
+
+    def _takes_part(self, weight: nn.Parameter) -> bool:
+        return self.optimizer.state.get(weight, {}).get("momentum_buffer") is not None
