@@ -1,0 +1,1 @@
+"""How a search learns its architecture."""
