@@ -80,7 +80,7 @@ def losses_of_draws(stage, batches, count, generator):
 
 
 def main_effects(drawn, losses, probs):
-    """(choices, candidates): E[L | candidate] - E[L] by least squares, and the part of the variance that they explain."""
+    """(choices, candidates): E[L | candidate] - E[L] by least squares; and the part of the variance they explain."""
     indicators = one_hot(drawn, probs.shape[1]).flatten(1).double()
     centred = indicators - indicators.mean(dim=0)
     differences = losses.double() - losses.double().mean()
