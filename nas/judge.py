@@ -99,11 +99,12 @@ class Judge:
         with undisturbed(self.supernet, seed=self.noise), batch_statistics(self.supernet, but=frozen):
             return self._score(by_key)
 
-    def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool) -> Score:
+    def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool, batches: int | None = None) -> Score:
         """The supernet with the chosen operations only: what `freeze` would leave of it, weights included.
 
         chosen: key -> candidate, or None for an edge that is dropped. Batch norms take running statistics: those that
         the search left, or, recalibrated, the average over the training batches through just these operations.
+        batches: look at so many of both kinds, the first ones; None for all.
         Raises GenotypeError for choices that are not the supernet's.
         """
         names = {key: sharing[0].names for key, sharing in self.choices.items()}
@@ -112,8 +113,8 @@ class Judge:
         frozen = frozen_norms(self.supernet)
         with undisturbed(self.supernet, seed=self.noise):
             if recalibrated:
-                recalibrate(self.supernet, lambda: self._run_calibration(by_key), but=frozen)
-            return self._score(itertools.repeat(by_key))
+                recalibrate(self.supernet, lambda: self._run_calibration(by_key, batches), but=frozen)
+            return self._score(itertools.repeat(by_key), batches)
 
     def merit(self, score: Score) -> tuple[float, float]:
         """The larger, the better: the task's metric, and the loss where that is equal. NaN is the worst of all."""
@@ -132,21 +133,24 @@ class Judge:
                     weight.copy_(value)
 
     @torch.no_grad()
-    def _score(self, by_key: Iterable[Mapping[str, Gate]]) -> Score:
+    def _score(self, by_key: Iterable[Mapping[str, Gate]], batches: int | None = None) -> Score:
         metric: Tensor | float = 0.0
         loss = MeanLoss(self.task)
-        for (inputs, targets), gates_now in zip(self._validation(), by_key, strict=False):
+        looked_at = self._whole() if self._reads_anew and batches is None else self.validation[:batches]
+        examples = 0
+        for (inputs, targets), gates_now in zip(looked_at, by_key, strict=False):
             with gates(self.choices, gates_now), self.precision.autocast():
                 outputs = self.supernet(*each(inputs))
                 loss.add(self.task.loss(outputs, targets), targets)
             metric += self.task.measure(outputs, targets).sum()
+            examples += len(targets)
         metrics, losses, weights = processes.averaged([float(metric), *loss.sums()])
-        return Score(processes.world() * metrics / self.examples, mean(losses, weights), self.examples)
+        return Score(metrics / examples, mean(losses, weights), processes.world() * examples)
 
     @torch.no_grad()
-    def _run_calibration(self, by_key: Mapping[str, Gate]) -> None:
+    def _run_calibration(self, by_key: Mapping[str, Gate], batches: int | None) -> None:
         with gates(self.choices, by_key), self.precision.autocast():
-            for inputs, _ in self.weight_loader.epoch(0) if self._reads_anew else self.calibration:
+            for inputs, _ in self.weight_loader.epoch(0) if self._reads_anew else self.calibration[:batches]:
                 self.supernet(*each(inputs))
 
 

@@ -8,7 +8,7 @@ y = softmax((log p + g) / tau) the Gumbel-Softmax sample (Jang et al. 2017; Madd
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -113,6 +113,26 @@ class Sampler(Protocol):
         ...
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates: ...
+
+
+@runtime_checkable
+class LossSampler(Sampler, Protocol):
+    """A sampler whose logits learn from the losses of the drawn networks alone: its gates carry no gradient, and an
+    architecture step runs the networks forward only."""
+
+    def surrogate(self, arch: ArchParams, drawn: Sequence[Gates], losses: Tensor) -> Tensor:
+        """A scalar with the gradient of an architecture step in the logits. losses: (networks,), one for each draw."""
+        ...
+
+    def learn(self, arch: ArchParams, drawn: Sequence[Gates], losses: Tensor) -> None:
+        """Called after every step that was taken, with what `surrogate` was given."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `learn` has learnt, for the checkpoint of a search."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def draw(sampler: Sampler, arch: ArchParams, temperature: float, generator: torch.Generator) -> Gates:

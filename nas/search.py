@@ -24,7 +24,7 @@ from nas.monitor import CollapseMonitor
 from nas.progress import Progress
 from nas.random_state import random_state, set_random_state
 from nas.regulariser import Sum
-from nas.sampler import refuse_nan
+from nas.sampler import LossSampler, Sampler, refuse_nan
 from nas.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.searcher import FirstOrder
 
@@ -33,8 +33,8 @@ from nas.searcher import FirstOrder
 class SearchState:
     """All that a search changes: what a checkpoint of it holds.
 
-    metric: the task's. guard: the searcher's. In the middle of an epoch, `step` steps of it are done and measured by
-    the meters. There is no best genotype beside the last one: nothing is selected by a score on the way.
+    metric: the task's. guard, sampler: the searcher's. In the middle of an epoch, `step` steps of it are done and
+    measured by the meters. There is no best genotype beside the last one: nothing is selected by a score on the way.
     """
 
     supernet: nn.Module
@@ -45,6 +45,7 @@ class SearchState:
     scaler: GradScaler  # of the losses, in fp16
     metric: str
     guard: Guard = field(default_factory=Guard)
+    sampler: Sampler | None = None
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after those
     seconds: float = 0.0  # that these took
@@ -74,6 +75,7 @@ class SearchState:
             "arch_optim": self.arch_optim.state_dict(),
             "scaler": self.scaler.state_dict(),
             "guard": self.guard.state_dict(),
+            "sampler": self.sampler.state_dict() if isinstance(self.sampler, LossSampler) else {},
             "generator": self.generator.get_state(),
             "random": random_state(),
             "epoch": self.epoch,
@@ -98,6 +100,8 @@ class SearchState:
             self.arch_optim.load_state_dict(state["arch_optim"])
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
+            if isinstance(self.sampler, LossSampler):
+                self.sampler.load_state_dict(state["sampler"])
             self.generator.set_state(state["generator"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from nas import processes
 from nas.arch import ArchParams
 from nas.choice import choices, gates
 from nas.data.inputs import each
@@ -19,7 +20,7 @@ from nas.meter import StepResult
 from nas.methods.undrawn import UndrawnDecay, check_undrawn
 from nas.precision import Precision, take_step
 from nas.regulariser import Regulariser
-from nas.sampler import Gates, Sampler, draw, told
+from nas.sampler import Gates, LossSampler, Sampler, draw, told
 from nas.task import Task
 from nas.training.weighing import WeighedLoss
 
@@ -68,6 +69,13 @@ class FirstOrder:
         if grad_clip < 0:
             raise ConfigError(
                 f"searcher.grad_clip must be >= 0, got {grad_clip}", fix="set searcher.grad_clip=0 for no clipping"
+            )
+        self.scored = sampler if isinstance(sampler, LossSampler) else None
+        if self.scored is not None and arch.share_logits is not None:
+            raise ConfigError(
+                f"{type(sampler).__name__} learns from losses alone, which give shares no gradient, got choices that "
+                "are weighed (edge normalisation)",
+                fix="set space.edge_normalisation=false, or another sampler, e.g. sampler=gdas",
             )
         self.supernet = supernet
         self.arch = arch
@@ -142,13 +150,27 @@ class FirstOrder:
         self.arch_optim.zero_grad(set_to_none=True)
         samples = self.sampler.samples
         drawn = [self._noted(one) for one in drawn or [self._draw(temperature) for _ in range(samples)]]
-        passes = [self._add_gradient(batch, weight_batch, gates, 1 / samples) for gates in drawn]
+        losses: Tensor | None = None
+        if self.scored is None:
+            passes = [self._add_gradient(batch, weight_batch, gates, 1 / samples) for gates in drawn]
+        else:
+            passes = [self._without_gradient(batch, gates) for gates in drawn]
+            # Of the whole batch: an advantage that only one process sees would move the logits by its sign.
+            (losses,) = processes.means([torch.stack([loss for loss, _ in passes])])
+            self.scaler.scale(self.scored.surrogate(self.arch, drawn, losses)).backward()
         if self.regulariser is not None:
             self.scaler.scale(self.regulariser(self.arch, progress)).backward()
         loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
         watch = self.guard.watch(ARCHITECTURE, loss, self.arch.naming)
         taken = take_step(self.arch_optim, self.scaler, watch=watch, measured=[metric])
+        if self.scored is not None and losses is not None and not taken.skipped:
+            self.scored.learn(self.arch, drawn, losses)
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
+
+    def _without_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
+        """Loss and metric of one draw."""
+        with torch.no_grad(), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+            return self._forward(batch)
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
         """Add `factor` times the gradient of one draw to that of the logits. Returns the draw's loss and metric."""

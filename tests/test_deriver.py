@@ -12,6 +12,7 @@ from nas.choice import Choice, check_chosen
 from nas.data.spec import DataSpec
 from nas.deriver import Argmax, JudgingDeriver, TopPredecessors
 from nas.errors import ConfigError, SpaceError
+from nas.evaluate import Score
 from nas.judge import Judge
 from nas.methods.tuning import Tuning
 from nas.perturbation import Perturbation
@@ -260,6 +261,43 @@ def test_best_of_is_never_worse_than_the_logits_and_scores_nothing_twice():
     assert scored == [{"op": "right"}]
 
 
+class Ranked:
+    """A judge to whom the candidates of one choice have a fixed order, but for a lucky one on few batches."""
+
+    merit = staticmethod(lambda score: (score.metric, -score.loss))
+
+    def __init__(self, order, *, lucky=None):
+        self.order, self.lucky, self.asked = order, lucky, []
+
+    def generator(self):
+        return torch.Generator().manual_seed(0)
+
+    def decided(self, chosen, *, recalibrated, batches):
+        self.asked.append(batches)
+        rank = self.order.index(chosen["op"])
+        if chosen["op"] == self.lucky and batches < 8:
+            rank = -1
+        return Score(metric=-rank, loss=-rank, examples=batches)
+
+
+@pytest.mark.parametrize(("by", "best"), [("metric", "a"), ("loss", "h")])
+def test_halving_asks_half_of_the_architectures_on_twice_the_batches(by, best):
+    names = "abcdefgh"
+    arch = arch_of({"op": dict.fromkeys(names, 1 / 8)})
+    judge = Ranked(names)
+    assert BestOf(samples=200, batches=8, rounds=4, by=by).judged(arch, judge) == {"op": best}
+    assert judge.asked == [1] * 8 + [2] * 4 + [4] * 2 + [8]
+    lucky = Ranked(names, lucky="e")  # as it is one of the first half, it comes to the round that finds out
+    assert BestOf(samples=200, batches=8, rounds=2).judged(arch, lucky) == {"op": "a"}
+
+
+def test_halving_keeps_the_larger_half():
+    arch = arch_of({"op": dict.fromkeys("abcde", 0.2)})
+    judge = Ranked("edcba")
+    assert BestOf(samples=200, batches=4, rounds=3).judged(arch, judge) == {"op": "e"}
+    assert judge.asked == [1] * 5 + [2] * 3 + [4] * 2
+
+
 @pytest.mark.parametrize("deriver", [BestOf(exclude=["right"]), strict(exclude=["right"])])
 def test_what_is_excluded_is_not_derived_however_good_it_is(deriver):
     supernet = OneBest()
@@ -323,6 +361,9 @@ def test_tuning_lets_the_weights_catch_up_and_puts_them_back(monkeypatch):
         (lambda: BestOf(samples=0), r"deriver\.samples must be at least 1, got 0"),
         (lambda: BestOf(batches=0), r"deriver\.batches must be at least 1, got 0"),
         (lambda: BestOf(count=0), r"deriver\.count must be at least 1, got 0"),
+        (lambda: BestOf(rounds=0), r"deriver\.rounds must be at least 1, got 0; set deriver\.rounds=1"),
+        (lambda: BestOf(rounds=4), r"deriver\.batches must be at least 2\^\(rounds - 1\) = 8, got 4"),
+        (lambda: BestOf(by="accuracy"), r"deriver\.by must be one of metric, loss, got 'accuracy'"),
         (lambda: Perturbation(batches=0), r"deriver\.batches must be at least 1, got 0"),
         (lambda: Perturbation(tune_steps=-1), r"deriver\.tune_steps must be >= 0"),
         (lambda: Perturbation(tune_lr=0.0), r"deriver\.tune_lr must be > 0"),

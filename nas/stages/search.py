@@ -50,6 +50,7 @@ class SearchStage:
         supernet = setup.runtime.place(setup.space.supernet(setup.data.spec)).train()
         arch = ArchParams.from_model(supernet, init_std=cfg.search.init_std, generator=self.generator)
         arch.to(setup.runtime.device)
+        self.sampler = setup.build(cfg.sampler)
         self.state = SearchState(
             supernet=supernet,
             arch=arch,
@@ -59,11 +60,11 @@ class SearchStage:
             scaler=setup.runtime.precision.scaler(),
             metric=setup.task.metric.name,
             guard=setup.runtime.guard(),
+            sampler=self.sampler,
         )
         self.retrained_space = setup.space.resized(cfg.retrain.network)
         self.regulariser = self.build_regulariser(arch)
         self.lr = setup.build(cfg.lr, start=initial_lr(self.state.weight_optim))
-        self.sampler = setup.build(cfg.sampler)
         self.searcher = setup.build(
             cfg.searcher,
             supernet=supernet,

@@ -157,6 +157,20 @@ MISTAKES = {
         "scripts/measure_latency has written",
     ),
     "no samples": (("sampler.samples=0",), "sampler.samples must be at least 1, got 0; set sampler.samples=1"),
+    "one draw without others": (
+        ("sampler=score_function", "sampler.samples=1"),
+        "sampler.samples must be at least 2, got 1: each network is the others' baseline; set sampler.samples=2",
+    ),
+    "shares without a gradient": (
+        ("sampler=score_function", "space.edge_normalisation=true"),
+        "ScoreFunction learns from losses alone, which give shares no gradient, got choices that are weighed (edge "
+        "normalisation); set space.edge_normalisation=false, or another sampler, e.g. sampler=gdas",
+    ),
+    "second order of losses": (
+        ("sampler=score_function", "searcher=second_order"),
+        "second-order search needs a sampler whose gates are a smooth function of the logits, got ScoreFunction; set "
+        "sampler=softmax, gumbel_softmax or dirichlet, or searcher=first_order",
+    ),
     "fraction": (
         ("monitor.skips=2",),
         "monitor.skips is a fraction of the derived choices in [0, 1], got 2; set monitor.skips to e.g. 0.5, or null "

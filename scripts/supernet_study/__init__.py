@@ -1,0 +1,1 @@
+"""What a trained supernet knows of its candidates, and which gradient estimators find it out."""
