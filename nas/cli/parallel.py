@@ -7,6 +7,7 @@ of joblib takes them while it has a job.
 
 import contextlib
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -32,15 +33,24 @@ def in_job_process() -> bool:
     return multiprocessing.parent_process() is not None
 
 
+_stopped: list[JobStoppedError] = []  # by which this process's last job has ended
+
+
 @contextlib.contextmanager
 def job() -> Iterator[None]:
-    """Around a job, whose handlers are set inside: those signals come in that the process has had before."""
+    """Around a job, whose handlers are set inside: those signals come in that the process has had before. Raises
+    JobStoppedError if a signal has stopped the job before it in this process."""
     if not in_job_process() or threading.current_thread() is not threading.main_thread():
         yield
         return
+    if _stopped:
+        raise JobStoppedError(_stopped[0].code)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield
+    except JobStoppedError as stop:
+        _stopped.append(stop)
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
@@ -56,10 +66,11 @@ def signals_reach_jobs() -> Iterator[None]:
         return
     from joblib.externals.loky.backend import resource_tracker
 
-    # The first start of this process, which would unblock signals here once more, happens between the two.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    resource_tracker.ensure_running()
+    # Both would unblock signals here when joblib starts them. Their processes are to have them blocked.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for tracker in (multiprocessing.resource_tracker, resource_tracker):
+        tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     relay = Relay()
     relay.start()
     try:
