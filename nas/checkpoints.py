@@ -1,14 +1,16 @@
 """The checkpoints of a stage: when its state is saved, how many are kept, and where a run stops."""
 
+import multiprocessing
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from nas import checkpoint, processes
-from nas.errors import ConfigError
+from nas.errors import ConfigError, NasError, WorkerLostError
 from nas.interruption import Interrupted, Interruption
 
 State = dict[str, Any]
@@ -37,7 +39,7 @@ class Checkpoints(Interruption):
         share: float | None = None,
         keep: int = 2,
     ) -> None:
-        super().__init__(several=processes.world() > 1)
+        super().__init__(several=processes.world() > 1 or multiprocessing.parent_process() is not None)
         for name, value, fix in (
             ("every_steps", every_steps, "null, to save after each epoch alone"),
             ("every_minutes", every_minutes, "null, to save after each epoch alone"),
@@ -56,6 +58,8 @@ class Checkpoints(Interruption):
         self._keep = keep
         self._steps, self._saved_at = 0, time.monotonic()
         self._saved = False  # what there is now
+        self._raised = False  # that a signal was received
+        self._state: Callable[[], State] | None = None  # what there is to save once a step is done
         self._began_at, self._seconds = time.monotonic(), 0.0  # that saving at the ends of epochs has taken since
 
     def newest(self) -> State | None:
@@ -79,7 +83,7 @@ class Checkpoints(Interruption):
     def after_step(self, state: Callable[[], State]) -> None:
         """Save if that is due after a step. Raises Interrupted, once saved, if a signal was received."""
         self._steps += 1
-        self._saved = False
+        self._saved, self._state = False, state
         minutes = (time.monotonic() - self._saved_at) / 60
         due = (self._every_steps is not None and self._steps >= self._every_steps) or (
             self._every_minutes is not None and minutes >= self._every_minutes
@@ -88,6 +92,22 @@ class Checkpoints(Interruption):
         if due or received is not None:
             self.save(state())
             self.stop_if_asked(state)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Saves, too, if a worker was lost between two steps. Several processes do not: the others wait in a step.
+        Raises Interrupted if a signal came after the last step, when all is saved."""
+        super().__exit__(kind, error, trace)
+        if error is None and not self._raised:
+            _, received = self._agreed(False)
+            if received is not None:
+                raise Interrupted(received)
+        if isinstance(error, WorkerLostError) and error.between_steps and processes.world() == 1:
+            try:
+                if not self._saved and self._state is not None:
+                    self.save(self._state())
+                error.saved = f"all that was done is saved, resume={self.path.parent.parent} goes on"
+            except NasError as failed:  # the worker is what to tell of
+                error.saved = f"the last steps cannot be saved ({failed.problem})"
 
     def after_epoch(self, state: Callable[[], State], *, last: bool) -> None:
         """Save if the share of the time allows it, and after the last epoch."""
@@ -107,6 +127,7 @@ class Checkpoints(Interruption):
             if not self._saved:
                 self.save(state())
                 self._agreed(False)
+            self._raised = True
             raise Interrupted(received)
 
     def _agreed(self, due: bool) -> tuple[bool, signal.Signals | None]:

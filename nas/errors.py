@@ -59,6 +59,20 @@ class OutputError(NasError):
     """The output directory cannot be written, or already holds something."""
 
 
+class WorkerLostError(NasError):
+    """A process that reads data has ended: killed by the system, which had no memory left, or by somebody.
+
+    between_steps: whether no step was under way, so that the state of the run can be saved. saved: what of the run is
+    saved, for the message.
+    """
+
+    between_steps = False
+    saved = ""
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.problem, self.saved, self.fix) if part)
+
+
 def described(error: Exception) -> str:
     """An error of somebody else's code, on one line that is not too long."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

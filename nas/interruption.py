@@ -1,11 +1,16 @@
 """Signals that ask a run to stop: it finishes the step it is in, saves, and ends so that it can be resumed."""
 
+import contextlib
+import os
 import signal
+import stat
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# What a person (Ctrl-C), an operating system and a batch system such as Slurm send.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# Sent by a person (Ctrl-C, a closed terminal), an operating system and batch systems such as Slurm.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class Interrupted(BaseException):
@@ -18,12 +23,16 @@ class Interrupted(BaseException):
 
 class Interruption:
     """A context in which the first signal is only noted, as `received`. A second Ctrl-C interrupts at once, unless
-    there are several processes: to those torchrun sends one beside that of the terminal.
+    there are several processes: they may get one from torchrun or a launcher beside that of the terminal.
 
-    Outside of a process's main thread, where Python takes no signals, nothing is ever received.
+    At its end a handler that was there before is called with the signal, for example that of submitit, which puts the
+    job into the queue again. Of contexts inside each other the outermost does so.
+    A signal stays as it is if it has a handler that Python does not know, as of faulthandler, and SIGHUP if it is
+    ignored, as by nohup. Outside of a process's main thread, where Python takes no signals, nothing is ever received.
     """
 
     def __init__(self, *, several: bool = False) -> None:
+        self.taken = SIGNALS
         self._several = several
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -32,14 +41,58 @@ class Interruption:
         if self.received is not None and number == signal.SIGINT and not self._several:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
+        if number == getattr(signal, "SIGHUP", None):
+            leave_terminal()
 
     def __enter__(self) -> Self:
-        try:
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        except ValueError:
-            self._before = {}
+        for number in self.taken:
+            before = signal.getsignal(number)
+            ignored = before is signal.SIG_IGN and number == getattr(signal, "SIGHUP", None)
+            if before is None or ignored:
+                continue
+            try:
+                signal.signal(number, self._note)
+            except ValueError:  # not the main thread
+                break
+            self._before[number] = before
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.received is None:
+            return
+        before = self._before.get(self.received)
+        outer = getattr(before, "__self__", None)
+        if isinstance(outer, Interruption):
+            outer.received = outer.received or self.received
+        elif callable(before) and before is not signal.default_int_handler:
+            before(self.received, None)
+
+
+class AtOnce(Interruption):
+    """A context around a whole run: outside of an `Interruption` in it, the first signal raises Interrupted, so that
+    what is under way is cleared up. Later ones are ignored, as they would stop that.
+
+    control_c: take Ctrl-C, too, for which Python raises KeyboardInterrupt.
+    """
+
+    def __init__(self, *, control_c: bool = False) -> None:
+        super().__init__(several=True)
+        self.taken = [number for number in SIGNALS if control_c or number != signal.SIGINT]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        first = self.received is None
+        super()._note(number, frame)
+        if first:
+            raise Interrupted(signal.Signals(number))
+
+
+def leave_terminal() -> None:
+    """Let nothing be written to a terminal that is closed: each attempt would be an error."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

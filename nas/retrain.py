@@ -17,7 +17,7 @@ from nas import checkpoint, processes
 from nas.average import Average
 from nas.buffers import restore_unsaved, unsaved
 from nas.data.inputs import Inputs, each
-from nas.data.loader import Batch, Loader
+from nas.data.loader import Batch, Loader, between_steps
 from nas.finite import RETRAINING, Guard, naming
 from nas.meter import Meter, StepResult
 from nas.precision import Precision, take_step
@@ -190,7 +190,7 @@ def retrain(
         rate = drop_path(progress(epoch, epochs))
         set_drop_path(state.network, rate)
         started = time.perf_counter() - state.seconds
-        for number, batch in enumerate(loader.epoch(epoch, start=state.step), state.step):
+        for number, batch in enumerate(between_steps(loader.epoch(epoch, start=state.step)), state.step):
             set_lr(state.optimizer, learning_rate(lr, epoch, number, steps=steps, epochs=epochs))
             with state.guard.at(epoch, number):
                 meter.add(step(state, batch, task, forward=forward))

@@ -17,9 +17,10 @@ from typing import Any, Self
 import torch
 
 from nas import __version__, atomic, processes
-from nas.errors import OutputError
+from nas.errors import OutputError, WorkerLostError
 from nas.interruption import Interrupted
 from nas.runtime import Runtime
+from nas.storage import forks
 
 MANIFEST = "manifest.json"
 SIZE_LIMIT = 1_000_000  # bytes of a manifest that is read; one takes about a thousand
@@ -102,6 +103,8 @@ class RunDirectory:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
+        if isinstance(error, WorkerLostError) and not error.saved:
+            error.saved = f"resume={self.path} goes on from the last checkpoint"
         try:
             self.record(
                 status="finished" if error is None else "interrupted" if interrupted else "failed",
@@ -177,6 +180,7 @@ def locked(path: Path) -> int:
         raise OutputError(
             f"{path} is being written by another process ({owner})", fix="wait for it, or set hydra.run.dir to another"
         ) from error
+    forks.close_in_children(descriptor)  # or a lost run's workers would hold it
     return descriptor
 
 

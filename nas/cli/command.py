@@ -10,14 +10,16 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from nas import config, schemas, trust
-from nas.cli import torchrun
+from nas.cli import parallel, torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
 from nas.errors import ConfigError, NasError
-from nas.interruption import Interrupted
+from nas.interruption import AtOnce, Interrupted
 
 FAILED = 1  # what Python itself exits with after a traceback
 USER_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C; likewise 143 for SIGTERM and 138 for SIGUSR1
+# 128 + SIGINT, what a shell reports for Ctrl-C. Likewise 143 for SIGTERM, 138 for SIGUSR1, 140 for SIGUSR2 and 129 for
+# SIGHUP.
+INTERRUPTED = 130
 NOTHING_DONE = "interrupted before anything was done"
 
 
@@ -71,7 +73,9 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             # Not left to Hydra, which would add a line of its own.
             fail(explain(error, config_name), USER_ERROR)
         except Interrupted as stop:
-            fail(f"stopped by {stop}, all that was done is saved; resume={directory} goes on", 128 + stop.received)
+            begun = (directory / "manifest.json").exists()
+            done = f", all that was done is saved; resume={directory} goes on" if begun else " before anything was done"
+            stopped(f"stopped by {stop}{done}", 128 + stop.received)
         except KeyboardInterrupt:
             if debug:
                 raise
@@ -90,9 +94,15 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             # several processes each tries, as torchrun ends the others when the first of them is gone.
             remove_if_empty(made)
 
+    def stoppable(cfg: DictConfig) -> float | None:
+        with parallel.job(), AtOnce(control_c=parallel.in_job_process()):
+            return task(cfg)
+
     with torchrun.left_at_once(), torchrun.one_voice():
         try:
-            hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(task)()
+            main = hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)
+            with parallel.signals_reach_jobs():
+                main(stoppable)()
         except KeyboardInterrupt:
             fail(NOTHING_DONE, INTERRUPTED)
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
@@ -106,9 +116,22 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
 
 
 def fail(message: str, code: int) -> NoReturn:
-    if torchrun.tells_errors():
-        print(f"error: {message}", file=sys.stderr)
+    tell(message)
     sys.exit(code)
+
+
+def stopped(message: str, code: int) -> NoReturn:
+    """End after a signal, also as one of several jobs side by side."""
+    tell(message)
+    if parallel.in_job_process():
+        raise parallel.JobStoppedError(code)
+    sys.exit(code)
+
+
+def tell(message: str) -> None:
+    if torchrun.tells_errors():
+        with contextlib.suppress(OSError):  # the terminal is closed
+            print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def remove_if_empty(directory: Path) -> None:

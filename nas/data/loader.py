@@ -4,7 +4,8 @@ There is no iterator state: a resumed run needs only the epoch and the step it s
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -14,10 +15,11 @@ from nas.data.inputs import Inputs, mapped
 from nas.data.mixing import Mix
 from nas.data.spec import DataSpec, Preparation
 from nas.data.transforms import Augment
-from nas.errors import ConfigError, DataError
+from nas.errors import ConfigError, DataError, WorkerLostError
 from nas.processes import WHOLE, Share
 
 Batch = tuple[Inputs, Tensor]
+T = TypeVar("T")
 
 
 class Loader:
@@ -119,7 +121,16 @@ def search_batches(
     """
     done = epoch * len(weight_loader) + start
     arch_batches = _endless(arch_loader, done)
-    yield from zip(weight_loader.epoch(epoch, start=start), arch_batches, strict=False)
+    yield from between_steps(zip(weight_loader.epoch(epoch, start=start), arch_batches, strict=False))
+
+
+def between_steps(batches: Iterable[T]) -> Iterator[T]:
+    """The batches of a training loop. A WorkerLostError is raised between two of its steps, and says so."""
+    try:
+        yield from batches
+    except WorkerLostError as error:
+        error.between_steps = True
+        raise
 
 
 def _endless(loader: Loader, position: int) -> Iterator[Batch]:

@@ -2,13 +2,12 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from nas.data.inputs import Inputs, each, mapped
+from nas.data.workers import Batch, Source, Workers, read_batch
 from nas.errors import DataError
 
 MIB = 2**20
@@ -81,15 +80,6 @@ class TensorSplit:
             yield batch if self._several else batch[0], batch_targets
 
 
-class Source(Protocol):
-    """Examples that are read one at a time. Item i is (inputs, target), of images ((C, H, W) uint8, label); it raises
-    DataError if unreadable."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Inputs, Tensor | int]: ...
-
-
 class StreamSplit:
     """A split too large for memory: `workers` processes read `source` ahead of the training loop.
 
@@ -102,8 +92,7 @@ class StreamSplit:
         self._source = source
         self._workers = workers
         self._rows = torch.arange(len(source))
-        self._order: list[list[int]] = []  # what the batch sampler of the loader reads, set for each epoch
-        self._loader: DataLoader[_Item] | None = None
+        self._reading = Workers(source, workers)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,57 +106,13 @@ class StreamSplit:
     def batches(self, order: Sequence[Tensor], *, device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
         if not order:
             return
-        self._order[:] = [self._rows[indices].tolist() for indices in order]
-        if self._loader is None:
-            self._loader = self._make_loader(pin_memory=device.type == "cuda")
-        for batch in self._loader:
-            if isinstance(batch, _Unreadable):
-                self._loader = None  # ends the workers now, and not when the traceback is collected
-                raise DataError(batch.problem, fix=batch.fix)
-            inputs, targets = batch
+        for inputs, targets in self._read([self._rows[indices].tolist() for indices in order]):
+            if device.type == "cuda":  # a copy from pinned memory does not wait for the device
+                inputs, targets = mapped(Tensor.pin_memory, inputs), targets.pin_memory()
             moved = mapped(lambda tensor: tensor.to(device, non_blocking=True), inputs)
             yield moved, targets.to(device, non_blocking=True)
 
-    def _make_loader(self, *, pin_memory: bool) -> "DataLoader[_Item]":
-        return DataLoader(
-            _Guarded(self._source),
-            batch_sampler=self._order,
-            collate_fn=_collate,
-            num_workers=self._workers,
-            persistent_workers=self._workers > 0,
-            pin_memory=pin_memory,
-            # Of its own, or every pass would draw a seed for the workers from torch's global generator.
-            generator=torch.Generator(),
-        )
-
-
-class _Unreadable:
-    """The message of a DataError, to carry it out of a worker process: there it would become a RuntimeError."""
-
-    def __init__(self, error: DataError) -> None:
-        self.problem, _, self.fix = str(error).rpartition("; ")
-
-
-_Item = tuple[Inputs, Tensor | int] | _Unreadable
-
-
-class _Guarded(Dataset["_Item"]):
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __getitem__(self, index: int) -> "_Item":
-        try:
-            return self._source[index]
-        except DataError as error:
-            return _Unreadable(error)
-
-
-def _collate(items: "list[_Item]") -> tuple[Inputs, Tensor] | _Unreadable:
-    inputs, targets = [], []
-    for item in items:
-        if isinstance(item, _Unreadable):
-            return item
-        inputs.append(item[0])
-        targets.append(torch.as_tensor(item[1]))
-    stacked = tuple(torch.stack(tensors) for tensors in zip(*map(each, inputs), strict=True))
-    return stacked if isinstance(inputs[0], tuple) else stacked[0], torch.stack(targets)
+    def _read(self, order: list[list[int]]) -> Iterator[Batch]:
+        if self._workers:
+            return self._reading.batches(order)
+        return (read_batch(self._source, indices) for indices in order)

@@ -1,0 +1,118 @@
+"""Signals to a sweep whose jobs joblib runs side by side: every job saves, and the sweep ends with the signal's code.
+
+Without this the launching process dies of a signal at once, and joblib kills all jobs when one of its processes dies.
+So signals are blocked in all of them: a thread of the launching process takes them and passes them on, and a process
+of joblib takes them while it has a job.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from nas.interruption import SIGNALS
+
+LOOK = 0.2  # seconds between looks for processes that the signal has not reached
+
+
+class JobStoppedError(Exception):
+    """A job has stopped by a signal. An Exception, so that Hydra hands it to the launching process when the other jobs
+    have ended; joblib would kill them for a SystemExit."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def in_job_process() -> bool:
+    """Whether a launcher has started this process, as joblib does."""
+    return multiprocessing.parent_process() is not None
+
+
+_stopped: list[JobStoppedError] = []  # by which this process's last job has ended
+
+
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+    """Around a job, whose handlers are set inside: those signals come in that the process has had before. Raises
+    JobStoppedError if a signal has stopped the job before it in this process."""
+    if not in_job_process() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _stopped:
+        raise JobStoppedError(_stopped[0].code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    except JobStoppedError as stop:
+        _stopped.append(stop)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+@contextlib.contextmanager
+def signals_reach_jobs() -> Iterator[None]:
+    """Around a sweep. Exits with the code of a job that a signal has stopped."""
+    if not any(argument.startswith("hydra/launcher=joblib") for argument in sys.argv[1:]):
+        yield
+        return
+    if not hasattr(signal, "sigtimedwait"):  # as on macOS
+        yield
+        return
+    from joblib.externals.loky.backend import resource_tracker
+
+    # Both would unblock signals here when joblib starts them. Their processes are to have them blocked.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for tracker in (multiprocessing.resource_tracker, resource_tracker):
+        tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    relay = Relay()
+    relay.start()
+    try:
+        yield
+    except JobStoppedError as stop:
+        sys.exit(stop.code)
+    except Exception:
+        if relay.received is None:
+            raise
+        print(f"error: the sweep was stopped by {relay.received.name}", file=sys.stderr)
+        sys.exit(128 + relay.received)
+    finally:
+        relay.end()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - before)
+
+
+class Relay(threading.Thread):
+    """Passes the first signal on to the processes that this one has started, those that are still to come included. A
+    second Ctrl-C kills them and ends this process."""
+
+    def __init__(self) -> None:
+        super().__init__(name="nas-signals", daemon=True)
+        self.received: signal.Signals | None = None
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        reached: set[int] = set()
+        while not self._ended.is_set():
+            taken = signal.sigtimedwait(SIGNALS, LOOK)
+            if taken is not None and self.received is not None and taken.si_signo == signal.SIGINT:
+                for process in multiprocessing.active_children():
+                    process.kill()
+                os._exit(128 + signal.SIGINT)
+            if taken is not None and self.received is None:
+                self.received = signal.Signals(taken.si_signo)
+            if self.received is not None:
+                for process in multiprocessing.active_children():
+                    if process.pid is not None and process.pid not in reached:
+                        reached.add(process.pid)
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(process.pid, self.received)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
