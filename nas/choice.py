@@ -49,6 +49,10 @@ class UnreadablePartError(SpaceError, AttributeError):
     """Something was read of a choice that its candidates may have. An AttributeError, so that it may be asked for."""
 
 
+class UngatedError(SpaceError):
+    """A choice was run where nothing says which candidates run."""
+
+
 class Choice(nn.Module):
     """One of several candidate modules, to be decided by the search.
 
@@ -120,7 +124,7 @@ class Choice(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
         gate = self.gate
         if gate is None:
-            raise SpaceError(
+            raise UngatedError(
                 f"a Choice between {', '.join(self.names)} was run without gates",
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
@@ -261,7 +265,8 @@ def choices(model: nn.Module) -> dict[str, list[Choice]]:
     """All choices of a model by key, in module order; a choice without a key is known by its path.
 
     Raises SpaceError when there is none, when one is held outside of the registered children, when a path is the key of
-    another choice, or when choices that share a key differ in their candidates, their group or whether they are weighed.
+    another choice, or when choices that share a key differ in their candidates, their group or whether they are
+    weighed.
     """
     refuse_unregistered(model, Choice)
     found: dict[str, list[Choice]] = {}
