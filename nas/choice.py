@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import GenotypeError, SpaceError
-from nas.hard_gate import HardGate
+from nas.hard_gate import HardGate, transformed
 from nas.recomputation import refuse_reentrant
+from nas.supernet.dropped_edge import DroppedTensor, OutputForm, first_tensor
+from nas.supernet.hooked import with_hooks_of
+from nas.supernet.unregistered import refuse_unregistered
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,16 @@ class Gate:
     share: Tensor | None = None
 
 
-# The edge is left out of the sum it takes part in, as `freeze` leaves out what was not chosen.
+# The edge is left out, as `freeze` leaves out what was not chosen.
 LEFT_OUT = Gate((), None)
 
 
 class UnreadablePartError(SpaceError, AttributeError):
     """Something was read of a choice that its candidates may have. An AttributeError, so that it may be asked for."""
+
+
+class UngatedError(SpaceError):
+    """A choice was run where nothing says which candidates run."""
 
 
 class Choice(nn.Module):
@@ -55,6 +62,10 @@ class Choice(nn.Module):
     group: names what competes when edges are dropped (the edges into one node), None when nothing does.
     weighed: learn which share of its group's sum it has as well (edge normalisation, Xu et al. 2020). It counts when
     edges are dropped, and is 1 in a frozen network.
+    added: the outputs of its group are added up, so that an edge that is dropped is the number 0, which costs nothing.
+    Otherwise it is a tensor of zeros, which may be joined or stacked with the others as well.
+
+    Hooks on a choice are kept when it is frozen: they see the module that runs in its place.
 
     What follows may write into the choice's output. Candidates that run side by side get the same input, and one that
     begins with a module that works in place a copy of it.
@@ -71,6 +82,7 @@ class Choice(nn.Module):
         key: str | None = None,
         group: str | None = None,
         weighed: bool = False,
+        added: bool = False,
     ) -> None:
         super().__init__()
         if not hasattr(candidates, "items"):
@@ -100,6 +112,8 @@ class Choice(nn.Module):
         self.key = key
         self.group = group
         self.weighed = weighed
+        self.added = added
+        self._forms: dict[tuple[torch.Size, torch.dtype], OutputForm] = {}  # of its output, by the input's form
         # A list, not a ModuleDict: candidate names may hold dots, or be called `type` or `keys`.
         self.candidates = nn.ModuleList(candidates.values())
         self.gate: Gate | None = None
@@ -110,7 +124,7 @@ class Choice(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
         gate = self.gate
         if gate is None:
-            raise SpaceError(
+            raise UngatedError(
                 f"a Choice between {', '.join(self.names)} was run without gates",
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
@@ -122,7 +136,7 @@ class Choice(nn.Module):
                 output: Tensor = candidate(*inputs, **named)
             else:
                 output = gate.hard.run(candidate, *inputs, **named)
-                if self.overwritten is not False and gate.hard.keeps_output(candidate):
+                if self.overwritten is not False and not transformed() and gate.hard.keeps_output(candidate):
                     output = self._copied(output)
             if gate.others is not None:
                 output = output + sum(gate.others[i] for i in range(len(self.names)) if i != gate.drawn)
@@ -130,9 +144,17 @@ class Choice(nn.Module):
         if gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
         if not gate.weights:
-            return 0
+            return 0 if self.added else self._zeros(*inputs, **named)
         mixed: Tensor = functools.reduce(operator.add, self._terms(gate.weights, *inputs, **named))
         return mixed if gate.share is None else gate.share * mixed
+
+    def _zeros(self, *inputs: Any, **named: Any) -> Tensor:
+        """Of the form of the output. The first candidate runs once for each form of the input."""
+        given = first_tensor((*inputs, *named.values()))
+        known = given.shape, given.dtype
+        if known not in self._forms:
+            self._forms[known] = OutputForm.of(self._candidate(0), inputs, named)
+        return self._forms[known].zeros(given)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -242,9 +264,11 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
 def choices(model: nn.Module) -> dict[str, list[Choice]]:
     """All choices of a model by key, in module order; a choice without a key is known by its path.
 
-    Raises SpaceError when there is none, when a path is the key of another choice, or when choices that share a key
-    differ in their candidates, their group or whether they are weighed.
+    Raises SpaceError when there is none, when one is held outside of the registered children, when a path is the key of
+    another choice, or when choices that share a key differ in their candidates, their group or whether they are
+    weighed.
     """
+    refuse_unregistered(model, Choice)
     found: dict[str, list[Choice]] = {}
     paths = {module: path for path, module in model.named_modules() if isinstance(module, Choice)}
     for choice, path in paths.items():
@@ -289,7 +313,7 @@ def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> 
 
 
 class Dropped(nn.Module):
-    """An edge that derivation dropped: 0, the neutral element of the sum it takes part in."""
+    """An edge that derivation dropped from a sum: 0, the neutral element of the sum it takes part in."""
 
     def forward(self, *inputs: Any, **named: Any) -> int:
         return 0
@@ -314,7 +338,8 @@ def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequenc
 
 
 def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
-    """Replace every choice by its chosen candidate, in place, or by `Dropped` where that is None.
+    """Replace every choice by its chosen candidate, in place; where that is None by `Dropped` if its group is added up,
+    else by `DroppedTensor`. Hooks on a choice are kept, on a module around its candidate.
 
     Returns the plain model: the same object, unless the model itself is a Choice. Raises GenotypeError (see
     `check_chosen`).
@@ -324,10 +349,22 @@ def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
     # Keys that are paths hold for the unfrozen model only, so they are resolved before anything moves.
     key_of = {choice: key for key, sharing in found.items() for choice in sharing}
 
+    done: dict[
+        nn.Module, nn.Module
+    ] = {}  # a choice that is used twice becomes one module, and what it holds moves once
+
     def resolved(module: nn.Module) -> nn.Module:
-        while isinstance(module, Choice):
-            name = chosen[key_of[module]]
-            module = Dropped() if name is None else module.candidates[module.names.index(name)]
+        if module not in done:
+            done[module] = instead_of(module) if isinstance(module, Choice) else frozen(module)
+        return done[module]
+
+    def instead_of(choice: Choice) -> nn.Module:
+        name = chosen[key_of[choice]]
+        if name is not None:
+            return with_hooks_of(choice, resolved(choice.candidates[choice.names.index(name)]))
+        return with_hooks_of(choice, Dropped() if choice.added else DroppedTensor(resolved(choice.candidates[0])))
+
+    def frozen(module: nn.Module) -> nn.Module:
         # Not named_children(), which passes over a module's second name.
         for child_name, child in list(module._modules.items()):
             if child is not None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
+from nas.errors import described
+from nas.measures import Optional
+from nas.supernet.mac_counter import MacCounter
 from nas.task import Task
 from nas.training.weighing import MeanLoss
 
@@ -33,7 +35,7 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
     metric: Tensor | float = 0.0
     loss = MeanLoss(task)
     examples = 0
-    measures = task.measures(spec)
+    measures = Optional(lambda: task.measures(spec))
     for inputs, targets in loader.epoch(0):
         outputs = network(*each(inputs))
         of_each = task.measure(outputs, targets)
@@ -61,7 +63,16 @@ def count_macs(network: nn.Module, spec: DataSpec) -> int:
     """Multiply-accumulates of one example's forward pass in eval mode, convolutions and matrix products, as torch's own
     FLOP counter sees them (two operations each)."""
     network.eval()
-    device = next(network.parameters()).device
-    with FlopCounterMode(display=False) as counter:
+    tensors = (*network.parameters(), *network.buffers())
+    device = tensors[0].device if tensors else torch.device("cpu")
+    with MacCounter() as counter:
         network(*each(spec.zeros(device=device)))
-    return counter.get_total_flops() // 2
+    return counter.total
+
+
+def macs_or_reason(network: nn.Module, spec: DataSpec) -> dict[str, Any]:
+    """``macs``, or None with a ``macs_reason`` where they cannot be counted: no result is worth losing for them."""
+    try:
+        return {"macs": count_macs(network, spec)}
+    except Exception as error:  # whatever a user's model raises at a batch of one example of zeros
+        return {"macs": None, "macs_reason": described(error)}

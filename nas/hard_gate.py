@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -63,6 +64,8 @@ class HardGate:
         assert norm.running_mean is not None  # last_norm
         width, dtype = norm.num_features, norm.running_mean.dtype
         kind = width, dtype, torch.is_grad_enabled()  # a part of a model may run without
+        if transformed():  # which wraps what is computed inside it: nothing to keep
+            return self._value.to(dtype).expand(width).contiguous()
         if kind not in self._scales:
             # Contiguous: on a CPU torch takes wrong numbers from a scale that is expanded.
             self._scales[kind] = self._value.to(dtype).expand(width).contiguous()
@@ -133,5 +136,16 @@ def inner_product(one: Tensor, other: Tensor) -> Tensor:
 
 
 def pass_through(output: Tensor, gate: Tensor) -> Tensor:
-    """output: any shape; gate: a scalar whose value is 1. Returns output, differentiable in both."""
+    """output: any shape; gate: a scalar whose value is 1. Returns output, differentiable in both.
+
+    Inside of transforms of torch.func, and of forward-mode differentiation, it is the product itself, of which torch
+    knows every derivative and how it is mapped.
+    """
+    if transformed():
+        return output * gate.to(output.dtype)
     return _PassThrough.apply(output, gate)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func runs (vmap, grad, jvp, ...), or dual numbers are in use."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -4,7 +4,7 @@ Sums, because they need no more memory for more examples, add up over processes,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.data.labels import IGNORED
+from nas.errors import described
 
 NORMAL_95 = 1.959963984540054  # two-sided 95 % point of the standard normal distribution
 CALIBRATION_BINS = 15
 TOP = 5
+LARGEST_TABLE = 2048  # classes whose table of confusions is kept in one piece: 32 MB
+MOST_PAIRS = 2**20  # of a true and a predicted class, of which a table is written: some 30 MB of JSON
 
 
 class Measures(Protocol):
@@ -30,6 +33,38 @@ class Measures(Protocol):
         ...
 
 
+class Optional:
+    """Other measures, which cost no score if they fail: then each of them is None, and ``measures_reason`` says why.
+
+    make: builds the measures. Their `names`, if they have that, are the results that become None.
+    """
+
+    def __init__(self, make: Callable[[], Measures]) -> None:
+        self._reason: str | None = None
+        self._measures: Measures | None = None
+        self._try(lambda: setattr(self, "_measures", make()))
+
+    def add(self, outputs: Tensor, targets: Tensor, metric: Tensor) -> None:
+        if self._measures is not None and self._reason is None:
+            measures = self._measures
+            self._try(lambda: measures.add(outputs, targets, metric))
+
+    def results(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self._measures is not None and self._reason is None:
+            measures = self._measures
+            self._try(lambda: found.update(measures.results()))
+        if self._reason is None:
+            return found
+        return dict.fromkeys(getattr(self._measures, "names", ())) | {"measures_reason": self._reason}
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # out of memory as well as whatever a user's own measures raise
+            self._reason = described(error)
+
+
 class MetricInterval:
     """For any task: a 95 % interval of its metric's mean. name: the metric's."""
 
@@ -38,6 +73,11 @@ class MetricInterval:
         self._count = 0
         self._total: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the results."""
+        return (f"{self._name}_interval",)
 
     def add(self, outputs: Tensor, targets: Tensor, metric: Tensor) -> None:
         metric = precise(metric)
@@ -59,17 +99,26 @@ class ClassificationMeasures(MetricInterval):
     - ``negative_log_likelihood``: mean of -log p(label), whatever the loss was;
     - ``expected_calibration_error``: see `calibration_error`;
     - ``per_class``: accuracy (None of a class without examples) and number of examples;
-    - ``confusion``: true class -> predicted class -> how often, without zeros.
+    - ``confusion``: true class -> predicted class -> how often, without zeros; None, with a ``confusion_reason``, where
+      that would have more than MOST_PAIRS entries.
+
+    Memory grows with the classes and with the pairs of classes that are met, not with the square of the classes.
     """
 
     def __init__(self, name: str, class_names: Sequence[str]) -> None:
         super().__init__(name)
         self._classes = class_names
         self._binary = True
-        self._confusion: Tensor | None = None  # (classes^2,)
+        self._confusion: Confusion | None = None
+        self._per_class: Tensor | None = None  # (classes, 2): how many there are, how many were right
         self._bins: Tensor | None = None  # (CALIBRATION_BINS, 3): how many, their confidence, how many were right
         self._likelihood: Tensor | float = 0.0
         self._top: Tensor | int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        top = (f"top{TOP}_accuracy",) if len(self._classes) > TOP else ()
+        return (*super().names, *top, *CLASSIFICATION)
 
     def add(self, outputs: Tensor, targets: Tensor, metric: Tensor) -> None:
         super().add(outputs, targets, metric)
@@ -79,11 +128,13 @@ class ClassificationMeasures(MetricInterval):
         log_probs = F.log_softmax(scores.float(), dim=1)
         log_confidence, predicted = log_probs.max(dim=1)
         confidence, correct, counted = log_confidence.exp(), predicted == labels, labels != IGNORED
-        if self._confusion is None or self._bins is None:
-            self._confusion = labels.new_zeros(classes**2)
+        if self._confusion is None or self._bins is None or self._per_class is None:
+            self._confusion = Confusion(classes, labels.device)
+            self._per_class = labels.new_zeros(classes, 2)
             self._bins = precise(scores.new_zeros(CALIBRATION_BINS, 3))
         # Multiplied by 0 what does not count, rather than left out, for which the device would be waited for.
-        self._confusion.index_add_(0, labels * counted * classes + predicted, counted.to(labels.dtype))
+        self._confusion.add(labels * counted, predicted, counted)
+        self._per_class.index_add_(0, labels * counted, torch.stack([counted, correct & counted], 1).to(labels.dtype))
         # Bin m of 1 .. M holds the confidences in ((m - 1)/M, m/M].
         bins = (confidence * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), confidence, correct.float()], dim=1)
@@ -94,11 +145,13 @@ class ClassificationMeasures(MetricInterval):
             self._top += (scores.topk(TOP, dim=1).indices == labels[:, None]).any(dim=1).sum()
 
     def results(self) -> dict[str, Any]:
-        if self._confusion is None or self._bins is None:
+        if self._confusion is None or self._bins is None or self._per_class is None:
             return {}
         classes = len(self._classes)
-        confusion = self._confusion.view(classes, classes).tolist()
-        labels, right = sum(map(sum, confusion)), sum(confusion[k][k] for k in range(classes))
+        per_class: list[list[int]] = self._per_class.tolist()
+        labels, right = (sum(counts) for counts in zip(*per_class, strict=True))
+        if not labels:
+            raise ValueError("no label of the split counts, all of them are to be ignored")
         results = super().results()
         if self._binary:
             results = {f"{self._name}_interval": list(wilson_interval(right, labels))}
@@ -109,14 +162,71 @@ class ClassificationMeasures(MetricInterval):
             "negative_log_likelihood": float(self._likelihood) / labels,
             "expected_calibration_error": calibration_error(self._bins.tolist()),
             "per_class": {
-                name: {"accuracy": row[k] / sum(row) if any(row) else None, "examples": sum(row)}
-                for k, (name, row) in enumerate(zip(self._classes, confusion, strict=True))
+                name: {"accuracy": right / examples if examples else None, "examples": examples}
+                for name, (examples, right) in zip(self._classes, per_class, strict=True)
             },
-            "confusion": {
-                name: {other: count for other, count in zip(self._classes, row, strict=True) if count}
-                for name, row in zip(self._classes, confusion, strict=True)
-            },
+            **self._confusion.results(self._classes),
         }
+
+
+CLASSIFICATION = ("negative_log_likelihood", "expected_calibration_error", "per_class", "confusion")
+
+
+class Confusion:
+    """How often one class is taken for another.
+
+    Of few classes in one table; of many the pairs that are met, so that memory grows with these: see MOST_PAIRS.
+    """
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        self._table: Tensor | None = None  # (classes^2,)
+        if classes <= LARGEST_TABLE:
+            self._table = torch.zeros(classes**2, dtype=torch.int64, device=device)
+        self._new: list[tuple[Tensor, Tensor]] = []  # pairs as they came, and how often each is to count
+        self._waiting = 0
+        self._met: tuple[Tensor, Tensor] | None = None  # pairs and how often, on the CPU
+        self._too_many = False
+
+    def add(self, labels: Tensor, predicted: Tensor, counts: Tensor) -> None:
+        """labels, predicted: (n,) int64; counts: (n,) bool, whether a label is to count."""
+        pairs = labels * self._classes + predicted
+        if self._table is not None:
+            self._table.index_add_(0, pairs, counts.to(pairs.dtype))
+        elif not self._too_many:
+            self._new.append((pairs, counts))
+            self._waiting += len(pairs)
+            if self._waiting > MOST_PAIRS:  # waits for the device, once in a million labels
+                self._merge()
+
+    def _merge(self) -> None:
+        """Count the pairs that are new together with those that were met before."""
+        pairs = [pairs[counts].cpu() for pairs, counts in self._new]
+        self._new, self._waiting = [], 0
+        many = [torch.ones_like(some) for some in pairs]
+        if self._met is not None:
+            pairs, many = [*pairs, self._met[0]], [*many, self._met[1]]
+        met, places = torch.unique(torch.cat(pairs), return_inverse=True)
+        self._met = met, torch.zeros_like(met).index_add_(0, places, torch.cat(many))
+        if len(met) > MOST_PAIRS:
+            self._met, self._too_many = None, True
+
+    def results(self, names: Sequence[str]) -> dict[str, Any]:
+        if self._table is not None:
+            pairs = self._table.nonzero().squeeze(1)
+            self._met = pairs, self._table[pairs]
+        elif self._new:
+            self._merge()
+        if self._met is not None and len(self._met[0]) > MOST_PAIRS:
+            self._too_many = True
+        if self._too_many or self._met is None:
+            reason = f"more than {MOST_PAIRS:,} pairs of classes were met"
+            return {"confusion": None, "confusion_reason": reason}
+        confusion: dict[str, dict[str, int]] = {name: {} for name in names}
+        for pair, count in zip(*(part.tolist() for part in self._met), strict=True):
+            label, predicted = divmod(pair, self._classes)
+            confusion[names[label]][names[predicted]] = count
+        return {"confusion": confusion}
 
 
 class RegressionMeasures(MetricInterval):
@@ -129,6 +239,10 @@ class RegressionMeasures(MetricInterval):
         self._errors: Tensor | float = 0.0  # squared
         self._targets: Tensor | float = 0.0
         self._target_squares: Tensor | float = 0.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*super().names, "root_mean_squared_error", "r_squared")
 
     def add(self, outputs: Tensor, targets: Tensor, metric: Tensor) -> None:
         super().add(outputs, targets, metric)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nas.choice import Choice, choices
 from nas.cost import Condition, Cost, consistent
 from nas.data.inputs import Inputs, each
 from nas.errors import SpaceError
 from nas.evaluate import counted_parameters
+from nas.supernet.mac_counter import MacCounter
 
 MOST_HOMES = 12  # a parameter with n of them takes up to 2^n terms
 
@@ -142,16 +142,16 @@ def macs(model: nn.Module, inputs: Inputs) -> Cost:
     """
     terms: dict[Condition, float] = defaultdict(float)
     attributed = 0
-    with FlopCounterMode(display=False) as counter:
+    with MacCounter() as counter:
 
         def observe(part: Part, run: Callable[[], Any]) -> Any:
             nonlocal attributed
-            before, inner = counter.get_total_flops(), attributed
+            before, inner = counter.total, attributed
             output = run()
             # Less what the choices inside have counted as theirs.
-            own = counter.get_total_flops() - before - (attributed - inner)
+            own = counter.total - before - (attributed - inner)
             attributed += own
-            terms[part.condition] += own / 2
+            terms[part.condition] += own
             return output
 
         run_every_candidate(model, inputs, observe)

@@ -93,6 +93,7 @@ def test_gates_without_weights_and_without_a_draw_are_an_error():
 
 def test_an_edge_left_out_is_what_a_dropped_one_is():
     choice = scales(2, 3)
+    choice.added = True
     with gates(choices(choice), {"choice": LEFT_OUT}):
         assert choice(torch.ones(1)) == Dropped()(torch.ones(1)) == 0
     assert [op.calls for op in choice.candidates] == [0, 0]

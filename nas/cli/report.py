@@ -55,7 +55,8 @@ def show_result(result: dict[str, Any]) -> None:
     if likelihood is not None and f"{likelihood:.4f}" != f"{result['test_loss']:.4f}":  # that of most classifiers
         table.add_row("negative log-likelihood", f"{likelihood:.4f}")
     table.add_row("parameters", f"{result['parameters']:,}")
-    table.add_row("multiply-accumulates", f"{result['macs']:,}")
+    macs = result["macs"]
+    table.add_row("multiply-accumulates", "not counted" if macs is None else f"{macs:,}")
     for one in result.get("latency", []):
         table.add_row(
             f"latency, batch of {one['batch']}",
@@ -69,9 +70,9 @@ def show_result(result: dict[str, Any]) -> None:
 
 def show_classes(result: dict[str, Any]) -> None:
     """The accuracy of every class and, of not too many, what they are taken for; nothing where there are no classes."""
-    if "test_per_class" not in result:
+    if result.get("test_per_class") is None:
         return
-    confusion: dict[str, dict[str, int]] = result["test_confusion"]
+    confusion: dict[str, dict[str, int]] = result["test_confusion"] or {}
     shown = list(confusion) if len(confusion) <= LARGEST_CONFUSION else []
     title = "each row a true class, and how often it is taken for which" if shown else None
     table = Table("class", "accuracy", "examples", *shown, title=title)

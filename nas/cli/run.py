@@ -19,6 +19,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     setup = Setup.from_config(cfg)
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     search, retrain = SearchStage(setup), RetrainStage(setup)
+    retrain.check(search.first)
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         show_search(genotype, search.derived_parameters(genotype))

@@ -15,6 +15,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
 
     setup = Setup.from_config(cfg)
     search = SearchStage(setup)
+    search.try_derived()
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         if not out.writes:

@@ -70,6 +70,7 @@ class MixedEdges:
             key=key,
             group=f"{kind}/{node}",
             weighed=self.edge_normalisation,
+            added=True,
         )
         return choice if parts == 1 else PartialEdge(choice, parts=parts, stride=stride)
 

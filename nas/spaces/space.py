@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from nas.choice import choices, freeze
+from nas.data.inputs import each
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, GenotypeError
 from nas.genotype import Genotype
+from nas.supernet.dropped_edge import settle
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class Space(ABC):
     def network(self, spec: DataSpec, genotype: Genotype) -> nn.Module:
         """The plain network of a genotype, without choices. Raises GenotypeError if it does not fit the space."""
         self.check(genotype)
-        return freeze(self.build(spec, affine=True), genotype.choices)
+        network = freeze(self.build(spec, affine=True), genotype.choices)
+        settle(network, lambda device: each(spec.zeros(device=device, batch=2)))
+        return network
 
     def sketching(self) -> AbstractContextManager[Any]:
         """A context for models that are built to be looked at and not run: no memory, no random numbers."""

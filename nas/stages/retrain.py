@@ -22,9 +22,12 @@ from nas.retrain import RetrainState, TrainingStep, retrain
 from nas.run_directory import RunDirectory
 from nas.runtime import derived_seed, seed_layers
 from nas.schedule import Linear, initial_lr
+from nas.spaces.cell import DropPath, set_drop_path
 from nas.stages.setup import Setup, at_least, check_outputs, taking, two_examples
 from nas.stages.trained import Trained
 from nas.tracker import JsonLines
+from nas.training.put_back import all_put_back
+from nas.training.trial_training import try_training
 
 
 class RetrainStage:
@@ -74,14 +77,22 @@ class RetrainStage:
 
     def check(self, genotype: Genotype) -> None:
         """Raises GenotypeError unless the genotype is of this stage's space, SpaceError if its network does not suit
-        the data and the task."""
+        the data and the task, or a training step of it fails, ConfigError for a setting without effect in it. The
+        global generators are put back."""
         self.space.check(genotype)
         check_chosen(genotype.choices, self.options)
-        network = self.setup.runtime.place(self.space.network(self.setup.data.spec, genotype)).eval()
-        inputs, targets = two_examples(self.unmixed)
-        with torch.no_grad(), taking(inputs):
-            outputs = network(*each(inputs))
-        check_outputs(outputs, targets, self.setup)
+        cfg, setup = self.setup.cfg.retrain, self.setup
+        with all_put_back([], device=setup.runtime.device):
+            network = setup.runtime.place(self.space.network(setup.data.spec, genotype)).eval()
+            inputs, targets = two_examples(self.unmixed)
+            with torch.no_grad(), taking(inputs):
+                outputs = network(*each(inputs))
+            check_outputs(outputs, targets, setup)
+            check_drop_path(network, cfg.drop_path)
+            if next(network.parameters(), None) is not None:
+                batch = next(self.loader.epoch(0))
+                optimizer = self.optimizer(network)
+                try_training(network, batch, task=setup.task, optimizer=optimizer, step=self.step, decay=cfg.average)
 
     def run(self, genotype: Genotype, out: RunDirectory, tracker: JsonLines) -> Trained:
         cfg, setup = self.setup.cfg, self.setup
@@ -148,6 +159,16 @@ def last_drop_path(cfg: DictConfig) -> float:
     """The rate of the last epoch E - 1: the whole one, or (E - 1) / E of it, by which epoch e has e / E."""
     rate: float = cfg.drop_path
     return rate if cfg.drop_path_reached else rate * (cfg.epochs - 1) / cfg.epochs
+
+
+def check_drop_path(network: nn.Module, rate: float) -> None:
+    """Raises ConfigError if paths are to be dropped in a network that has none; sets the rate otherwise."""
+    if rate and not any(isinstance(module, DropPath) for module in network.modules()):
+        raise ConfigError(
+            f"retrain.drop_path is {rate}, but the network has no DropPath whose rate it could be",
+            fix="set retrain.drop_path=0, or use nas.spaces.cell.DropPath in the model",
+        )
+    set_drop_path(network, rate)
 
 
 def check_recipe(cfg: DictConfig) -> None:

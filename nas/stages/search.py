@@ -11,7 +11,7 @@ from nas import atomic, processes
 from nas.arch import ArchParams
 from nas.batch_norm import synchronised
 from nas.config import to_plain
-from nas.data.loader import Loader
+from nas.data.loader import Loader, search_batches
 from nas.errors import ConfigError
 from nas.evaluate import count_parameters
 from nas.gap import Gap
@@ -19,8 +19,11 @@ from nas.genotype import Genotype
 from nas.judge import Judge
 from nas.kinds import kinds_of
 from nas.methods.published_settings import missing, reinmax_too_cold
+from nas.methods.estimate import available_memory
+from nas.methods.trial_step import try_search
 from nas.progress import Progress
 from nas.regulariser import Sum
+from nas.retrain import TrainingStep
 from nas.run_directory import RunDirectory
 from nas.runtime import derived_seed, seed_layers
 from nas.schedule import initial_lr, positive
@@ -30,6 +33,8 @@ from nas.settings import leaves
 from nas.shapes import check_shapes
 from nas.stages.setup import Setup, at_least, check_outputs, taking, two_examples
 from nas.tracker import JsonLines
+from nas.training.put_back import all_put_back
+from nas.training.trial_training import try_small
 
 
 class SearchStage:
@@ -113,7 +118,9 @@ class SearchStage:
             setup.benchmark.check(setup.space.options(setup.data.spec))
         check_excluded(setup, arch)
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
-        self.describe(Genotype(setup.space.name, self.deriver(arch)))
+        self.first = Genotype(setup.space.name, self.deriver(arch))
+        self.describe(self.first)
+        self.try_step()
         if type(self.searcher) is FirstOrder:  # others may ask more of their passes than a replay gives
             setup.runtime.prepare_supernet(supernet)
 
@@ -139,6 +146,27 @@ class SearchStage:
         for kind, line in zip(("note", "warning"), lines, strict=True):
             if line is not None and processes.first():
                 print(f"{kind}: {line}", file=sys.stderr)
+
+    def try_step(self) -> None:
+        """One step on trial; prints what the search will take by it."""
+        loop, steps = self.setup.cfg.search, len(self.weight_loader)
+        (weight_batch, arch_batch) = next(search_batches(self.weight_loader, self.arch_loader, 0))
+        learns = loop.epochs * steps // loop.arch_every > loop.warmup_epochs * steps // loop.arch_every
+        measured = try_search(self.searcher, weight_batch, arch_batch, temperature=self.temperature(0.0), learns=learns)
+        if measured is not None and processes.first():
+            print(measured.line(epochs=loop.epochs, steps=steps))
+            if warning := measured.warning(available_memory(measured.device)):
+                print(f"warning: {warning}", file=sys.stderr)
+
+    def try_derived(self) -> None:
+        """A training step of the first genotype's network on trial, on two examples: for a search by itself, whose
+        network may be retrained by other settings."""
+        with all_put_back([], device=self.setup.runtime.device):
+            network = self.setup.runtime.place(self.retrained_space.network(self.setup.data.spec, self.first))
+            step = TrainingStep(
+                auxiliary_weight=self.setup.cfg.retrain.auxiliary_weight, precision=self.setup.runtime.precision
+            )
+            try_small(network, two_examples(self.weight_loader), task=self.setup.task, step=step)
 
     def build_regulariser(self, arch: ArchParams) -> Sum | None:
         """All that the group ``regulariser`` chose, if anything."""

@@ -19,7 +19,7 @@ from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import DataError, DivergenceError
-from nas.evaluate import count_macs, count_parameters, score
+from nas.evaluate import count_parameters, macs_or_reason, score
 from nas.genotype import Genotype
 from nas.runtime import Runtime, describe, peak_memory
 from nas.spaces.space import Space
@@ -134,7 +134,7 @@ def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, 
         **{f"test_{name}": value for name, value in tested.measures.items()},
         "metric": asdict(metric),
         "parameters": count_parameters(trained.network),
-        "macs": count_macs(trained.network, spec),
+        **macs_or_reason(trained.network, spec),
         "data": spec.name,
         "genotype": trained.genotype.to_dict(),
     }

@@ -1,0 +1,69 @@
+"""What a search will take, by one step of it that was measured: an estimate, and said to be one."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+SHORT = 0.9  # of the memory that there is: more than this is told
+
+
+@dataclass(frozen=True)
+class Measured:
+    """seconds: of one iteration, a weight step and an architecture step. peak: bytes, the most that the device held, or
+    that the process took on a CPU. device: where."""
+
+    seconds: float
+    peak: int
+    device: torch.device
+
+    def line(self, *, epochs: int, steps: int) -> str:
+        """One line for people."""
+        kind = "of the GPU's memory" if self.device.type == "cuda" else "of memory, torch included"
+        return (
+            f"estimate, by one step on trial: the search takes about {duration(self.seconds * epochs * steps)} "
+            f"({epochs} x {steps} steps of {self.seconds:.3g} s, data and scoring not counted) and {size(self.peak)} "
+            f"{kind}"
+        )
+
+    def warning(self, available: int | None) -> str | None:
+        """What to say if memory is short. available: bytes for this process, None if that is not known."""
+        if available is None or self.peak <= SHORT * available:
+            return None
+        return (
+            f"memory may be short, by an estimate: a step took {size(self.peak)} of {size(available)}; lower "
+            "search.batch_size if the search fails for it"
+        )
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that this process can have on the device, with those that it has: of a GPU all that nobody else took; on
+    Linux what is available, or the limit of its control group. None elsewhere."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        limits = [int(fields["MemAvailable"].split()[0]) * 1024 + resident]
+        limits += [
+            int(text)
+            for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+            if Path(path).exists() and (text := Path(path).read_text().strip()).isdigit()
+        ]
+    except (OSError, ValueError, LookupError):
+        return None
+    return min(limits)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that people would take."""
+    for limit, unit, factor in ((120, "s", 1), (7200, "min", 60), (48 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / factor:.2g} {unit}" if seconds / factor < 10 else f"{seconds / factor:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

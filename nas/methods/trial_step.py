@@ -1,0 +1,113 @@
+"""One step of a search on trial, before anything is written: what would fail in it fails here, and is measured."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas.batch_norm import synchronised
+from nas.data.inputs import mapped
+from nas.data.loader import Batch
+from nas.errors import DivergenceError, SpaceError
+from nas.finite import Guard, Reading
+from nas.methods.estimate import Measured
+from nas.runtime import peak_memory, synchronise
+from nas.sampler import Gates, draw, told
+from nas.searcher import FirstOrder
+from nas.training.put_back import all_put_back
+from nas.training.step_failure import Trial
+
+SEARCH = Trial("a step of the search", "search.batch_size", "optim@weight_optim")
+MOST_CANDIDATES = 8  # of a choice that are tried one by one, on two examples each: less than one step of the search
+
+
+def try_search(
+    searcher: FirstOrder,
+    weight_batch: Batch,
+    arch_batch: Batch,
+    *,
+    temperature: float = 1.0,
+    learns: bool = True,
+) -> Measured | None:
+    """One weight step and one architecture step on full batches, as the search takes them, at its precision.
+
+    Where the sampler draws one candidate, each is drawn once before, on two examples. All state is put back to the bit:
+    weights, buffers, modes, logits, optimisers, scaler, guard, the sampler's generator and the global ones.
+    learns: whether the search takes architecture steps at all.
+
+    Returns what a step took, None if its numbers are not finite: the search itself reports that, with the place.
+    Raises SpaceError, naming the module, for what fails in the step.
+    """
+    supernet, device = searcher.supernet, searcher.arch.logits.device
+    objects = [
+        *(supernet, searcher.arch, searcher.weight_optim, searcher.arch_optim, searcher.scaler, searcher.guard),
+        *(searcher.sampler, searcher.task, searcher.regulariser, searcher),
+    ]
+
+    def step() -> None:
+        searcher.weight_step(weight_batch, temperature)
+        if learns:
+            searcher.arch_step(arch_batch, weight_batch, temperature)
+
+    def check(module: nn.Module, inputs: object, outputs: object) -> None:
+        if not isinstance(outputs, Tensor):
+            raise SpaceError(
+                f"in training the model returns a {type(outputs).__name__}, expected one tensor as in evaluation",
+                fix="leave auxiliary outputs out while searching; a derived network, which is built with affine=True, "
+                "may return a pair of the outputs and the auxiliary ones, see retrain.auxiliary_weight",
+            )
+
+    with (
+        all_put_back(objects, device=device),
+        synchronised(supernet),
+        SEARCH.explained(supernet, searcher.precision),
+    ):
+        searcher.guard = Quiet()
+        supernet.register_forward_hook(check)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            each_drawn = list(each_candidate(searcher, temperature))
+            for drawn in each_drawn:
+                searcher.weight_step(two_of(weight_batch), temperature, drawn)
+            if not each_drawn:
+                step()  # to warm up, which the passes above have done otherwise
+            synchronise(device)
+            started = time.perf_counter()
+            step()
+            synchronise(device)
+        except DivergenceError:
+            return None
+        return Measured(time.perf_counter() - started, peak_memory(device), device)
+
+
+class Quiet(Guard):
+    """Lets every step pass: numbers that are not finite are the search's to report, with their place."""
+
+    def begin(self, model: nn.Module) -> None:
+        return None
+
+    def passes(self, reading: Reading) -> bool:
+        return True
+
+
+def each_candidate(searcher: FirstOrder, temperature: float) -> Iterator[Gates]:
+    """Gates that draw the first candidate of every choice, then the second of every choice, and so on; none where the
+    sampler runs all candidates in every step."""
+    arch = searcher.arch
+    with torch.no_grad():
+        if draw(searcher.sampler, arch, temperature, searcher.generator).drawn is None:
+            return
+        sizes = arch.mask.sum(dim=-1)
+        for index in range(min(MOST_CANDIDATES, arch.mask.shape[-1])):
+            drawn = torch.full_like(sizes, index) % sizes
+            weights = F.one_hot(drawn, arch.mask.shape[-1]).to(arch.logits)
+            yield told([Gates(weights, drawn, shares=arch.shares())])[0]
+
+
+def two_of(batch: Batch) -> Batch:
+    """Its first two examples, or the only one."""
+    inputs, targets = batch
+    return mapped(lambda x: x[:2], inputs), targets[:2]

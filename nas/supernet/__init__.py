@@ -1,0 +1,1 @@
+"""The mechanism of a search: what a model with choices in it is made of."""

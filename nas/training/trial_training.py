@@ -1,0 +1,87 @@
+"""One step of training on trial, before anything is written: what would fail in it fails here."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nas.average import Average
+from nas.batch_norm import synchronised
+from nas.choice import UngatedError
+from nas.data.loader import Batch
+from nas.errors import SpaceError
+from nas.retrain import RetrainState, TrainingStep, main_outputs, parts
+from nas.task import Task
+from nas.training.put_back import all_put_back
+from nas.training.step_failure import Trial
+
+TRAINING = Trial(
+    "a training step of the derived network", "retrain.batch_size or retrain.accumulation", "optim@retrain.optim"
+)
+
+
+def try_training(
+    network: nn.Module,
+    batch: Batch,
+    *,
+    task: Task,
+    optimizer: Optimizer,
+    step: TrainingStep | None = None,
+    decay: float = 0.999,
+    trial: Trial = TRAINING,
+) -> None:
+    """One forward pass, backward pass, step of the optimiser and averaging of the weights on the smallest part of a
+    batch. All state is put back to the bit: that of the network, the optimiser, the task, and the global generators.
+
+    step: what a training step consists of. decay: of the average, in [0, 1); 0 for none.
+    Raises SpaceError, naming the module, for what fails in it.
+    """
+    step = TrainingStep() if step is None else step
+    (*_, part) = parts(*batch, step.accumulation)
+    step = replace(step, accumulation=1)
+    device = part[1].device
+
+    def check(module: nn.Module, inputs: object, outputs: object) -> None:
+        if isinstance(outputs, tuple) and len(outputs) != 2:
+            outputs = None
+        if not isinstance(main_outputs(outputs), Tensor):  # type: ignore[arg-type]  # whatever a user's model returns
+            raise SpaceError(
+                f"in training the derived network returns a {type(outputs).__name__}, expected one tensor, or a pair "
+                "of the outputs and those of an auxiliary head",
+                fix="return the tensor that the loss is to be computed of",
+            )
+
+    with (
+        all_put_back([network, optimizer, task], device=device),
+        synchronised(network),
+        trial.explained(network, step.precision),
+    ):
+        network.train()
+        network.register_forward_hook(check)
+        average = Average(network, decay=decay) if decay > 0 else None
+        state = RetrainState(network, optimizer, average, scaler=step.precision.scaler())
+        try:
+            step(state, part, task)
+        except UngatedError as error:
+            raise SpaceError(
+                f"the derived network still runs a choice: {error.problem}",
+                fix="let the model reach its choices as registered children only, by no closure or list",
+            ) from error
+
+
+def try_small(network: nn.Module, batch: Batch, *, task: Task, step: TrainingStep) -> None:
+    """`try_training` on two examples with a plain optimiser, for a network whose training is not known yet."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        return
+    inputs, targets = batch
+    if len(targets) == 1:  # a batch norm of the network needs two, whatever the batches of the search
+        inputs = (
+            tuple(x.repeat_interleave(2, 0) for x in inputs)
+            if isinstance(inputs, tuple)
+            else inputs.repeat_interleave(2, 0)
+        )
+        targets = targets.repeat_interleave(2, 0)
+    few = (tuple(x[:2] for x in inputs) if isinstance(inputs, tuple) else inputs[:2], targets[:2])
+    try_training(network, few, task=task, optimizer=torch.optim.SGD(parameters, lr=1e-3), step=step)
