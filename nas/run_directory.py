@@ -20,6 +20,7 @@ from nas import __version__, atomic, processes
 from nas.errors import OutputError
 from nas.interruption import Interrupted
 from nas.runtime import Runtime
+from nas.storage.command_line import setting
 
 MANIFEST = "manifest.json"
 SIZE_LIMIT = 1_000_000  # bytes of a manifest that is read; one takes about a thousand
@@ -153,7 +154,7 @@ def check_new(path: Path) -> None:
     if (path / MANIFEST).exists():
         raise OutputError(
             f"the output directory {path} holds a run, expected a new directory",
-            fix=f"set hydra.run.dir to another, or go on with that run: resume={path}",
+            fix=f"set hydra.run.dir to another, or go on with that run: {setting('resume', path)}",
         )
     if any(path.iterdir()):
         raise OutputError(

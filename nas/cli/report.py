@@ -1,11 +1,13 @@
 """What the commands print at the end."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from nas.data.survey import lines, warnings
 from nas.export import Exported
 from nas.genotype import Genotype
 from nas.task import Metric
@@ -14,6 +16,14 @@ from nas.task import Metric
 def show(table: Table) -> None:
     """Print a table as it is: names of a user's, in brackets or between colons, are no markup and no emoji."""
     Console(markup=False, emoji=False).print(table)
+
+
+def show_data(known: Mapping[str, Any]) -> None:
+    """What was found of a data set, of the facts that `nas.data.survey` gives; what may be a mistake as a warning."""
+    for line in lines(known):
+        print(line)
+    for text in warnings(known):
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def show_search(genotype: Genotype, parameters: int) -> None:

@@ -57,6 +57,11 @@ class DataBundle:
     found: Mapping[str, Any] = field(default_factory=dict)
     sample: tuple[str, ...] = ()
 
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the training examples."""
+        return {"trained_on": self.trained_on, "training_sample": list(self.sample)}
+
     def augmented(self, *, cutout: int, policy: Policy | None) -> Augment | Preparation | None:
         """`augment` and, for images, the square that is cut out of them and the policy they go through.
 

@@ -64,7 +64,7 @@ class ImageFolder:
         with pillow_warnings():
             if self.damaged == "skip":
                 train, test = self._whole(train, class_names, "train"), self._whole(test, class_names, "test")
-            shape, headers = self._common_shape(train.paths + test.paths)
+            shape, headers = self._common_shape(train.paths + test.paths, channels=self.channels)
             in_memory = fits_in_memory(
                 images=len(train.paths) + len(test.paths), shape=shape, limit_mb=self.memory_limit_mb
             )
@@ -115,7 +115,7 @@ class ImageFolder:
         with pillow_warnings():
             if self.damaged == "skip":
                 listing = self._whole(listing, spec.class_names, "test")
-            shape, headers = self._common_shape(listing.paths)
+            shape, headers = self._common_shape(listing.paths, channels=self.channels or spec.channels)
             files = ImageFiles(listing, shape=shape, size=self.image_size)
             fits = fits_in_memory(images=len(files), shape=shape, limit_mb=self.memory_limit_mb)
             test = self._split(files, in_memory=fits)
@@ -132,6 +132,19 @@ class ImageFolder:
             },
         )
         return bundle, sum(digest_of_file(path) in known for path in listing.paths) if known else 0
+
+    def is_trained_on(self, trained_on: str) -> bool:
+        """Whether `load` would train on the files of a training, by their names, wherever the root lay then."""
+        root = Path(self.root).expanduser()
+        try:
+            found = find_images(root, test_fraction=self.test_fraction)
+        except (DataError, ConfigError):
+            return False
+        train = found.train
+        if self.damaged == "skip":
+            with pillow_warnings():
+                train = self._whole(train, found.class_names, "train")
+        return found.held_out and train.digest(root) == trained_on
 
     def _spec(
         self,
@@ -203,13 +216,15 @@ class ImageFolder:
             )
         return kept
 
-    def _common_shape(self, paths: tuple[Path, ...]) -> tuple[tuple[int, int, int], list[Header]]:
+    def _common_shape(
+        self, paths: tuple[Path, ...], *, channels: int | None
+    ) -> tuple[tuple[int, int, int], list[Header]]:
         """(C, H, W) of the images once read, from the headers of the files unless the settings already tell, and the
         headers: of some evenly spaced files, if the shape does not depend on all."""
-        told = self.image_size is not None and self.channels is not None
+        told = self.image_size is not None and channels is not None
         step = -(-len(paths) // HEADERS) if told else 1
         headers = [read_header(path) for path in paths[::step]]  # 40 us each, and slower in threads
-        channels = self.channels or (1 if all(header.grey for header in headers) else 3)
+        channels = channels or (1 if all(header.grey for header in headers) else 3)
         if self.image_size is not None:
             return (channels, self.image_size, self.image_size), headers
         first = headers[0]
