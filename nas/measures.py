@@ -4,7 +4,7 @@ Sums, because they need no more memory for more examples, add up over processes,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +56,7 @@ class ClassificationMeasures(MetricInterval):
 
     - ``<metric>_interval``: Wilson's, where an example is right or wrong;
     - ``top5_accuracy``, of more than five classes;
+    - ``balanced_accuracy`` and ``worst_class``: see `over_classes`;
     - ``negative_log_likelihood``: mean of -log p(label), whatever the loss was;
     - ``expected_calibration_error``: see `calibration_error`;
     - ``per_class``: accuracy (None of a class without examples) and number of examples;
@@ -104,14 +105,16 @@ class ClassificationMeasures(MetricInterval):
             results = {f"{self._name}_interval": list(wilson_interval(right, labels))}
         if classes > TOP:
             results[f"top{TOP}_accuracy"] = int(self._top) / labels
+        per_class = {
+            name: {"accuracy": row[k] / sum(row) if any(row) else None, "examples": sum(row)}
+            for k, (name, row) in enumerate(zip(self._classes, confusion, strict=True))
+        }
         return {
             **results,
+            **over_classes(per_class),
             "negative_log_likelihood": float(self._likelihood) / labels,
             "expected_calibration_error": calibration_error(self._bins.tolist()),
-            "per_class": {
-                name: {"accuracy": row[k] / sum(row) if any(row) else None, "examples": sum(row)}
-                for k, (name, row) in enumerate(zip(self._classes, confusion, strict=True))
-            },
+            "per_class": per_class,
             "confusion": {
                 name: {other: count for other, count in zip(self._classes, row, strict=True) if count}
                 for name, row in zip(self._classes, confusion, strict=True)
@@ -146,6 +149,19 @@ class RegressionMeasures(MetricInterval):
             "root_mean_squared_error": math.sqrt(errors / self._values),
             "r_squared": 1 - errors / variation if variation > 0 else None,
         }
+
+
+def over_classes(per_class: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """``balanced_accuracy``, the mean of the accuracies of the classes that have examples, which a common class cannot
+    carry alone; and ``worst_class``, the one of the lowest accuracy, of several that with the most examples."""
+    measured = {name: one for name, one in per_class.items() if one["accuracy"] is not None}
+    if not measured:
+        return {"balanced_accuracy": None, "worst_class": None}
+    worst = min(measured, key=lambda name: (measured[name]["accuracy"], -measured[name]["examples"]))
+    return {
+        "balanced_accuracy": math.fsum(one["accuracy"] for one in measured.values()) / len(measured),
+        "worst_class": {"name": worst, **measured[worst]},
+    }
 
 
 def precise(values: Tensor) -> Tensor:

@@ -98,8 +98,8 @@ class Setup:
         out.record(**{f"{stage}_epoch": used})
         if loader.left_out and out.writes:
             print(
-                f"{stage}: an epoch takes {len(loader):,} batches of the {loader.examples:,} examples and leaves "
-                f"{loader.left_out:,} out, other ones each time"
+                f"{stage}: {loader.left_out:,} of the {loader.examples:,} examples fill no batch and are left out of "
+                "an epoch, other ones each time"
             )
 
     def checkpoints(self, out: RunDirectory, stage: str) -> Checkpoints:
