@@ -4,7 +4,7 @@ Sums, because they need no more memory for more examples, add up over processes,
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -96,6 +96,7 @@ class ClassificationMeasures(MetricInterval):
 
     - ``<metric>_interval``: Wilson's, where an example is right or wrong;
     - ``top5_accuracy``, of more than five classes;
+    - ``balanced_accuracy`` and ``worst_class``: see `over_classes`;
     - ``negative_log_likelihood``: mean of -log p(label), whatever the loss was;
     - ``expected_calibration_error``: see `calibration_error`;
     - ``per_class``: accuracy (None of a class without examples) and number of examples;
@@ -148,8 +149,8 @@ class ClassificationMeasures(MetricInterval):
         if self._confusion is None or self._bins is None or self._per_class is None:
             return {}
         classes = len(self._classes)
-        per_class: list[list[int]] = self._per_class.tolist()
-        labels, right = (sum(counts) for counts in zip(*per_class, strict=True))
+        counts: list[list[int]] = self._per_class.tolist()
+        labels, right = (sum(column) for column in zip(*counts, strict=True))
         if not labels:
             raise ValueError("no label of the split counts, all of them are to be ignored")
         results = super().results()
@@ -157,14 +158,16 @@ class ClassificationMeasures(MetricInterval):
             results = {f"{self._name}_interval": list(wilson_interval(right, labels))}
         if classes > TOP:
             results[f"top{TOP}_accuracy"] = int(self._top) / labels
+        per_class = {
+            name: {"accuracy": correct / examples if examples else None, "examples": examples}
+            for name, (examples, correct) in zip(self._classes, counts, strict=True)
+        }
         return {
             **results,
+            **over_classes(per_class),
             "negative_log_likelihood": float(self._likelihood) / labels,
             "expected_calibration_error": calibration_error(self._bins.tolist()),
-            "per_class": {
-                name: {"accuracy": right / examples if examples else None, "examples": examples}
-                for name, (examples, right) in zip(self._classes, per_class, strict=True)
-            },
+            "per_class": per_class,
             **self._confusion.results(self._classes),
         }
 
@@ -260,6 +263,19 @@ class RegressionMeasures(MetricInterval):
             "root_mean_squared_error": math.sqrt(errors / self._values),
             "r_squared": 1 - errors / variation if variation > 0 else None,
         }
+
+
+def over_classes(per_class: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """``balanced_accuracy``, the mean of the accuracies of the classes that have examples, which a common class cannot
+    carry alone; and ``worst_class``, the one of the lowest accuracy, of several that with the most examples."""
+    measured = {name: one for name, one in per_class.items() if one["accuracy"] is not None}
+    if not measured:
+        return {"balanced_accuracy": None, "worst_class": None}
+    worst = min(measured, key=lambda name: (measured[name]["accuracy"], -measured[name]["examples"]))
+    return {
+        "balanced_accuracy": math.fsum(one["accuracy"] for one in measured.values()) / len(measured),
+        "worst_class": {"name": worst, **measured[worst]},
+    }
 
 
 def precise(values: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """MODEL_CARD.md: what an exported network is, how it came about, and how to load it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nas.formats.preprocessing import sentences
 from nas.genotype import Genotype
+from nas.storage.command_line import pasted
 
 
 def model_card(metadata: Mapping[str, Any], genotype: Genotype) -> str:
@@ -34,9 +37,15 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield f"- Input: {metadata['input']}. Of one example: {', '.join(map(str, data['input_shapes']))}."
     yield f"- Output: {metadata['output']}."
     yield from (f"- {name}: {data[name]}" for name in ("mean", "std") if name in data)
+    if (reading := metadata.get("preprocessing")) is not None:
+        yield from (f"- {said}" for said in sentences(reading))
     if data["class_names"]:
         yield f"- Classes: {', '.join(data['class_names'])}"
     yield ""
+    if reading is not None:
+        called = "`read` makes the input of an image file" if "orientation" in reading else "`prepare` makes the input"
+        yield f"From an image to the input, with numpy{' and Pillow' if 'orientation' in reading else ''}: {called}."
+        yield from ("", *fenced("python", reading["code"].rstrip()), "")
     yield "## How it came about"
     yield ""
     yield from (f"- {name}: {value}" for name, value in origin(metadata["origin"]))
@@ -75,12 +84,19 @@ def origin(manifest: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     if manifest is None:
         yield "Run", "not recorded: the checkpoint was not in the directory of its run"
         return
-    yield "Command", f"`{' '.join(manifest['command'])}`"
+    yield "Command", inline_code(pasted(manifest["command"]))
     yield "Commit", manifest["commit"] or "an installed release"
     yield "Versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     yield "Seed", str(manifest["seed"])
     yield "Device", manifest["device"]
     yield "Started", manifest["started"]
+
+
+def inline_code(text: str) -> str:
+    """Between as many backticks as Markdown needs."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    ends = "`" * (longest + 1)
+    return f"{ends} {text} {ends}" if longest else f"{ends}{text}{ends}"
 
 
 def sentence(text: str) -> str:

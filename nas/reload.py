@@ -25,7 +25,7 @@ FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 def load(path: str | Path, *, allow: Sequence[str], device: str) -> nn.Module:
     """See `nas.load`."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / METADATA).is_file():
         return from_export(path, allow=allow, device=device)
     if path.is_dir():

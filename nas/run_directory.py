@@ -21,6 +21,7 @@ from nas.errors import OutputError, WorkerLostError
 from nas.interruption import Interrupted
 from nas.runtime import Runtime
 from nas.storage import forks
+from nas.storage.command_line import setting
 
 MANIFEST = "manifest.json"
 SIZE_LIMIT = 1_000_000  # bytes of a manifest that is read; one takes about a thousand
@@ -156,7 +157,7 @@ def check_new(path: Path) -> None:
     if (path / MANIFEST).exists():
         raise OutputError(
             f"the output directory {path} holds a run, expected a new directory",
-            fix=f"set hydra.run.dir to another, or go on with that run: resume={path}",
+            fix=f"set hydra.run.dir to another, or go on with that run: {setting('resume', path)}",
         )
     if any(path.iterdir()):
         raise OutputError(

@@ -1,5 +1,6 @@
 """What can be set: the schemas of the commands."""
 
+import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -142,6 +143,7 @@ def register_schemas() -> None:
             OmegaConf.set_struct(node.retrain.network, False)
         store.store(name, node)
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
+    OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
     # Likewise: the arguments of a factory are whatever it takes.
     node = OmegaConf.create({"arguments": {}})
     OmegaConf.set_struct(node.arguments, False)

@@ -6,6 +6,9 @@ from typing import Any
 # What a command line says of a resumption itself, and of whom it trusts: never read from what a run has left.
 OWN = ("resume", "may_change", "allow_targets")
 
+# Where the data lie, which a run that goes on may be told anew: its training examples themselves are compared.
+PLACES = ("data.root",)
+
 
 def leaves(node: Any, prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
     """Dotted name -> value, of a plain configuration; empty nodes are values, and lists are, unless they are to be

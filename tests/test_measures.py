@@ -171,3 +171,13 @@ def test_targets_that_do_not_vary_have_nothing_to_explain():
     measures = RegressionMeasures("m")
     measures.add(torch.ones(3), torch.ones(3), torch.zeros(3))
     assert measures.results()["r_squared"] is None
+
+
+def test_balanced_accuracy_and_the_worst_class_by_hand():
+    measures = ClassificationMeasures("accuracy", ("a", "b", "c", "d"))
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    predicted = torch.tensor([0, 0, 0, 1, 0, 1, 0])
+    measures.add(torch.eye(4)[predicted], labels, predicted == labels)
+    results = measures.results()
+    assert results["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)  # d has no example
+    assert results["worst_class"] == {"name": "c", "accuracy": 0.0, "examples": 1}

@@ -10,10 +10,11 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from nas import config, schemas, trust
-from nas.cli import parallel, torchrun
+from nas.cli import parallel, paths, torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
 from nas.errors import ConfigError, NasError
 from nas.interruption import AtOnce, Interrupted
+from nas.storage.command_line import setting
 
 FAILED = 1  # what Python itself exits with after a traceback
 USER_ERROR = 2
@@ -38,6 +39,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    sys.argv[1:] = paths.read(sys.argv[1:])
+    shown_anywhere()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
     schemas.register_schemas()
     composed = False
@@ -54,6 +57,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
         try:
             if unknown := next(schemas.added(cfg), None):
                 raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, config_name))
+            paths.anchored(cfg)
             if not shared:
                 torchrun.refuse_several(f"nas-{config_name}")
             if torchrun.has_restarted() and (directory / "manifest.json").exists():
@@ -65,7 +69,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
                 if has_finished(directory):
                     print(f"The run in {directory} has finished: there is nothing to resume.")
                     return None
-                cfg = resumed(cfg, untouched(config_name), HydraConfig.get().overrides.task)
+                cfg = resumed(cfg, paths.anchored(untouched(config_name)), HydraConfig.get().overrides.task)
             return body(cfg, directory)
         except (NasError, OmegaConfBaseException) as error:
             if debug:
@@ -74,8 +78,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             fail(explain(error, config_name), USER_ERROR)
         except Interrupted as stop:
             begun = (directory / "manifest.json").exists()
-            done = f", all that was done is saved; resume={directory} goes on" if begun else " before anything was done"
-            stopped(f"stopped by {stop}{done}", 128 + stop.received)
+            saved = f", all that was done is saved; {setting('resume', directory)} goes on"
+            stopped(f"stopped by {stop}{saved if begun else ' before anything was done'}", 128 + stop.received)
         except KeyboardInterrupt:
             if debug:
                 raise
@@ -113,6 +117,13 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             if debug or (unknown and not theirs):
                 raise
             fail(explain(error, config_name), USER_ERROR)
+
+
+def shown_anywhere() -> None:
+    """Let standard output replace the characters that its encoding lacks: a table is no reason to end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not so where a caller collects what is printed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -11,11 +11,13 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | None:
     """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
     from nas import atomic
-    from nas.cli.report import show_classes, show_result, show_standings
+    from nas.cli.report import show_classes, show_data, show_result, show_standings
+    from nas.data.survey import facts
     from nas.run_directory import check_new
     from nas.spaces.published import resolve
+    from nas.stages.scored_data import open_trained
     from nas.stages.setup import open_benchmark
-    from nas.stages.trained import check_finite, final_result, objective, open_trained, speed
+    from nas.stages.trained import check_finite, final_result, objective, speed
 
     check(cfg)
     benchmark = open_benchmark(cfg)
@@ -26,8 +28,10 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     if benchmark is not None:
         result["benchmark"] = benchmark.report(genotype)
     if opened is not None:
-        trained, loader, spec = opened
-        result |= final_result(trained, loader, spec)
+        trained, loader, data = opened
+        result["data_found"] = facts(data, scored=True)
+        show_data(result["data_found"])
+        result |= final_result(trained, loader, data.spec)
         result |= speed(trained, loader, batches=cfg.latency.batches, seconds=cfg.latency.seconds)
     atomic.write_json(directory / "result.json", result)
     if opened is not None:

@@ -8,15 +8,18 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> None:
-    from nas.cli.report import show_export, show_result
+    from nas.cli.report import show_data, show_export, show_result
+    from nas.data.survey import facts
     from nas.run_directory import check_new
     from nas.stages.export import build_formats, export_trained
-    from nas.stages.trained import check_finite, final_result, open_trained
+    from nas.stages.scored_data import open_trained
+    from nas.stages.trained import check_finite, final_result
 
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     check_new(directory)
-    trained, loader, spec = open_trained(cfg)
-    result = final_result(trained, loader, spec)
+    trained, loader, data = open_trained(cfg)
+    show_data(facts(data, scored=True))
+    result = final_result(trained, loader, data.spec)
     check_finite(result)
     run = Path(cfg.checkpoint).resolve().parent.parent
     exported = export_trained(trained, loader, formats=formats, result=result, run=run, directory=directory)

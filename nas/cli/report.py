@@ -1,24 +1,79 @@
 """What the commands print at the end."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
+from nas.data.survey import lines, printable, warnings
 from nas.export import Exported
 from nas.genotype import Genotype
 from nas.task import Metric
 
 
-def show(table: Table) -> None:
-    """Print a table as it is: names of a user's, in brackets or between colons, are no markup and no emoji."""
-    Console(markup=False, emoji=False).print(table)
+class Shown(Table):
+    """A table of texts as they are: names of a user's, in brackets or between colons, are no markup and no emoji.
+
+    What the terminal cannot encode is replaced before the widths are computed. Long texts are broken, not cut.
+    """
+
+    def __init__(self, *headings: str, title: str | None = None) -> None:
+        super().__init__(title=None if title is None else encodable(title))
+        for heading in headings:
+            self.add_column(encodable(heading), overflow="fold")
+        self.texts = [tuple(map(encodable, headings))]
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        texts = tuple(encodable(str(cell)) for cell in cells)
+        super().add_row(*texts, **options)
+        self.texts.append(texts)
+
+    def fits(self) -> bool:
+        """Whether the terminal is wide enough for every word of it."""
+        console = plain_console()
+        return Measurement.get(console, console.options.update(max_width=10_000), self).minimum <= console.width
+
+
+def plain_console() -> Console:
+    return Console(markup=False, emoji=False)
+
+
+def encodable(text: str) -> str:
+    """The text with escapes for what standard output cannot encode, or what does not show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def show(table: Shown) -> None:
+    """Print a table; where the terminal is too narrow for it, a line for each of its cells."""
+    if table.fits():
+        plain_console().print(table)
+        return
+    headings, *rows = table.texts
+    if table.title:
+        print(f"{table.title}:")
+    for row in rows:
+        if len(row) == 2:
+            print(f"{row[0]}: {row[1]}")
+        else:
+            print("  ".join(f"{heading}: {cell}" for heading, cell in zip(headings, row, strict=True) if cell))
+    print()
+
+
+def show_data(known: Mapping[str, Any]) -> None:
+    """What was found of a data set, of the facts that `nas.data.survey` gives; what may be a mistake as a warning."""
+    for line in lines(known):
+        print(encodable(line))
+    for text in warnings(known):
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def show_search(genotype: Genotype, parameters: int) -> None:
     """The derived genotype, a row for each choice that was kept."""
-    table = Table("choice", "derived", title=genotype.space)
+    table = Shown("choice", "derived", title=genotype.space)
     for key, name in genotype.choices.items():
         if name is not None:
             table.add_row(key, name)
@@ -28,6 +83,8 @@ def show_search(genotype: Genotype, parameters: int) -> None:
 
 # What a result may hold of a task's measures, and how it is shown.
 MEASURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "test_balanced_accuracy": ("balanced accuracy", "{:.2%}, the mean over the classes".format),
+    "test_worst_class": ("worst class", lambda one: f"{one['name']}, {one['accuracy']:.2%} of {one['examples']}"),
     "test_top5_accuracy": ("test top-5 accuracy", "{:.2%}".format),
     "test_expected_calibration_error": ("expected calibration error", "{:.4f}".format),
     "test_root_mean_squared_error": ("root mean squared error", "{:.4g}".format),
@@ -40,7 +97,7 @@ def show_result(result: dict[str, Any]) -> None:
     """A trained network's score and size, and its speed where it was measured."""
     metric = Metric(**result["metric"])
     better = "" if metric.higher_is_better else ", lower is better"
-    table = Table("measure", "value", title=f"{result['genotype']['space']} on {result['data']}")
+    table = Shown("measure", "value", title=f"{result['genotype']['space']} on {result['data']}")
     table.add_row(
         f"test {metric.name.replace('_', ' ')}",
         f"{metric.show(result[f'test_{metric.name}'])} over {result['test_examples']} examples{better}",
@@ -73,14 +130,22 @@ def show_classes(result: dict[str, Any]) -> None:
     if result.get("test_per_class") is None:
         return
     confusion: dict[str, dict[str, int]] = result["test_confusion"] or {}
-    shown = list(confusion) if len(confusion) <= LARGEST_CONFUSION else []
-    title = "each row a true class, and how often it is taken for which" if shown else None
-    table = Table("class", "accuracy", "examples", *shown, title=title)
+    table = classes_table(result, list(confusion) if len(confusion) <= LARGEST_CONFUSION else [])
+    whole = not confusion or (len(table.columns) > 3 and table.fits())
+    show(table if whole else classes_table(result, []))
+    if not whole:
+        print("test_confusion in result.json says which class is taken for which")
+
+
+def classes_table(result: dict[str, Any], columns: list[str]) -> Shown:
+    """A row for each class. columns: the classes that it may be taken for."""
+    title = "each row a true class, and how often it is taken for which" if columns else None
+    table = Shown("class", "accuracy", "examples", *columns, title=title)
     for name, measured in result["test_per_class"].items():
         accuracy = "-" if measured["accuracy"] is None else f"{measured['accuracy']:.2%}"
-        counts = (str(confusion[name].get(other, "")) for other in shown)
+        counts = (str(result["test_confusion"][name].get(other, "")) for other in columns)
         table.add_row(name, accuracy, str(measured["examples"]), *counts)
-    show(table)
+    return table
 
 
 def show_gap(result: dict[str, Any]) -> None:
@@ -89,7 +154,7 @@ def show_gap(result: dict[str, Any]) -> None:
     if gap is None:
         return
     metric = Metric(**result["metric"])
-    table = Table(
+    table = Shown(
         "discretisation gap",
         "batch norm statistics",
         metric.name.replace("_", " "),
@@ -116,7 +181,7 @@ def show_export(exported: Exported) -> None:
 def show_standings(report: dict[str, Any]) -> None:
     """What a benchmark knows of a cell, a row for each of its columns."""
     print(f"\n{report['architecture']}")  # in one piece, to be copied
-    table = Table("column", "accuracy", "rank", title=f"index {report['index']} in the benchmark")
+    table = Shown("column", "accuracy", "rank", title=f"index {report['index']} in the benchmark")
     for column, standing in report["columns"].items():
         table.add_row(column, f"{standing['accuracy']:.4f} %", f"{standing['rank']:,} of {standing['of']:,}")
     show(table)

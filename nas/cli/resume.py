@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from nas.config import to_plain
 from nas.errors import ConfigError, OutputError
 from nas.run_directory import read_manifest
-from nas.settings import OWN, among, leaves
+from nas.settings import OWN, PLACES, among, leaves
+from nas.storage.command_line import choice
 from nas.trust import refuse_interpolations, trusted_by
 
 
@@ -44,12 +45,12 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
         and (value != default.get(setting) or among(setting, named))
         and not among(setting, (*OWN, "name"))  # which is made of other settings
     }
-    refused = [setting for setting in changed if not among(setting, given.may_change)]
+    refused = [setting for setting in changed if not among(setting, (*PLACES, *given.may_change))]
     if refused:
         differences = ", ".join(f"{s}={changed[s]} (was {before.get(s)})" for s in refused)
         raise ConfigError(
             f"the run in {given.resume} was started with another configuration: {differences}",
-            fix=f"leave it out, or allow it: may_change=[{','.join(refused)}]",
+            fix=f"leave it out, or allow it: {choice('may_change', refused)}",
         )
     for setting, value in changed.items():
         OmegaConf.update(stored, setting, value, force_add=True)

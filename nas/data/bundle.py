@@ -1,8 +1,8 @@
 """What a data set family hands to the rest of the project: examples in two splits, and what is to be known of them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class DataBundle:
     augment: what training examples go through in this data set: an `Augment` of images, or a function of any inputs.
     trained_on: tells which of the set's examples are in `train`; None where that is always the same.
     held_out: whether `test` has the others, as the set came without a test split.
+    found: what a data set family knows of its files, for `nas.data.survey`.
+    sample: digests of some of the training files, by which their copies are recognised elsewhere; empty for none.
     """
 
     spec: DataSpec
@@ -52,6 +54,13 @@ class DataBundle:
     augment: Augment | Preparation | None
     trained_on: str | None = None
     held_out: bool = False
+    found: Mapping[str, Any] = field(default_factory=dict)
+    sample: tuple[str, ...] = ()
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the training examples."""
+        return {"trained_on": self.trained_on, "training_sample": list(self.sample)}
 
     def augmented(self, *, cutout: int, policy: Policy | None) -> Augment | Preparation | None:
         """`augment` and, for images, the square that is cut out of them and the policy they go through.

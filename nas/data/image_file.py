@@ -34,6 +34,18 @@ EXTENSIONS = frozenset(
         ".webp",
     }
 )
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = 1
+TURNS = {  # what makes an image of an orientation upright, by Pillow's names
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+SIDEWAYS = frozenset({5, 6, 7, 8})  # these swap width and height
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -44,31 +56,64 @@ class Header:
     width: int
     height: int
     grey: bool
+    turned: bool = False  # by its EXIF orientation, which width and height have in them
+    alpha: bool = False
+    deep: bool = False  # more than 8 bits a channel
 
 
 def read_header(path: Path) -> Header:
     """Raises DataError, naming the file, if Pillow cannot identify it. Call it inside `pillow_warnings`."""
     with _opened(path) as image:
-        return Header(width=image.width, height=image.height, grey=image.mode in GREY_MODES)
+        turn = orientation(image)
+        width, height = image.size if turn not in SIDEWAYS else reversed(image.size)
+        return Header(
+            width=width,
+            height=height,
+            grey=image.mode in GREY_MODES,
+            turned=turn != UPRIGHT or (image.format == "TIFF" and image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT),
+            alpha=image.has_transparency_data,
+            deep=image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())),
+        )
 
 
 def read_pixels(path: Path, *, channels: int, size: int | None) -> Tensor:
     """Decode a file to (C, H, W) uint8. Call it inside `pillow_warnings`.
 
-    channels: 1 (luminance) or 3 (RGB). Transparency is laid over white; 16-bit greys keep their upper 8 bits; of an
-    animation the first frame is taken; the EXIF orientation is not applied (torchvision does not either).
+    channels: 1 (luminance) or 3 (RGB). The EXIF orientation is applied; transparency is laid over white; 16-bit
+    channels keep their upper 8 bits; of an animation the first frame is taken.
     size: scale the shorter side to it (bilinear, antialiased) and crop the centre; None keeps the size of the file.
     Raises DataError, naming the file, if it is damaged or too large to be decoded safely.
     """
     from PIL import Image, ImageOps
 
     with _opened(path) as image:
-        converted = _convert(image, channels)
+        turn = orientation(image)
+        if image.format == "TIFF":
+            image.filename = ""  # type: ignore[attr-defined]  # else Pillow maps the file, and garbles one that is turned
+        converted = _convert(image, channels, path)
+        if turn != UPRIGHT:
+            converted = converted.transpose(Image.Transpose[TURNS[turn]])
         if size is not None and converted.size != (size, size):
             # The same as scaling and then cropping, without computing the pixels that would be cropped away.
             converted = ImageOps.fit(converted, (size, size), method=Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(converted))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def orientation(image: "Image.Image") -> int:
+    """The EXIF orientation that is left to apply, 1 to 8; 1, upright, where there is none or it cannot be read.
+
+    Pillow applies that of TIFF files itself. Call it before the pixels are loaded: of a PNG whose EXIF data come after
+    its pixels, Pillow would decode all of them to tell.
+    """
+    late = image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys()
+    if late or image.format == "TIFF":
+        return UPRIGHT
+    try:
+        turn = image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception:  # Pillow raises whatever it meets in damaged metadata, which are no reason to refuse the pixels
+        return UPRIGHT
+    return turn if turn in TURNS else UPRIGHT
 
 
 @contextmanager
@@ -107,16 +152,16 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
         ) from error
 
 
-def _convert(image: "Image.Image", channels: int) -> "Image.Image":
+def _convert(image: "Image.Image", channels: int, path: Path) -> "Image.Image":
     from PIL import Image
 
     mode = "L" if channels == 1 else "RGB"
     if image.mode == "F":
-        raise DataError(f"{image.filename} has floating-point pixels", fix="convert it to 8 or 16 bits")  # type: ignore[attr-defined]
+        raise DataError(f"{path} has floating-point pixels", fix="convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow's own conversion of "I" clips at 255: a 16-bit image would be all white
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 0xFFFF:
-            raise DataError(f"{image.filename} has more than 16 bits a pixel", fix="convert it to 8 or 16 bits")  # type: ignore[attr-defined]
+            raise DataError(f"{path} has more than 16 bits a pixel", fix="convert it to 8 or 16 bits")
         return Image.fromarray((deep >> 8).astype(np.uint8)).convert(mode)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -12,24 +12,27 @@ from torch import Tensor
 
 from nas import processes
 from nas.data.bundle import DataBundle, Split
-from nas.data.class_folders import Listing, find_images
-from nas.data.image_file import pillow_warnings, read_header, read_pixels
-from nas.data.spec import ImageSpec
+from nas.data.class_folders import Listing, digest_of_file, find_images, find_to_score
+from nas.data.image_file import Header, pillow_warnings, read_header, read_pixels
+from nas.data.spec import DataSpec, ImageSpec
 from nas.data.split import StreamSplit, TensorSplit, fits_in_memory
 from nas.data.statistics import channel_statistics
+from nas.data.survey import copied_files, of_folder, of_headers
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
 
 STATISTICS_IMAGES = 10_000  # how many training images give mean and std of a streamed data set
 STATISTICS_BYTES = 2**26  # that so many of them take as are in memory at once
+HEADERS = 10_000  # files that are looked at where the settings tell what the images come out as
 NAMED = 5  # damaged files that a warning names
 DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:
-    """Images as `root/train/<class>/*` and `root/test/<class>/*` (or `val`, `validation`, `valid`: the first of these
-    that exists), or as `root/<class>/*`, of which a stratified `test_fraction` is held out, the same in every run.
+    """Images as `root/train/<class>/*` and `root/test/<class>/*`, or as `root/<class>/*`, of which a stratified
+    `test_fraction` is held out, the same in every run. `val` (or `validation`, `valid`) stands in for `test`; its
+    images are for training where there are both.
 
     Folders inside a class folder are searched too; hidden files and files that are no images are passed over. Classes
     are numbered in the order of their names. Mean and std are those of the training images, or of 10,000 evenly
@@ -56,11 +59,12 @@ class ImageFolder:
         """Raises ConfigError for a setting that cannot work, DataError for what is wrong with the files."""
         self._check_settings()
         root = Path(self.root).expanduser()
-        train, test, class_names, held_out = find_images(root, test_fraction=self.test_fraction)
+        found = find_images(root, test_fraction=self.test_fraction)
+        train, test, class_names, held_out, account = found
         with pillow_warnings():
             if self.damaged == "skip":
                 train, test = self._whole(train, class_names, "train"), self._whole(test, class_names, "test")
-            shape = self._common_shape(train.paths + test.paths)
+            shape, headers = self._common_shape(train.paths + test.paths, channels=self.channels)
             in_memory = fits_in_memory(
                 images=len(train.paths) + len(test.paths), shape=shape, limit_mb=self.memory_limit_mb
             )
@@ -70,11 +74,10 @@ class ImageFolder:
             if in_memory:
                 pixels = train_files.decode(range(len(train.paths)))
                 mean, std = channel_statistics([pixels])
-                test_pixels = test_files.decode(range(len(test.paths)))
-                splits = [TensorSplit(pixels, train.labels), TensorSplit(test_pixels, test.labels)]
+                splits = [TensorSplit(pixels, train.labels), self._split(test_files, in_memory=True)]
             else:
                 mean, std = channel_statistics(train_files.sample(STATISTICS_IMAGES))
-                splits = [StreamSplit(files, files.labels, workers=self.workers) for files in (train_files, test_files)]
+                splits = [self._split(files, in_memory=False) for files in (train_files, test_files)]
         if std == (1.0,) * len(std) and processes.first():  # of pixels that differ it is half at most
             values = ", ".join(str(round(value * 255)) for value in mean)
             print(
@@ -82,20 +85,90 @@ class ImageFolder:
                 "16 bits a pixel the upper 8 are kept: scale what has fewer to the full range",
                 file=sys.stderr,
             )
+        files = train.paths + test.paths
+        left_out = len(found.train.paths) + len(found.test.paths) - len(files)
         return DataBundle(
-            spec=ImageSpec(
-                name=root.resolve().name,
-                input_shapes=(shape,),
-                class_names=class_names,
-                mean=mean,
-                std=std,
-            ),
+            spec=self._spec(root, shape, class_names, mean=mean, std=std),
             train=splits[0],
             test=splits[1],
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
             trained_on=train.digest(root),
             held_out=held_out,
+            found={
+                **of_folder(account, class_names, root),
+                **of_headers(headers, files=len(files), scaled_to=self.image_size),
+                **copied_files(train.paths, test.paths),
+                **({"damaged": left_out} if left_out else {}),
+            },
+            sample=train.sample(),
         )
+
+    def to_score(self, spec: DataSpec, *, sample: tuple[str, ...]) -> tuple[DataBundle, int]:
+        """All labelled images of the root as the test split of a network, see `find_to_score`, and how many of them are
+        among those that it was trained on, as far as `sample` tells. spec: of its training, for names and numbers.
+
+        Raises DataError, ConfigError as `load` does.
+        """
+        self._check_settings()
+        root = Path(self.root).expanduser()
+        listing, account = find_to_score(root, class_names=spec.class_names)
+        with pillow_warnings():
+            if self.damaged == "skip":
+                listing = self._whole(listing, spec.class_names, "test")
+            shape, headers = self._common_shape(listing.paths, channels=self.channels or spec.channels)
+            files = ImageFiles(listing, shape=shape, size=self.image_size)
+            fits = fits_in_memory(images=len(files), shape=shape, limit_mb=self.memory_limit_mb)
+            test = self._split(files, in_memory=fits)
+        grey = ((0.5,) * shape[0], (0.5,) * shape[0])  # those of the training are used
+        known = set(sample)
+        bundle = DataBundle(
+            spec=self._spec(root, shape, spec.class_names, mean=grey[0], std=grey[1]),
+            train=test.subset(torch.arange(0)),
+            test=test,
+            augment=None,
+            found={
+                **of_folder(account, (), root),
+                **of_headers(headers, files=len(files), scaled_to=self.image_size),
+            },
+        )
+        return bundle, sum(digest_of_file(path) in known for path in listing.paths) if known else 0
+
+    def is_trained_on(self, trained_on: str) -> bool:
+        """Whether `load` would train on the files of a training, by their names, wherever the root lay then."""
+        root = Path(self.root).expanduser()
+        try:
+            found = find_images(root, test_fraction=self.test_fraction)
+        except (DataError, ConfigError):
+            return False
+        train = found.train
+        if self.damaged == "skip":
+            with pillow_warnings():
+                train = self._whole(train, found.class_names, "train")
+        return found.held_out and train.digest(root) == trained_on
+
+    def _spec(
+        self,
+        root: Path,
+        shape: tuple[int, int, int],
+        class_names: tuple[str, ...],
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> ImageSpec:
+        return ImageSpec(
+            name=root.resolve().name,
+            input_shapes=(shape,),
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            from_files=True,
+            image_size=self.image_size,
+        )
+
+    def _split(self, files: "ImageFiles", *, in_memory: bool) -> Split:
+        if in_memory:
+            return TensorSplit(files.decode(range(len(files))), files.labels)
+        return StreamSplit(files, files.labels, workers=self.workers)
 
     def _check_settings(self) -> None:
         if self.channels not in (None, 1, 3):
@@ -143,14 +216,17 @@ class ImageFolder:
             )
         return kept
 
-    def _common_shape(self, paths: tuple[Path, ...]) -> tuple[int, int, int]:
-        """(C, H, W) of the images once read; from the headers of the files unless the settings already tell."""
-        if self.image_size is not None and self.channels is not None:
-            return (self.channels, self.image_size, self.image_size)
-        headers = [read_header(path) for path in paths]  # 40 us each, and slower in threads
-        channels = self.channels or (1 if all(header.grey for header in headers) else 3)
+    def _common_shape(
+        self, paths: tuple[Path, ...], *, channels: int | None
+    ) -> tuple[tuple[int, int, int], list[Header]]:
+        """(C, H, W) of the images once read, from the headers of the files unless the settings already tell, and the
+        headers: of some evenly spaced files, if the shape does not depend on all."""
+        told = self.image_size is not None and channels is not None
+        step = -(-len(paths) // HEADERS) if told else 1
+        headers = [read_header(path) for path in paths[::step]]  # 40 us each, and slower in threads
+        channels = channels or (1 if all(header.grey for header in headers) else 3)
         if self.image_size is not None:
-            return (channels, self.image_size, self.image_size)
+            return (channels, self.image_size, self.image_size), headers
         first = headers[0]
         for path, header in zip(paths, headers, strict=True):
             if (header.width, header.height) != (first.width, first.height):
@@ -159,7 +235,7 @@ class ImageFolder:
                     f" {header.width}x{header.height} ({path})",
                     fix="set data.image_size=32, or another side, to scale and crop them",
                 )
-        return (channels, first.height, first.width)
+        return (channels, first.height, first.width), headers
 
 
 class ImageFiles:

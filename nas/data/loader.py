@@ -81,6 +81,16 @@ class Loader:
         full, rest = divmod(len(self._split), self._batch_size)
         return full + (rest > 0 and not self._drop_last)
 
+    @property
+    def examples(self) -> int:
+        """Of the split."""
+        return len(self._split)
+
+    @property
+    def left_out(self) -> int:
+        """Examples that an epoch does not use, as they fill no batch."""
+        return len(self._split) % self._batch_size if self._drop_last else 0
+
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `start` on; those before it are not produced.
 

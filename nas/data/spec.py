@@ -130,7 +130,7 @@ class DataSpec:
         missing, unknown, or of the wrong type."""
         kind = ImageSpec if {"mean", "std"} & values.keys() else DataSpec
         expected = {field.name for field in fields(kind)}
-        if set(values) != expected:
+        if not expected - SINCE <= set(values) <= expected:
             raise DataError(
                 f"a data spec has the keys {sorted(expected)}, got {sorted(values)}",
                 fix="write it with DataSpec.to_dict of this version",
@@ -146,10 +146,14 @@ class ImageSpec(DataSpec):
     """Of images with class labels: one input (C, H, W), in the splits uint8 pixels.
 
     mean, std: per channel, of pixels scaled to [0, 1].
+    from_files: whether the pixels are those that nas.data.image_file reads. image_size: the side of the square that it
+    scales and crops them to; None for none.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    from_files: bool = False
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,7 +188,9 @@ class ImageSpec(DataSpec):
 
     @property
     def description(self) -> str:
-        return "float32 (batch, channels, height, width): pixels in [0, 1], less mean, divided by std"
+        order = "one grey channel" if self.channels == 1 else "channels in the order red, green, blue (RGB)"
+        colours = f", {order}" if self.channels in (1, 3) else ""
+        return f"float32 (batch, channels, height, width): pixels in [0, 1], less mean, divided by std{colours}"
 
 
 def _plain(value: Any) -> Any:
@@ -198,6 +204,12 @@ def _typed(value: Any, *kinds: type) -> Any:
     return value
 
 
+def _flag(value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {value!r}")
+    return value
+
+
 def _text(value: Any) -> Any:
     return _typed(value, str)
 
@@ -205,6 +217,9 @@ def _text(value: Any) -> Any:
 def _tuple(value: Any, *kinds: type) -> tuple[Any, ...]:
     return tuple(_typed(item, *kinds) for item in _typed(value, list, tuple))
 
+
+# Fields that checkpoints and exports of 0.1.0 lack.
+SINCE = {"from_files", "image_size"}
 
 # What the fields of a spec are made of when they come from a file.
 _READ: dict[str, Callable[[Any], Any]] = {
@@ -215,4 +230,6 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "class_names": lambda value: _tuple(value, str),
     "mean": lambda value: tuple(map(float, _tuple(value, int, float))),
     "std": lambda value: tuple(map(float, _tuple(value, int, float))),
+    "from_files": _flag,
+    "image_size": lambda value: None if value is None else _typed(value, int),
 }

@@ -18,6 +18,7 @@ from nas.data.loader import Loader
 from nas.evaluate import score
 from nas.export import Exported, export
 from nas.formats.format import TOLERANCE, Format, Subject
+from nas.formats.preprocessing import preprocessing
 from nas.reload import without_auxiliary
 from nas.run_directory import MANIFEST
 from nas.spaces.space import Space
@@ -90,6 +91,7 @@ def export_trained(
             "input": spec.description,
             "output": trained.task.output,
             "data": spec.to_dict(),
+            "preprocessing": preprocessing(spec),
             "network": {
                 "space": config["space"],
                 "sizes": config["retrain"]["network"],

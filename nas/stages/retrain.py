@@ -114,6 +114,7 @@ class RetrainStage:
         if (saved := kept.newest()) is not None:
             setup.check_unchanged(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
+        setup.track_epoch(out, "retrain", self.loader)
         tracker.resume("retrain", state.epoch, state.metrics)
 
         def everything() -> dict[str, Any]:
@@ -121,7 +122,7 @@ class RetrainStage:
                 "config": to_plain(cfg),
                 "genotype": genotype.to_dict(),
                 "data": setup.data.spec.to_dict(),
-                "trained_on": setup.data.trained_on,
+                **setup.data.seen,
                 **state.state_dict(),
             }
 
@@ -152,7 +153,9 @@ class RetrainStage:
                 on_epoch=on_epoch,
             )
         data = setup.data
-        return Trained(state.result.eval(), genotype, data.spec, setup.task, to_plain(cfg), data.trained_on)
+        return Trained(
+            state.result.eval(), genotype, data.spec, setup.task, to_plain(cfg), data.trained_on, data.sample
+        )
 
 
 def last_drop_path(cfg: DictConfig) -> float:

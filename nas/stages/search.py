@@ -184,12 +184,13 @@ class SearchStage:
         if (saved := kept.newest()) is not None:
             self.setup.check_unchanged(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
+        self.setup.track_epoch(out, "search", self.weight_loader)
         tracker.resume("search", state.epoch, state.metrics)
 
         def everything() -> dict[str, Any]:
             return {
                 "config": to_plain(cfg),
-                "trained_on": self.setup.data.trained_on,
+                **self.setup.data.seen,
                 **state.state_dict(),
             }
 

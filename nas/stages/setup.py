@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,20 @@ from torch.optim import Optimizer
 from nas import processes
 from nas.benchmark import NasBench201Table
 from nas.checkpoints import Checkpoints
+from nas.cli.report import show_data
 from nas.config import build, to_plain, to_yaml
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
+from nas.data.survey import facts
 from nas.errors import ConfigError, DataError, NasError, SpaceError, described
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.schedule import keep_ratios
-from nas.settings import OWN, among, leaves
+from nas.settings import OWN, PLACES, among, leaves
 from nas.spaces.space import Space
 from nas.step_profile import StepProfile
+from nas.storage.command_line import choice
 from nas.task import Task, check_targets
 from nas.tracker import JsonLines, Silent
 from nas.trust import allowed
@@ -43,6 +46,7 @@ class Setup:
     benchmark: NasBench201Table | None
     task: Task
     data: DataBundle
+    found: dict[str, Any] = field(default_factory=dict)  # what the manifest records of the data; of the first process
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Setup":
@@ -59,7 +63,10 @@ class Setup:
         with processes.first_on_machine_first():
             data: DataBundle = build(cfg.data, allow=allow).load()
         check_targets(task, data.spec, training=data.train, test=data.test)
-        return cls(cfg, runtime, space, benchmark, task, data)
+        found = facts(data) if processes.first() else {}
+        if found:
+            show_data(found)
+        return cls(cfg, runtime, space, benchmark, task, data, found)
 
     def build(self, node: Any, **arguments: Any) -> Any:
         return build(node, allow=allowed(self.cfg), **arguments)
@@ -83,7 +90,7 @@ class Setup:
         return optimizer
 
     def open(self, directory: Path) -> RunDirectory:
-        return RunDirectory(
+        out = RunDirectory(
             directory,
             config=to_yaml(self.cfg),
             command=command_line(),
@@ -92,6 +99,18 @@ class Setup:
             resume=self.cfg.resume is not None,
             writes=processes.first(),
         )
+        out.record(data=self.found)
+        return out
+
+    def track_epoch(self, out: RunDirectory, stage: str, loader: Loader) -> None:
+        """Says and records what an epoch of a stage uses, as batches of one size leave examples out."""
+        used = {"examples": loader.examples, "batches": len(loader), "left_out": loader.left_out}
+        out.record(**{f"{stage}_epoch": used})
+        if loader.left_out and out.writes:
+            print(
+                f"{stage}: {loader.left_out:,} of the {loader.examples:,} examples fill no batch and are left out of "
+                "an epoch, other ones each time"
+            )
 
     def checkpoints(self, out: RunDirectory, stage: str) -> Checkpoints:
         """Of a stage, in its subdirectory."""
@@ -108,19 +127,19 @@ class Setup:
         """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
         the run's config.yaml was edited, unless they are in ``may_change``; DataError for other training examples."""
         before, now = leaves(saved["config"]), leaves(to_plain(self.cfg))
-        may = (*OWN, *self.cfg.may_change)
+        may = (*OWN, *PLACES, *self.cfg.may_change)
         differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
         if differing:
             listed = ", ".join(f"{setting}={now.get(setting)} (was {before.get(setting)})" for setting in differing)
             raise ConfigError(
                 f"{source} was written under another configuration: {listed}",
-                fix=f"undo the change in config.yaml, or allow it: may_change=[{','.join(differing)}]",
+                fix=f"undo the change in config.yaml, or allow it: {choice('may_change', differing)}",
             )
-        trained_on = self.data.trained_on
-        if saved.get("trained_on", trained_on) != trained_on and not among("data", self.cfg.may_change):
+        others = [name for name, value in self.data.seen.items() if saved.get(name, value) != value]
+        if others and not among("data", self.cfg.may_change):
             raise DataError(
                 f"{self.data.spec.name!r} has other training examples than when {source} was written",
-                fix="put them back as they were, or allow it: may_change=[data]",
+                fix=f"put them back as they were, or allow it: {choice('may_change', ['data'])}",
             )
 
     def profile(self, out: RunDirectory, stage: str) -> StepProfile:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from nas import checkpoint
@@ -24,15 +23,16 @@ from nas.genotype import Genotype
 from nas.runtime import Runtime, describe, peak_memory
 from nas.spaces.space import Space
 from nas.speed import latency
-from nas.task import Task, check_targets
-from nas.trust import allowed, refuse_interpolations
+from nas.task import Task
+from nas.trust import refuse_interpolations
 
 EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A retrained network and what it takes to use it, as its checkpoint holds them. trained_on: of a `DataBundle`."""
+    """A retrained network and what it takes to use it, as its checkpoint holds them. trained_on, sample: of a
+    `DataBundle`."""
 
     network: nn.Module
     genotype: Genotype
@@ -40,6 +40,7 @@ class Trained:
     task: Task
     config: dict[str, Any]
     trained_on: str | None = None
+    sample: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
@@ -58,7 +59,8 @@ class Trained:
             network = space.resized(config["retrain"]["network"]).network(spec, genotype)
             checkpoint.restore(network, state["network"], source=source)
             restore_unsaved(network, state.get("network_buffers", {}))
-            return cls(runtime.place(network).eval(), genotype, spec, task, config, state.get("trained_on"))
+            sample = tuple(map(str, state.get("training_sample", ())))
+            return cls(runtime.place(network).eval(), genotype, spec, task, config, state.get("trained_on"), sample)
 
 
 def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_size: int = EVALUATION_BATCH) -> Loader:
@@ -108,16 +110,6 @@ def check_size(trained: Trained, spec: DataSpec) -> None:
 
 def shapes(spec: DataSpec) -> str:
     return ", ".join(map(str, spec.input_shapes))
-
-
-def check_unseen(trained: Trained, data: DataBundle) -> None:
-    """Raises DataError if the test split of the set that the network was trained on is another one by now."""
-    if data.held_out and trained.trained_on not in (None, data.trained_on):
-        raise DataError(
-            f"{data.spec.name!r} is not what it was when the network was trained: what is held out of it now may hold "
-            "examples that the network has seen",
-            fix="score it on others, e.g. those of a folder with train and test in it: data=image_folder data.root=...",
-        )
 
 
 def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, Any]:
@@ -171,28 +163,3 @@ def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: 
 def objective(result: dict[str, Any]) -> float:
     """What a sweeper is given of a result: the task's metric on the test split."""
     return float(result[f"test_{result['metric']['name']}"])
-
-
-def open_trained(cfg: DictConfig) -> tuple[Trained, Loader, DataSpec]:
-    """The network of ``cfg.checkpoint``, the test split it is to be scored on, and the spec of that."""
-    allow = list(cfg.allow_targets)
-    runtime: Runtime = build(cfg.runtime, allow=allow)
-    runtime.start(seed=0)
-    trained = Trained.load(cfg.checkpoint, allow=allow, runtime=runtime)
-    same = cfg.data is None
-    if cfg.data is None:
-        # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are, nor
-        # is it to fetch files to a place it names.
-        with checkpoint.taken_from(cfg.checkpoint):
-            own = trained.config["data"]
-            made = build(own | {"download": False} if "download" in own else own, allow=allow)
-    else:
-        made = build(cfg.data, allow=allowed(cfg))
-        with checkpoint.taken_from(cfg.checkpoint):
-            same = all(cfg.data.get(name) == trained.config["data"].get(name) for name in ("_target_", "root"))
-    data: DataBundle = made.load()
-    if same:
-        check_unseen(trained, data)
-    loader = scoring_loader(trained, data, runtime, cfg.batch_size)
-    check_targets(trained.task, data.spec, test=data.test)
-    return trained, loader, data.spec

@@ -17,8 +17,8 @@ CHECKPOINT = "checkpoint=trained/retrain/checkpoint.pt"
 QUICK = ("latency.batches=[]", "runtime.device=cpu")
 
 
-def make(root: Path, folders: str, *, count: int, side: int = 8) -> None:
-    random = np.random.default_rng(0)
+def make(root: Path, folders: str, *, count: int, side: int = 8, seed: int = 0) -> None:
+    random = np.random.default_rng(seed)
     for folder in folders.split():
         (root / folder).mkdir(parents=True)
         for number in range(count):
@@ -51,7 +51,7 @@ def test_what_is_held_out_may_have_been_seen_once_images_are_added(trained: Path
         assert outcome.err.count("\n") == 1
         assert not Path("after").exists()
     others = nas("evaluate", CHECKPOINT, *QUICK, "data=image_folder", "data.root=others", "hydra.run.dir=after")
-    assert (others.code, others.err) == (0, "")
+    assert (others.code, others.err) == (0, "warning: 2 of the 4 images to score are copies of images that ...\n")
     assert json.loads(Path("after/result.json").read_text())["data"] == "others"
 
 
@@ -91,3 +91,46 @@ def test_nothing_is_written_over(trained: Path, nas: Nas) -> None:
         assert outcome.err.startswith("error: the output directory ")
         assert outcome.err.count("\n") == 1
     assert (trained / "result.json").read_bytes() == before
+
+
+def test_all_images_of_another_folder_are_scored(trained: Path, nas: Nas, tmp_path: Path) -> None:
+    make(tmp_path / "new", "cat dog", count=7, seed=1)
+    make(tmp_path / "only/test", "dog", count=3, seed=2)
+    for settings, examples in (
+        (("data=image_folder", "data.root=new"), 14),
+        (("data.root=new",), 14),
+        (("data.root=only",), 3),
+    ):
+        outcome = nas("evaluate", CHECKPOINT, *QUICK, *settings, f"hydra.run.dir=of_{'_'.join(settings)}")
+        assert (outcome.code, outcome.err) == (0, "")
+        result = json.loads(Path(f"of_{'_'.join(settings)}", "result.json").read_text())
+        assert (result["test_examples"], result["data_found"]["test"]) == (examples, examples)
+        assert f"{examples} images to score" in outcome.out
+
+
+def test_a_folder_that_was_moved_is_the_one_of_the_training(
+    trained: Path, nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another directory, too: what was held out is scored, and the run goes on."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    checkpoint = "checkpoint=../trained/retrain/checkpoint.pt"
+    assert nas("evaluate", checkpoint, *QUICK, "hydra.run.dir=there").code == 0
+    (tmp_path / "pets").rename(tmp_path / "elsewhere" / "animals")
+    gone = nas("evaluate", checkpoint, *QUICK)
+    assert (
+        gone.err
+        == f"error: data.root {tmp_path}/pets does not exist; set data.root=... to the folder with the images\n"
+    )
+    for settings in (("data.root=animals",), ("data=image_folder", "data.root=animals")):
+        outcome = nas("evaluate", checkpoint, *QUICK, *settings, f"hydra.run.dir=moved{len(settings)}")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert json.loads(Path(f"moved{len(settings)}/result.json").read_text())["test_examples"] == 8
+    unknown = nas("evaluate", checkpoint, *QUICK, "data.rooot=animals")
+    assert unknown.err.startswith("error: data.rooot is not a setting of the data that the network was trained on, exp")
+    manifest = trained / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
+    assert nas("retrain", "resume=../trained", "data.root=animals").code == 0
+    record = json.loads(manifest.read_text())
+    assert (record["data"]["train"], record["data"]["root"]) == (32, str(tmp_path / "elsewhere" / "animals"))
+    assert record["retrain_epoch"] == {"examples": 32, "batches": 2, "left_out": 0}

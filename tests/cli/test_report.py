@@ -1,5 +1,7 @@
 """Tables at the end of a command show names as they are."""
 
+import io
+
 import pytest
 
 from nas.cli.report import show_classes, show_gap, show_result, show_search, show_standings
@@ -41,3 +43,63 @@ def test_titles_and_every_other_table_too(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     for text in ("blocks[0].act", "[red]relu", "[/space] on [bold]data", "test exact[0]", " exact[0] ", "[x]"):
         assert text in shown
+
+
+class Terminal(io.TextIOWrapper):
+    """Standard output of an encoding, and what was written there."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, errors="strict", newline="")
+
+    def written(self) -> str:
+        self.flush()
+        assert isinstance(self.buffer, io.BytesIO)
+        return self.buffer.getvalue().decode(self.encoding)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
+@pytest.mark.parametrize("columns", ["10", "40", "200"])
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_every_terminal_shows_every_name(
+    encoding: str, columns: str, term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", term)
+    names = ("Bär", "\u732b", "a\x1b[2J", "x" * 30)
+    result = RESULT | {
+        "genotype": {"space": "größe"},
+        "test_per_class": {name: {"accuracy": 0.25, "examples": 4} for name in names},
+        "test_confusion": {name: {name: 4} for name in names},
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", terminal := Terminal(encoding))
+        show_result(result)
+        show_classes(result)
+        show_search(Genotype("größe", {"größe": "größe3"}), 10)
+        written = terminal.written()
+    assert "\x1b[2J" not in written
+    if encoding == "ascii":
+        assert "gr\\xf6\\xdfe3" in written
+    if columns != "40":  # there a name of 30 letters is broken into two lines of a table
+        assert "x" * 30 in written
+    assert written.count("25.00%") >= len(names)
+
+
+def test_a_confusion_matrix_that_does_not_fit_is_left_to_the_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"class_number_{number}" for number in range(8)]
+    per_class = {name: {"accuracy": 0.5, "examples": 4} for name in names}
+    show_classes(RESULT | {"test_per_class": per_class, "test_confusion": {name: {} for name in names}})
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 69
+    assert "test_confusion in result.json says which class is taken for which" in out
+
+
+def test_balanced_accuracy_and_the_worst_class_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    worst = {"name": "[/a]", "accuracy": 0.25, "examples": 4}
+    show_result(RESULT | {"test_balanced_accuracy": 0.375, "test_worst_class": worst})
+    shown = capsys.readouterr().out
+    assert "37.50%, the mean over the classes" in shown
+    assert "[/a], 25.00% of 4" in shown

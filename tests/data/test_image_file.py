@@ -163,3 +163,53 @@ def test_pillow_opens_every_extension_that_is_looked_for() -> None:
     Image.init()
     formats = {extension: Image.registered_extensions().get(extension) for extension in EXTENSIONS - {".avif"}}
     assert all(name in Image.OPEN for name in formats.values()), formats
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tiff", "avif"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_the_exif_orientation_is_applied(tmp_path: Path, extension: str, turn: int) -> None:
+    array = (np.arange(24, dtype=np.uint8) * 10).reshape(4, 6)
+    upright = {
+        1: array,
+        2: array[:, ::-1],
+        3: array[::-1, ::-1],
+        4: array[::-1],
+        5: array.T,
+        6: np.rot90(array, -1),
+        7: np.rot90(array, 2).T,
+        8: np.rot90(array),
+    }[turn]
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    options: dict[str, Any] = {"jpg": {"quality": 100}, "avif": {"quality": 100}, "webp": {"lossless": True}}
+    Image.fromarray(array).save(path := tmp_path / f"i.{extension}", exif=exif, **options.get(extension, {}))
+    header, pixels = read_header(path), read_pixels(path, channels=1, size=None)[0].numpy()
+    assert (header.height, header.width) == pixels.shape == upright.shape
+    assert np.abs(pixels.astype(int) - upright).max() < 8
+    assert header.turned == (turn != 1)
+
+
+def test_damaged_metadata_are_no_reason_to_refuse_an_image(tmp_path: Path) -> None:
+    save(path := tmp_path / "i.jpg", noise(8, 8), "L")
+    content = path.read_bytes()
+    damaged = b"Exif\0\0MM\0*\xff\xff\xff\xff"
+    path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(damaged) + 2) + damaged + content[2:])
+    assert not read_header(path).turned
+    assert read_pixels(path, channels=1, size=None).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_a_header_says_of_depth_and_transparency(tmp_path: Path, colour: bool) -> None:
+    if colour:
+        rows = b"".join(b"\0" + bytes(6 * 2) for _ in range(2))
+        (tmp_path / "d.png").write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(rows))
+            + chunk(b"IEND", b"")
+        )
+    else:
+        Image.fromarray(np.zeros((2, 2), dtype=np.uint16)).save(tmp_path / "d.png")
+    Image.new("LA", (2, 2)).save(tmp_path / "a.png")
+    assert read_header(tmp_path / "d.png") == Header(width=2, height=2, grey=not colour, deep=True)
+    assert read_header(tmp_path / "a.png") == Header(width=2, height=2, grey=True, alpha=True)

@@ -1,0 +1,64 @@
+"""Paths on a command line: ~ is the home directory, and a run remembers where its files lay, wherever it goes on."""
+
+import os.path
+import re
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from nas.storage.command_line import hydra_value
+
+# At the begin of a value, or of one of several: ~, ~/... and ~user/...
+UNQUOTED = re.compile(r"(^|[,\[]\s*)(~[A-Za-z0-9_.-]*(?:/[^,\]\"'\s]*)?)(?=[,\]]|$)")
+QUOTED = re.compile(r"""(^|[,\[]\s*)(["'])(~[A-Za-z0-9_.-]*(?:/(?:(?!\2).)*)?)\2(?=\s*[,\]]|$)""")
+OPTION = re.compile(r"(--config-dir|--config-path)=(~.*)")
+WORDS = ("--config-dir", "-cd", "--config-path", "-cp")  # whose value is an argument of its own
+
+OF_OTHERS = re.compile(r"data\.[\w.]+=")  # settings of the data that a run or a checkpoint has chosen
+PATHS = ("data.root", "benchmark.table")
+
+
+def read(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command as Hydra is to get them, with every ~ expanded.
+
+    Beside a run that is resumed, or a checkpoint, settings of ``data`` are of the data of its training, unless
+    others are chosen. Hydra does not know those settings, and has to be made to take them.
+    """
+    keys = {argument.partition("=")[0] for argument in arguments}
+    of_others = bool(keys & {"resume", "checkpoint"}) and "data" not in keys
+    return [
+        f"++{argument}" if of_others and OF_OTHERS.match(argument) else argument
+        for argument in map(with_home, arguments)
+    ]
+
+
+def with_home(argument: str) -> str:
+    if option := OPTION.fullmatch(argument):
+        return f"{option[1]}={os.path.expanduser(option[2])}"
+    name, equals, value = argument.partition("=")
+    if not equals or "~" not in value or name.startswith("-"):
+        return os.path.expanduser(argument) if argument.startswith("~/") else argument
+    value = UNQUOTED.sub(lambda found: found[1] + hydra_value(os.path.expanduser(found[2])), value)
+    value = QUOTED.sub(lambda found: found[1] + hydra_value(os.path.expanduser(found[3])), value)
+    return f"{name}={value}"
+
+
+def anchored(config: DictConfig) -> DictConfig:
+    """The configuration with absolute paths, in place: a run may go on, and be scored, from another directory."""
+    tables = [f"regulariser.{name}.table" for name in OmegaConf.select(config, "regulariser") or ()]
+    for setting in (*PATHS, *tables):
+        value = _select(config, setting)
+        if isinstance(value, str) and value and "://" not in value:
+            OmegaConf.update(config, setting, os.path.abspath(os.path.expanduser(value)))
+    genotype = _select(config, "genotype")
+    if isinstance(genotype, str) and os.path.isfile(genotype):  # else a name, or the text of one
+        OmegaConf.update(config, "genotype", os.path.abspath(genotype))
+    return config
+
+
+def _select(config: DictConfig, setting: str) -> object:
+    parent, _, name = setting.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or name not in node or OmegaConf.is_missing(node, name):
+        return None
+    return node[name]

@@ -1,0 +1,234 @@
+"""What a data set was found to consist of: facts for the record of a run, and the lines that tell a person."""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.data.bundle import DataBundle, Split
+from nas.data.class_folders import Account, composed, digest_of_file
+from nas.data.image_file import Header
+from nas.data.inputs import each
+from nas.data.spec import ImageSpec
+from nas.data.split import TensorSplit
+
+NAMED = 5  # files, folders or extensions that a line lists
+PER_CLASS = 100  # classes whose numbers of examples are recorded one by one
+COMPARED_FILES = 20_000  # whose contents are read to find copies; more than these would take minutes
+CHUNK = 1024  # images that are compared at a time
+
+
+def facts(bundle: DataBundle, *, scored: bool = False) -> dict[str, Any]:
+    """What manifest.json records of a data set, of plain Python values. scored: only its test split is used."""
+    spec, images = bundle.spec, isinstance(bundle.spec, ImageSpec)
+    known: dict[str, Any] = {
+        "name": spec.name,
+        "examples": "images" if images else "examples",
+        **({} if scored else {"train": len(bundle.train)}),
+        "test": len(bundle.test),
+        "input_shapes": [list(shape) for shape in spec.input_shapes],
+        **({} if scored else {"test_held_out": bundle.held_out}),
+        **bundle.found,
+    }
+    if spec.class_names:
+        known |= _classes(bundle, scored=scored)
+    if images and not scored and not known.get("copies"):
+        known |= copied_pixels(bundle.train, bundle.test)
+    return known
+
+
+def lines(known: Mapping[str, Any]) -> Iterator[str]:
+    """What the facts say, a line for each kind of thing. Names are made fit to be printed."""
+    what, test, train = known["examples"], known["test"], known.get("train")
+    classes = f"{known['classes']:,} classes, " if "classes" in known else ""
+    where = _sources(known.get("test_from"), test)
+    if train is None:
+        line = f"{classes}{test:,} {what} to score{where}"
+    else:
+        taken = "held out of them for the final score" if known["test_held_out"] else f"for the final score{where}"
+        line = f"{classes}{train:,} {what} for training{_sources(known.get('train_from'), train)}, {test:,} {taken}"
+    yield f"{printable(known['name'])}: {line}{_spread(known)}"
+    if "sizes" in known or "turned" in known:
+        yield f"  {_pixels(known)}"
+    if passed := known.get("passed_over"):
+        total = sum(passed.values())
+        yield f"  passed over: {total:,} other file{'s' * (total > 1)} ({_extensions(passed)})"
+    if beside := known.get("beside"):
+        yield f"  passed over: {beside:,} image{'s' * (beside > 1)} that lie beside the class folders"
+    if unused := known.get("unused_folders"):
+        yield f"  not used: {listed(unused)}"
+    if known.get("validation"):
+        yield (
+            f"  the images of {printable(known['validation'])} are for training, out of which a search takes those for "
+            "the architecture: nothing is chosen by them, and the test images are for the final score only"
+        )
+    if known.get("copies", 0) is None:
+        yield "  not looked for: exact copies of training images among the test images, of so many files"
+    if (copies := known.get("copies")) and "root" not in known:
+        yield f"  {_copies(known, copies)}"
+
+
+def warnings(known: Mapping[str, Any]) -> Iterator[str]:
+    """What is likely to be a mistake in a folder of the user's."""
+    for names in known.get("alike", ()):
+        yield f"the class names {listed(names)} differ only in case, and are classes of their own"
+    if nested := known.get("nested"):
+        inner = sorted({folder for folders in nested.values() for folder in folders})
+        yield (
+            f"the images of {listed(list(nested))} lie in folders of their own ({listed(inner)}), which are no "
+            "classes: each class is all that is below one class folder"
+        )
+    if (copies := known.get("copies")) and "root" in known:
+        yield _copies(known, copies)
+
+
+def of_folder(account: Account, class_names: Sequence[str], root: Path) -> dict[str, Any]:
+    """What the facts have of class folders."""
+    cases: dict[str, list[str]] = {}
+    for name in class_names:
+        cases.setdefault(composed(name).casefold(), []).append(name)
+    kinds = account.passed_over.most_common(2 * NAMED)
+    rest = sum(account.passed_over.values()) - sum(count for _, count in kinds)
+    known = {
+        "root": str(root.resolve()),
+        "train_from": account.train_from,
+        "test_from": account.test_from,
+        "passed_over": {printable(kind): count for kind, count in kinds} | ({"others": rest} if rest else {}),
+        "beside": account.beside,
+        "unused_folders": account.unused[: 2 * NAMED],
+        "nested": {name: inner[:NAMED] for name, inner in list(account.nested.items())[:NAMED]},
+        "alike": [names for names in cases.values() if len(names) > 1][:NAMED],
+        "validation": list(account.train_from)[1] if len(account.train_from) > 1 else "",
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def of_headers(headers: Sequence[Header], *, files: int, scaled_to: int | None) -> dict[str, Any]:
+    """What the facts have of the image files. files: how many there are, of which the headers may be a part."""
+    by_area = sorted({(header.width * header.height, header.width, header.height) for header in headers})
+    return {
+        "sizes": [list(by_area[0][1:]), list(by_area[-1][1:])],  # (width, height) of the smallest and the largest
+        "scaled_to": scaled_to,
+        "turned": sum(header.turned for header in headers),
+        "transparent": sum(header.alpha for header in headers),
+        "deep": sum(header.deep for header in headers),
+        "grey": sum(header.grey for header in headers),
+        "looked_at": len(headers),
+        "files": files,
+    }
+
+
+def copied_pixels(train: Split, test: Split) -> dict[str, Any]:
+    """How many images of the test split are in the training split, too, to the last pixel; nothing unless both are in
+    memory."""
+    if not (isinstance(train, TensorSplit) and isinstance(test, TensorSplit)):
+        return {}
+    seen = {zlib.crc32(row) for row in _rows(train)}
+    suspects = [row for row in _rows(test) if zlib.crc32(row) in seen]
+    if suspects:  # a checksum of 32 bits: some of them are chance
+        wanted = set(suspects)
+        known = {row for row in _rows(train) if row in wanted}
+        suspects = [row for row in suspects if row in known]
+    return {"copies": len(suspects)}
+
+
+def copied_files(train: Sequence[Path], test: Sequence[Path]) -> dict[str, Any]:
+    """How many files of the test split have a file of equal contents in the training split, and an example; nothing
+    where too many would have to be read to tell. Raises DataError for a file that cannot be read."""
+    by_size: dict[int, list[Path]] = {}
+    for path in test:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    candidates = [path for path in train if path.stat().st_size in by_size]
+    sizes = {path.stat().st_size for path in candidates}
+    suspects = [path for size in sizes for path in by_size[size]]
+    if len(candidates) + len(suspects) > COMPARED_FILES:
+        return {"copies": None}
+    seen = {digest_of_file(path): path for path in candidates}
+    pairs = [(path, seen[mark]) for path in suspects if (mark := digest_of_file(path)) in seen]
+    return {"copies": len(pairs), **({"copy": [str(path) for path in pairs[0]]} if pairs else {})}
+
+
+def printable(text: str) -> str:
+    """The text with backslash escapes for what does not show, or would act on a terminal."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in text
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    shown = [printable(name) for name in names[:NAMED]]
+    return ", ".join([*shown, f"and {len(names) - NAMED} more"] if len(names) > NAMED else shown)
+
+
+def _classes(bundle: DataBundle, *, scored: bool) -> dict[str, Any]:
+    names = bundle.spec.class_names
+    known: dict[str, Any] = {"classes": len(names)}
+    for what, split in (("train", bundle.train), ("test", bundle.test)):
+        if split.labels is None or (scored and what == "train"):
+            continue
+        counted = torch.bincount(split.labels, minlength=len(names)).tolist()
+        if len(names) <= PER_CLASS:
+            known.setdefault("per_class", {})[what] = dict(zip(names, counted, strict=True))
+        known[f"class_sizes_{what}"] = [min(counted), max(counted)]
+    return known
+
+
+def _rows(split: TensorSplit) -> Iterator[bytes]:
+    order = torch.arange(len(split)).split(CHUNK)
+    for inputs, _ in split.batches(order, device=torch.device("cpu")):
+        (pixels,) = each(inputs)
+        yield from (row.tobytes() for row in pixels.numpy())
+
+
+def _copies(known: Mapping[str, Any], copies: int) -> str:
+    example = ", e.g. {} and {}".format(*map(printable, known["copy"])) if "copy" in known else ""
+    are = "are exact copies" if copies > 1 else "is an exact copy"
+    return (
+        f"{copies:,} of the {known['test']:,} test images {are} of training images{example}: the score is better than "
+        "it would be on new ones"
+    )
+
+
+def _sources(folders: Mapping[str, int] | None, total: int) -> str:
+    if not folders or set(folders) == {"."}:
+        return ""
+    named = (f"{printable(name)}/" + (f" {count:,}" if count != total else "") for name, count in folders.items())
+    return f" ({', '.join(named)})"
+
+
+def _spread(known: Mapping[str, Any]) -> str:
+    sizes = known.get("class_sizes_train") or known.get("class_sizes_test")
+    if sizes is None:
+        return ""
+    least, most = sizes
+    return f"; {least:,} of each class" if least == most else f"; {least:,} to {most:,} of a class"
+
+
+def _pixels(known: Mapping[str, Any]) -> str:
+    (width, height), (widest, highest) = known["sizes"]
+    size = f"{width}x{height}" + (f" to {widest}x{highest}" if known["sizes"][0] != known["sizes"][1] else "")
+    channels = known["input_shapes"][0][0]
+    parts = [f"{size} pixels (width x height), read as {'grey' if channels == 1 else 'colour'}"]
+    if known["scaled_to"] is not None:
+        parts[0] += f", scaled and cropped to {known['scaled_to']}x{known['scaled_to']}"
+    for name, said in (
+        ("turned", "{} turned upright by their EXIF orientation"),
+        ("transparent", "{} with transparency, laid over white"),
+        ("deep", "{} of 16 bits a channel, of which the upper 8 are kept"),
+    ):
+        if known[name]:
+            parts.append(said.format(f"{known[name]:,}"))
+    if channels == 3 and 0 < known["grey"] < known["looked_at"]:
+        parts.append(f"{known['grey']:,} grey")
+    if known["looked_at"] < known["files"]:
+        parts.append(f"as {known['looked_at']:,} of the {known['files']:,} files say")
+    return "; ".join(parts)
+
+
+def _extensions(passed: Mapping[str, int]) -> str:
+    most = Counter(passed).most_common(NAMED)
+    rest = sum(passed.values()) - sum(count for _, count in most)
+    return ", ".join([*(f"{kind} {count:,}" for kind, count in most), *([f"others {rest:,}"] if rest else [])])
