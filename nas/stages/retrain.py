@@ -99,6 +99,7 @@ class RetrainStage:
         kept = setup.checkpoints(out, "retrain")
         if (saved := kept.newest()) is not None:
             setup.check_unchanged(saved, kept.path)
+            genotype.check_same(saved.get("genotype"), source=kept.path)
             state.load_state_dict(saved, source=kept.path)
         tracker.resume("retrain", state.epoch, state.metrics)
 
