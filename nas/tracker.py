@@ -139,7 +139,7 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
     if not path.exists():
         return [], True
     try:
-        *complete, cut = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        *complete, cut = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     except OSError as error:
         raise OutputError(
             f"{path} cannot be read ({error.strerror}), expected the metrics of the run", fix="move it away"
