@@ -1,13 +1,33 @@
 """Files that appear under their name only when they are complete, whatever interrupts the writing."""
 
+import errno
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nas.errors import OutputError
+
+LEFT = re.compile(r"\..+\.\d+\.nas\.tmp")  # what `temporary` gives; nobody else calls a file so
+
+
+def temporary(path: Path) -> Path:
+    """The name of what becomes `path` once it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.nas.tmp")
+
+
+def remove_left(directory: Path) -> None:
+    """Remove what processes that were killed have left of their writing in a directory, and nothing else."""
+    for left in directory.iterdir() if directory.is_dir() and not directory.is_symlink() else ():
+        if LEFT.fullmatch(left.name):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def write(
@@ -18,28 +38,37 @@ def write(
     before_rename: called when the temporary file is complete, to put away what is at `path`.
     Raises OutputError when the directory cannot be written or the disk is full; a file that was there is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = temporary(path)
     try:
         try:
-            with open(temporary, "wb") as stream:
+            with open(unfinished, "wb") as stream:
                 fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             before_rename()
-            os.replace(temporary, path)
+            os.replace(unfinished, path)
         finally:
-            temporary.unlink(missing_ok=True)
-        # Without this the rename itself may be lost in a crash.
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            unfinished.unlink(missing_ok=True)
+        flush_directory(path.parent)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error})",
             fix="free some space, or set hydra.run.dir elsewhere",
         ) from error
+
+
+def flush_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk: without this a rename may be lost in a crash."""
+    if os.name == "nt":  # which opens no directories
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that cannot do that
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """Export of a trained network: written, loaded back in a fresh process, compared, and only then kept."""
 
 import hashlib
-import shutil
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ from nas.errors import NasError, OutputError, described
 from nas.formats.format import TOLERANCE, Artefact, Format, Subject, UnavailableError
 from nas.genotype import Genotype
 from nas.model_card import model_card
+from nas.storage import disk
+from nas.storage.names import check_empty
+from nas.storage.workplace import workplace
 
 FORMAT = "nas-export"
 VERSION = 1
@@ -47,13 +50,12 @@ def export(
     give the network's outputs; or if the network can be had in none of the formats. Nothing is written then. Of a
     network that is random there are no files to compare, and the others are written.
     """
-    if not again and directory.exists() and any(directory.iterdir()):
-        raise OutputError(
-            f"the output directory {directory} is not empty, expected a new one", fix="set hydra.run.dir to another"
-        )
+    if not again and directory.exists():
+        check_empty(directory)
     try:
-        with tempfile.TemporaryDirectory(prefix="nas-export-") as temporary:
-            staging = Path(temporary)
+        with workplace(directory) as work:
+            staging = work / "files"
+            staging.mkdir()
             (staging / GENOTYPE).write_text(genotype.to_json(), encoding="utf-8")
             artefacts, left_out = written(subject, formats, staging)
             complete: dict[str, Any] = {
@@ -79,11 +81,13 @@ def export(
             (staging / CARD).write_text(model_card(complete, genotype), encoding="utf-8")
             # The metadata last: whoever sees them sees everything.
             names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
-            directory.mkdir(parents=True, exist_ok=True)
             (directory / METADATA).unlink(missing_ok=True)
             for name in names:
                 publish(staging / name, directory / name)
+            atomic.flush_directory(directory)
     except OSError as error:
+        if (refusal := disk.refusal(error)) is not None:
+            raise disk.refused(refusal, directory, Path(tempfile.gettempdir())) from error
         raise OutputError(
             f"{error.filename or directory} cannot be written ({error.strerror or error})",
             fix="free some space, or set hydra.run.dir elsewhere",
@@ -103,9 +107,11 @@ def written(subject: Subject, formats: Mapping[str, Format], directory: Path) ->
         before = set(directory.iterdir())
         try:
             artefacts.append(form.write(subject, directory))
-        except (NasError, OSError):
+        except NasError:
             raise
         except Exception as error:  # a user's own modules do anything: no reason to lose the other formats
+            if (refusal := disk.refusal(error)) is not None:  # which says nothing about the format
+                raise disk.refused(refusal, directory, Path(tempfile.gettempdir())) from error
             foreseen = isinstance(error, UnavailableError)
             left_out[name] = str(error) if foreseen else f"making and trying it failed ({described(error)})"
             for path in set(directory.iterdir()) - before:
@@ -139,6 +145,8 @@ def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -
     for artefact in artefacts:
         got = outputs[artefact.file]
         if isinstance(got, str):
+            if (refusal := disk.refusal_in(got)) is not None:
+                raise disk.refused(refusal, directory, Path(tempfile.gettempdir()))
             raise OutputError(
                 f"{artefact.file} cannot be loaded in a fresh process ({' '.join(got.split()):.300})",
                 fix="choose formats without it, and report this; nothing was written",
@@ -171,5 +179,7 @@ def digest(path: Path) -> str:
 
 
 def publish(source: Path, target: Path) -> None:
-    with source.open("rb") as stream:
-        atomic.write(target, lambda out: shutil.copyfileobj(stream, out))
+    """Both are on one file system. Not copied, which would take the room twice."""
+    with source.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(source, target)

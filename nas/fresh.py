@@ -1,5 +1,6 @@
 """Runs the code that loads artefacts in a fresh process, as its users will."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nas.errors import OutputError
+from nas.storage import disk
 
 
 def run(
@@ -32,9 +34,12 @@ def run(
     with tempfile.TemporaryDirectory(prefix="nas-fresh-") as exchange:
         source, target = Path(exchange, "given"), Path(exchange, "results")
         jobs = {False: dict(alone), True: dict(with_project)}
+        # Not by torch itself, which aborts the process when the disk is full.
+        given = io.BytesIO()
         torch.save(
-            {"threads": torch.get_num_threads(), "batches": [dict(batch) for batch in batches], "jobs": jobs}, source
+            {"threads": torch.get_num_threads(), "batches": [dict(batch) for batch in batches], "jobs": jobs}, given
         )
+        source.write_bytes(given.getvalue())
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, source, target],
             cwd=directory,
@@ -46,6 +51,8 @@ def run(
         )
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            if (refusal := disk.refusal_in(last)) is not None:
+                raise disk.refused(refusal, Path(exchange), directory)
             raise OutputError(
                 f"the process that was to check the exported files stopped ({last})",
                 fix="see whether the machine has memory left; nothing was written",

@@ -3,6 +3,7 @@
 Started by its text, as ``python -c``, so that its directory is not searched for modules.
 """
 
+import io
 import runpy
 import sys
 import tempfile
@@ -42,7 +43,9 @@ def main(source: str, target: str) -> None:
         if not project:
             sys.meta_path.insert(0, hidden)
         results |= {name: outputs(code, given["batches"]) for name, code in given["jobs"][project].items()}
-    torch.save(results, target)
+    content = io.BytesIO()
+    torch.save(results, content)  # which would abort where the disk is full
+    Path(target).write_bytes(content.getvalue())
 
 
 if __name__ == "__main__":

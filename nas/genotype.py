@@ -72,6 +72,18 @@ class Genotype:
         """Raises GenotypeError when the file is missing, too large, or not a genotype."""
         return cls.from_json(read_text(path), source=str(path))
 
+    def check_same(self, raw: object, *, source: Path) -> None:
+        """Raises GenotypeError unless this is what `to_dict` gave for what lies at `source`: weights of another network
+        may fit by their shapes alone."""
+        before = Genotype.from_dict(raw, source=f"the genotype in {source}")
+        if before.space != self.space or before.choices.keys() != self.choices.keys() or self.differing(before):
+            key = next((key for key in before.choices if self.choices.get(key) != before.choices[key]), None)
+            chosen = f", e.g. {key}={self.choices.get(key)} (was {before.choices[key]})" if key is not None else ""
+            raise GenotypeError(
+                f"{source} is of another genotype than the one that was given{chosen}",
+                fix="give the genotype that the run was started with, or train this one in a new directory",
+            )
+
     def differing(self, other: "Genotype | None") -> int:
         """How many choices differ from `other`'s; all of them when there is no other."""
         if other is None:

@@ -2,13 +2,13 @@
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +17,16 @@ from typing import Any, Self
 import torch
 
 from nas import __version__, atomic, processes
-from nas.errors import OutputError, WorkerLostError
+from nas.errors import ConfigError, OutputError, WorkerLostError
 from nas.interruption import Interrupted
 from nas.runtime import Runtime
-from nas.storage import forks
+from nas.settings import among
+from nas.storage import forks, names
+from nas.storage import lock as locks
 from nas.storage.command_line import setting
 
-MANIFEST = "manifest.json"
+MANIFEST, CONFIG = "manifest.json", "config.yaml"
+SUBDIRECTORIES = ("search", "retrain", "export")
 SIZE_LIMIT = 1_000_000  # bytes of a manifest that is read; one takes about a thousand
 
 # What is read of it again, and its types.
@@ -34,6 +37,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "resumed": list,
     "wall_seconds": (int, float),
     "process": str,
+    "processes": int,
 }
 
 
@@ -42,8 +46,9 @@ class RunDirectory:
 
     Use it as a context: it records how the run ended. config: the resolved configuration as YAML.
     resume: go on with the run that is there. writes: whether this process does; of several only one.
+    lock: whether to keep other processes out, which some file systems cannot.
     Raises OutputError if the directory holds another run, or none that could be resumed, or if another process is
-    writing into it.
+    writing into it, or if it cannot be locked.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class RunDirectory:
         runtime: Runtime,
         resume: bool = False,
         writes: bool = True,
+        lock: bool = True,
     ) -> None:
         self.path = path
         self.resumed = resume
@@ -63,12 +69,12 @@ class RunDirectory:
         self._lock: int | None = None
         if writes:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(path)
+            self._lock = locked(path) if lock else None
             try:
                 if not resume:
-                    check_new(path)
+                    check_new(path, config=config)
             except OutputError:
-                os.close(self._lock)
+                self._unlock()
                 raise
         self._runtime = runtime
         self._started = time.monotonic()
@@ -94,10 +100,12 @@ class RunDirectory:
             "seed": seed,
         }
         if writes:
-            for left in path.glob("**/.*.tmp"):  # by a process that was killed while it wrote
-                left.unlink(missing_ok=True)
-            atomic.write_text(path / "config.yaml", config)
+            for place in (path, *(path / name for name in SUBDIRECTORIES)):
+                atomic.remove_left(place)
+            atomic.write_text(path / CONFIG, config)
         self.record()
+        if writes:
+            names.release(path)  # the manifest stands for it from now on
 
     def __enter__(self) -> Self:
         return self
@@ -113,8 +121,11 @@ class RunDirectory:
                 peak_memory_bytes=self._runtime.peak_memory(),
             )
         finally:
-            if self._lock is not None:
-                os.close(self._lock)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
 
     def record(self, **facts: Any) -> None:
         """Add to the manifest."""
@@ -152,35 +163,45 @@ def has_type(manifest: dict[str, Any], field: str, kind: type | tuple[type, ...]
     return isinstance(value, kind) and (not isinstance(value, list) or all(isinstance(item, str) for item in value))
 
 
-def check_new(path: Path) -> None:
-    """Raises OutputError if there is anything in a directory."""
+def check_processes(manifest: dict[str, Any], now: int, *, may_change: Sequence[str]) -> None:
+    """Raises ConfigError if a run is to go on in another number of processes than before, unless that is allowed."""
+    before = manifest.get("processes", now)
+    if before != now and not among("processes", may_change):
+        raise ConfigError(
+            f"the run was started with processes={before}, got processes={now}, which give other bits",
+            fix=f"start {before}{', by torchrun' if before > 1 else ', without torchrun'}, or allow it: "
+            "may_change=[processes]",
+        )
+
+
+def check_new(path: Path, *, config: str | None = None) -> None:
+    """Raises OutputError if a directory holds a run, or anything else that one would mix with.
+
+    config: of the run that is to begin. One that was killed before it had a manifest left no more than that.
+    """
     if (path / MANIFEST).exists():
         raise OutputError(
             f"the output directory {path} holds a run, expected a new directory",
             fix=f"set hydra.run.dir to another, or go on with that run: {setting('resume', path)}",
         )
-    if any(path.iterdir()):
-        raise OutputError(
-            f"the output directory {path} is not empty, expected a new one", fix="set hydra.run.dir to another"
-        )
+    if names.in_the_way(path) == [CONFIG] and config is not None and (path / CONFIG).read_bytes() == config.encode():
+        return
+    names.check_empty(path)
 
 
 def locked(path: Path) -> int:
     """The descriptor of a directory with a lock, which the system takes back when this process ends, however it ends.
 
-    Raises OutputError if another process has it.
+    Raises OutputError if another process has it, or if there are no locks.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
+    descriptor = locks.take(path)
+    if descriptor is None:
         owner = "another one"
         with contextlib.suppress(OutputError):
             owner = str(read_manifest(path).get("process", owner))
         raise OutputError(
             f"{path} is being written by another process ({owner})", fix="wait for it, or set hydra.run.dir to another"
-        ) from error
+        )
     forks.close_in_children(descriptor)  # or a lost run's workers would hold it
     return descriptor
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,9 +128,14 @@ class Runtime:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a GPU, or resident for this process on a CPU."""
+    """Bytes: the most that was allocated on a GPU, or resident for this process on a CPU; 0 where the system does not
+    say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # which not every system has
+    except ImportError:
+        return 0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # Linux counts in KiB
 

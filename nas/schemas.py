@@ -83,6 +83,7 @@ class RunConfig:
     saving: Any = MISSING
     resume: str | None = None
     may_change: list[str] = field(default_factory=list)
+    lock: bool = True
     experiment: Any = None
     allow_targets: list[str] = field(default_factory=list)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # What a command line says of a resumption itself, and of whom it trusts: never read from what a run has left.
-OWN = ("resume", "may_change", "allow_targets")
+OWN = ("resume", "may_change", "allow_targets", "lock")
 
 # Where the data lie, which a run that goes on may be told anew: its training examples themselves are compared.
 PLACES = ("data.root",)

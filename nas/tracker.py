@@ -2,14 +2,20 @@
 
 import json
 import math
-from collections.abc import Mapping
+import struct
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from nas import atomic
+from nas.errors import OutputError
 
 Line = dict[str, Any]
+
+OURS = ".nas"  # how the names of our event files end: others' are left alone
+RECORD_LIMIT = 10_000_000  # bytes of an event; one of ours takes a hundred
 
 
 class JsonLines:
@@ -17,8 +23,9 @@ class JsonLines:
 
     def __init__(self, *, directory: Path) -> None:
         self._path = directory / "metrics.jsonl"
-        self._lines = read_lines(self._path)
-        self._write_anew()  # without a line that a crash has cut
+        self._lines, whole = read_lines(self._path)
+        if not whole:
+            self._write_anew()
         self._stream = self._opened()
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -81,7 +88,7 @@ class TensorBoard(JsonLines):
     """The same as curves named ``<stage>/<metric>`` over the epochs, in an event file in the run's directory.
 
     Of a run that is resumed the file is written anew from ``metrics.jsonl``: events cannot be taken out of one, and the
-    steps that a second file repeats would be shown twice.
+    steps that a second file repeats would be shown twice. The times of day of what the old file had are kept.
     """
 
     def __init__(self, *, directory: Path) -> None:
@@ -92,17 +99,21 @@ class TensorBoard(JsonLines):
     def _start(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and not everybody's choice
 
-        for old in self._directory.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._writer = SummaryWriter(log_dir=str(self._directory))
+        before = list(self._directory.glob(f"events.out.tfevents.*{OURS}"))
+        times = {known: time for old in before for known, time in wall_times(old)}
+        self._writer = SummaryWriter(log_dir=str(self._directory), filename_suffix=OURS)
         for line in self._lines:
-            self._draw(line)
+            self._draw(line, time=times.get((line["stage"], line["epoch"])))
         self._writer.flush()
+        for old in before:
+            old.unlink()
 
-    def _draw(self, line: Line) -> None:
+    def _draw(self, line: Line, *, time: float | None = None) -> None:
+        """time: of day, in seconds since 1970; None for now."""
         for name, value in line.items():
             if name not in ("stage", "epoch"):
-                self._writer.add_scalar(f"{line['stage']}/{name}", math.nan if value is None else value, line["epoch"])
+                number = math.nan if value is None else value
+                self._writer.add_scalar(f"{line['stage']}/{name}", number, line["epoch"], walltime=time)
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
         super().log(stage, epoch, metrics)
@@ -111,7 +122,7 @@ class TensorBoard(JsonLines):
 
     def _replace(self, lines: list[Line]) -> None:
         super()._replace(lines)
-        self._writer.close()
+        self._writer.close()  # first, so that all is in the file whose times are read
         self._start()
 
     def close(self) -> None:
@@ -119,21 +130,54 @@ class TensorBoard(JsonLines):
         super().close()
 
 
-def read_lines(path: Path) -> list[Line]:
-    """What was logged, but for a last line that a crash has cut, and whatever is no such line and comes after it;
-    nothing if there is no file."""
+def read_lines(path: Path) -> tuple[list[Line], bool]:
+    """What was logged, nothing if there is no file; and whether that is all that the file holds.
+
+    A last line that a crash has cut is left out, and so is any other that is damaged, which is named on standard error.
+    Raises OutputError for a file that cannot be read.
+    """
     if not path.exists():
-        return []
-    lines: list[Line] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            break
-        if not is_line(line):
-            break
-        lines.append(line)
-    return lines
+        return [], True
+    try:
+        *complete, cut = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be read ({error.strerror}), expected the metrics of the run", fix="move it away"
+        ) from error
+    read = [parsed(text) for text in complete]
+    damaged = [str(number) for number, line in enumerate(read, start=1) if line is None]
+    if damaged:
+        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {', '.join(damaged)} are"
+        print(f"warning: {path}: {which} damaged and left out, the others are kept", file=sys.stderr)
+    return [line for line in read if line is not None], not damaged and not cut
+
+
+def parsed(text: str) -> Line | None:
+    """None for what is no line of metrics."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if is_line(line) else None
+
+
+def wall_times(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
+    """((stage, epoch), time of day) of the events in a file, as far as it is whole.
+
+    A record is its length (uint64), a checksum (uint32), an Event of TensorBoard's protocol, a checksum.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    with path.open("rb") as stream:
+        while len(head := stream.read(12)) == 12 and (length := struct.unpack("<Q", head[:8])[0]) <= RECORD_LIMIT:
+            try:
+                event = Event.FromString(stream.read(length))
+            except DecodeError:
+                return
+            stream.read(4)
+            for value in event.summary.value:
+                yield (value.tag.partition("/")[0], event.step), event.wall_time
 
 
 def is_line(line: Any) -> bool:

@@ -24,6 +24,7 @@ ACTING = (
     "run_directory",
     "schemas",
     "stages",
+    "storage",
     "trust",
 )
 

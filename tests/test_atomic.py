@@ -105,3 +105,33 @@ def test_text_and_json(tmp_path):
 def test_json_has_no_numbers_that_are_not_finite(tmp_path):
     atomic.write_json(tmp_path / "file", {"a": [1.5, float("nan")], "b": (float("inf"), {"c": -float("inf")}), "d": 2})
     assert json.loads((tmp_path / "file").read_text()) == {"a": [1.5, None], "b": [None, {"c": None}], "d": 2}
+
+
+def test_only_what_a_killed_process_left_is_removed(tmp_path):
+    ours = [atomic.temporary(tmp_path / "checkpoint.pt"), atomic.temporary(tmp_path / "work")]
+    ours[0].touch()
+    (ours[1] / "files").mkdir(parents=True)
+    others = [tmp_path / name for name in (".draft.tmp", ".draft.7.tmp", "a.nas.tmp", "notes")]
+    for path in others[:-1]:
+        path.touch()
+    others[-1].mkdir()
+    (others[-1] / ours[0].name).touch()  # in a directory that is not ours
+    atomic.remove_left(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    assert list(others[-1].iterdir()) != []
+    (tmp_path / "link").symlink_to(others[-1])
+    atomic.remove_left(tmp_path / "link")
+    assert list(others[-1].iterdir()) != []
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_flush_directories(number, raises, tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(atomic.os, "fsync", fail)
+    if raises:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            atomic.flush_directory(tmp_path)
+    else:
+        atomic.flush_directory(tmp_path)

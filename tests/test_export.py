@@ -479,3 +479,32 @@ def test_images_of_a_size_that_the_network_cannot_take(spec):
 def test_every_format_that_ships_is_tested_here():
     shipped = {path.stem for path in (Path(nas.config.directory()) / "formats").glob("*.yaml")}
     assert shipped == set(ALL.strip("[]").split(","))
+
+
+class Refused:
+    """A format whose library meets a full disk, in its own words."""
+
+    def write(self, subject, directory):
+        (directory / "half").touch()
+        raise RuntimeError("cannot serialise: No space left on device (os error 28)")
+
+
+def test_a_full_disk_says_nothing_about_a_format(spec, tmp_path):
+    with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\); free some space"):
+        exported(linear(), spec, tmp_path / "out", program=Program(), refused=Refused())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", ["program", "weights"])
+def test_a_full_disk_is_an_error_of_pythons(write, spec, tmp_path):
+    """torch itself would abort the process, and safetensors has errors of its own."""
+    form = {"program": Program, "weights": Weights}[write]()
+    given, limit = subject(linear(), spec), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            form.write(given, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)

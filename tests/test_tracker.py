@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from nas import config
-from nas.tracker import JsonLines, TensorBoard
+from nas.errors import OutputError
+from nas.tracker import JsonLines, TensorBoard, wall_times
 
 TRACKERS = sorted(path.stem for path in (config.directory() / "tracker").glob("*.yaml"))
 
@@ -137,3 +138,58 @@ def test_a_line_that_a_crash_has_cut_is_dropped(tmp_path):
     with JsonLines(directory=tmp_path) as resumed:
         resumed.log("search", 2, {"loss": 2.0})
     assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("damage", [b"\0", b"\x85", b"{", b"\xff", b"\r"])
+def test_a_damaged_line_costs_that_line_and_is_named(damage, tmp_path, capsys):
+    log_three(JsonLines(directory=tmp_path))
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    second = content.index(b"\n") + 5
+    path.write_bytes(content[:second] + damage + content[second + 1 :])
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.resume("search", 3, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 2.0]
+    assert capsys.readouterr().err == f"warning: {path}: line 2 is damaged and left out, the others are kept\n"
+
+
+def test_a_file_of_metrics_that_cannot_be_read(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be read \(Is a directory\)"):
+        JsonLines(directory=tmp_path)
+
+
+def test_event_files_of_others_are_left_alone(tmp_path):
+    theirs = tmp_path / "events.out.tfevents.1.host.2.0"
+    theirs.write_bytes(b"mine")
+    for _ in range(2):
+        log_three(TensorBoard(directory=tmp_path))
+    assert theirs.read_bytes() == b"mine"
+    assert len(list(tmp_path.glob("events*"))) == 2
+
+
+def test_what_was_logged_keeps_its_time_of_day(tmp_path, monkeypatch):
+    clock = iter(range(1000, 2000))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+
+    def times():
+        (events,) = tmp_path.glob("events*")
+        return {known: time for known, time in wall_times(events) if known[0]}
+
+    log_three(TensorBoard(directory=tmp_path))
+    first = times()
+    assert list(first) == [("search", epoch) for epoch in range(3)]
+    for epoch in (2, 3):
+        with TensorBoard(directory=tmp_path) as resumed:
+            resumed.resume("search", epoch, {})
+            resumed.log("search", epoch, {"loss": 0.0})
+    assert [times()[known] for known in list(first)[:2]] == list(first.values())[:2]
+    assert sorted(times().values()) == list(times().values())
+
+
+def test_an_event_file_that_is_cut_gives_what_is_whole(tmp_path):
+    log_three(TensorBoard(directory=tmp_path))
+    (events,) = tmp_path.glob("events*")
+    events.write_bytes(events.read_bytes()[:-20])
+    assert [known for known, _ in wall_times(events)] == [("search", 0), ("search", 1)]
+    log_three(TensorBoard(directory=tmp_path))

@@ -1,8 +1,8 @@
 """What all commands share: Hydra, one line for a user's mistake, exit codes."""
 
-import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -10,10 +10,11 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from nas import config, schemas, trust
-from nas.cli import parallel, paths, torchrun
+from nas.cli import output, parallel, paths, torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
 from nas.errors import ConfigError, NasError
 from nas.interruption import AtOnce, Interrupted
+from nas.storage import disk, names
 from nas.storage.command_line import setting
 
 FAILED = 1  # what Python itself exits with after a traceback
@@ -44,11 +45,14 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
     schemas.register_schemas()
     composed = False
+    output.resume_in_place(sys.argv)
+    base = output.base(sys.argv).absolute()
+    absent = names.absent(base)
 
     def task(cfg: DictConfig) -> float | None:
         nonlocal composed
         composed = True
-        directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir))
+        directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir), output.own)
         if trust.allowed(cfg) and (here := os.getcwd()) not in sys.path:
             # An installed command does not look for packages where it is started. The user's own may lie there; last
             # in the list, so that no file there stands in for an installed module.
@@ -89,14 +93,18 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             # Whoever read the output has had enough, as `head` has. Python would complain once more when it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(FAILED)
-        except Exception:
+        except Exception as error:
+            if not debug and (refusal := disk.refusal(error)) is not None:
+                fail(str(disk.refused(refusal, directory, Path(tempfile.gettempdir()))), USER_ERROR)
             if torchrun.tells_errors():
                 raise
             sys.exit(FAILED)
         finally:
             # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing. Of
             # several processes each tries, as torchrun ends the others when the first of them is gone.
-            remove_if_empty(made)
+            names.release(made)
+            if made in absent or made != base:  # not one that the user has made
+                names.remove_if_empty(made, above=absent)
 
     def stoppable(cfg: DictConfig) -> float | None:
         with parallel.job(), AtOnce(control_c=parallel.in_job_process()):
@@ -104,9 +112,19 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
 
     with torchrun.left_at_once(), torchrun.one_voice():
         try:
-            main = hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)
+            main = hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(
+                stoppable
+            )
             with parallel.signals_reach_jobs():
-                main(stoppable)()
+                for _ in range(output.TRIES - 1):
+                    try:
+                        return main()
+                    except (
+                        FileNotFoundError
+                    ):  # another process has removed a directory above that we all make, as empty
+                        if composed:
+                            raise
+                main()
         except KeyboardInterrupt:
             fail(NOTHING_DONE, INTERRUPTED)
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
@@ -143,11 +161,3 @@ def tell(message: str) -> None:
     if torchrun.tells_errors():
         with contextlib.suppress(OSError):  # the terminal is closed
             print(f"error: {message}", file=sys.stderr, flush=True)
-
-
-def remove_if_empty(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # not empty, or not there
-        directory.rmdir()
-    if directory.parent != Path.cwd():  # which was there before, as `runs` may not have been
-        with contextlib.suppress(OSError):
-            directory.parent.rmdir()

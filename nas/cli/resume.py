@@ -5,10 +5,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas.cli import torchrun
 from nas.config import to_plain
-from nas.errors import ConfigError, OutputError
-from nas.run_directory import read_manifest
+from nas.errors import ConfigError, GenotypeError, OutputError
+from nas.genotype import Genotype
+from nas.run_directory import check_processes, read_manifest
 from nas.settings import OWN, PLACES, among, leaves
+from nas.spaces.published import resolve
+from nas.stages.setup import Setup
 from nas.storage.command_line import choice
 from nas.trust import refuse_interpolations, trusted_by
 
@@ -24,7 +28,8 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     given: what the command line composes; untouched: what the command composes without any override; overrides: those
     of the command line, one of which may ask for the default where the run had something else.
     Raises OutputError if there is no run; ConfigError, listing them, for settings that the command line changes from
-    what the run was started with and that are not in ``given.may_change``, or are below one that is.
+    what the run was started with and that are not in ``given.may_change``, or are below one that is; and for
+    another number of processes.
     """
     path = Path(given.resume) / "config.yaml"
     try:
@@ -36,6 +41,7 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     if not isinstance(stored, DictConfig):
         raise OutputError(f"{path} is not a configuration", fix="give the directory that a run left")
     refuse_interpolations(stored, path)
+    check_processes(read_manifest(Path(given.resume)), torchrun.started(), may_change=given.may_change)
     before, now, default = (leaves(to_plain(config)) for config in (stored, given, untouched))
     named = [override.partition("=")[0].lstrip("+~").rpartition("@")[2].replace("/", ".") for override in overrides]
     changed = {
@@ -58,3 +64,18 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
         stored[setting] = given[setting]
     stored.allow_targets = trusted_by(given)  # of the command line alone: the directory may name any factory
     return stored
+
+
+def resolved_again(cfg: DictConfig, setup: Setup) -> Genotype:
+    """The genotype of a retraining that is resumed: as it is given, or the copy in the run's directory where that has
+    moved. Raises GenotypeError if it is another one by now."""
+    own = Path(cfg.resume) / "genotype.json"
+    try:
+        genotype = resolve(cfg.genotype, benchmark=setup.benchmark)
+    except GenotypeError:
+        if not own.is_file():
+            raise
+        return Genotype.load(own)
+    if own.is_file():
+        genotype.check_same(Genotype.load(own).to_dict(), source=own)
+    return genotype

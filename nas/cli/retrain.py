@@ -10,13 +10,14 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas import atomic
     from nas.cli.report import show_result
+    from nas.cli.resume import resolved_again
     from nas.spaces.published import resolve
     from nas.stages.retrain import RetrainStage
     from nas.stages.setup import Setup
     from nas.stages.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
-    genotype = resolve(cfg.genotype, benchmark=setup.benchmark)
+    genotype = resolve(cfg.genotype, benchmark=setup.benchmark) if cfg.resume is None else resolved_again(cfg, setup)
     retrain = RetrainStage(setup)
     retrain.check(genotype)
     with setup.open(directory) as out, setup.track(out) as tracker:

@@ -5,7 +5,7 @@ Everywhere else that is nothing, and does not import torch, which takes seconds.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
@@ -71,13 +71,16 @@ def tells_errors() -> bool:
         return processes.first()
 
 
-def common(directory: Path) -> Path:
-    """The run's directory, that of the first process: each has made one, named by its own clock."""
+def common(directory: Path, own: Callable[[Path], Path]) -> Path:
+    """The run's directory, that of the first process: each has made one, named by its own clock.
+
+    own: what that process makes of it.
+    """
     if started() == 1:
-        return directory
+        return own(directory)
     from nas import processes
 
-    agreed = Path(processes.agreed(str(directory)))
+    agreed = Path(processes.agreed(str(own(directory) if processes.first() else directory)))
     if agreed != directory:
         with suppress(OSError):  # not empty, so not made by this process
             directory.rmdir()

@@ -32,18 +32,19 @@ class Onnx:
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")  # of the exporter about itself
-                torch.onnx.export(
+                written = torch.onnx.export(
                     program,
                     subject.examples,
-                    directory / file,
                     input_names=list(names),
                     output_names=["y"],
                     dynamo=True,
-                    external_data=False,  # one file
                     verbose=False,
                 )
+                assert written is not None  # as dynamo=True
+                content = written.model_proto.SerializeToString()  # one file
         except Exception as error:  # an operation that ONNX does not have, most of all
             raise UnavailableError(f"torch.onnx cannot write it ({described(error)})") from error
+        (directory / file).write_bytes(content)  # outside of the above: a full disk says nothing about ONNX
         inputs = ", ".join(f'"{name}": np.asarray({name})' for name in names)
         return Artefact(
             file=file,

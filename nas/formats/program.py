@@ -35,10 +35,12 @@ def program_code(file: str, subject: Subject) -> str:
 
 def write_program(network: nn.Module, examples: tuple[Tensor, ...], path: Path) -> None:
     program = exported(network, examples)
+    content = io.BytesIO()
     with warnings.catch_warnings():
         # torch.export's own serialiser warns of parts of itself; nothing that a user could act on.
         warnings.simplefilter("ignore")
-        torch.export.save(program, path)
+        torch.export.save(program, content)
+    path.write_bytes(content.getvalue())  # not by torch, which aborts the process when the disk is full
 
 
 def exported(network: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

@@ -30,7 +30,7 @@ class Weights:
 
 def write_weights(network: nn.Module, directory: Path) -> None:
     """Raises UnavailableError if the network's state is not of tensors alone, as its get_extra_state may return."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
@@ -39,4 +39,4 @@ def write_weights(network: nn.Module, directory: Path) -> None:
             )
     # Copies, because safetensors refuses tensors that share their memory, such as those of a module used twice.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, directory / FILE, metadata={"format": "pt"})
+    (directory / FILE).write_bytes(save(state, metadata={"format": "pt"}))

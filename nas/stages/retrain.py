@@ -113,6 +113,7 @@ class RetrainStage:
         kept = setup.checkpoints(out, "retrain")
         if (saved := kept.newest()) is not None:
             setup.check_unchanged(saved, kept.path)
+            genotype.check_same(saved.get("genotype"), source=kept.path)
             state.load_state_dict(saved, source=kept.path)
         setup.track_epoch(out, "retrain", self.loader)
         tracker.resume("retrain", state.epoch, state.metrics)

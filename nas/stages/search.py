@@ -18,8 +18,8 @@ from nas.gap import Gap
 from nas.genotype import Genotype
 from nas.judge import Judge
 from nas.kinds import kinds_of
-from nas.methods.published_settings import missing, reinmax_too_cold
 from nas.methods.estimate import available_memory
+from nas.methods.published_settings import missing, reinmax_too_cold
 from nas.methods.trial_step import try_search
 from nas.progress import Progress
 from nas.regulariser import Sum

@@ -60,7 +60,7 @@ class Setup:
         # Only tried: a mistake in them is to leave no directory.
         build(cfg.tracker, allow=allow)
         build(cfg.saving, allow=allow, path=Path(), kind="search")
-        with processes.first_on_machine_first():
+        with processes.first_on_machine_first(), advice_for_moved_data(cfg):
             data: DataBundle = build(cfg.data, allow=allow).load()
         check_targets(task, data.spec, training=data.train, test=data.test)
         found = facts(data) if processes.first() else {}
@@ -98,6 +98,7 @@ class Setup:
             runtime=self.runtime,
             resume=self.cfg.resume is not None,
             writes=processes.first(),
+            lock=self.cfg.lock,
         )
         out.record(data=self.found)
         return out
@@ -151,6 +152,22 @@ class Setup:
             return Silent()
         tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
         return tracker
+
+
+@contextmanager
+def advice_for_moved_data(cfg: DictConfig) -> Iterator[None]:
+    """Where a run that is resumed does not find its data, say what to do about it then."""
+    try:
+        yield
+    except DataError as error:
+        root = cfg.data.get("root")
+        if cfg.resume is None or root is None:
+            raise
+        relative = "" if Path(root).is_absolute() else f"start this where the run was started, as {root} is relative; "
+        raise DataError(
+            error.problem,
+            fix=f"{relative}if the data have moved, give their new place: data.root=... may_change=[data.root]",
+        ) from error
 
 
 def open_benchmark(cfg: DictConfig) -> NasBench201Table | None:

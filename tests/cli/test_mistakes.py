@@ -512,7 +512,8 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     outcome = nas("search", *TINY, "hydra.run.dir=mine")
     assert outcome.err == (
-        f"error: the output directory {tmp_path}/mine is not empty, expected a new one; set hydra.run.dir to another\n"
+        f"error: the output directory {tmp_path}/mine is not empty, expected a new one; set hydra.run.dir to another, "
+        "or move thesis.txt away\n"
     )
     assert outcome.code == 2
     assert contents(tmp_path) == {"mine", "mine/thesis.txt"}

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 from cli.conftest import TINY, Outcome
+from omegaconf import OmegaConf
 
-from nas import checkpoint
+from nas import atomic, checkpoint
 from nas.checkpoints import Checkpoints
+from nas.errors import DataError
 from nas.run_directory import locked
+from nas.stages.setup import advice_for_moved_data
 
 Nas = Callable[..., Outcome]
 RUN = (*TINY, "search.epochs=3", "retrain.epochs=3", "tracker=jsonl", "retrain.average=0.9")
@@ -238,6 +241,54 @@ def test_two_processes_do_not_write_into_one_run(stopped: Path, nas: Nas) -> Non
     assert nas("run", f"resume={stopped}").code == 0  # the lock of one that has ended holds nobody up
 
 
+def test_another_number_of_processes_is_refused_unless_it_is_allowed(stopped: Path, nas: Nas) -> None:
+    (stopped / "manifest.json").write_text(json.dumps(manifest(stopped) | {"processes": 2}))
+    outcome = nas("run", f"resume={stopped}")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: the run was started with processes=2, got processes=1, which give other bits; start 2, by torchrun, "
+        "or allow it: may_change=[processes]\n",
+    )
+    assert nas("run", f"resume={stopped}", "may_change=[processes]").code == 0
+    assert manifest(stopped)["processes"] == 1
+
+
+def test_a_run_goes_on_from_anywhere_and_takes_nothing_of_others_away(
+    stopped: Path, nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "runs").touch()  # so that Hydra cannot make a directory here
+    monkeypatch.chdir(tmp_path / "here")
+    others = [stopped / name for name in ("notes/.draft.tmp", ".draft.tmp", "events.out.tfevents.1.mine")]
+    others[0].parent.mkdir()
+    for path in others:
+        path.write_text("mine")
+    left = atomic.temporary(stopped / "retrain" / "checkpoint.pt")
+    left.touch()
+    metrics = stopped / "metrics.jsonl"
+    metrics.write_bytes(b"\0" + metrics.read_bytes()[1:])
+    outcome = nas("run", "resume=../out")
+    assert (outcome.code, outcome.err) == (
+        0,
+        "warning: ../out/metrics.jsonl: line 1 is damaged and left out, the others are kept\n",
+    )
+    assert lines(stopped) == lines(undisturbed)[1:]
+    assert [path.read_text() for path in others] == ["mine"] * 3
+    assert not left.exists()
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("root", ["pets", "/data/pets"])
+def test_data_that_have_moved(root: str) -> None:
+    config = OmegaConf.create({"resume": "runs/mine", "data": {"root": root}})
+    relative = "start this where the run was started, as pets is relative; " if root == "pets" else ""
+    with pytest.raises(DataError) as raised, advice_for_moved_data(config):
+        raise DataError("there are none", fix="set data.root")
+    assert str(raised.value) == (
+        f"there are none; {relative}if the data have moved, give their new place: data.root=... may_change=[data.root]"
+    )
+
+
 @pytest.mark.parametrize("what", ["missing", "empty", "of something else"])
 def test_a_directory_without_a_run(tmp_path: Path, nas: Nas, what: str) -> None:
     if what != "missing":
@@ -274,11 +325,19 @@ def test_a_configuration_that_cannot_be_read(stopped: Path, nas: Nas, text: str)
 
 
 def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path) -> None:
-    genotype = f"genotype={undisturbed}/genotype.json"
+    shutil.copy(undisturbed / "genotype.json", "mine.json")
+    genotype = "genotype=mine.json"
     assert nas("retrain", *RUN, genotype, "hydra.run.dir=whole").code == 0
     with monkeypatch.context() as patch:
         signal_at(patch, 5, signal.SIGINT)
         assert nas("retrain", *RUN, genotype, "hydra.run.dir=out").code == 130
+    text = Path("mine.json").read_text()
+    Path("mine.json").write_text(text.replace('"nor_conv_3x3"', '"x"').replace('"skip_connect"', '"nor_conv_3x3"'))
+    assert text != Path("mine.json").read_text()
+    outcome = nas("retrain", "resume=out")  # whose weights may fit by their shapes
+    assert outcome.code == 2
+    assert "out/genotype.json is of another genotype than the one that was given, e.g. cell/" in outcome.err
+    Path("mine.json").unlink()  # the run has a copy
     assert nas("retrain", "resume=out").code == 0
     assert_equal(state(tmp_path / "out", "retrain"), state(tmp_path / "whole", "retrain"))
     assert result(tmp_path / "out") == result(tmp_path / "whole")
@@ -286,7 +345,7 @@ def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_short_torture() -> None:
     done = subprocess.run(
-        [sys.executable, str(TORTURE), "--kills", "4", "--ranks", "0"],
+        [sys.executable, str(TORTURE), "--kills", "4", "--events", "3", "--ranks", "0"],
         capture_output=True,
         text=True,
         timeout=280,
