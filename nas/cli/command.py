@@ -1,5 +1,6 @@
 """What all commands share: Hydra, one line for a user's mistake, exit codes."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -119,9 +120,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
                 for _ in range(output.TRIES - 1):
                     try:
                         return main()
-                    except (
-                        FileNotFoundError
-                    ):  # another process has removed a directory above that we all make, as empty
+                    except FileNotFoundError:  # another process removed a parent directory, which was empty
                         if composed:
                             raise
                 main()
