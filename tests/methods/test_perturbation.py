@@ -194,5 +194,5 @@ def test_epochs_are_tuned_between_rounds_and_none_after_the_last(monkeypatch):
 def test_without_an_optimiser_the_logits_cannot_be_tuned():
     supernet = Node()
     arch = arch_with(supernet, low=[0, 0], high=[0, 0], idle=[0, 0])
-    with pytest.raises(ConfigError, match=r"set deriver.tune_logits=false"):
+    with pytest.raises(ConfigError, match=r"set deriver\.tune_logits=false"):
         Perturbation().judged(arch, judge_of(supernet, *four_classes(40), classes=4))
