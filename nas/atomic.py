@@ -21,7 +21,10 @@ def write(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with open(temporary, "wb") as stream:
+            temporary.unlink(
+                missing_ok=True
+            )  # of a killed process with the same number, or a link that leads elsewhere
+            with open(temporary, "xb") as stream:
                 fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -40,6 +43,29 @@ def write(
             f"{path} cannot be written ({error.strerror or error})",
             fix="free some space, or set hydra.run.dir elsewhere",
         ) from error
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory inside of one that somebody else may have prepared. Raises OutputError for a link, or for
+    something that is no directory, in its place."""
+    refuse_link(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made ({error.strerror})", fix="remove what is there") from error
+
+
+def refuse_link(path: Path) -> None:
+    """Raises OutputError for a link: what is written into it would go to where the link leads."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link, expected a directory", fix="remove it, or give another directory")
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what killed processes left, here and in the directories here that are no links."""
+    for place in (directory, *(one for one in directory.iterdir() if one.is_dir() and not one.is_symlink())):
+        for left in place.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

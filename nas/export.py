@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas import atomic, fresh
+from nas import atomic, fresh, regular_file
 from nas.errors import NasError, OutputError, described
 from nas.formats.format import TOLERANCE, Artefact, Format, Subject, UnavailableError
 from nas.genotype import Genotype
 from nas.model_card import model_card
 
 FORMAT = "nas-export"
-VERSION = 1
+VERSION = 2
 GENOTYPE, METADATA, CARD = "genotype.json", "metadata.json", "MODEL_CARD.md"
 
 
@@ -51,6 +51,8 @@ def export(
         raise OutputError(
             f"the output directory {directory} is not empty, expected a new one", fix="set hydra.run.dir to another"
         )
+    if again:  # in the directory of a run that is resumed, which somebody else may have prepared
+        atomic.refuse_link(directory)
     try:
         with tempfile.TemporaryDirectory(prefix="nas-export-") as temporary:
             staging = Path(temporary)
@@ -166,7 +168,7 @@ def is_random(subject: Subject) -> bool:
 
 
 def digest(path: Path) -> str:
-    with path.open("rb") as stream:
+    with regular_file.opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 # What a command line says of a resumption itself, and of whom it trusts: never read from what a run has left.
 OWN = ("resume", "may_change", "allow_targets")
+# Likewise whether files are fetched, to a place that the run's configuration names.
+FETCH = "data.download"
 
 
 def leaves(node: Any, prefix: str = "", *, lists: bool = False) -> dict[str, Any]:

@@ -155,6 +155,12 @@ class Custom:
         self._loss = loss
         self._measure = metric
 
+    def described(self) -> dict[str, object]:
+        """The arguments it was made with."""
+        name, higher, percent = self.metric.name, self.metric.higher_is_better, self.metric.percent
+        functions = {"loss": self._loss, "metric": self._measure}
+        return {**functions, "name": name, "higher_is_better": higher, "percent": percent}
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._loss(outputs, targets)
 

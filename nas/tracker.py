@@ -2,14 +2,19 @@
 
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from nas import atomic
+from nas import atomic, regular_file
+from nas.errors import OutputError
 
 Line = dict[str, Any]
+STAGES = ("search", "retrain")
+SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about two million
 
 
 class JsonLines:
@@ -49,7 +54,8 @@ class JsonLines:
         atomic.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
 
     def _opened(self) -> TextIO:
-        return open(self._path, "a", encoding="utf-8")
+        # Not through a link that somebody has put there since it was written.
+        return open(self._path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
 
     def close(self) -> None:
         self._stream.close()
@@ -122,10 +128,16 @@ class TensorBoard(JsonLines):
 def read_lines(path: Path) -> list[Line]:
     """What was logged, but for a last line that a crash has cut, and whatever is no such line and comes after it;
     nothing if there is no file."""
-    if not path.exists():
+    try:
+        content = regular_file.read(path, limit=SIZE_LIMIT)
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise OutputError(
+            f"the metrics in {path} cannot be read ({error.strerror})", fix="remove it: it is written anew"
+        ) from error
     lines: list[Line] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in content.decode(errors="replace").splitlines():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
@@ -137,6 +149,12 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def is_line(line: Any) -> bool:
-    if not isinstance(line, dict) or not isinstance(line.get("stage"), str) or type(line.get("epoch")) is not int:
+    if not isinstance(line, dict) or line.get("stage") not in STAGES or type(line.get("epoch")) is not int:
         return False
-    return all(value is None or isinstance(value, int | float) for name, value in line.items() if name != "stage")
+    values = [value for name, value in line.items() if name != "stage"]
+    return 0 <= line["epoch"] < 2**31 and all(value is None or is_number(value) for value in values)
+
+
+def is_number(value: Any) -> bool:
+    """Of those that JSON and an event file can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

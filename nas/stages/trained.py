@@ -11,9 +11,10 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from nas import checkpoint
+from nas import checkpoint, plain_data
 from nas.buffers import restore_unsaved
-from nas.config import build
+from nas.building import built
+from nas.config import build, to_plain
 from nas.data.bundle import DataBundle
 from nas.data.inputs import each
 from nas.data.loader import Loader
@@ -21,11 +22,13 @@ from nas.data.spec import DataSpec
 from nas.errors import DataError, DivergenceError
 from nas.evaluate import count_macs, count_parameters, score
 from nas.genotype import Genotype
+from nas.names import NAME
+from nas.network_size import as_large_as
 from nas.runtime import Runtime, describe, peak_memory
 from nas.spaces.space import Space
 from nas.speed import latency
 from nas.task import Task, check_targets
-from nas.trust import allowed, refuse_interpolations
+from nas.trust import Allowed, allowed
 
 EVALUATION_BATCH = 256
 
@@ -42,20 +45,22 @@ class Trained:
     trained_on: str | None = None
 
     @classmethod
-    def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
-        """Raises CheckpointError; ConfigError if the checkpoint names targets outside of the allowed packages."""
+    def load(cls, path: str | Path, *, allow: Allowed, runtime: Runtime) -> "Trained":
+        """Raises CheckpointError; ConfigError if the checkpoint names what is neither ours nor allowed."""
         return cls.from_state(checkpoint.load(path, "retrain"), source=path, allow=allow, runtime=runtime)
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], *, source: str | Path, allow: list[str], runtime: Runtime) -> "Trained":
+    def from_state(cls, state: dict[str, Any], *, source: str | Path, allow: Allowed, runtime: Runtime) -> "Trained":
         """Of what was saved at `source`. Raises as `load` does."""
         with checkpoint.taken_from(source):
             config, spec = state["config"], DataSpec.from_dict(state["data"])
-            refuse_interpolations(config, source)
             genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {source}")
-            space: Space = build(config["space"], allow=allow)
-            task: Task = build(config["task"], allow=allow)
-            network = space.resized(config["retrain"]["network"]).network(spec, genotype)
+            plain_data.check(config)
+            space: Space = built(config["space"], "space", allow=allow, source=source)
+            task: Task = built(config["task"], "task", allow=allow, source=source)
+            resized = space.resized(config["retrain"]["network"])
+            with as_large_as(state["network"], source=source):
+                network = resized.network(spec, genotype)
             checkpoint.restore(network, state["network"], source=source)
             restore_unsaved(network, state.get("network_buffers", {}))
             return cls(runtime.place(network).eval(), genotype, spec, task, config, state.get("trained_on"))
@@ -185,11 +190,13 @@ def open_trained(cfg: DictConfig) -> tuple[Trained, Loader, DataSpec]:
         # is it to fetch files to a place it names.
         with checkpoint.taken_from(cfg.checkpoint):
             own = trained.config["data"]
-            made = build(own | {"download": False} if "download" in own else own, allow=allow)
+            own = own | {"download": False} if "download" in own else own
+            made = built(own, "data", allow=allow, source=cfg.checkpoint)
     else:
         made = build(cfg.data, allow=allowed(cfg))
         with checkpoint.taken_from(cfg.checkpoint):
-            same = all(cfg.data.get(name) == trained.config["data"].get(name) for name in ("_target_", "root"))
+            given = to_plain(cfg.data, "data")
+            same = all(given.get(name) == trained.config["data"].get(name) for name in (NAME, "root"))
     data: DataBundle = made.load()
     if same:
         check_unseen(trained, data)
