@@ -72,6 +72,7 @@ def export(
                     "about": artefact.about,
                     "needs": list(artefact.needs),
                     "code": artefact.code,
+                    **({"warning": artefact.warning} if artefact.warning else {}),
                     "largest_difference_to_network": differences[artefact.file],
                     **artefact.facts,
                 }

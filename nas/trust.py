@@ -1,6 +1,5 @@
 """What may be built: what `nas.names` lists, and what the caller or the command line allows. Never what a file says."""
 
-import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,8 +43,8 @@ def check_target(target: Any, allow: Allowed = ()) -> Callable[..., Any]:
         return located(target)
     prefixes = [one for one in allow if isinstance(one, str)]
     if not isinstance(target, str) or not among(target, prefixes):
-        ours = isinstance(target, str) and target.startswith("nas.")
-        close = difflib.get_close_matches(target, TARGETS, n=1) if ours else []
+        last = str(target).rpartition(".")[2].casefold()
+        close = [one for one in TARGETS if one.rpartition(".")[2].casefold() == last and str(target) != one]
         raise ConfigError(
             f"_target_ {target!r} is none of the options that ship, and outside of the packages that may be built "
             f"({', '.join(prefixes) or 'none'})",

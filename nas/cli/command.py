@@ -13,6 +13,7 @@ from nas import config, schemas, trust
 from nas.cli import torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
 from nas.errors import ConfigError, NasError
+from nas.escaping import printable
 from nas.interruption import Interrupted
 
 FAILED = 1  # what Python itself exits with after a traceback
@@ -107,7 +108,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
 
 def fail(message: str, code: int) -> NoReturn:
     if torchrun.tells_errors():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

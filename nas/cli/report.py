@@ -4,11 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
+from nas.escaping import printable
 from nas.export import Exported
 from nas.genotype import Genotype
 from nas.task import Metric
+
+
+class Table(RichTable):
+    """Of cells that may be names of others: what a terminal would take for a command is spelt out."""
+
+    def __init__(self, *headers: str, title: str | None = None) -> None:
+        super().__init__(*map(printable, headers), title=None if title is None else printable(title))
+
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]
+        super().add_row(*map(printable, cells))
 
 
 def show(table: Table) -> None:
@@ -107,9 +118,10 @@ def show_gap(result: dict[str, Any]) -> None:
 
 def show_export(exported: Exported) -> None:
     """The files that were written, and for each format that the network cannot be had in, why."""
-    print(f"\nexported to {exported.paths[0].parent}: {', '.join(path.name for path in exported.paths)}")
+    files = ", ".join(path.name for path in exported.paths)
+    print(f"\nexported to {printable(exported.paths[0].parent)}: {printable(files)}")
     for name, reason in exported.left_out.items():
-        print(f"left out {name}: {reason}")
+        print(f"left out {printable(name)}: {printable(reason)}")
 
 
 def show_standings(report: dict[str, Any]) -> None:
