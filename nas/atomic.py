@@ -41,7 +41,8 @@ def write(
     unfinished = temporary(path)
     try:
         try:
-            with open(unfinished, "wb") as stream:
+            unfinished.unlink(missing_ok=True)  # of a killed process of that number, or a link that leads elsewhere
+            with open(unfinished, "xb") as stream:
                 fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -69,6 +70,22 @@ def flush_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory inside of one that somebody else may have prepared. Raises OutputError for a link, or for
+    something that is no directory, in its place."""
+    refuse_link(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made ({error.strerror})", fix="remove what is there") from error
+
+
+def refuse_link(path: Path) -> None:
+    """Raises OutputError for a link: what is written into it would go to where the link leads."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link, expected a directory", fix="remove it, or give another directory")
 
 
 def write_text(path: Path, text: str) -> None:

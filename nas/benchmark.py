@@ -6,6 +6,7 @@ alone. scripts/convert_nats_bench writes it from the official data.
 """
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from nas import regular_file
 from nas.errors import ConfigError, DataError, GenotypeError
 from nas.genotype import Genotype
 from nas.spaces import nas_bench_201_notation
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ("0-1", "0-2", "1-2", "0-3", "1-3", "2-3")
+SIZE_LIMIT = 50_000_000  # bytes of a table; all cells with 30 columns take 6 million
 CELLS = len(OPS) ** len(EDGES)  # 15,625
 # One regular expression for the text of a whole cell: parsing 15,625 of them would take longer than all the rest.
 CELL = re.compile(r"\+".join(r"\|" + "".join(rf"(?:{'|'.join(OPS)})~{i}\|" for i in range(n)) for n in (1, 2, 3)))
@@ -157,7 +160,8 @@ class NasBench201Table:
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """Line number (from 1) and fields."""
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as stream:
+            opened = regular_file.opened(self.path, limit=SIZE_LIMIT)
+            with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
                 reader = csv.reader(stream, strict=True)
                 for fields in reader:
                     yield reader.line_num, fields

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nas import atomic
+from nas import atomic, plain_data, regular_file
 from nas.errors import CheckpointError, described
 
 FORMAT = "nas-checkpoint"
-VERSION = 1
+VERSION = 2
+VALUES = 2_000_000  # of a state; a supernet of 20,000 candidates has 400,000
+# The classes and functions that the pickle of a state names; torch would let some more pass, which take any memory.
+GLOBALS = re.compile(
+    rb"torch\._utils\n(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|collections\nOrderedDict|_codecs\nencode|"
+    rb"torch\n(\w+Storage|Size|device|b?float\w+|u?int\d+|complex\d+|bool)|torch\.storage\nUntypedStorage"
+)
+EXPANDED = 2**26  # bytes that tensors may be larger than what they hold, all together
 DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
 
 
@@ -82,17 +90,18 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     fix = f"give a checkpoint.pt that the {kind} stage wrote"
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory, expected a file", fix=f"give {path / kind / 'checkpoint.pt'}")
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}", fix=fix)
     try:
-        content = path.read_bytes()
+        content = regular_file.read(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})", fix=fix) from error
     if hashlib.sha256(content[:-DIGEST_LENGTH]).hexdigest().encode() != content[-DIGEST_LENGTH:]:
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
     try:
-        refuse_compressed(content)
+        check_archive(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        check_state(state)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, or carries code; nothing of it was run", fix=fix
@@ -101,22 +110,66 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
-    if type(state.get("version")) is not int or state["version"] != VERSION:
-        raise CheckpointError(
-            f"{path} has version {state.get('version')!r}, expected {VERSION}",
-            fix="use the release of this project that wrote it",
-        )
+    check_version(path, state.get("version"), VERSION)
     if state.get("kind") != kind:
-        raise CheckpointError(f"{path} is of the {state.get('kind')} stage, expected one of {kind}", fix=fix)
+        raise CheckpointError(f"{path} is of the {state.get('kind')!s:.20} stage, expected one of {kind}", fix=fix)
     return state
 
 
-def refuse_compressed(archive: bytes) -> None:
+def check_version(path: Path, version: Any, expected: int) -> None:
+    """Raises CheckpointError, saying what to do with files of release 0.1.0."""
+    if type(version) is int and version == expected:
+        return
+    if type(version) is int and version == 1:
+        raise CheckpointError(
+            f"{path} was written by release 0.1.0, whose files name what they are built of by import paths",
+            fix="use it with release 0.1.0, or retrain the network of its genotype.json, which this release reads",
+        )
+    raise CheckpointError(
+        f"{path} has version {version!s:.20}, expected {expected}",
+        fix="use the release of this project that wrote it",
+    )
+
+
+def check_archive(archive: bytes) -> None:
     """Raises ValueError for a zip archive of which more comes out than is in it: torch writes none, and would unpack it
-    whatever its size."""
+    whatever its size. Raises UnpicklingError for a pickle that names what no state is made of."""
     with zipfile.ZipFile(io.BytesIO(archive)) as records:
-        if sum(record.file_size for record in records.infolist()) > len(archive):
+        names = records.namelist()
+        if sum(record.file_size for record in records.infolist()) > len(archive) or len(set(names)) < len(names):
             raise ValueError("compressed")
+        pickles = [records.read(name) for name in names if name.endswith(".pkl")]
+    for content in pickles:
+        # All of the opcode GLOBAL, and perhaps a text that looks like one.
+        for named in re.findall(rb"c([\w.]+\n[\w.]+)\n", content):
+            if not GLOBALS.fullmatch(named):
+                raise pickle.UnpicklingError(named.decode())
+
+
+def check_state(state: Any) -> None:
+    """Raises ValueError for what is more to walk through, or to copy, than a few bytes of a file may make it."""
+    plain_data.check(
+        state,
+        leaves=(Tensor, nn.Parameter, bytes, torch.Size, torch.device, torch.dtype),
+        tuples=True,
+        values=VALUES,
+    )
+    copied = 0
+    for tensor in tensors(state):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError("it has tensors of another kind")
+        # One number, expanded to any shape.
+        copied += max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())
+    if copied > EXPANDED:
+        raise ValueError("it has tensors that are larger than what they hold")
+
+
+def tensors(node: Any) -> Iterator[Tensor]:
+    if isinstance(node, Tensor):
+        yield node
+    elif isinstance(node, dict | list | tuple):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from tensors(child)
 
 
 @contextmanager

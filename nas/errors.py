@@ -5,6 +5,8 @@ The commands print them without a traceback and exit with code 2; anything else 
 
 from typing import Any
 
+from nas.escaping import printable
+
 
 class NasError(Exception):
     """A mistake in what the framework was given.
@@ -14,9 +16,10 @@ class NasError(Exception):
     """
 
     def __init__(self, problem: str, *, fix: str) -> None:
-        super().__init__(f"{problem}; {fix}")
-        self.problem = problem
-        self.fix = fix
+        # They name files, classes and settings of others, and are printed.
+        self.problem = printable(problem)
+        self.fix = printable(fix)
+        super().__init__(f"{self.problem}; {self.fix}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are pickled by their positional arguments; ours has to cross from a data worker, too.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas import atomic, fresh
+from nas import atomic, fresh, regular_file
 from nas.errors import NasError, OutputError, described
 from nas.formats.format import TOLERANCE, Artefact, Format, Subject, UnavailableError
 from nas.genotype import Genotype
@@ -21,7 +21,7 @@ from nas.storage.names import check_empty
 from nas.storage.workplace import workplace
 
 FORMAT = "nas-export"
-VERSION = 1
+VERSION = 2
 GENOTYPE, METADATA, CARD = "genotype.json", "metadata.json", "MODEL_CARD.md"
 
 
@@ -52,6 +52,8 @@ def export(
     """
     if not again and directory.exists():
         check_empty(directory)
+    if again:  # in the directory of a run that is resumed, which somebody else may have prepared
+        atomic.refuse_link(directory)
     try:
         with workplace(directory) as work:
             staging = work / "files"
@@ -72,6 +74,7 @@ def export(
                     "about": artefact.about,
                     "needs": list(artefact.needs),
                     "code": artefact.code,
+                    **({"warning": artefact.warning} if artefact.warning else {}),
                     "largest_difference_to_network": differences[artefact.file],
                     **artefact.facts,
                 }
@@ -174,7 +177,7 @@ def is_random(subject: Subject) -> bool:
 
 
 def digest(path: Path) -> str:
-    with path.open("rb") as stream:
+    with regular_file.opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Genotypes: the outcome of a search, as a small file that people can read, compare and send around."""
 
-import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from nas import plain_data, regular_file
 from nas.errors import GenotypeError
 
 FORMAT = "nas-genotype"
@@ -40,12 +40,12 @@ class Genotype:
             raise GenotypeError(f"{source} is not a genotype", fix=fix)
         if type(raw.get("version")) is not int or raw["version"] != VERSION:
             raise GenotypeError(
-                f"{source} has version {raw.get('version')!r}, expected {VERSION}",
+                f"{source} has version {raw.get('version')!s:.20}, expected {VERSION}",
                 fix="read it with the release of this project that wrote it",
             )
         space, chosen = raw.get("space"), raw.get("choices")
         if raw.keys() != {"format", "version", "space", "choices"} or not isinstance(space, str):
-            raise GenotypeError(f"{source} has the fields {', '.join(map(str, raw))}", fix=fix)
+            raise GenotypeError(f"{source} has the fields {', '.join(map(str, raw)):.200}", fix=fix)
         if not isinstance(chosen, dict) or not all(
             isinstance(key, str) and (name is None or isinstance(name, str)) for key, name in chosen.items()
         ):
@@ -59,11 +59,10 @@ class Genotype:
     @classmethod
     def from_json(cls, text: str, *, source: str = "the genotype") -> "Genotype":
         try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raw = plain_data.from_json(text)
+        except ValueError as error:
             raise GenotypeError(
-                f"{source} is not JSON ({reason})", fix="give the genotype.json that a search wrote"
+                f"{source} is not JSON ({error})", fix="give the genotype.json that a search wrote"
             ) from error
         return cls.from_dict(raw, source=source)
 
@@ -95,14 +94,7 @@ def read_text(path: str | Path) -> str:
     """The text of a genotype's file. Raises GenotypeError when it is missing, too large, or not text."""
     path = Path(path)
     try:
-        if not path.is_file():  # a pipe or a device would be read for ever
-            raise FileNotFoundError(errno.ENOENT, "no such file")
-        if path.stat().st_size > SIZE_LIMIT:
-            raise GenotypeError(
-                f"{path} has {path.stat().st_size} bytes, expected at most {SIZE_LIMIT}",
-                fix="give the genotype.json that a search wrote",
-            )
-        return path.read_text(encoding="utf-8")
+        return regular_file.read(path, limit=SIZE_LIMIT).decode()
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
         reason = getattr(error, "strerror", None) or "not text"
         raise GenotypeError(

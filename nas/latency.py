@@ -1,7 +1,6 @@
 """Latency tables: how long each candidate takes on a device, measured, written and read."""
 
 import functools
-import json
 import math
 import statistics
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas import atomic
+from nas import atomic, plain_data, regular_file
 from nas.choice import Choice, Gate, choices, gates
 from nas.cost import Condition, Cost
 from nas.data.inputs import Inputs, each
@@ -22,6 +21,7 @@ from nas.profile import Part, keys_of, run_every_candidate
 
 FORMAT = "nas-latency"
 VERSION = 1
+SIZE_LIMIT = 20_000_000  # bytes of a table; of the DARTS space one takes about a hundred thousand
 
 Shapes = tuple[tuple[int, ...], ...]
 Use = tuple[str, Shapes]  # a choice key, and the shapes of the tensors that the choice is given
@@ -80,11 +80,13 @@ class LatencyTable:
     def load(cls, path: Path) -> "LatencyTable":
         """Raises ConfigError for a file that is missing, or that `save` could not have written."""
         fix = "set regulariser.latency.table to a file that scripts/measure_latency has written"
-        if not path.is_file():
-            raise ConfigError(f"there is no latency table at {path}", fix=fix)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            raw = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
+        except FileNotFoundError as error:
+            raise ConfigError(f"there is no latency table at {path}", fix=fix) from error
+        except OSError as error:
+            raise ConfigError(f"the latency table {path} cannot be read ({error.strerror})", fix=fix) from error
+        except ValueError as error:
             raise ConfigError(f"the latency table {path} is not JSON ({type(error).__name__})", fix=fix) from error
         if not isinstance(raw, dict) or raw.get("format") != FORMAT or raw.get("version") != VERSION:
             raise ConfigError(f"{path} is not a latency table of version {VERSION}", fix=fix)

@@ -1,10 +1,10 @@
 """MODEL_CARD.md: what an exported network is, how it came about, and how to load it."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nas.escaping import code, fenced, markdown
 from nas.formats.preprocessing import sentences
 from nas.genotype import Genotype
 from nas.storage.command_line import pasted
@@ -17,30 +17,31 @@ def model_card(metadata: Mapping[str, Any], genotype: Genotype) -> str:
 
 def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     data, results = metadata["data"], metadata["results"]
-    yield f"# {metadata['title']}"
+    yield f"# {markdown(metadata['title'])}"
     yield ""
-    yield f"A network of the search space `{genotype.space}`, found by differentiable architecture search."
+    yield f"A network of the search space {code(genotype.space)}, found by differentiable architecture search."
     yield ""
     yield "## Results"
     yield ""
     if (tested := results.get("data", data["name"])) == data["name"]:
-        yield f"On the test split of `{tested}`, which neither the search nor the training saw:"
+        yield f"On the test split of {code(tested)}, which neither the search nor the training saw:"
     else:
-        yield f"On the test split of `{tested}`, another data set than `{data['name']}`, which it was trained on:"
+        trained_on = code(data["name"])
+        yield f"On the test split of {code(tested)}, another data set than {trained_on}, which it was trained on:"
     yield ""
     yield "| measure | value |"
     yield "|---|---|"
-    yield from (f"| {name.replace('_', ' ')} | {value} |" for name, value in shown(results))
+    yield from (f"| {markdown(name.replace('_', ' '))} | {value} |" for name, value in shown(results))
     yield ""
     yield "## Input and output"
     yield ""
-    yield f"- Input: {metadata['input']}. Of one example: {', '.join(map(str, data['input_shapes']))}."
-    yield f"- Output: {metadata['output']}."
+    yield f"- Input: {markdown(metadata['input'])}. Of one example: {', '.join(map(str, data['input_shapes']))}."
+    yield f"- Output: {markdown(metadata['output'])}."
     yield from (f"- {name}: {data[name]}" for name in ("mean", "std") if name in data)
     if (reading := metadata.get("preprocessing")) is not None:
         yield from (f"- {said}" for said in sentences(reading))
     if data["class_names"]:
-        yield f"- Classes: {', '.join(data['class_names'])}"
+        yield f"- Classes: {', '.join(map(markdown, data['class_names']))}"
     yield ""
     if reading is not None:
         called = "`read` makes the input of an image file" if "orientation" in reading else "`prepare` makes the input"
@@ -52,7 +53,7 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     for stage, settings in metadata["settings"].items():
         yield from ("", f"Settings of the {stage}:", "", *fenced("json", json.dumps(settings, indent=2)))
     yield from ("", "The architecture (`genotype.json`):", "")
-    yield from (f"- `{key}`: {name}" for key, name in genotype.choices.items() if name is not None)
+    yield from (f"- {code(key)}: {markdown(name)}" for key, name in genotype.choices.items() if name is not None)
     yield from ("", "## How to load it", "")
     inputs = "x is the input, a tensor" if len(data["input_shapes"]) == 1 else "x1, x2, ... are the inputs, tensors"
     yield f"Start Python in the directory of this file; {inputs}, and y is the output. This very code ran in a fresh"
@@ -61,11 +62,13 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
         yield from ("", f"### {file}", "", f"{sentence(artefact['about'])} Needs {', '.join(artefact['needs'])}.", "")
         yield from fenced("python", artefact["code"].rstrip())
         yield ""
+        if "warning" in artefact:
+            yield from (f"**{artefact['warning']}**", "")
         yield f"Largest difference to the network: {artefact['largest_difference_to_network']:g}."
-        known = ("about", "needs", "code", "largest_difference_to_network")
+        known = ("about", "needs", "code", "warning", "largest_difference_to_network")
         yield from (f"{sentence(f'{k} {v:g}'.replace('_', ' '))}" for k, v in artefact.items() if k not in known)
     for name, reason in metadata["left_out"].items():
-        yield from ("", f"Not there: {name}, because {' '.join(reason.split())}.")
+        yield from ("", f"Not there: {name}, because {markdown(reason)}.")
 
 
 def shown(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -84,24 +87,13 @@ def origin(manifest: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     if manifest is None:
         yield "Run", "not recorded: the checkpoint was not in the directory of its run"
         return
-    yield "Command", inline_code(pasted(manifest["command"]))
-    yield "Commit", manifest["commit"] or "an installed release"
-    yield "Versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    yield "Command", code(pasted(manifest["command"]))
+    yield "Commit", markdown(manifest["commit"] or "an installed release")
+    yield "Versions", ", ".join(markdown(f"{name} {version}") for name, version in manifest["versions"].items())
     yield "Seed", str(manifest["seed"])
-    yield "Device", manifest["device"]
-    yield "Started", manifest["started"]
-
-
-def inline_code(text: str) -> str:
-    """Between as many backticks as Markdown needs."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    ends = "`" * (longest + 1)
-    return f"{ends} {text} {ends}" if longest else f"{ends}{text}{ends}"
+    yield "Device", markdown(manifest["device"])
+    yield "Started", markdown(manifest["started"])
 
 
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
-
-
-def fenced(language: str, code: str) -> list[str]:
-    return [f"```{language}", *code.split("\n"), "```"]

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.text import Text
 
 from nas import processes
+from nas.escaping import printable
 from nas.task import Metric
 
 Form = Callable[[float], str]
@@ -19,7 +20,7 @@ Form = Callable[[float], str]
 
 def shown(metric: Metric) -> dict[str, Form]:
     """metric -> how it is shown; those a stage does not have are left out. metric: the task's."""
-    name = metric.name.replace("_", " ")
+    name = printable(metric.name.replace("_", " "))
     return {
         "weights/loss": "loss {:.3f}".format,
         f"weights/{metric.name}": lambda value: f"{name} {metric.show(value)}",

@@ -1,29 +1,31 @@
 """A trained network in one line, from whatever a run left."""
 
-import json
-from collections.abc import Sequence
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from nas import checkpoint
-from nas.config import build
+from nas import checkpoint, plain_data, regular_file
+from nas.building import built
 from nas.data.spec import DataSpec
-from nas.errors import CheckpointError
-from nas.export import FORMAT, GENOTYPE, METADATA, VERSION, digest
+from nas.errors import CheckpointError, described
+from nas.export import FORMAT, GENOTYPE, METADATA, VERSION
 from nas.formats.weights import FILE as WEIGHTS
+from nas.genotype import SIZE_LIMIT as GENOTYPE_LIMIT
 from nas.genotype import Genotype
+from nas.network_size import as_large_as
 from nas.runtime import Runtime
 from nas.spaces.darts import AuxiliaryHead
 from nas.spaces.space import Space
 from nas.stages.trained import Trained
+from nas.trust import Allowed
 
 SIZE_LIMIT = 10_000_000  # bytes of the metadata; a thousand classes take about twenty thousand
 FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 
-def load(path: str | Path, *, allow: Sequence[str], device: str) -> nn.Module:
+def load(path: str | Path, *, allow: Allowed, device: str) -> nn.Module:
     """See `nas.load`."""
     path = Path(path).expanduser()
     if (path / METADATA).is_file():
@@ -39,54 +41,74 @@ def load(path: str | Path, *, allow: Sequence[str], device: str) -> nn.Module:
     return Trained.from_state(state, source=path, allow=list(allow), runtime=runtime).network
 
 
-def from_export(directory: Path, *, allow: Sequence[str], device: str) -> nn.Module:
+def from_export(directory: Path, *, allow: Allowed, device: str) -> nn.Module:
     """From the genotype and the weights of an export; its model.py is never run.
 
     Raises CheckpointError if they are not what the metadata were written for.
     """
-    from safetensors.torch import load_file
-
     metadata = read_metadata(directory / METADATA)
-    with checkpoint.taken_from(directory / METADATA):
-        for name in (GENOTYPE, WEIGHTS):
-            check_digest(directory / name, metadata["sha256"].get(name))
+    source = directory / METADATA
+    with checkpoint.taken_from(source):
+        # Each is read once: what is checked is what is loaded.
+        text, packed = (
+            read_checked(directory / name, metadata["sha256"].get(name), limit=limit)
+            for name, limit in ((GENOTYPE, GENOTYPE_LIMIT), (WEIGHTS, None))
+        )
+        weights = read_weights(packed, directory / WEIGHTS)
         made, spec = metadata["network"], DataSpec.from_dict(metadata["data"])
-        space: Space = build(made["space"], allow=list(allow))
-        network = space.resized(made["sizes"]).network(spec, Genotype.load(directory / GENOTYPE))
+        space: Space = built(made["space"], "space", allow=allow, source=source)
+        genotype = Genotype.from_json(text.decode(), source=str(directory / GENOTYPE))
+        resized = space.resized(made["sizes"])
+        with as_large_as(weights, source=source):
+            network = resized.network(spec, genotype)
         runtime = Runtime(device=device, memory_format=made["memory_format"])
-    checkpoint.restore(without_auxiliary(network), load_file(directory / WEIGHTS), source=directory / WEIGHTS)
+    checkpoint.restore(without_auxiliary(network), weights, source=directory / WEIGHTS)
     return runtime.place(network).eval()
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > SIZE_LIMIT:
-            raise ValueError(f"larger than {SIZE_LIMIT} bytes")
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged, or not of an export ({error})", fix=FIX) from error
+        metadata = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} is damaged, or not of an export ({reason})", fix=FIX) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not of an export of this project", fix=FIX)
-    if type(metadata.get("version")) is not int or metadata["version"] != VERSION:
-        raise CheckpointError(
-            f"{path} has version {metadata.get('version')!r}, expected {VERSION}",
-            fix="use the release of this project that wrote it",
-        )
+    checkpoint.check_version(path, metadata.get("version"), VERSION)
     return metadata
 
 
-def check_digest(path: Path, expected: str | None) -> None:
-    """Weights fit other networks of the same shapes as well, so that loading them would not show a change."""
-    if expected is None or not path.is_file():
-        raise CheckpointError(
-            f"the export in {path.parent} has no {path.name}",
-            fix="export again, with formats=[weights] at least, or load the run's directory",
-        )
-    if digest(path) != expected:
+def read_checked(path: Path, expected: str | None, *, limit: int | None) -> bytes:
+    """A file's content. Raises CheckpointError unless its SHA-256 is the expected one: weights fit other networks of
+    the same shapes as well, so that loading them would not show a change."""
+    try:
+        if expected is None or not path.exists():
+            raise CheckpointError(
+                f"the export in {path.parent} has no {path.name}",
+                fix="export again, with formats=[weights] at least, or load the run's directory",
+            )
+        content = regular_file.read(path, limit=limit)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})", fix="export again") from error
+    if hashlib.sha256(content).hexdigest() != expected:
         raise CheckpointError(
             f"{path} is damaged, or is not the one that was exported (its SHA-256 is not that in {METADATA})",
             fix="export again, or copy all files of the export together",
         )
+    return content
+
+
+def read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Of a file in the format of safetensors. Raises CheckpointError if it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as unpacked
+
+    try:
+        return unpacked(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} holds no weights that can be read ({described(error)})", fix="export again"
+        ) from error
 
 
 def without_auxiliary(network: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from nas import __version__, atomic, processes
+from nas import __version__, atomic, plain_data, processes, regular_file
 from nas.errors import ConfigError, OutputError, WorkerLostError
 from nas.interruption import Interrupted
 from nas.runtime import Runtime
@@ -38,7 +37,12 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "wall_seconds": (int, float),
     "process": str,
     "processes": int,
+    "commit": (str, type(None)),
+    "versions": dict,
+    "seed": int,
+    "device": str,
 }
+ORIGIN = ("command", "commit", "versions", "seed", "device", "started")
 
 
 class RunDirectory:
@@ -136,18 +140,17 @@ class RunDirectory:
     def subdirectory(self, name: str) -> Path:
         path = self.path / name
         if self.writes:
-            path.mkdir(exist_ok=True)
+            atomic.make_directory(path)
         return path
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Of the run in a directory. Raises OutputError if there is none, or not one that a run has written."""
     try:
-        if (path / MANIFEST).stat().st_size <= SIZE_LIMIT:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            if isinstance(manifest, dict) and all(has_type(manifest, *field) for field in FIELDS.items()):
-                return manifest
-    except (OSError, ValueError, RecursionError):
+        manifest = plain_data.from_json(regular_file.read(path / MANIFEST, limit=SIZE_LIMIT))
+        if isinstance(manifest, dict) and all(has_type(manifest, *field) for field in FIELDS.items()):
+            return manifest
+    except (OSError, ValueError):
         pass
     raise OutputError(
         f"there is no run in {path} that could be resumed, expected its {MANIFEST}",
@@ -160,7 +163,18 @@ def has_type(manifest: dict[str, Any], field: str, kind: type | tuple[type, ...]
     if field not in manifest:
         return field != "status"
     value = manifest[field]
-    return isinstance(value, kind) and (not isinstance(value, list) or all(isinstance(item, str) for item in value))
+    held = value if isinstance(value, list) else value.values() if isinstance(value, dict) else []
+    return isinstance(value, kind) and not isinstance(value, bool) and all(isinstance(item, str) for item in held)
+
+
+def recorded(path: Path) -> dict[str, Any] | None:
+    """What the run in a directory recorded of itself, for an export; None where it is not there, for checkpoints get
+    copied, or not as a run writes it."""
+    try:
+        found = read_manifest(path)
+    except OutputError:
+        return None
+    return {key: found[key] for key in ORIGIN} if set(ORIGIN) <= found.keys() else None
 
 
 def check_processes(manifest: dict[str, Any], now: int, *, may_change: Sequence[str]) -> None:

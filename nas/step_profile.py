@@ -52,7 +52,9 @@ class StepProfile:
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         assert self._directory is not None  # or there were no profiler
-        profiler.export_chrome_trace(str(self._directory / "steps.pt.trace.json"))
+        trace = self._directory / "steps.pt.trace.json"
+        trace.unlink(missing_ok=True)  # perhaps a link that leads elsewhere
+        profiler.export_chrome_trace(str(trace))
         events = profiler.key_averages()
         # The steps themselves are events, of the name ProfilerStep#number; the table has means over them.
         steps = sum(event.count for event in events if str(event.key).startswith("ProfilerStep"))

@@ -174,6 +174,12 @@ class Custom:
         self._weight = weight
         known_weights(self._loss.function)  # refuses sums
 
+    def described(self) -> dict[str, object]:
+        """The arguments it was made with."""
+        name, higher, percent = self.metric.name, self.metric.higher_is_better, self.metric.percent
+        functions = {"loss": self._loss, "metric": self._measure}
+        return {**functions, "name": name, "higher_is_better": higher, "percent": percent}
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss: Tensor = self._loss(outputs, targets)
         return loss

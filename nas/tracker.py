@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,10 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from nas import atomic
+from nas import atomic, regular_file
 from nas.errors import OutputError
 
 Line = dict[str, Any]
+STAGES = ("search", "retrain")
+SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about two million
 
 OURS = ".nas"  # how the names of our event files end: others' are left alone
 RECORD_LIMIT = 10_000_000  # bytes of an event; one of ours takes a hundred
@@ -56,7 +59,8 @@ class JsonLines:
         atomic.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
 
     def _opened(self) -> TextIO:
-        return open(self._path, "a", encoding="utf-8")
+        # Not through a link that somebody has put there since it was written.
+        return open(self._path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
 
     def close(self) -> None:
         self._stream.close()
@@ -100,7 +104,7 @@ class TensorBoard(JsonLines):
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and not everybody's choice
 
         before = list(self._directory.glob(f"events.out.tfevents.*{OURS}"))
-        times = {known: time for old in before for known, time in wall_times(old)}
+        times = {known: time for old in before if old.is_file() for known, time in wall_times(old)}
         self._writer = SummaryWriter(log_dir=str(self._directory), filename_suffix=OURS)
         for line in self._lines:
             self._draw(line, time=times.get((line["stage"], line["epoch"])))
@@ -136,18 +140,19 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
     A last line that a crash has cut is left out, and so is any other that is damaged, which is named on standard error.
     Raises OutputError for a file that cannot be read.
     """
-    if not path.exists():
-        return [], True
     try:
-        *complete, cut = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        content = regular_file.read(path, limit=SIZE_LIMIT)
+    except FileNotFoundError:
+        return [], True
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be read ({error.strerror}), expected the metrics of the run", fix="move it away"
+            f"the metrics in {path} cannot be read ({error.strerror})", fix="remove it: it is written anew"
         ) from error
+    *complete, cut = content.decode("utf-8", errors="replace").split("\n")
     read = [parsed(text) for text in complete]
     damaged = [str(number) for number, line in enumerate(read, start=1) if line is None]
     if damaged:
-        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {', '.join(damaged)} are"
+        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines ({', '.join(damaged[:5])}) are"
         print(f"warning: {path}: {which} damaged and left out, the others are kept", file=sys.stderr)
     return [line for line in read if line is not None], not damaged and not cut
 
@@ -169,7 +174,7 @@ def wall_times(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
-    with path.open("rb") as stream:
+    with regular_file.opened(path) as stream:
         while len(head := stream.read(12)) == 12 and (length := struct.unpack("<Q", head[:8])[0]) <= RECORD_LIMIT:
             try:
                 event = Event.FromString(stream.read(length))
@@ -181,6 +186,12 @@ def wall_times(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
 
 
 def is_line(line: Any) -> bool:
-    if not isinstance(line, dict) or not isinstance(line.get("stage"), str) or type(line.get("epoch")) is not int:
+    if not isinstance(line, dict) or line.get("stage") not in STAGES or type(line.get("epoch")) is not int:
         return False
-    return all(value is None or isinstance(value, int | float) for name, value in line.items() if name != "stage")
+    values = [value for name, value in line.items() if name != "stage"]
+    return 0 <= line["epoch"] < 2**31 and all(value is None or is_number(value) for value in values)
+
+
+def is_number(value: Any) -> bool:
+    """Of those that JSON and an event file can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

@@ -1,106 +1,87 @@
-"""What a configuration may name, and whose word counts: the command line's, not that of files that are read."""
+"""What may be built: what `nas.names` lists, and what the caller or the command line allows. Never what a file says."""
 
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from nas.errors import ConfigError, described
+from nas.factory import import_path
+from nas.names import TARGETS
+from nas.settings import among
 
-from nas.errors import ConfigError
-from nas.settings import among, leaves
-
-# What `_target_` may name without being allowed explicitly.
-TRUSTED = ("nas", "torch.optim", "torch.nn.functional")
-
-# Parts of this project that act, on files, processes or other configurations, where a target is to build.
-ACTING = (
-    "atomic",
-    "checkpoint",
-    "cli",
-    "config",
-    "export",
-    "fresh",
-    "fresh_process",
-    "reload",
-    "run_directory",
-    "schemas",
-    "stages",
-    "storage",
-    "trust",
-)
+# A package (my_package), the full path of one object (my_package.models.my_model), or in Python the object itself.
+Allowed = Sequence[str | Callable[..., Any]]
 
 
-def allowed(config: DictConfig) -> list[str]:
-    """The packages a command line trusts: those of ``allow_targets``, and those whose factories it names itself; not
-    those of a run that is resumed, see `nas.cli.resume.resumed`."""
+def allowed(config: Any) -> list[str]:
+    """What a command line allows: ``allow_targets``, and the packages whose factories it names itself; not those of a
+    run that is resumed, see `nas.cli.resume.resumed`."""
+    from omegaconf import OmegaConf
+
     if OmegaConf.select(config, "resume") is not None:
         return list(config.allow_targets)
     return trusted_by(config)
 
 
-def trusted_by(config: DictConfig) -> list[str]:
+def trusted_by(config: Any) -> list[str]:
+    from omegaconf import OmegaConf
+
     factories = (OmegaConf.select(config, f"{group}.factory") for group in ("space", "data"))
     return [*config.allow_targets, *(str(path).partition(".")[0] for path in factories if path is not None)]
 
 
-def targets(node: Any) -> Iterator[Any]:
-    """Every ``_target_`` in a plain configuration, at any depth."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
-        for child in node.values():
-            yield from targets(child)
-    elif isinstance(node, list):
-        for child in node:
-            yield from targets(child)
+def check_target(target: Any, allow: Allowed = ()) -> Callable[..., Any]:
+    """What a ``_target_`` stands for. Raises ConfigError unless it is listed in `nas.names`, or allowed.
 
-
-def check_target(target: Any, allow: Sequence[str] = ()) -> None:
-    """Raises ConfigError unless `target` names something that is defined in an allowed package.
-
-    The name alone does not tell: ``nas.atomic.os.remove`` begins with ``nas`` and is not ours. So what it resolves to
-    has to say that it comes from there, too.
+    An allowed name alone does not tell: ``my_package.os.remove`` begins with ``my_package``. So what is found must say
+    that it is defined in the package, too.
     """
-    from hydra._internal.utils import _locate  # what instantiate() uses; the public get_object prints what it raises
-
-    prefixes = (*TRUSTED, *allow)
-
-    def inside(name: object) -> bool:
-        return isinstance(name, str) and among(name, prefixes) and not among(name, [f"nas.{part}" for part in ACTING])
-
-    if not inside(target):
+    for one in allow:
+        if not isinstance(one, str) and import_path(one) == target:
+            return one
+    if isinstance(target, str) and target in TARGETS:
+        return located(target)
+    prefixes = [one for one in allow if isinstance(one, str)]
+    if not isinstance(target, str) or not among(target, prefixes):
+        last = str(target).rpartition(".")[2].casefold()
+        close = [one for one in TARGETS if one.rpartition(".")[2].casefold() == last and str(target) != one]
         raise ConfigError(
-            f"_target_ {target!r} is outside of the packages that may be built ({', '.join(prefixes)})",
-            fix="if you trust it, add its package: allow_targets=[package]",
+            f"_target_ {target!r} is none of the options that ship, and outside of the packages that may be built "
+            f"({', '.join(prefixes) or 'none'})",
+            fix=f"did you mean {close[0]}?" if close else "if you trust it, add its package: allow_targets=[package]",
         )
-    try:
-        found = _locate(target)
-    except Exception as error:  # importing a user's package runs it: whatever that raises is the reason
-        reason = error.__cause__ or error
-        raise ConfigError(
-            f"_target_ {target!r} does not exist, or cannot be imported ({type(reason).__name__}: "
-            f"{' '.join(str(reason).split())})",
-            fix="correct the name; your own package has to be installed, or in the directory the command is started in",
-        ) from error
+    found = located(target)
     if not callable(found):
         raise ConfigError(
             f"_target_ {target!r} is a {type(found).__name__}, expected a function or class",
             fix="add the name of what is to be called, as in package.module.function",
         )
-    if not inside(getattr(found, "__module__", None)):
+    home = getattr(found, "__module__", None)
+    # One object that is allowed by its full path may be defined in another module of its package.
+    homes = [one.partition(".")[0] if one == target else one for one in prefixes]
+    if not isinstance(home, str) or not among(home, homes):
         raise ConfigError(
-            f"_target_ {target!r} leads to {getattr(found, '__module__', 'something')}, outside of the packages that "
-            f"may be built ({', '.join(prefixes)})",
+            f"_target_ {target!r} leads to {home or 'something'}, outside of the packages that may be built "
+            f"({', '.join(prefixes)})",
             fix="name the object by the package that defines it, and allow that: allow_targets=[package]",
         )
+    return found
 
 
-def refuse_interpolations(node: Any, source: object) -> None:
-    """Raises ConfigError for a ``${...}`` in a configuration that was read: what a run writes has none left, and one
-    would be resolved here, with this machine's environment."""
-    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
-    for setting, value in leaves(plain, lists=True).items():
-        if isinstance(value, str) and "${" in value:
-            raise ConfigError(
-                f"{source} has {setting}={str(value)[:60]}, expected a value, not what is to be resolved to one",
-                fix="write the value itself",
-            )
+def located(path: str) -> Any:
+    """The object at an import path that is listed or allowed. Raises ConfigError if there is none."""
+    names = path.split(".")
+    try:
+        if not all(names):
+            raise ModuleNotFoundError(f"No module named {path!r}")
+        found = importlib.import_module(names[0])
+        for position, name in enumerate(names[1:], start=1):
+            if not hasattr(found, name):
+                importlib.import_module(".".join(names[: position + 1]))
+            found = getattr(found, name)
+        return found
+    except Exception as error:  # importing a user's package runs it: whatever that raises is the reason
+        raise ConfigError(
+            f"_target_ {path!r} does not exist, or cannot be imported ({described(error)})",
+            fix="correct the name; your own package has to be installed, or in the directory the command is started in",
+        ) from error

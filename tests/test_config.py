@@ -4,11 +4,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nas.config import build
+from nas.config import build, refuse_interpolations
 from nas.deriver import TopPredecessors
 from nas.errors import ConfigError
 from nas.schedule import Linear
-from nas.trust import check_target, refuse_interpolations
+from nas.trust import check_target
 
 FOREIGN = [
     "os.system",
@@ -51,7 +51,12 @@ DETOURS = [
     "torch.nn.functional.boolean_dispatch",
     "torch.optim.lr_scheduler.types.FunctionType",
     "torch.optim.swa_utils.torch.load",
-    # Ours, but they act instead of building something.
+    # Ours, and no options: they act instead of building something, or may be made to.
+    "nas.data.spec.DataSpec.from_dict",
+    "nas.formats.program.write_program",
+    "nas.signatures.parameters_of",
+    "torch.nn.functional.handle_torch_function",
+    "torch.optim.Optimizer",
     "nas.cli.run.main",
     "nas.config.build",
     "nas.schemas.register_schemas",
@@ -75,7 +80,7 @@ def test_build_refuses_before_anything_is_called(target, tmp_path):
     victim = tmp_path / "file"
     victim.write_text("still here")
     with pytest.raises(ConfigError, match="_target_"):
-        build(OmegaConf.create({"_target_": target, "_args_": [str(victim)]}))
+        build(OmegaConf.create({"_target_": target, "path": str(victim)}))
     assert victim.exists()
 
 
@@ -84,7 +89,7 @@ def test_build_refuses_before_anything_is_called(target, tmp_path):
 def test_a_target_deep_inside_is_found(bad, as_config, tmp_path):
     victim = tmp_path / "file"
     victim.write_text("still here")
-    inner = {"_target_": bad, "_args_": [str(victim)]}
+    inner = {"_target_": bad, "path": str(victim)}
     for hidden in ({"a": [1, [{"b": inner}]]}, [[inner]], {"_partial_": True, **inner}):
         node = {"_target_": "nas.sampler.GDAS", "x": hidden}
         with pytest.raises(ConfigError, match=f"_target_ '{bad}'"):
@@ -125,16 +130,41 @@ def test_a_configuration_as_text_is_no_way_around(tmp_path):
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", "a${now:%Y}", "${b}", "${oc.decode:'1'}"])
 def test_what_is_read_is_not_resolved(value):
-    for wrap in (OmegaConf.create, dict):
-        with pytest.raises(ConfigError, match=r"there has a\.0\.c=.*, expected a value"):
-            refuse_interpolations(wrap({"a": [{"c": value}], "b": 1}), "there")
+    with pytest.raises(ConfigError, match=r"there has a\.0\.c=.*, expected a value"):
+        refuse_interpolations({"a": [{"c": value}], "b": 1}, "there")
+    with pytest.raises(ConfigError, match=r"there has .*, expected a value"):
+        refuse_interpolations({"a": [{value: "c"}], "b": 1}, "there")
     refuse_interpolations({"a": [{"c": "$5"}], "b": {}, "d": None}, "there")
 
 
+@pytest.mark.parametrize("value", [r"\${oc.env:HOME}", r"\\\${oc.env:HOME}", r"a\${b}"])
+def test_what_is_built_is_not_resolved_a_second_time(value):
+    node = OmegaConf.create({"_target_": "collections.OrderedDict", "a": value, "b": [value]})
+    built = build(node, allow=["collections"])
+    assert "${" in built["a"]
+    assert built["b"] == [built["a"]]
+
+
+def test_a_misspelt_option_is_corrected():
+    with pytest.raises(ConfigError, match=r"none of the options that ship.*did you mean nas\.sampler\.GDAS\?"):
+        check_target("nas.sampler.Gdas")
+
+
 def test_what_does_not_exist():
-    for target in ("nas.sampler.Gdas", "nas.nothing.Thing", "torch.optim.Sdg"):
+    for target in ("collections.Thing", "collections.nothing.Thing", "collections..Thing"):
         with pytest.raises(ConfigError, match=f"_target_ '{target}' does not exist"):
-            check_target(target)
+            check_target(target, ["collections"])
+
+
+def test_one_object_is_allowed_by_its_path_or_as_it_is():
+    from collections import OrderedDict, namedtuple
+
+    assert check_target("collections.OrderedDict", ["collections.OrderedDict"]) is OrderedDict
+    with pytest.raises(ConfigError, match="outside of the packages"):
+        check_target("collections.Counter", ["collections.OrderedDict"])
+    assert check_target("collections.namedtuple", [namedtuple]) is namedtuple
+    with pytest.raises(ConfigError, match="outside of the packages"):
+        check_target("collections.OrderedDict", [namedtuple])
 
 
 def test_allow_opens_one_package():

@@ -193,8 +193,8 @@ def test_a_checkpoint_is_not_trusted_to_name_a_package(name, finished, tmp_path,
     assert command(name, *arguments, "data=custom", "data.factory=other_package.signals") == 2
     for line in capsys.readouterr().err.splitlines():
         assert line == (
-            "error: _target_ 'custom_models.Signals' is outside of the packages that may be built "
-            "(nas, torch.optim, torch.nn.functional); if you trust it, add its package: allow_targets=[package]"
+            "error: _target_ 'custom_models.Signals' is none of the options that ship, and outside of the packages "
+            "that may be built (none); if you trust it, add its package: allow_targets=[package]"
         )
     assert not (tmp_path / "out").exists()
 

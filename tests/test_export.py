@@ -129,7 +129,7 @@ def test_the_accuracy_of_bfloat16_is_stated(run, metadata):
     assert 0 < facts["largest_difference_to_float32"] < 0.1
     program = torch.export.load(run / "export" / "model_bfloat16.pt2").module()
     network = trained(run)
-    data = nas.config.build(network.config["data"]).load()
+    data = nas.building.built(network.config["data"], "data").load()
     loader = scoring_loader(network, data, Runtime(device="cpu"))
     right = sum(int((program(x).argmax(1) == y).sum()) for x, y in loader.epoch(0))
     assert facts["test_accuracy"] == right / 16
@@ -148,7 +148,7 @@ def test_the_model_card_tells_how_the_network_came_about(run):
         f"| parameters | {result['parameters']:,} |",
         f"| test accuracy | {result['test_accuracy']:.4g} |",
         "Settings of the search:",
-        '"_target_": "nas.sampler.GDAS"',
+        '"_name_": "gdas"',
         "- Classes: class_0, class_1, class_2",
         "float32 (batch, channels, height, width): pixels in [0, 1]",
     ):

@@ -117,8 +117,8 @@ SPEC = {
     "class_names": ["a", "b"],
 }
 CONFIG = {
-    "space": {"_target_": "nas.spaces.nas_bench_201.NasBench201", "ops": {}, "channels": 4, "cells": 1},
-    "task": {"_target_": "nas.task.Classification"},
+    "space": {"_name_": "nas_bench_201", "ops": {}, "channels": 4, "cells": 1},
+    "task": {"_name_": "classification"},
     "retrain": {"network": {}},
 }
 

@@ -11,7 +11,8 @@ import torch
 from cli.conftest import TINY
 
 import nas
-from nas import atomic, checkpoint, config
+from nas import atomic, checkpoint
+from nas.building import built
 from nas.errors import CheckpointError, ConfigError, DeviceError
 from nas.evaluate import score
 from nas.genotype import Genotype
@@ -63,7 +64,7 @@ def test_the_network_is_the_one_that_was_trained_to_the_last_digit(run, where):
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(network(x), original.network(x))
-    loader = scoring_loader(original, config.build(original.config["data"]).load(), Runtime(device="cpu"))
+    loader = scoring_loader(original, built(original.config["data"], "data").load(), Runtime(device="cpu"))
     scored, result = score(network, loader, original.task, original.spec), json.loads((run / "result.json").read_text())
     assert (scored.metric, scored.loss) == (result["test_accuracy"], result["test_loss"])
 
@@ -124,7 +125,8 @@ DAMAGE = {
     "another genotype": (other_genotype, "genotype.json is damaged, or is not the one that was exported"),
     "weights of another size": (resealed, "weights.safetensors do not fit its network"),
     "another project": (edit(format="timm"), "metadata.json is not of an export of this project"),
-    "another version": (edit(version=2), "metadata.json has version 2, expected 1; use the release"),
+    "another version": (edit(version=3), "metadata.json has version 3, expected 2; use the release"),
+    "release 0.1.0": (edit(version=1), "was written by release 0.1.0, .*; use it with release 0.1.0, or retrain"),
     "no weights": (lambda path: (path / "weights.safetensors").unlink(), "has no weights.safetensors; export again"),
     "no network": (edit(network={}), "metadata.json is incomplete, or was changed"),
     "no digests": (edit(sha256=[]), "metadata.json is incomplete, or was changed"),
@@ -140,8 +142,11 @@ def test_an_export_that_is_damaged_or_does_not_belong_together(case, exported):
 
 
 def test_a_package_that_an_export_names_is_not_trusted(exported):
+    edit(network={"space": {"_name_": "os.system", "command": "true"}, "sizes": {}})(exported)
+    with pytest.raises(ConfigError, match=r"'os\.system' .* outside of the packages that may be built"):
+        nas.load(exported)
     edit(network={"space": {"_target_": "os.system", "command": "true"}, "sizes": {}})(exported)
-    with pytest.raises(ConfigError, match=r"'os\.system' is outside of the packages that may be built"):
+    with pytest.raises(ConfigError, match=r"has no _name_: it was written by release 0\.1\.0"):
         nas.load(exported)
 
 
@@ -156,7 +161,7 @@ def test_a_pickle_with_code_is_refused(sealed, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     buffer = io.BytesIO()
-    torch.save({"format": "nas-checkpoint", "version": 1, "kind": "retrain", "config": Bomb()}, buffer)
+    torch.save({"format": "nas-checkpoint", "version": checkpoint.VERSION, "kind": "retrain", "config": Bomb()}, buffer)
     Path("checkpoint.pt").write_bytes(checkpoint.sealed(buffer.getvalue()) if sealed else buffer.getvalue())
     with pytest.raises(CheckpointError, match="carries code; nothing of it was run" if sealed else "is damaged"):
         nas.load("checkpoint.pt")

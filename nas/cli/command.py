@@ -14,6 +14,7 @@ from nas import config, schemas, trust
 from nas.cli import output, parallel, paths, torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
 from nas.errors import ConfigError, NasError
+from nas.escaping import printable
 from nas.interruption import AtOnce, Interrupted
 from nas.storage import disk, names
 from nas.storage.command_line import setting
@@ -159,4 +160,4 @@ def stopped(message: str, code: int) -> NoReturn:
 def tell(message: str) -> None:
     if torchrun.tells_errors():
         with contextlib.suppress(OSError):  # the terminal is closed
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            print(f"error: {printable(message)}", file=sys.stderr, flush=True)

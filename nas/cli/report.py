@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from nas.data.survey import lines, printable, warnings
+from nas.data.survey import lines, warnings
+from nas.escaping import printable
 from nas.export import Exported
 from nas.genotype import Genotype
 from nas.task import Metric
@@ -173,9 +174,10 @@ def show_gap(result: dict[str, Any]) -> None:
 
 def show_export(exported: Exported) -> None:
     """The files that were written, and for each format that the network cannot be had in, why."""
-    print(f"\nexported to {exported.paths[0].parent}: {', '.join(path.name for path in exported.paths)}")
+    files = ", ".join(path.name for path in exported.paths)
+    print(f"\nexported to {printable(exported.paths[0].parent)}: {printable(files)}")
     for name, reason in exported.left_out.items():
-        print(f"left out {name}: {reason}")
+        print(f"left out {printable(name)}: {printable(reason)}")
 
 
 def show_standings(report: dict[str, Any]) -> None:

@@ -1,20 +1,23 @@
 """``resume=<run directory>``: the configuration to go on with."""
 
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from nas.cli import torchrun
-from nas.config import to_plain
-from nas.errors import ConfigError, GenotypeError, OutputError
+from nas.config import read_yaml, to_plain
+from nas.errors import ConfigError, GenotypeError
 from nas.genotype import Genotype
+from nas.names import NAME, TARGET
 from nas.run_directory import check_processes, read_manifest
-from nas.settings import OWN, PLACES, among, leaves
+from nas.settings import FETCH, OWN, PLACES, among, leaves
 from nas.spaces.published import resolve
 from nas.stages.setup import Setup
 from nas.storage.command_line import choice
-from nas.trust import refuse_interpolations, trusted_by
+from nas.trust import trusted_by
 
 
 def has_finished(directory: Path) -> bool:
@@ -31,25 +34,19 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     what the run was started with and that are not in ``given.may_change``, or are below one that is; and for
     another number of processes.
     """
-    path = Path(given.resume) / "config.yaml"
-    try:
-        stored = OmegaConf.load(path)
-    except Exception as error:  # OmegaConf lets YAML's errors through, of which there are many
-        raise OutputError(
-            f"{path} cannot be read ({type(error).__name__})", fix="give the directory that a run left"
-        ) from error
-    if not isinstance(stored, DictConfig):
-        raise OutputError(f"{path} is not a configuration", fix="give the directory that a run left")
-    refuse_interpolations(stored, path)
+    stored = read_yaml(Path(given.resume) / "config.yaml")
+    if is_dataclass(schema := OmegaConf.get_type(given)):  # what is of another type than settings are is refused here
+        stored = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), stored))
     check_processes(read_manifest(Path(given.resume)), torchrun.started(), may_change=given.may_change)
     before, now, default = (leaves(to_plain(config)) for config in (stored, given, untouched))
     named = [override.partition("=")[0].lstrip("+~").rpartition("@")[2].replace("/", ".") for override in overrides]
+    named = [name.replace(TARGET, NAME) for name in named]
     changed = {
         setting: value
         for setting, value in now.items()
         if value != before.get(setting)
         and (value != default.get(setting) or among(setting, named))
-        and not among(setting, (*OWN, "name"))  # which is made of other settings
+        and not among(setting, (*OWN, FETCH, "name"))  # which is made of other settings
     }
     refused = [setting for setting in changed if not among(setting, (*PLACES, *given.may_change))]
     if refused:
@@ -59,10 +56,15 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
             fix=f"leave it out, or allow it: {choice('may_change', refused)}",
         )
     for setting, value in changed.items():
+        if setting.endswith(NAME):
+            setting = setting.removesuffix(NAME) + TARGET
+            value = OmegaConf.select(given, setting)
         OmegaConf.update(stored, setting, value, force_add=True)
     for setting in OWN:
         stored[setting] = given[setting]
     stored.allow_targets = trusted_by(given)  # of the command line alone: the directory may name any factory
+    if OmegaConf.select(stored, FETCH) is not None:
+        stored.data.download = bool(among(FETCH, named) and OmegaConf.select(given, FETCH))
     return stored
 
 

@@ -1,5 +1,6 @@
 """Reading one image file with Pillow: its header, and its pixels as a tensor of the wanted shape."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas import regular_file
 from nas.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,6 +48,13 @@ TURNS = {  # what makes an image of an orientation upright, by Pillow's names
     8: "ROTATE_90",
 }
 SIDEWAYS = frozenset({5, 6, 7, 8})  # these swap width and height
+# What Pillow may take a file for, whatever it is called: its other readers run programs (EPS) or are seldom used.
+# AVIF comes last, as not all builds of Pillow have it.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
+PIXELS = 2**26  # of the largest image that is decoded
+BYTES_PER_PIXEL = 12  # that an image takes at most while it is decoded: as it is, converted, and as a tensor
+MEMORY = 3 * 2**28  # bytes that images take that are decoded at once
+STRIP = 2**20  # pixels that are converted at a time
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -86,7 +95,7 @@ def read_pixels(path: Path, *, channels: int, size: int | None) -> Tensor:
     """
     from PIL import Image, ImageOps
 
-    with _opened(path) as image:
+    with _opened(path) as image, _decoding.take(image.width * image.height * BYTES_PER_PIXEL):
         turn = orientation(image)
         if image.format == "TIFF":
             image.filename = ""  # type: ignore[attr-defined]  # else Pillow maps the file, and garbles one that is turned
@@ -130,12 +139,40 @@ def pillow_warnings() -> Iterator[None]:
         yield
 
 
+class Share:
+    """Memory that threads take parts of, and wait for if there is not enough left."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._left = size
+        self._returned = threading.Condition()
+
+    @contextmanager
+    def take(self, part: int) -> Iterator[None]:
+        part = min(part, self._size)  # what needs more than there is comes alone
+        with self._returned:
+            while part > self._left:
+                self._returned.wait()
+            self._left -= part
+        try:
+            yield
+        finally:
+            with self._returned:
+                self._left += part
+                self._returned.notify_all()
+
+
+_decoding = Share(MEMORY)
+
+
 @contextmanager
 def _opened(path: Path) -> "Iterator[Image.Image]":
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with regular_file.opened(path) as stream, Image.open(stream, formats=FORMATS) as image:
+            if image.width * image.height > PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height}, expected at most {PIXELS} in all")
             yield image
     except DataError:
         raise
@@ -143,6 +180,12 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
         raise DataError(
             f"{path} has too many pixels to decode safely ({error})",
             fix="scale it down, or remove it; data.damaged=skip leaves such files out",
+        ) from error
+    except OSError as error:
+        reason = "it is none of the formats that are read" if isinstance(error, UnidentifiedImageError) else None
+        raise DataError(
+            f"{path} cannot be read as an image ({reason or error.strerror or ' '.join(str(error).split())})",
+            fix="repair it, or remove it; data.damaged=skip leaves such files out",
         ) from error
     # Pillow's decoders raise whatever they meet in a damaged file: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
@@ -159,11 +202,18 @@ def _convert(image: "Image.Image", channels: int, path: Path) -> "Image.Image":
     if image.mode == "F":
         raise DataError(f"{path} has floating-point pixels", fix="convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow's own conversion of "I" clips at 255: a 16-bit image would be all white
-        deep = np.asarray(image).astype(np.int64)
+        deep = np.asarray(image)
         if deep.min() < 0 or deep.max() > 0xFFFF:
             raise DataError(f"{path} has more than 16 bits a pixel", fix="convert it to 8 or 16 bits")
         return Image.fromarray((deep >> 8).astype(np.uint8)).convert(mode)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        over_white = Image.new(mode, image.size)
+        # A few rows at a time: whole images of RGBA would take twice the memory of all the rest.
+        rows = max(1, STRIP // image.width)
+        image.load()
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+            white = Image.new("RGBA", strip.size, "white")
+            over_white.paste(Image.alpha_composite(white, strip).convert(mode), (0, top))
+        return over_white
     return image.convert(mode)

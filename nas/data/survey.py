@@ -14,6 +14,7 @@ from nas.data.image_file import Header
 from nas.data.inputs import each
 from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
+from nas.escaping import printable
 
 NAMED = 5  # files, folders or extensions that a line lists
 PER_CLASS = 100  # classes whose numbers of examples are recorded one by one
@@ -149,13 +150,6 @@ def copied_files(train: Sequence[Path], test: Sequence[Path]) -> dict[str, Any]:
     seen = {digest_of_file(path): path for path in candidates}
     pairs = [(path, seen[mark]) for path in suspects if (mark := digest_of_file(path)) in seen]
     return {"copies": len(pairs), **({"copy": [str(path) for path in pairs[0]]} if pairs else {})}
-
-
-def printable(text: str) -> str:
-    """The text with backslash escapes for what does not show, or would act on a terminal."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in text
-    )
 
 
 def listed(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.formats.format import Artefact, Subject
-from nas.formats.program import program_code, write_program
+from nas.formats.program import WARNING, program_code, write_program
 
 
 class InBFloat16(nn.Module):
@@ -41,5 +41,6 @@ class BFloat16:
             needs=("torch",),
             code=program_code(file, subject),
             network=network,
+            warning=WARNING,
             facts={**subject.measure(network), "largest_difference_to_float32": float(difference)},
         )

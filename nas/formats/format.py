@@ -49,6 +49,7 @@ class Artefact:
     about: what it is, in words. needs: the packages that loading it takes, as pip knows them. code: loads it from the
     directory it is in, and computes y from the inputs of `Subject.variables`; the model card shows it and a fresh
     process runs it. network: whose outputs these have to be, up to `tolerance`. facts: what else the metadata state.
+    warning: what whoever is given the file has to know before loading it.
     """
 
     file: str
@@ -58,6 +59,7 @@ class Artefact:
     network: nn.Module
     tolerance: float = TOLERANCE
     facts: Mapping[str, Any] = field(default_factory=dict)
+    warning: str = ""
 
 
 class UnavailableError(Exception):

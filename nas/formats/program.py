@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from nas.errors import described
 from nas.formats.format import Artefact, Subject, UnavailableError
 
+WARNING = (
+    "torch.export.load unpickles parts of a .pt2 file, and may run code that is in it: load only a file from somebody "
+    "you trust. The weights in weights.safetensors are data, which can be loaded from anybody."
+)
+
 
 class Program:
     """``model.pt2``: for torch.export.load, AOTInductor and ExecuTorch; a batch of any size."""
@@ -26,6 +31,7 @@ class Program:
             needs=("torch",),
             code=program_code(file, subject),
             network=subject.network,
+            warning=WARNING,
         )
 
 

@@ -35,6 +35,10 @@ class EdgeOps(Mapping[str, Operation]):
     def __len__(self) -> int:
         return len(self._ops)
 
+    def described(self) -> dict[str, object]:
+        """The arguments it was made with."""
+        return {"ops": self._ops, "edges": self.edges}
+
     def at(self, key: str) -> dict[str, Operation]:
         """The candidates of one choice. Raises SpaceError for a choice that is not in the table."""
         if key not in self.edges:

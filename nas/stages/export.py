@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from nas.buffers import unsaved
-from nas.config import build, spelt_out
+from nas.building import built, foreign
+from nas.config import build
 from nas.data.inputs import each, mapped
 from nas.data.loader import Loader
 from nas.evaluate import score
@@ -20,10 +21,9 @@ from nas.export import Exported, export
 from nas.formats.format import TOLERANCE, Format, Subject
 from nas.formats.preprocessing import preprocessing
 from nas.reload import without_auxiliary
-from nas.run_directory import MANIFEST
+from nas.run_directory import recorded
 from nas.spaces.space import Space
 from nas.stages.trained import Trained
-from nas.trust import TRUSTED, targets
 
 EXAMPLES = 16  # that every file is compared on
 SEARCH = ("search", "sampler", "temperature", "searcher", "deriver", "weight_optim", "arch_optim")
@@ -63,7 +63,7 @@ def export_trained(
         }
 
     def remade() -> nn.Module:
-        space: Space = build(config["space"], allow=made_of)
+        space: Space = built(config["space"], "space", allow=made_of)
         made = space.resized(config["retrain"]["network"]).network(spec, trained.genotype)
         return without_auxiliary(made).eval()
 
@@ -98,7 +98,7 @@ def export_trained(
                 "memory_format": config["runtime"]["memory_format"],
             },
             "results": dict(result),
-            "origin": manifest(run),
+            "origin": recorded(run),
             "settings": settings,
         },
         directory=directory,
@@ -127,19 +127,3 @@ def needed(network: nn.Module, examples: tuple[Tensor, ...], remade: Callable[[]
     made.load_state_dict(network.state_dict())
     same = torch.allclose(made(*examples), network(*examples), rtol=0.0, atol=TOLERANCE, equal_nan=True)
     return () if same else names
-
-
-def foreign(node: Any) -> list[str]:
-    """The packages, not of this project, whose factories a configuration names."""
-    named = {str(target).partition(".")[0] for target in targets(spelt_out(node))}
-    return sorted(named - {name.partition(".")[0] for name in TRUSTED})
-
-
-def manifest(run: Path) -> dict[str, Any] | None:
-    """What the run recorded of itself; None where it is not there, for checkpoints get copied."""
-    try:
-        found = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    keys = ("command", "commit", "versions", "seed", "device", "started")
-    return {key: found[key] for key in keys} if isinstance(found, dict) and set(keys) <= found.keys() else None

@@ -7,12 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 from omegaconf import DictConfig
 
 from nas import checkpoint
+from nas.building import built
 from nas.config import build, to_plain
 from nas.data.bundle import DataBundle
 from nas.data.class_folders import SAMPLED
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, DataError
+from nas.names import NAME
 from nas.runtime import Runtime
 from nas.stages.trained import Trained, scoring_loader
 from nas.task import check_targets
@@ -49,11 +51,9 @@ def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
         if "download" in own:
             own["download"] = False
     node, same = chosen(cfg, own)
-    if cfg.data is None:
-        with checkpoint.taken_from(cfg.checkpoint):
-            made = build(node, allow=list(cfg.allow_targets))
-    else:
-        made = build(node, allow=allowed(cfg))
+    with checkpoint.taken_from(cfg.checkpoint):
+        allow = list(cfg.allow_targets) if cfg.data is None else allowed(cfg)
+        made = built(node, "data", allow=allow, source=cfg.checkpoint)
     if same or not isinstance(made, Scorable):
         data: DataBundle = made.load()
         if same:
@@ -74,8 +74,8 @@ def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
 
 def chosen(cfg: DictConfig, own: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The configuration of the data to score, and whether they are those of the training. own: that of the training."""
-    given: dict[str, Any] = {} if cfg.data is None else to_plain(cfg.data)
-    if "_target_" not in given:
+    given: dict[str, Any] = {} if cfg.data is None else to_plain(cfg.data, "data")
+    if NAME not in given:
         if unknown := sorted(given.keys() - own.keys()):
             raise ConfigError(
                 f"data.{unknown[0]} is not a setting of the data that the network was trained on, expected one of "
@@ -85,11 +85,11 @@ def chosen(cfg: DictConfig, own: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         node = own | given
     else:
         node = given
-        if given["_target_"] == own.get("_target_"):
+        if given[NAME] == own.get(NAME):
             node = given | {name: own[name] for name in READING if given.get(name, 0) is None and name in own}
             # How much was held out is a fact of the training; the moved folder is recognised by it.
             node |= {name: own[name] for name in ("test_fraction",) if name in own}
-    same = node.get("_target_") == own.get("_target_") and place(node) == place(own)
+    same = node.get(NAME) == own.get(NAME) and place(node) == place(own)
     return node, same
 
 

@@ -24,7 +24,7 @@ from nas.errors import ConfigError, DataError, NasError, SpaceError, described
 from nas.run_directory import RunDirectory, command_line
 from nas.runtime import Runtime
 from nas.schedule import keep_ratios
-from nas.settings import OWN, PLACES, among, leaves
+from nas.settings import FETCH, OWN, PLACES, among, leaves
 from nas.spaces.space import Space
 from nas.step_profile import StepProfile
 from nas.storage.command_line import choice
@@ -128,7 +128,7 @@ class Setup:
         """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
         the run's config.yaml was edited, unless they are in ``may_change``; DataError for other training examples."""
         before, now = leaves(saved["config"]), leaves(to_plain(self.cfg))
-        may = (*OWN, *PLACES, *self.cfg.may_change)
+        may = (*OWN, FETCH, *PLACES, *self.cfg.may_change)
         differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
         if differing:
             listed = ", ".join(f"{setting}={now.get(setting)} (was {before.get(setting)})" for setting in differing)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nas import checkpoint
+from nas import checkpoint, plain_data
 from nas.buffers import restore_unsaved
-from nas.config import build
+from nas.building import built
 from nas.data.bundle import DataBundle
 from nas.data.inputs import each
 from nas.data.loader import Loader
@@ -20,11 +20,12 @@ from nas.data.spec import DataSpec
 from nas.errors import DataError, DivergenceError
 from nas.evaluate import count_parameters, macs_or_reason, score
 from nas.genotype import Genotype
+from nas.network_size import as_large_as
 from nas.runtime import Runtime, describe, peak_memory
 from nas.spaces.space import Space
 from nas.speed import latency
 from nas.task import Task
-from nas.trust import refuse_interpolations
+from nas.trust import Allowed
 
 EVALUATION_BATCH = 256
 
@@ -43,20 +44,22 @@ class Trained:
     sample: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, path: str | Path, *, allow: list[str], runtime: Runtime) -> "Trained":
-        """Raises CheckpointError; ConfigError if the checkpoint names targets outside of the allowed packages."""
+    def load(cls, path: str | Path, *, allow: Allowed, runtime: Runtime) -> "Trained":
+        """Raises CheckpointError; ConfigError if the checkpoint names what is neither ours nor allowed."""
         return cls.from_state(checkpoint.load(path, "retrain"), source=path, allow=allow, runtime=runtime)
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], *, source: str | Path, allow: list[str], runtime: Runtime) -> "Trained":
+    def from_state(cls, state: dict[str, Any], *, source: str | Path, allow: Allowed, runtime: Runtime) -> "Trained":
         """Of what was saved at `source`. Raises as `load` does."""
         with checkpoint.taken_from(source):
             config, spec = state["config"], DataSpec.from_dict(state["data"])
-            refuse_interpolations(config, source)
             genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {source}")
-            space: Space = build(config["space"], allow=allow)
-            task: Task = build(config["task"], allow=allow)
-            network = space.resized(config["retrain"]["network"]).network(spec, genotype)
+            plain_data.check(config)
+            space: Space = built(config["space"], "space", allow=allow, source=source)
+            task: Task = built(config["task"], "task", allow=allow, source=source)
+            resized = space.resized(config["retrain"]["network"])
+            with as_large_as(state["network"], source=source):
+                network = resized.network(spec, genotype)
             checkpoint.restore(network, state["network"], source=source)
             restore_unsaved(network, state.get("network_buffers", {}))
             sample = tuple(map(str, state.get("training_sample", ())))

@@ -126,11 +126,11 @@ def test_a_target_on_the_command_line(nas: Nas, override: tuple[str, ...]) -> No
     [
         (
             "space",
-            {"_target_": "nas.spaces.custom.Custom", "factory": "os.system", "arguments": {"command": "touch harmed"}},
+            {"_name_": "custom", "factory": "os.system", "arguments": {"command": "touch harmed"}},
         ),
-        ("sampler", {"_target_": "os.system", "command": "touch harmed"}),
-        ("data", {"_target_": "nas.data.custom.Custom", "factory": "os.mkdir", "arguments": {"path": "harmed"}}),
-        ("tracker", {"_target_": "nas.config.build", "node": "{_target_: os.mkdir, path: harmed}", "allow": ["posix"]}),
+        ("sampler", {"_name_": "os.system", "command": "touch harmed"}),
+        ("data", {"_name_": "custom", "factory": "os.mkdir", "arguments": {"path": "harmed"}}),
+        ("tracker", {"_name_": "nas.config.build", "node": "{_target_: os.mkdir, path: harmed}", "allow": ["posix"]}),
     ],
 )
 def test_a_stranger_s_run_directory(nas: Nas, run: Path, setting: str, harm: Any) -> None:
@@ -169,15 +169,23 @@ def set_in(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 STRANGE = {
     "a target": (
         set_in("config", "space", value={"_target_": "os.system", "command": "touch harmed"}),
-        "_target_ 'os.system' is outside of the packages that may be built",
+        "has no _name_: it was written by release 0.1.0, or is not of this project",
+    ),
+    "a target inside": (
+        set_in("config", "space", "ops", "none", value={"_target_": "os.system", "command": "touch harmed"}),
+        "has space.ops._target_: it was written by release 0.1.0",
+    ),
+    "a name that is an import path": (
+        set_in("config", "space", value={"_name_": "os.system", "command": "touch harmed"}),
+        "_target_ 'os.system' is none of the options that ship, and outside of the packages that may be built (none)",
     ),
     "a factory": (
-        set_in("config", "space", value={"_target_": "nas.spaces.custom.Custom", "factory": "os.mkdir"}),
-        "_target_ 'os.mkdir' is outside of the packages that may be built",
+        set_in("config", "space", value={"_name_": "custom", "factory": "os.mkdir"}),
+        "_target_ 'os.mkdir' is none of the options that ship, and outside of the packages that may be built (none)",
     ),
     "an interpolation": (
         set_in("config", "data", "train", value="${oc.env:HOME}"),
-        "has data.train=${oc.env:HOME}, expected a value",
+        "data.train must be a whole number, got '${oc.env:HOME}'",
     ),
     "no configuration": (lambda state: state.pop("config"), "is incomplete, or was changed (KeyError: 'config')"),
     "a configuration of another type": (set_in("config", value=[1]), "is incomplete, or was changed (TypeError: "),
@@ -218,7 +226,12 @@ def test_names_in_a_checkpoint_do_not_become_code(nas: Nas, run: Path) -> None:
 def test_a_checkpoint_that_unfolds(nas: Nas, tmp_path: Path) -> None:
     """Of 2 MB, with a tensor of 2 GB in it."""
     stream = io.BytesIO()
-    state = {"format": checkpoint.FORMAT, "version": 1, "kind": "retrain", "network": {"weight": torch.zeros(1)}}
+    state = {
+        "format": checkpoint.FORMAT,
+        "version": checkpoint.VERSION,
+        "kind": "retrain",
+        "network": {"weight": torch.zeros(1)},
+    }
     torch.save(state, stream)
     packed = io.BytesIO()
     with (
@@ -240,7 +253,9 @@ class Harmful:
 
 def test_a_pickle_that_carries_code(nas: Nas, tmp_path: Path) -> None:
     stream = io.BytesIO()
-    torch.save({"format": checkpoint.FORMAT, "version": 1, "kind": "retrain", "config": Harmful()}, stream)
+    torch.save(
+        {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "kind": "retrain", "config": Harmful()}, stream
+    )
     (tmp_path / "sealed.pt").write_bytes(checkpoint.sealed(stream.getvalue()))
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Harmful()))
     assert_refused(nas("evaluate", "checkpoint=sealed.pt"), "carries code; nothing of it was run")

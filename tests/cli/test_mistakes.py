@@ -172,7 +172,7 @@ MISTAKES = {
     ),
     "target outside": (
         ("sampler._target_=os.system",),
-        "_target_ 'os.system' is outside of the packages that may be built (nas, torch.optim, torch.nn.functional); "
+        "_target_ 'os.system' is none of the options that ship, and outside of the packages that may be built (none); "
         "if you trust it, add its package: allow_targets=[package]",
     ),
     "folder not named": (

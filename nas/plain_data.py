@@ -1,0 +1,88 @@
+"""Plain data from JSON and YAML that anybody may have written: dicts, lists, texts and numbers, bounded in all ways."""
+
+import json
+from typing import Any
+
+import yaml
+
+DEPTH = 32  # levels of dicts and lists; a configuration has 7
+VALUES = 200_000  # in one file; a metadata.json with 10,000 classes has 60,000
+BITS = 64  # of an integer: Python cannot even print those of more than 4,300 digits
+
+
+class NotPlainError(ValueError):
+    """The data are larger, deeper or of other types than plain data. The message is one line without values."""
+
+
+def check(value: Any, *, leaves: tuple[type, ...] = (), tuples: bool = False, values: int = VALUES) -> Any:
+    """The value. Raises NotPlainError unless it is a tree of plain values that is small enough to be walked.
+
+    What is shared counts as often as it is reached, so that a few bytes of references to references are refused, and so
+    is what contains itself. leaves: further types of values. tuples: whether tuples are allowed.
+    """
+    allowed = {str, int, float, bool, type(None), *leaves}
+    left = values
+
+    def walk(node: Any, depth: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise NotPlainError(f"it has more than {values} values")
+        if depth > DEPTH:
+            raise NotPlainError(f"it is nested more than {DEPTH} levels deep")
+        kind = type(node)
+        if isinstance(node, dict):
+            for key, child in node.items():
+                if type(key) not in (str, int) or (type(key) is int and key.bit_length() > BITS):
+                    raise NotPlainError("it has keys that are no texts")
+                walk(child, depth + 1)
+        elif kind is list or (tuples and kind is tuple):
+            for child in node:
+                walk(child, depth + 1)
+        elif kind not in allowed:
+            raise NotPlainError(f"it has a value of type {kind.__name__[:60]}")
+        elif kind is int and node.bit_length() > BITS:
+            raise NotPlainError(f"it has an integer of more than {BITS} bits")
+
+    walk(value, 0)
+    return value
+
+
+def from_json(text: str | bytes) -> Any:
+    """Raises ValueError with one line."""
+    try:
+        return check(json.loads(text))
+    except RecursionError as error:
+        raise NotPlainError("it is nested too deeply") from error
+
+
+# libyaml's parser is ten times as fast as Python's: seconds, for files of the largest size that is read.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def from_yaml(text: str | bytes) -> Any:
+    """YAML without aliases, anchors and tags. Raises ValueError with one line."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+                raise NotPlainError("it has aliases")
+            if getattr(event, "tag", None) is not None:
+                raise NotPlainError("it has tags")
+            # Before anything is made of it, as that is done by recursion.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise NotPlainError(f"it is nested more than {DEPTH} levels deep")
+        return check(_loaded(text))
+    except yaml.YAMLError as error:
+        raise NotPlainError(f"it is not YAML ({' '.join(str(error).split()):.200})") from error
+    except (TypeError, AttributeError, RecursionError, OverflowError) as error:  # of keys that cannot be keys, ...
+        raise NotPlainError(f"it cannot be read as YAML ({type(error).__name__})") from error
+
+
+def _loaded(text: str | bytes) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
