@@ -169,6 +169,7 @@ class Custom:
         weight: Weigh | None = None,
     ) -> None:
         self.metric = Metric(name, higher_is_better, percent)
+        self._given = {"loss": loss, "metric": metric}
         self._loss = OnDevice(loss)
         self._measure = OnDevice(metric)
         self._weight = weight
@@ -177,8 +178,7 @@ class Custom:
     def described(self) -> dict[str, object]:
         """The arguments it was made with."""
         name, higher, percent = self.metric.name, self.metric.higher_is_better, self.metric.percent
-        functions = {"loss": self._loss, "metric": self._measure}
-        return {**functions, "name": name, "higher_is_better": higher, "percent": percent}
+        return {**self._given, "name": name, "higher_is_better": higher, "percent": percent, "weight": self._weight}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss: Tensor = self._loss(outputs, targets)
