@@ -652,7 +652,7 @@ def test_the_card_warns_of_files_that_may_run_code():
     artefact = {"about": "x", "needs": ["torch"], "code": "y", "largest_difference_to_network": 0.0}
     metadata = {
         **dict.fromkeys(("title", "input", "output"), "x"),
-        **dict.fromkeys(("results", "settings", "left_out"), {}),
+        **{name: {} for name in ("results", "settings", "left_out")},
         "origin": None,
         "data": {"name": "d", "input_shapes": [[1]], "class_names": []},
         "artefacts": {"model.pt2": {**artefact, "warning": WARNING}, "weights.safetensors": artefact},
