@@ -91,10 +91,10 @@ def test_of_another_kind(path):
         checkpoint.load(path, "retrain")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None], ids=str)
+@pytest.mark.parametrize("version", [0, 3, "2", None], ids=str)
 def test_of_another_version(version, path):
     write_sealed({"format": checkpoint.FORMAT, "version": version, "kind": "search"}, path)
-    with pytest.raises(CheckpointError, match=r"has version .*, expected 1"):
+    with pytest.raises(CheckpointError, match=r"has version .*, expected 2"):
         checkpoint.load(path, "search")
 
 

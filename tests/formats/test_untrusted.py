@@ -515,7 +515,7 @@ def test_metrics_of_huge_numbers(key, value, tmp_path):
     numbers = {"epoch": "1", "loss": "1.0", key: value}
     bad = f'{{"stage": "search", "epoch": {numbers["epoch"]}, "loss": {numbers["loss"]}}}\n'
     (tmp_path / "metrics.jsonl").write_text(good + bad)
-    assert read_lines(tmp_path / "metrics.jsonl") == [json.loads(good)]
+    assert read_lines(tmp_path / "metrics.jsonl") == ([json.loads(good)], False)
 
 
 # -- images
