@@ -387,7 +387,7 @@ def test_freeze_of_an_edge_that_was_dropped():
     class Sum(nn.Module):
         def __init__(self):
             super().__init__()
-            self.left, self.right = scales(2, 3), scales(5, 7)
+            self.left, self.right = scales(2, 3, added=True), scales(5, 7)
 
         def forward(self, x):
             return self.left(x) + self.right(x)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.evaluate import count_macs, count_parameters, score
+from nas.evaluate import count_macs, count_parameters, macs_or_reason, score
 from nas.genotype import Genotype
 from nas.spaces.darts import PUBLISHED
 from nas.task import Classification
@@ -123,3 +123,50 @@ def test_macs_leave_out_the_auxiliary_head(darts, spec):
     plain = darts.network(large, PUBLISHED["DARTS_V2"])
     auxiliary = darts.resized({"auxiliary": True}).network(large, PUBLISHED["DARTS_V2"]).train()
     assert count_macs(auxiliary, large) == count_macs(plain, large)
+
+
+class Slope(nn.Module):
+    """Returns the derivative of an energy by its input, as a model of forces does."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Linear(3 * 8 * 8, 1, bias=False)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(x.flatten(1)).sum(), x, create_graph=True)
+        return slope
+
+
+def test_macs_of_a_model_that_differentiates_by_its_input(spec):
+    assert count_macs(Slope(), spec) == 3 * 8 * 8 * 2  # the product, and that of its derivative
+
+
+def test_macs_that_cannot_be_counted_have_a_reason(spec):
+    class Never(nn.Module):
+        def forward(self, x):
+            raise KeyError("zeros")
+
+    assert macs_or_reason(Never(), spec) == {"macs": None, "macs_reason": "KeyError: 'zeros'"}
+    assert macs_or_reason(nn.Flatten(), spec) == {"macs": 0}
+
+
+def test_measures_that_fail_cost_no_score(spec):
+    class Broken:
+        names = ("one", "two")
+
+        def add(self, outputs, targets, metric):
+            raise MemoryError("no\nmore")
+
+    class Task(Classification):
+        def measures(self, spec):
+            return Broken()
+
+    network, loader = (
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3)),
+        Batches((torch.randn(4, 3, 8, 8), torch.arange(4) % 3)),
+    )
+    found, expected = (score(network, loader, task, spec) for task in (Task(), Classification()))
+    assert (found.metric, found.loss, found.examples) == (expected.metric, expected.loss, expected.examples)
+    assert found.measures == {"one": None, "two": None, "measures_reason": "MemoryError: no more"}

@@ -1,14 +1,17 @@
 """The measures of the final score, each by hand."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nas.data.labels import IGNORED
 from nas.measures import (
     ClassificationMeasures,
     MetricInterval,
+    Optional,
     RegressionMeasures,
     calibration_error,
     mean_interval,
@@ -181,3 +184,56 @@ def test_balanced_accuracy_and_the_worst_class_by_hand():
     results = measures.results()
     assert results["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)  # d has no example
     assert results["worst_class"] == {"name": "c", "accuracy": 0.0, "examples": 1}
+
+
+# -- bounds
+
+
+@pytest.mark.parametrize("classes", [7, 2049])
+def test_the_pairs_that_are_met_are_the_table(classes):
+    """Few classes are counted in a table, many by the pairs that are met."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.zeros(60, classes)
+    predicted, labels = (torch.randint(5, (60,), generator=generator) for _ in range(2))
+    outputs[torch.arange(60), predicted] = 1.0
+    labels[:3] = IGNORED
+    results = classified(outputs, labels, [str(k) for k in range(classes)], parts=4)
+    counts = Counter((int(label), int(p)) for label, p in zip(labels, predicted, strict=True) if label != IGNORED)
+    found = {(int(t), int(p)): n for t, row in results["confusion"].items() for p, n in row.items()}
+    assert found == dict(counts)
+    assert {k: v["examples"] for k, v in results["per_class"].items() if v["examples"]} == {
+        str(k): n for k, n in sorted(Counter(int(label) for label in labels if label != IGNORED).items())
+    }
+
+
+def test_memory_grows_with_the_classes_and_not_with_their_square():
+    measures = ClassificationMeasures("accuracy", [str(k) for k in range(50_000)])
+    for _ in range(2):
+        outputs, labels = torch.randn(4, 50_000), torch.randint(50_000, (4,))
+        measures.add(outputs, labels, outputs.argmax(1) == labels)
+    assert max(held.numel() for held in vars(measures).values() if isinstance(held, torch.Tensor)) == 100_000
+    results = measures.results()
+    assert sum(len(row) for row in results["confusion"].values()) <= 8
+    assert sum(entry["examples"] for entry in results["per_class"].values()) == 8
+
+
+def test_too_many_pairs_are_left_out_with_a_reason(monkeypatch):
+    monkeypatch.setattr("nas.measures.MOST_PAIRS", 10)
+    monkeypatch.setattr("nas.measures.LARGEST_TABLE", 3)
+    outputs, labels = torch.eye(6).repeat(6, 1), torch.arange(6).repeat_interleave(6)
+    results = classified(outputs, labels, "abcdef", parts=3)
+    assert results["confusion"] is None
+    assert results["confusion_reason"] == "more than 10 pairs of classes were met"
+    assert results["per_class"]["a"] == {"accuracy": 1 / 6, "examples": 6}
+
+
+def test_labels_that_are_all_ignored_have_no_measures_and_a_reason():
+    measures = Optional(lambda: ClassificationMeasures("accuracy", "abc"))
+    labels = torch.full((4,), IGNORED)
+    measures.add(torch.randn(4, 3), labels, torch.zeros(4))
+    results = measures.results()
+    assert "no label of the split counts" in results.pop("measures_reason")
+    assert set(results) == {
+        *("accuracy_interval", "negative_log_likelihood", "expected_calibration_error", "per_class", "confusion")
+    }
+    assert set(results.values()) == {None}

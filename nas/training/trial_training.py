@@ -11,7 +11,7 @@ from nas.batch_norm import synchronised
 from nas.choice import UngatedError
 from nas.data.loader import Batch
 from nas.errors import SpaceError
-from nas.retrain import RetrainState, TrainingStep, main_outputs, parts
+from nas.retrain import RetrainState, TrainingStep, parts
 from nas.task import Task
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
@@ -43,9 +43,8 @@ def try_training(
     device = part[1].device
 
     def check(module: nn.Module, inputs: object, outputs: object) -> None:
-        if isinstance(outputs, tuple) and len(outputs) != 2:
-            outputs = None
-        if not isinstance(main_outputs(outputs), Tensor):  # type: ignore[arg-type]  # whatever a user's model returns
+        pair = isinstance(outputs, tuple) and len(outputs) == 2 and all(isinstance(one, Tensor) for one in outputs)
+        if not pair and not isinstance(outputs, Tensor):
             raise SpaceError(
                 f"in training the derived network returns a {type(outputs).__name__}, expected one tensor, or a pair "
                 "of the outputs and those of an auxiliary head",

@@ -481,7 +481,9 @@ def test_what_is_written_is_read(tmp_path):
 def test_where_data_are_fetched_to_is_not_read(tmp_path):
     stored = {"seed": 1, "data": {NAME: "cifar10", "root": "/elsewhere", "download": True}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
-    given = OmegaConf.create({"resume": str(tmp_path), "may_change": [], "allow_targets": [], "seed": 1})
+    (tmp_path / "manifest.json").write_text('{"status": "interrupted"}')
+    own = {"resume": str(tmp_path), "may_change": [], "allow_targets": [], "lock": True}
+    given = OmegaConf.create({**own, "seed": 1})
     assert resumed(given, OmegaConf.create({"seed": 1}), []).data.download is False
     given.data = {TARGET: TABLE["data"]["cifar10"], "root": "/elsewhere", "download": True}
     assert resumed(given, given, ["data.download=true"]).data.download is True

@@ -1,0 +1,225 @@
+"""The step on trial: what it finds, in which words, and that it leaves no trace."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nas.arch import ArchParams
+from nas.choice import Choice
+from nas.errors import SpaceError
+from nas.finite import Guard, OnNonfinite
+from nas.methods.estimate import Measured, available_memory, duration
+from nas.methods.trial_step import try_search
+from nas.precision import Precision
+from nas.sampler import GDAS, Softmax
+from nas.searcher import FirstOrder
+from nas.task import Classification
+from nas.unrolled import SecondOrder
+
+
+def layer(*after):
+    return nn.Sequential(nn.Linear(6, 6), *after)
+
+
+class Model(nn.Module):
+    """Everything that a step moves: norms, dropout, counters, generators of its own, spectral norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = Choice({"norm": layer(nn.BatchNorm1d(6), nn.Dropout(0.3)), "tanh": layer(nn.Tanh())})
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3))
+        self.steps, self.seen, self.drawn = 0, [], torch.zeros(1)
+        self.noise = torch.Generator().manual_seed(3)
+
+    def forward(self, x):
+        self.steps += 1
+        self.seen.append(len(x))
+        self.drawn.add_(torch.rand(1, generator=self.noise) + random.random() + np.random.rand())  # noqa: NPY002
+        return self.spectral(self.c(x)) + 0 * self.drawn
+
+
+def searcher_of(model, *, sampler=None, kind=FirstOrder, optim=torch.optim.SGD, precision="fp32", **options):
+    arch = ArchParams.from_model(model, generator=torch.Generator().manual_seed(1))
+    precision = Precision(precision)
+    return kind(
+        supernet=model.train(),
+        arch=arch,
+        task=Classification(),
+        sampler=sampler or GDAS(),
+        weight_optim=optim(model.parameters(), lr=0.1, **options),
+        arch_optim=torch.optim.Adam(arch.parameters(), lr=0.1),
+        generator=torch.Generator().manual_seed(2),
+        precision=precision,
+        scaler=precision.scaler(),
+        guard=Guard(OnNonfinite("skip")),
+    )
+
+
+def batch(count=8, *shape):
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, *(shape or (6,)), generator=generator), torch.arange(count) % 3
+
+
+def numbers(searcher):
+    """All that a step may move."""
+    model, optims = searcher.supernet, (searcher.weight_optim, searcher.arch_optim)
+    return copy.deepcopy(
+        {
+            "model": model.state_dict(),
+            "own": (model.steps, list(model.seen), model.drawn, model.noise.get_state()),
+            "modes": [module.training for module in model.modules()],
+            "arch": searcher.arch.state_dict(),
+            "optims": [optim.state_dict() for optim in optims],
+            "gradients": [p.grad for p in (*model.parameters(), *searcher.arch.parameters())],
+            "scaler": searcher.scaler.state_dict(),
+            "guard": vars(searcher.guard),
+            "generators": (searcher.generator.get_state(), torch.get_rng_state()),
+            "others": (random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002
+            "hooks": len(model._forward_hooks),
+        }
+    )
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other or (hasattr(one, "__dict__") and same(vars(one), vars(other)))
+
+
+SEARCHES = {
+    "gdas": {},
+    "softmax": {"sampler": Softmax()},
+    "momentum": {"momentum": 0.9, "fused": True},
+    "adam": {"optim": torch.optim.AdamW},
+    "fp16": {"precision": "fp16"},
+    "second order": {"sampler": Softmax(), "kind": SecondOrder},
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_trial_leaves_no_trace_and_the_search_its_bits(name, begun):
+    tried, untouched = (searcher_of(model, **SEARCHES[name]) for model in (Model(), Model()))
+    untouched.supernet.load_state_dict(tried.supernet.state_dict())
+    for searcher in (tried, untouched):
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        if begun:  # optimisers that have a state
+            searcher.weight_step(batch(), 1.0)
+            searcher.arch_step(batch(), batch(), 1.0)
+        if searcher is tried:
+            before = numbers(tried)
+            assert try_search(tried, batch(), batch(9)).seconds > 0
+            assert same(before, numbers(tried))
+        searcher.weight_step(batch(), 1.0)
+        searcher.arch_step(batch(), batch(), 1.0)
+    tried.guard = untouched.guard
+    assert same(numbers(tried), numbers(untouched))
+
+
+def test_a_step_is_taken_on_full_batches_and_each_candidate_on_two_examples():
+    searcher = searcher_of(Model())
+    sizes = []
+    searcher.supernet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    try_search(searcher, batch(8), batch(9))
+    assert sizes == [2, 2, 8, 9]
+    sizes.clear()
+    try_search(searcher, batch(8), batch(9), learns=False)
+    assert sizes == [2, 2, 8]
+
+
+def test_what_is_not_finite_is_left_to_the_search():
+    searcher = searcher_of(Model())
+    before = searcher.guard.skipped
+    with torch.no_grad():
+        searcher.supernet.spectral.bias.fill_(torch.nan)
+    try_search(searcher, batch(), batch())
+    assert searcher.guard.skipped == before == 0
+
+
+class Fails(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            raise RuntimeError(self.error)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        ("view size is not compatible with", "runtime.memory_format=contiguous"),
+        ("Expected more than 1 value per channel", "search.batch_size"),
+        ("does not support sparse gradients", "sparse=False"),
+        ("CUDA out of memory", "lower search.batch_size"),
+        ("Expected all tensors to be on the same device", "buffers"),
+        ("something else", "--debug"),
+    ],
+)
+def test_the_module_that_fails_is_named_with_what_helps(error, fix):
+    """Also where it is in a candidate that the first steps would not draw."""
+    model = nn.Sequential(Choice({"a": nn.Linear(6, 3), "b": nn.Sequential(nn.Linear(6, 3), Fails(error))}))
+    searcher = searcher_of(model)
+    with torch.no_grad():
+        searcher.arch.logits.copy_(torch.tensor([[50.0, -50.0]]))
+    with pytest.raises(SpaceError) as caught:
+        try_search(searcher, batch(), batch())
+    assert caught.value.problem == f"a step of the search fails in 0.candidates.1.1 (Fails) (RuntimeError: {error})"
+    assert fix in caught.value.fix
+    assert model[0].gate is None
+    assert not model._forward_hooks
+
+
+def test_types_that_do_not_meet_under_autocast():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = Choice({"a": nn.Linear(6, 3), "b": nn.Linear(6, 3)})
+
+        def forward(self, x):
+            rows = torch.zeros(len(x), 3)
+            rows[:, torch.arange(3)] = self.c(x)
+            return rows
+
+    try_search(searcher_of(Rows()), batch(), batch())
+    with pytest.raises(SpaceError, match=r"in the model itself \(Rows\).*runtime\.precision=fp32"):
+        try_search(searcher_of(Rows(), precision="bf16"), batch(), batch())
+
+
+def test_outputs_that_are_a_pair_in_training():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = Choice({"a": nn.Linear(6, 3), "b": nn.Linear(6, 3)})
+
+        def forward(self, x):
+            return (self.c(x),) * 2 if self.training else self.c(x)
+
+    with pytest.raises(SpaceError, match="in training the model returns a tuple"):
+        try_search(searcher_of(Pair()), batch(), batch())
+
+
+def test_the_estimate_in_words():
+    measured = Measured(0.5, 3 * 2**30, torch.device("cpu"))
+    assert measured.line(epochs=10, steps=120) == (
+        "estimate, by one step on trial: the search takes about 10 min (10 x 120 steps of 0.5 s, data and scoring not "
+        "counted) and 3.0 GiB of memory, torch included"
+    )
+    assert measured.warning(None) is None
+    assert measured.warning(4 * 2**30) is None
+    assert "memory may be short, by an estimate: a step took 3.0 GiB of 3.2 GiB" in measured.warning(int(3.2 * 2**30))
+    assert [duration(seconds) for seconds in (5, 300, 4 * 3600, 3 * 86400)] == ["5 s", "5 min", "4 h", "3.0 days"]
+    available = available_memory(torch.device("cpu"))
+    assert available is None or available > 0

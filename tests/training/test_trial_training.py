@@ -1,0 +1,100 @@
+"""A training step on trial."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nas.choice import Choice, freeze
+from nas.errors import ConfigError, SpaceError
+from nas.retrain import TrainingStep
+from nas.spaces.cell import DropPath
+from nas.stages.retrain import check_drop_path
+from nas.task import Classification
+from nas.training.trial_training import try_small, try_training
+
+
+def batch(count=8):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(0)), torch.arange(count) % 3
+
+
+def tried(network, **options):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    try_training(network, batch(), task=Classification(), optimizer=optimizer, **options)
+    return optimizer
+
+
+def test_it_leaves_no_trace():
+    network = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 3)).eval()
+    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    optimizer = tried(network)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert not optimizer.state
+    assert not network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_part_of_one_example_is_found_where_the_others_have_two():
+    network = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    tried(network, step=TrainingStep(accumulation=4))
+    with pytest.raises(SpaceError, match=r"fails in 1 \(BatchNorm1d\).*change retrain.batch_size or retrain.accumul"):
+        tried(network, step=TrainingStep(accumulation=7))
+
+
+def test_weights_that_cannot_be_averaged():
+    network = nn.Sequential(nn.Linear(6, 3))
+    network[0].scale = network[0].weight.sum()  # no parameter: torch cannot copy what has a history
+    tried(network, decay=0)
+    with pytest.raises(SpaceError, match=r"fails \(RuntimeError: Only Tensors created explicitly.*parametrizations"):
+        tried(network)
+
+
+def test_a_pair_is_an_auxiliary_head_and_three_are_not():
+    class Heads(nn.Module):
+        def __init__(self, count):
+            super().__init__()
+            self.count, self.head = count, nn.Linear(6, 3)
+
+        def forward(self, x):
+            return tuple(self.head(x) for _ in range(self.count))
+
+    tried(Heads(2))
+    with pytest.raises(
+        SpaceError, match="in training the derived network returns a tuple, expected one tensor, or a pair"
+    ):
+        tried(Heads(3))
+
+
+def test_a_choice_that_the_model_reaches_by_a_closure():
+    class Closure(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = Choice({"a": nn.Linear(6, 3), "b": nn.Linear(6, 3)})
+            choice = self.c
+            self.run = lambda x: choice(x)
+
+        def forward(self, x):
+            return self.run(x)
+
+    with pytest.raises(SpaceError, match="the derived network still runs a choice"):
+        tried(freeze(Closure(), {"c": "a"}))
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_two_examples_are_enough_for_a_network_by_itself(count):
+    network = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    seen = []
+    network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    try_small(network, batch(count), task=Classification(), step=TrainingStep())
+    assert seen == [2]
+
+
+def test_dropping_paths_where_there_are_none_is_refused():
+    path = DropPath()
+    check_drop_path(nn.Sequential(path), 0.2)
+    assert path.rate == pytest.approx(0.2)
+    check_drop_path(nn.Linear(1, 1), 0.0)
+    with pytest.raises(ConfigError, match=r"retrain\.drop_path is 0\.2, but the network has no DropPath"):
+        check_drop_path(nn.Linear(1, 1), 0.2)
