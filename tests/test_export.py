@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import resource
+import signal
 import subprocess
 import sys
 import sysconfig
