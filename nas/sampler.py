@@ -294,8 +294,8 @@ class DirichletSample(torch.autograd.Function):
     """(rows, candidates) concentrations, of which `candidates` says which count -> weights whose rows sum to 1.
 
     Forward: normalised gamma variates G(a) = G(a + 1) U^(1/a), by their logarithms, as G(a) of a small a underflows to
-    a row of zeros. Backward: the derivative that torch.distributions.Dirichlet has, whose variance is smaller than
-    that through the gamma variates (by 8 to 18 % at the logits of a search), and which is right at small a as well.
+    a row of zeros. Backward: the derivative of torch.distributions.Dirichlet. Its variance is a fifth to a third less
+    than through normalised gamma variates (at concentrations from 0.2 to 3), and it is right at small a as well.
     """
 
     @staticmethod

@@ -26,8 +26,8 @@ MISTAKES = {
     ),
     "an unknown one of several regularisers": (
         ("search", "regulariser=[entropi]"),
-        "regulariser=entropi is not an option of regulariser; expected one of beta_decay, entropy, latency, macs, "
-        "none, parameters",
+        "regulariser=entropi is not an option of regulariser; expected one of beta_decay, "
+        "beta_decay_by_epoch, entropy, latency, macs, none, parameters",
     ),
     "a group's option where its operations belong": (
         ("search", "space.ops=darts"),

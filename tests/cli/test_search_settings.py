@@ -144,8 +144,8 @@ def test_what_is_lost_in_the_last_step_is_not_derived_from(nas: Nas, tmp_path: P
 MISTAKES = {
     "unknown regulariser": (
         ("regulariser=entropi",),
-        "regulariser=entropi is not an option of regulariser; expected one of beta_decay, entropy, latency, macs, "
-        "none, parameters",
+        "regulariser=entropi is not an option of regulariser; expected one of beta_decay, "
+        "beta_decay_by_epoch, entropy, latency, macs, none, parameters",
     ),
     "no target": (
         ("regulariser=macs",),
