@@ -19,6 +19,6 @@ def load(path: str | Path, *, allow: Sequence[str] = (), device: str = "cpu") ->
     Nothing that is in the files is run. Raises CheckpointError for files that are damaged, of another project or
     version, or do not belong together; ConfigError if they name a package that is not allowed.
     """
-    from nas import reload  # here, so that importing the package takes no time
+    from nas.formats import load  # here, so that importing the package takes no time
 
-    return reload.load(path, allow=allow, device=device)
+    return load.load(path, allow=allow, device=device)

@@ -5,7 +5,7 @@ The commands print them without a traceback and exit with code 2; anything else 
 
 from typing import Any
 
-from nas.escaping import printable
+from nas.untrusted.escaping import printable
 
 
 class NasError(Exception):

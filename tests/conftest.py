@@ -7,17 +7,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nas import config
 from nas.data.spec import ImageSpec
+from nas.settings import configuration
 from nas.spaces.darts import Darts
 from nas.spaces.nas_bench_201 import NasBench201
 
 # From the files that ship, so that the tests cannot drift from them.
-OPS_TABLES = sorted(path.stem for path in (config.directory() / "ops").glob("*.yaml"))
+OPS_TABLES = sorted(path.stem for path in (configuration.directory() / "ops").glob("*.yaml"))
 
 
 def load_ops(name):
-    return config.build(OmegaConf.load(config.directory() / "ops" / f"{name}.yaml"))
+    return configuration.build(OmegaConf.load(configuration.directory() / "ops" / f"{name}.yaml"))
 
 
 def pytest_generate_tests(metafunc):

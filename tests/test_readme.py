@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas.choice import Choice
-from nas.runtime import Runtime
-from nas.stages.trained import Trained
+from nas.runtime.runtime import Runtime
+from nas.supernet.choice import Choice
+from nas.training.trained import Trained
 
 README = Path(__file__).parents[1] / "README.md"
 HEADING = "## Search your own model"

@@ -10,14 +10,14 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas import config, schemas, trust
 from nas.cli import output, parallel, paths, torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
 from nas.errors import ConfigError, NasError
-from nas.escaping import printable
-from nas.interruption import AtOnce, Interrupted
+from nas.settings import allowed_targets, configuration, schemas
 from nas.storage import disk, names
 from nas.storage.command_line import setting
+from nas.storage.signals import AtOnce, Interrupted
+from nas.untrusted.escaping import printable
 
 FAILED = 1  # what Python itself exits with after a traceback
 USER_ERROR = 2
@@ -30,7 +30,7 @@ NOTHING_DONE = "interrupted before anything was done"
 def command(config_name: str, body: Callable[[DictConfig, Path], float | None], *, shared: bool = False) -> None:
     """Run `body` with the configuration composed from the command line, and the run's output directory.
 
-    shared: whether several processes can do it together, see `nas.processes`.
+    shared: whether several processes can do it together, see `nas.runtime.distributed`.
     Exits with 2 and one line on standard error for a mistake of the user; with 128 + its number after a signal, 130 for
     Ctrl-C. ``--debug`` shows the traceback instead. What `body` returns is the objective of a Hydra sweeper.
     """
@@ -55,7 +55,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
         nonlocal composed
         composed = True
         directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir), output.own)
-        if trust.allowed(cfg) and (here := os.getcwd()) not in sys.path:
+        if allowed_targets.allowed(cfg) and (here := os.getcwd()) not in sys.path:
             # An installed command does not look for packages where it is started. The user's own may lie there; last
             # in the list, so that no file there stands in for an installed module.
             sys.path.append(here)
@@ -114,7 +114,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
 
     with torchrun.left_at_once(), torchrun.one_voice():
         try:
-            main = hydra.main(version_base="1.3", config_path=str(config.directory()), config_name=config_name)(
+            main = hydra.main(version_base="1.3", config_path=str(configuration.directory()), config_name=config_name)(
                 stoppable
             )
             with parallel.signals_reach_jobs():

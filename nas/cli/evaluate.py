@@ -10,14 +10,14 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> float | None:
     """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
-    from nas import atomic
     from nas.cli.report import show_classes, show_data, show_result, show_standings
+    from nas.cli.stages.scored_data import open_trained
+    from nas.cli.stages.setup import open_benchmark
     from nas.data.survey import facts
-    from nas.run_directory import check_new
     from nas.spaces.published import resolve
-    from nas.stages.scored_data import open_trained
-    from nas.stages.setup import open_benchmark
-    from nas.stages.trained import check_finite, final_result, objective, speed
+    from nas.storage import atomic
+    from nas.storage.run_directory import check_new
+    from nas.training.trained import check_finite, final_result, objective, speed
 
     check(cfg)
     benchmark = open_benchmark(cfg)
@@ -46,8 +46,8 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
 
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError unless there is one thing to evaluate, and something to evaluate it by, in sizes above 0."""
+    from nas.cli.stages.setup import at_least
     from nas.errors import ConfigError
-    from nas.stages.setup import at_least
 
     if (cfg.checkpoint is None) == (cfg.genotype is None):
         raise ConfigError(

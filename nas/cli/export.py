@@ -9,11 +9,11 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import show_data, show_export, show_result
+    from nas.cli.stages.export import build_formats, export_trained
+    from nas.cli.stages.scored_data import open_trained
     from nas.data.survey import facts
-    from nas.run_directory import check_new
-    from nas.stages.export import build_formats, export_trained
-    from nas.stages.scored_data import open_trained
-    from nas.stages.trained import check_finite, final_result
+    from nas.storage.run_directory import check_new
+    from nas.training.trained import check_finite, final_result
 
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     check_new(directory)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas import config
 from nas.errors import NasError
+from nas.settings import configuration
 
 
 def explain(error: Exception, config_name: str) -> str:
@@ -34,7 +34,7 @@ def explain(error: Exception, config_name: str) -> str:
         return ours[1].strip()
     if several := re.search(r"Could not load '([^'/]+)/([^']+)'", text):  # one of those that are chosen of a group
         group, got = several.groups()
-        known = ", ".join(sorted(path.stem for path in (config.directory() / group).glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in (configuration.directory() / group).glob("*.yaml")))
         return f"{group}={got} is not an option of {group}; expected one of {known}"
     if twice := re.search(r"Multiple values for ([^\s.]+)\. To override", text):
         return f"{twice[1]} is chosen already; write {twice[1]}=... without the +"
@@ -103,5 +103,5 @@ def untouched(config_name: str) -> DictConfig:
 
     if GlobalHydra.instance().is_initialized():  # as inside of a task, --config-dir included
         return compose(config_name)
-    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
         return compose(config_name)

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from nas.interruption import SIGNALS
+from nas.storage.signals import SIGNALS
 
 LOOK = 0.2  # seconds between looks for processes that the signal has not reached
 

@@ -9,10 +9,10 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from nas.data.survey import lines, warnings
-from nas.escaping import printable
-from nas.export import Exported
-from nas.genotype import Genotype
-from nas.task import Metric
+from nas.formats.export import Exported
+from nas.supernet.genotype import Genotype
+from nas.training.task import Metric
+from nas.untrusted.escaping import printable
 
 
 class Shown(Table):

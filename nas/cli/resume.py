@@ -8,16 +8,16 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from nas.cli import torchrun
-from nas.config import read_yaml, to_plain
+from nas.cli.stages.setup import Setup
 from nas.errors import ConfigError, GenotypeError
-from nas.genotype import Genotype
-from nas.names import NAME, TARGET
-from nas.run_directory import check_processes, read_manifest
-from nas.settings import FETCH, OWN, PLACES, among, leaves
+from nas.settings.allowed_targets import trusted_by
+from nas.settings.configuration import read_yaml, to_plain
+from nas.settings.dotted import FETCH, OWN, PLACES, among, leaves
+from nas.settings.names import NAME, TARGET
 from nas.spaces.published import resolve
-from nas.stages.setup import Setup
 from nas.storage.command_line import choice
-from nas.trust import trusted_by
+from nas.storage.run_directory import check_processes, read_manifest
+from nas.supernet.genotype import Genotype
 
 
 def has_finished(directory: Path) -> bool:

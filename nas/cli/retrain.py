@@ -8,13 +8,13 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | None:
-    from nas import atomic
     from nas.cli.report import show_result
     from nas.cli.resume import resolved_again
+    from nas.cli.stages.retrain import RetrainStage
+    from nas.cli.stages.setup import Setup
     from nas.spaces.published import resolve
-    from nas.stages.retrain import RetrainStage
-    from nas.stages.setup import Setup
-    from nas.stages.trained import check_finite, final_result, objective, scoring_loader
+    from nas.storage import atomic
+    from nas.training.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
     genotype = resolve(cfg.genotype, benchmark=setup.benchmark) if cfg.resume is None else resolved_again(cfg, setup)

@@ -8,13 +8,13 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | None:
-    from nas import atomic
     from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
-    from nas.stages.export import build_formats, export_trained
-    from nas.stages.retrain import RetrainStage
-    from nas.stages.search import SearchStage
-    from nas.stages.setup import Setup
-    from nas.stages.trained import check_finite, final_result, objective, scoring_loader
+    from nas.cli.stages.export import build_formats, export_trained
+    from nas.cli.stages.retrain import RetrainStage
+    from nas.cli.stages.search import SearchStage
+    from nas.cli.stages.setup import Setup
+    from nas.storage import atomic
+    from nas.training.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
     formats = build_formats(cfg, allow=list(cfg.allow_targets))

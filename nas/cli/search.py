@@ -8,10 +8,10 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> None:
-    from nas import atomic
     from nas.cli.report import show_gap, show_search, show_standings
-    from nas.stages.search import SearchStage
-    from nas.stages.setup import Setup
+    from nas.cli.stages.search import SearchStage
+    from nas.cli.stages.setup import Setup
+    from nas.storage import atomic
 
     setup = Setup.from_config(cfg)
     search = SearchStage(setup)

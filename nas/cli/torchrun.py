@@ -48,12 +48,12 @@ def one_voice() -> Iterator[None]:
     if started() == 1:
         yield
         return
-    from nas import processes
+    from nas.runtime import distributed
 
     with (
-        processes.joined(),
+        distributed.joined(),
         open(os.devnull, "w") as nowhere,
-        redirect_stdout(sys.stdout if processes.first() else nowhere),
+        redirect_stdout(sys.stdout if distributed.first() else nowhere),
     ):
         yield
 
@@ -63,12 +63,12 @@ def tells_errors() -> bool:
     fail of its absence."""
     if started() == 1:
         return True
-    from nas import processes
+    from nas.runtime import distributed
 
     try:
-        return processes.first_to("tell an error")
+        return distributed.first_to("tell an error")
     except RuntimeError:  # torchrun, which holds what they share, is gone: killed by a signal to the whole group
-        return processes.first()
+        return distributed.first()
 
 
 def common(directory: Path, own: Callable[[Path], Path]) -> Path:
@@ -78,9 +78,9 @@ def common(directory: Path, own: Callable[[Path], Path]) -> Path:
     """
     if started() == 1:
         return own(directory)
-    from nas import processes
+    from nas.runtime import distributed
 
-    agreed = Path(processes.agreed(str(own(directory) if processes.first() else directory)))
+    agreed = Path(distributed.agreed(str(own(directory) if distributed.first() else directory)))
     if agreed != directory:
         with suppress(OSError):  # not empty, so not made by this process
             directory.rmdir()

@@ -13,7 +13,7 @@ from nas.data.inputs import Inputs, each, mapped
 from nas.data.spec import DataSpec
 from nas.data.split import MIB, StreamSplit, TensorSplit
 from nas.errors import ConfigError, DataError
-from nas.factory import Factory, call, import_path
+from nas.runtime.user_functions import Factory, call, import_path
 
 READ_AHEAD = 64  # items that a worker process reads at a time while the labels are collected
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas import regular_file
 from nas.errors import DataError
+from nas.untrusted import regular_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nas import processes
 from nas.data.bundle import DataBundle, Split
 from nas.data.class_folders import Listing, digest_of_file, find_images, find_to_score
 from nas.data.image_file import Header, pillow_warnings, read_header, read_pixels
@@ -20,6 +19,7 @@ from nas.data.statistics import channel_statistics
 from nas.data.survey import copied_files, of_folder, of_headers
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
+from nas.runtime import distributed
 
 STATISTICS_IMAGES = 10_000  # how many training images give mean and std of a streamed data set
 STATISTICS_BYTES = 2**26  # that so many of them take as are in memory at once
@@ -78,7 +78,7 @@ class ImageFolder:
             else:
                 mean, std = channel_statistics(train_files.sample(STATISTICS_IMAGES))
                 splits = [self._split(files, in_memory=False) for files in (train_files, test_files)]
-        if std == (1.0,) * len(std) and processes.first():  # of pixels that differ it is half at most
+        if std == (1.0,) * len(std) and distributed.first():  # of pixels that differ it is half at most
             values = ", ".join(str(round(value * 255)) for value in mean)
             print(
                 f"warning: every pixel of the {len(train.paths)} training images has the value {values}; of files with "
@@ -201,7 +201,7 @@ class ImageFolder:
         found = [one for one in problems if one is not None]
         if not found:
             return listing
-        if processes.first():
+        if distributed.first():
             named = "; ".join([*found[:NAMED], *[f"and {len(found) - NAMED} more"] * (len(found) > NAMED)])
             print(f"warning: {len(found)} of {len(problems)} {split} images are left out: {named}", file=sys.stderr)
         if len(found) == len(problems):

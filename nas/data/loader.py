@@ -16,7 +16,7 @@ from nas.data.mixing import Mix
 from nas.data.spec import DataSpec, Preparation
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError, WorkerLostError
-from nas.processes import WHOLE, Share
+from nas.runtime.distributed import WHOLE, Share
 
 Batch = tuple[Inputs, Tensor]
 T = TypeVar("T")

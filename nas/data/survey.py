@@ -14,7 +14,7 @@ from nas.data.image_file import Header
 from nas.data.inputs import each
 from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
-from nas.escaping import printable
+from nas.untrusted.escaping import printable
 
 NAMED = 5  # files, folders or extensions that a line lists
 PER_CLASS = 100  # classes whose numbers of examples are recorded one by one

@@ -38,7 +38,7 @@ from torch.utils.data._utils import worker as torch_worker
 
 from nas.data.inputs import Inputs, each
 from nas.errors import ConfigError, DataError, NasError, WorkerLostError
-from nas.interruption import SIGNALS
+from nas.storage.signals import SIGNALS
 
 AHEAD = 2  # batches that each worker is asked for before they are needed
 ALIGNMENT = 64  # bytes: the tensors of a memory file begin at multiples

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from nas.formats.format import Artefact, Subject, UnavailableError
+from nas.formats.source.source import source
+from nas.formats.source.unsupported import UnsupportedError
 from nas.formats.weights import FILE as WEIGHTS
 from nas.formats.weights import write_weights
-from nas.standalone.source import source
-from nas.standalone.unsupported import UnsupportedError
 
 FILE = "model.py"
 

@@ -22,7 +22,7 @@ class ExponentiatedGradient(Optimizer):
     logits are log(theta).
 
     params: (choices, candidates) logits, or (choices,) logits of shares. What competes with what is read from the
-    attribute ``competing`` that `nas.arch.ArchParams` gives them: (choices, candidates) True at real candidates, or
+    attribute ``competing`` that `ArchParams` gives them: (choices, candidates) True at real candidates, or
     (choices, choices) True between the choices of a group. Without it a row, or the whole vector, competes.
     floor: no probability falls below it before the others are normalised; 1e-5 as in the authors' code. None falls for
     good then.

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.arch import ArchParams
 from nas.errors import ConfigError
 from nas.methods.main_effects import MainEffects
-from nas.sampler import Gates, gumbel_softmax, straight_through
+from nas.methods.sampler import Gates, gumbel_softmax, straight_through
+from nas.supernet.arch_params import ArchParams
 
 
 class ScoreFunction:

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.batch_norm import synchronised
 from nas.data.inputs import mapped
 from nas.data.loader import Batch
 from nas.errors import DivergenceError, SpaceError
-from nas.finite import Guard, Reading
 from nas.methods.estimate import Measured
-from nas.runtime import peak_memory, synchronise
-from nas.sampler import Gates, draw, told
-from nas.searcher import FirstOrder
+from nas.methods.first_order import FirstOrder
+from nas.methods.sampler import Gates, draw, told
+from nas.runtime.nonfinite import Guard, Reading
+from nas.runtime.runtime import peak_memory, synchronise
+from nas.training.batch_norm import synchronised
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from nas.arch import ArchParams
-from nas.choice import LEFT_OUT, Gate, gates
 from nas.data.inputs import each
 from nas.data.loader import Batch, search_batches
 from nas.errors import ConfigError
-from nas.judge import Judge
-from nas.precision import take_step
-from nas.sampler import Gates
-from nas.schedule import CosineByEpoch, set_lr
-from nas.searcher import weights_frozen
+from nas.methods.first_order import weights_frozen
+from nas.methods.sampler import Gates
+from nas.methods.supernet_score import Judge
+from nas.runtime.precision import take_step
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import LEFT_OUT, Gate, gates
+from nas.supernet.undisturbed import undisturbed
+from nas.training.schedule import CosineByEpoch, set_lr
 from nas.training.weighing import WeighedLoss
-from nas.undisturbed import undisturbed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from nas.choice import Choice
 from nas.errors import ConfigError
+from nas.supernet.choice import Choice
 
 UNDRAWN = ("rest", "decay")
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nas.choice import Choice
-from nas.spaces.in_place import owns_output, summed
-from nas.spaces.living import living, only_drawn
-from nas.spaces.shared_starts import shared_starts
+from nas.spaces.dead_edges import living, only_drawn
+from nas.spaces.in_place_sum import owns_output, summed
+from nas.spaces.shared_prefix import shared_starts
+from nas.supernet.choice import Choice
 
 
 class DropPath(nn.Module):
@@ -49,8 +49,8 @@ class Cell(nn.Module):
     inputs: how many nodes the cell is given; nodes: how many it computes. outputs: the numbers of those it returns.
     edge: (source, node) -> module of that edge.
 
-    In training, edges that have no part in the outputs do not run (see `nas.spaces.living`), and operations share what
-    they begin with (see `nas.spaces.shared_starts`).
+    In training, edges that have no part in the outputs do not run (see `nas.spaces.dead_edges`), and operations share
+    what they begin with (see `nas.spaces.shared_prefix`).
     """
 
     def __init__(

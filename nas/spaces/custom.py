@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from nas.data.spec import DataSpec
 from nas.errors import SpaceError
-from nas.factory import Factory, call, import_path
+from nas.runtime.user_functions import Factory, call, import_path
 from nas.spaces.space import Space
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
-from nas.genotype import Genotype
-from nas.ops import FactorizedReduce, ReLUConvBN
 from nas.spaces.cell import Cell, ClassifierHead
 from nas.spaces.mixed_edges import CellSpace, MixedEdges
+from nas.spaces.ops import FactorizedReduce, ReLUConvBN
 from nas.spaces.space import at_least
+from nas.supernet.genotype import Genotype
 
 
 class DartsCell(nn.Module):

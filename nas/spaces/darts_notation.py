@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 
 from nas.errors import GenotypeError
-from nas.genotype import Genotype
 from nas.spaces.darts import Darts, published
 from nas.spaces.notation import NAME, Scanner, check_space
+from nas.supernet.genotype import Genotype
 
 OPENING = "Genotype("
 EXAMPLE = (

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from nas.errors import ConfigError, SpaceError
-from nas.factory import plain_partial
-from nas.ops import Operation
+from nas.runtime.user_functions import plain_partial
+from nas.spaces.ops import Operation
 
 
 class EdgeOps(Mapping[str, Operation]):

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nas.choice import Choice
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
-from nas.ops import InvertedResidual, Operation, conv_bn_relu6
 from nas.spaces.cell import ClassifierHead
 from nas.spaces.edge_ops import candidates, check_ops
+from nas.spaces.ops import InvertedResidual, Operation, conv_bn_relu6
 from nas.spaces.space import Space, at_least
+from nas.supernet.choice import Choice
 
 
 class MBConvNetwork(nn.Module):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas.choice import Choice
 from nas.errors import ConfigError
-from nas.ops import Operation
 from nas.spaces.edge_ops import candidates, check_ops
+from nas.spaces.ops import Operation
 from nas.spaces.space import Space, at_least
+from nas.supernet.choice import Choice
 
 
 class PartialEdge(nn.Module):

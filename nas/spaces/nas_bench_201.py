@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
-from nas.ops import ReLUConvBN
 from nas.spaces.cell import Cell, ClassifierHead
 from nas.spaces.mixed_edges import CellSpace, MixedEdges
+from nas.spaces.ops import ReLUConvBN
 from nas.spaces.space import at_least
 
 

@@ -6,9 +6,9 @@
 import re
 
 from nas.errors import GenotypeError
-from nas.genotype import Genotype
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.notation import NAME, Scanner, check_space
+from nas.supernet.genotype import Genotype
 
 OPENING = "|"
 EXAMPLE = "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"

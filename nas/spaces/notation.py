@@ -3,7 +3,7 @@
 import re
 
 from nas.errors import GenotypeError
-from nas.genotype import Genotype
+from nas.supernet.genotype import Genotype
 
 NAME = "[A-Za-z0-9_]+"  # of an operation
 LENGTH_LIMIT = 20_000  # characters; the longest published one has about seven hundred

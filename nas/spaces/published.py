@@ -3,11 +3,11 @@
 import os.path
 import re
 
-from nas.benchmark import NasBench201Table
 from nas.errors import GenotypeError
-from nas.genotype import Genotype, read_text
 from nas.spaces import darts, darts_notation, nas_bench_201, nas_bench_201_notation
+from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.notation import Scanner
+from nas.supernet.genotype import Genotype, read_text
 
 PUBLISHED: dict[str, Genotype] = {**darts.PUBLISHED}
 

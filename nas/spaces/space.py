@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from nas.choice import choices, freeze
 from nas.data.inputs import each
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, GenotypeError
-from nas.genotype import Genotype
+from nas.supernet.choice import choices, freeze
 from nas.supernet.dropped_edge import settle
+from nas.supernet.genotype import Genotype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

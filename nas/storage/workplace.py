@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nas import atomic
+from nas.storage import atomic
 
 # Where Python, C and C++ libraries and torch's compiler put theirs; the last one is set by torch itself on first use.
 VARIABLES = ("TMPDIR", "TEMP", "TMP", "TORCHINDUCTOR_CACHE_DIR")

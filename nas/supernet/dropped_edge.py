@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.buffers import Buffers
 from nas.errors import SpaceError
+from nas.runtime.buffers import Buffers
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from types import TracebackType
 from torch import nn
 
 from nas.errors import NasError, SpaceError, described
-from nas.precision import Precision
+from nas.runtime.precision import Precision
 
 
 @dataclass(frozen=True)

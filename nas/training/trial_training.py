@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nas.average import Average
-from nas.batch_norm import synchronised
-from nas.choice import UngatedError
 from nas.data.loader import Batch
 from nas.errors import SpaceError
-from nas.retrain import RetrainState, TrainingStep, parts
-from nas.task import Task
+from nas.supernet.choice import UngatedError
+from nas.training.batch_norm import synchronised
+from nas.training.ema import Average
+from nas.training.loop import RetrainState, TrainingStep, parts
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
+from nas.training.task import Task
 
 TRAINING = Trial(
     "a training step of the derived network", "retrain.batch_size or retrain.accumulation", "optim@retrain.optim"

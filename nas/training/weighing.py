@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas import processes
 from nas.errors import ConfigError
-from nas.measures import precise
+from nas.runtime import distributed
+from nas.training.metrics import precise
 
 # (targets) -> (B,): the weight of each example, at least 0; None where all weigh alike.
 Weigh = Callable[[Tensor], Tensor | None]
@@ -130,11 +130,11 @@ class WeighedLoss:
         self._task = task
         self._examples = len(targets)
         self._weights: Sequence[Tensor] | None = None
-        if count == 1 and processes.world() == 1:
+        if count == 1 and distributed.world() == 1:
             return  # the whole batch: its loss is right as it is
         weights = weights_of(task, targets)
         if weights is not None:
-            (whole,) = processes.means([weights.sum()])
+            (whole,) = distributed.means([weights.sum()])
             self._whole = whole
             self._weights = [part.sum() for part in weights.tensor_split(count)]
 

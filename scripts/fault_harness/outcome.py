@@ -8,9 +8,11 @@ TIMES = {"seconds", "seconds_per_step", "examples_per_second"}
 def left_by(directory):
     """What a run is to leave whatever happens to it: the last states, the genotype, the metrics, the result and the
     names of what is exported."""
-    from nas import checkpoint
+    from nas.storage import checkpoint_file
 
-    states = {stage: checkpoint.load(directory / stage / "checkpoint.pt", stage) for stage in ("search", "retrain")}
+    states = {
+        stage: checkpoint_file.load(directory / stage / "checkpoint.pt", stage) for stage in ("search", "retrain")
+    }
     for state in states.values():
         del state["config"]  # which names the directory
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -9,8 +9,8 @@ import time
 import torch
 
 from nas.data.loader import search_batches
-from nas.runtime import MEMORY_FORMATS, synchronise
-from nas.sampler import Uniform, draw
+from nas.methods.sampler import Uniform, draw
+from nas.runtime.runtime import MEMORY_FORMATS, synchronise
 from step_bench.floor import Floor, plain_network
 
 # Images like CIFAR's, unless the user says which; before what the user says.
@@ -34,12 +34,12 @@ class Bench:
     def __init__(self, overrides):
         from hydra import compose, initialize_config_dir
 
-        from nas import config, schemas
-        from nas.stages.search import SearchStage
-        from nas.stages.setup import Setup
+        from nas.cli.stages.search import SearchStage
+        from nas.cli.stages.setup import Setup
+        from nas.settings import configuration, schemas
 
         schemas.register_schemas()
-        with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+        with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
             own_data = any(override.startswith("data=") for override in overrides)
             defaults = [one for one in DEFAULTS if not (own_data and one.startswith("data"))]
             cfg = compose("search", [*defaults, *overrides])

@@ -6,10 +6,10 @@ import operator
 import torch
 from torch import nn
 
-from nas.choice import freeze
 from nas.data.inputs import each
-from nas.ops import Zero
 from nas.spaces.cell import Cell
+from nas.spaces.ops import Zero
+from nas.supernet.choice import freeze
 
 
 class PlainCell(nn.Module):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from nas.choice import choices
-from nas.runtime import peak_memory
+from nas.runtime.runtime import peak_memory
+from nas.supernet.choice import choices
 from step_bench.bench import Bench
 from step_bench.floor import Floor, plain_network
 

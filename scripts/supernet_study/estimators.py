@@ -14,14 +14,14 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn.functional import cosine_similarity, one_hot
 
-from nas import checkpoint
-from nas.choice import gates
+from nas.cli.stages.search import SearchStage
+from nas.cli.stages.setup import Setup
+from nas.methods.first_order import FirstOrder
+from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax
 from nas.methods.score_function import ScoreFunction
-from nas.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax
-from nas.searcher import FirstOrder
-from nas.stages.search import SearchStage
-from nas.stages.setup import Setup
-from nas.trust import refuse_interpolations
+from nas.settings.allowed_targets import refuse_interpolations
+from nas.storage import checkpoint_file
+from nas.supernet.choice import gates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ CASES = (
 
 def opened(path, *, allow=(), data_root=None):
     """The search that wrote a checkpoint, where it stood. data_root: where its data are now, None: where they were."""
-    state = checkpoint.load(path, "search")
+    state = checkpoint_file.load(path, "search")
     refuse_interpolations(state["config"], path)
     cfg = OmegaConf.create(state["config"])
     cfg.allow_targets, cfg.resume, cfg.benchmark = list(allow), None, None

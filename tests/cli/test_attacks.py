@@ -15,7 +15,7 @@ import torch
 from cli.conftest import TINY, Outcome
 
 import nas as package
-from nas import checkpoint
+from nas.storage import checkpoint_file
 
 Nas = Callable[..., Outcome]
 SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
@@ -83,9 +83,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def changed(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The checkpoint of its retraining, with a change and a valid checksum."""
     path = run / "retrain" / "checkpoint.pt"
-    state = checkpoint.load(path, "retrain")
+    state = checkpoint_file.load(path, "retrain")
     change(state)
-    checkpoint.save(path, "retrain", state)
+    checkpoint_file.save(path, "retrain", state)
     return path
 
 
@@ -107,10 +107,11 @@ def assert_refused(outcome: Outcome, *messages: str) -> None:
     "override",
     [
         ("sampler._target_=os.system", "+sampler.command=touch harmed"),
-        ("sampler._target_=nas.atomic.os.system", "+sampler.command=touch harmed"),
+        ("sampler._target_=nas.storage.atomic.os.system", "+sampler.command=touch harmed"),
         ("++temperature.end={_target_: os.system, command: touch harmed}",),
         ("+weight_optim.params={_target_: os.system, _args_: [touch harmed]}",),
-        ("tracker._target_=nas.config.build", '+tracker.node="{_target_: os.system, command: touch harmed}"'),
+        ("tracker._target_=nas.settings.configuration.build",
+         '+tracker.node="{_target_: os.system, command: touch harmed}"'),
         ("task=custom", "task.loss._target_=os.system", "task.metric._target_=os.system", "task.name=x",
          "task.higher_is_better=true"),
     ],
@@ -130,7 +131,14 @@ def test_a_target_on_the_command_line(nas: Nas, override: tuple[str, ...]) -> No
         ),
         ("sampler", {"_name_": "os.system", "command": "touch harmed"}),
         ("data", {"_name_": "custom", "factory": "os.mkdir", "arguments": {"path": "harmed"}}),
-        ("tracker", {"_name_": "nas.config.build", "node": "{_target_: os.mkdir, path: harmed}", "allow": ["posix"]}),
+        (
+            "tracker",
+            {
+                "_name_": "nas.settings.configuration.build",
+                "node": "{_target_: os.mkdir, path: harmed}",
+                "allow": ["posix"],
+            },
+        ),
     ],
 )
 def test_a_stranger_s_run_directory(nas: Nas, run: Path, setting: str, harm: Any) -> None:
@@ -227,8 +235,8 @@ def test_a_checkpoint_that_unfolds(nas: Nas, tmp_path: Path) -> None:
     """Of 2 MB, with a tensor of 2 GB in it."""
     stream = io.BytesIO()
     state = {
-        "format": checkpoint.FORMAT,
-        "version": checkpoint.VERSION,
+        "format": checkpoint_file.FORMAT,
+        "version": checkpoint_file.VERSION,
         "kind": "retrain",
         "network": {"weight": torch.zeros(1)},
     }
@@ -242,7 +250,7 @@ def test_a_checkpoint_that_unfolds(nas: Nas, tmp_path: Path) -> None:
             with after.open(name, "w", force_zip64=True) as record:
                 for _ in range(500 if name.endswith("data/0") else 1):
                     record.write(bytes(4_000_000) if name.endswith("data/0") else before.read(name))
-    (tmp_path / "bomb.pt").write_bytes(checkpoint.sealed(packed.getvalue()))
+    (tmp_path / "bomb.pt").write_bytes(checkpoint_file.sealed(packed.getvalue()))
     assert_refused(nas("evaluate", "checkpoint=bomb.pt"), "bomb.pt is damaged, or not a checkpoint of this project")
 
 
@@ -254,9 +262,10 @@ class Harmful:
 def test_a_pickle_that_carries_code(nas: Nas, tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save(
-        {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "kind": "retrain", "config": Harmful()}, stream
+        {"format": checkpoint_file.FORMAT, "version": checkpoint_file.VERSION, "kind": "retrain", "config": Harmful()},
+        stream,
     )
-    (tmp_path / "sealed.pt").write_bytes(checkpoint.sealed(stream.getvalue()))
+    (tmp_path / "sealed.pt").write_bytes(checkpoint_file.sealed(stream.getvalue()))
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Harmful()))
     assert_refused(nas("evaluate", "checkpoint=sealed.pt"), "carries code; nothing of it was run")
     assert_refused(nas("evaluate", "checkpoint=plain.pt"), "is damaged, or not a checkpoint of this project")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_benchmark import every_cell
+from spaces.test_nas_bench_201_table import every_cell
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_samplers"
 TINY = ["data=synthetic", "data.train=48", "search.epochs=2", "search.batch_size=8", "runtime.device=cpu"]

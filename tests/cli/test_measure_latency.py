@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cli.conftest import TINY, Outcome
 
-from nas.latency import LatencyTable
+from nas.methods.latency_table import LatencyTable
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_latency"
 Nas = Callable[..., Outcome]

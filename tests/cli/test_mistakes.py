@@ -486,11 +486,11 @@ def contents(directory: Path) -> set[str]:
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistake_is_told_in_one_line_and_leaves_nothing(case: str, nas: Nas, tmp_path: Path) -> None:
-    from nas import config
-    from nas.runtime import available_devices
+    from nas.runtime.runtime import available_devices
+    from nas.settings import configuration
 
     overrides, message = MISTAKES[case]
-    options = sorted(path.stem for path in (config.directory() / overrides[0].split("=")[0]).glob("*.yaml"))
+    options = sorted(path.stem for path in (configuration.directory() / overrides[0].split("=")[0]).glob("*.yaml"))
     make_files(tmp_path)
     before = contents(tmp_path)
     # The made-up images have settings that other data sets do not know.

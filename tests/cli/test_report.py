@@ -5,7 +5,7 @@ import io
 import pytest
 
 from nas.cli.report import show_classes, show_gap, show_result, show_search, show_standings
-from nas.genotype import Genotype
+from nas.supernet.genotype import Genotype
 
 NAMES = ("dogs [small]", "dogs [large]", "[/a]", ":cat:", "back\\")
 RESULT = {

@@ -15,11 +15,11 @@ import torch
 from cli.conftest import TINY, Outcome
 from omegaconf import OmegaConf
 
-from nas import atomic, checkpoint
-from nas.checkpoints import Checkpoints
+from nas.cli.stages.setup import advice_for_moved_data
 from nas.errors import DataError
-from nas.run_directory import locked
-from nas.stages.setup import advice_for_moved_data
+from nas.storage import atomic, checkpoint_file
+from nas.storage.checkpointing import Checkpoints
+from nas.storage.run_directory import locked
 
 Nas = Callable[..., Outcome]
 RUN = (*TINY, "search.epochs=3", "retrain.epochs=3", "tracker=jsonl", "retrain.average=0.9")
@@ -60,7 +60,7 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
 
 
 def state(directory: Path, stage: str) -> dict[str, Any]:
-    found = checkpoint.load(directory / stage / "checkpoint.pt", stage)
+    found = checkpoint_file.load(directory / stage / "checkpoint.pt", stage)
     del found["config"]  # which says whether it was resumed
     return found
 

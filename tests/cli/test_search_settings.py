@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cli.conftest import TINY, Outcome
 
-from nas import checkpoint
+from nas.storage import checkpoint_file
 
 Nas = Callable[..., Outcome]
 
@@ -94,7 +94,7 @@ def test_a_step_that_is_not_finite_stops_a_run_that_can_go_on_without_it(nas: Na
         "such steps by runtime.on_nonfinite=skip\n",
     )
     assert manifest(tmp_path / "out")["status"] == "failed"
-    saved = checkpoint.load(tmp_path / "out" / "search" / "checkpoint.pt", "search")
+    saved = checkpoint_file.load(tmp_path / "out" / "search" / "checkpoint.pt", "search")
     assert (saved["epoch"], saved["step"]) == (1, 1)
     skip = ("runtime.on_nonfinite=skip", *broken, "space.arguments.passes=[4]", "may_change=[runtime,space.arguments]")
     outcome = nas("search", "resume=out", *skip)

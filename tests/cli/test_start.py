@@ -31,10 +31,10 @@ def test_searches_side_by_side_are_a_launcher_of_hydra():
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     from hydra import compose, initialize_config_dir
 
-    from nas import config, schemas
+    from nas.settings import configuration, schemas
 
     schemas.register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
         cfg = compose("search", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], return_hydra_config=True)
     assert cfg.hydra.launcher["_target_"].endswith("JoblibLauncher")
     assert cfg.hydra.launcher.n_jobs == 2

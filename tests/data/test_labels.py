@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from nas.cli.stages.setup import check_targets
 from nas.data.labels import check_labels
 from nas.data.spec import DataSpec
 from nas.data.split import StreamSplit, TensorSplit
 from nas.errors import DataError
-from nas.stages.setup import check_targets
-from nas.task import Classification, Custom
+from nas.training.task import Classification, Custom
 
 SPEC = DataSpec(name="pixels", input_shapes=((1, 2, 2),), target_shape=(2, 2), class_names=("a", "b"))
 

@@ -12,7 +12,7 @@ from nas.data.spec import DataSpec, ImageSpec
 from nas.data.split import StreamSplit, TensorSplit
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
-from nas.processes import Share
+from nas.runtime.distributed import Share
 
 CPU = torch.device("cpu")
 SPEC = ImageSpec(name="n", input_shapes=((1, 4, 4),), class_names=("a", "b"), mean=(0.0,), std=(1 / 255,))

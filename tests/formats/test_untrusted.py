@@ -19,27 +19,30 @@ import yaml
 from omegaconf import OmegaConf
 
 import nas
-from nas import atomic, checkpoint, config, escaping, network_size, regular_file
-from nas.benchmark import NasBench201Table
-from nas.building import built, described, foreign
 from nas.cli.resume import resumed
-from nas.config import read_yaml
 from nas.data.image_file import Share, pillow_warnings, read_header, read_pixels
 from nas.data.image_folder import ImageFolder
 from nas.data.spec import ImageSpec
 from nas.errors import CheckpointError, ConfigError, DataError, GenotypeError, NasError, OutputError
-from nas.export import digest
-from nas.genotype import Genotype
-from nas.latency import LatencyTable
-from nas.model_card import model_card
-from nas.names import NAME, PARTIAL, TABLE, TARGET, TARGETS, to_names, to_targets
-from nas.network_size import as_large_as
-from nas.run_directory import RunDirectory, read_manifest, recorded
-from nas.runtime import Runtime
+from nas.formats.export import digest
+from nas.formats.model_card import model_card
+from nas.methods.latency_table import LatencyTable
+from nas.runtime.runtime import Runtime
+from nas.settings import configuration
+from nas.settings.building import built, described, foreign
+from nas.settings.configuration import read_yaml
+from nas.settings.names import NAME, PARTIAL, TABLE, TARGET, TARGETS, to_names, to_targets
 from nas.spaces.custom import Custom
-from nas.stages.trained import Trained
-from nas.task import Custom as CustomTask
-from nas.tracker import TensorBoard, read_lines
+from nas.spaces.nas_bench_201_table import NasBench201Table
+from nas.storage import atomic, checkpoint_file
+from nas.storage.metrics_log import TensorBoard, read_lines
+from nas.storage.run_directory import RunDirectory, read_manifest, recorded
+from nas.supernet.genotype import Genotype
+from nas.training import network_size
+from nas.training.network_size import as_large_as
+from nas.training.task import Custom as CustomTask
+from nas.training.trained import Trained
+from nas.untrusted import escaping, regular_file
 
 OPS = {"none": {NAME: "none", PARTIAL: True}, "nor_conv_3x3": {NAME: "relu_conv_bn", PARTIAL: True, "kernel_size": 3}}
 SPACE = {NAME: "nas_bench_201", "ops": OPS, "channels": 4, "cells": 1}
@@ -98,7 +101,7 @@ def saved(network, tmp_path, monkeypatch):
         }
         content = {"config": configuration, "data": SPEC.to_dict(), "genotype": GENOTYPE.to_dict()}
         path = tmp_path / "checkpoint.pt"
-        checkpoint.save(path, "retrain", {**content, "network": network.state_dict(), **(state or {})})
+        checkpoint_file.save(path, "retrain", {**content, "network": network.state_dict(), **(state or {})})
         return path
 
     return write
@@ -127,7 +130,7 @@ def walk(node):
 
 def test_the_table_has_what_the_configurations_name_and_nothing_that_is_not_there():
     named = set()
-    for path in config.directory().rglob("*.yaml"):
+    for path in configuration.directory().rglob("*.yaml"):
         named |= {value for key, value in walk(yaml.safe_load(path.read_text())) if key == TARGET}
     ours = {target for target in TARGETS if not target.startswith("torch.")}
     assert {target for target in named if target.startswith("nas.")} == ours
@@ -141,7 +144,7 @@ def test_the_table_has_what_the_configurations_name_and_nothing_that_is_not_ther
 def everything_public():
     """The import paths of all functions and classes of the project, and of the methods of the classes."""
     for info in pkgutil.walk_packages(nas.__path__, "nas."):
-        if info.name == "nas.fresh_process":  # a program
+        if info.name == "nas.formats.subprocess_main":  # a program
             continue
         module = importlib.import_module(info.name)
         for name, thing in list(vars(module).items()):
@@ -172,7 +175,7 @@ def test_nothing_but_the_table_can_be_reached_from_a_file():
     "plain",
     [
         {TARGET: "nas.spaces.nas_bench_201.NasBench201", "ops": OPS},
-        {**SPACE, "ops": {"none": {TARGET: "nas.ops.Zero", PARTIAL: True}}},
+        {**SPACE, "ops": {"none": {TARGET: "nas.spaces.ops.Zero", PARTIAL: True}}},
         {**SPACE, "x": {NAME: "tracker/jsonl", "directory": "."}},
         {**SPACE, "ops": {"x": {NAME: "tracker/jsonl", "directory": "."}}},
         {**SPACE, "tracker": {NAME: "jsonl", "directory": "."}},
@@ -210,10 +213,10 @@ def test_where_a_run_writes_is_not_read():
 def test_names_and_targets_are_inverse(command):
     from hydra import compose, initialize_config_dir
 
-    from nas.schemas import register_schemas
+    from nas.settings.schemas import register_schemas
 
     register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
         chosen = ["space=darts", "ops=s1", "regulariser=[entropy,macs]", "policy@retrain.policy=rand_augment", "name=x"]
         composed = compose(command, [*chosen, *["genotype=x"] * (command == "retrain"), "regulariser.macs.target=1"])
     plain = OmegaConf.to_container(composed, resolve=True)
@@ -272,8 +275,8 @@ def test_code_in_the_metadata_of_an_export(export):
         {**SPACE, "x": TOUCH},
         {**SPACE, "channels": TOUCH},
         {**SPACE, "ops": {TOUCH: OPS["none"]}},
-        {**SPACE, "x": {TARGET: "nas.signatures.parameters_of", "target": "export.payload"}},
-        {**SPACE, "x": {NAME: "nas.signatures.parameters_of", "target": "export.payload"}},
+        {**SPACE, "x": {TARGET: "nas.settings.signature_check.parameters_of", "target": "export.payload"}},
+        {**SPACE, "x": {NAME: "nas.settings.signature_check.parameters_of", "target": "export.payload"}},
     ):
         directory = export(space=space)
         (directory / "payload.py").write_text("open('harmed', 'w')")
@@ -295,8 +298,14 @@ def test_code_in_a_checkpoint(saved):
         {"task": {NAME: "classification", "x": (TOUCH,)}},
         {"task": {NAME: "classification", "x": [TOUCH]}},
         {"task": {NAME: "classification", "x": write}},
-        {"task": {NAME: "nas.atomic.write_text", "path": "harmed", "text": ""}},
-        {"space": {NAME: "custom", "factory": "nas.atomic.write_text", "arguments": {"path": "harmed", "text": ""}}},
+        {"task": {NAME: "nas.storage.atomic.write_text", "path": "harmed", "text": ""}},
+        {
+            "space": {
+                NAME: "custom",
+                "factory": "nas.storage.atomic.write_text",
+                "arguments": {"path": "harmed", "text": ""},
+            }
+        },
     ):
         with pytest.raises(NasError) as told:
             evaluated(saved(**changes))
@@ -307,7 +316,7 @@ def test_code_in_a_checkpoint(saved):
 @pytest.mark.parametrize("read", [nas.load, evaluated])
 def test_release_0_1_0_wrote_it(read, saved, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "VERSION", 1)
+        patch.setattr(checkpoint_file, "VERSION", 1)
         path = saved()
     with pytest.raises(CheckpointError, match=r"checkpoint.pt was written by release 0\.1\.0, .*; use it with release"):
         read(path)
@@ -400,7 +409,7 @@ STRANGE = {
 }
 READERS = {
     "genotype": (Genotype.load, GenotypeError),
-    "checkpoint": (functools.partial(checkpoint.load, kind="retrain"), CheckpointError),
+    "checkpoint": (functools.partial(checkpoint_file.load, kind="retrain"), CheckpointError),
     "table": (lambda path: NasBench201Table(table=str(path)), DataError),
     "latency": (LatencyTable.load, ConfigError),
     "config.yaml": (read_yaml, OutputError),
@@ -474,7 +483,7 @@ def test_a_configuration_that_hurts(text, reason, tmp_path):
 def test_what_is_written_is_read(tmp_path):
     values = [1, -2.5, 1e-05, 1e300, "1e-3", "2024-01-01", "yes", "~", "a: b", "é\u202e", None, True, [], {}, "0x1", ""]
     plain = {"seed": 1, "list": values, "map": {str(index): value for index, value in enumerate(values)}}
-    (tmp_path / "config.yaml").write_text(config.to_yaml(OmegaConf.create(plain)))
+    (tmp_path / "config.yaml").write_text(configuration.to_yaml(OmegaConf.create(plain)))
     assert OmegaConf.to_container(read_yaml(tmp_path / "config.yaml")) == plain
 
 

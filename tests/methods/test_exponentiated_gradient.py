@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from nas.arch import ArchParams
-from nas.choice import Choice
 from nas.errors import ConfigError
 from nas.methods.exponentiated_gradient import ExponentiatedGradient
-from nas.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, StraightThrough
+from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, StraightThrough
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice
 
 
 def published(theta, slope, *, lr, floor):

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from small_judge import BATCH, Node, arch_with, four_classes, judge_of
 from torch import nn
 
-from nas.arch import ArchParams
-from nas.choice import Choice
 from nas.errors import ConfigError
+from nas.methods.perturbation import Perturbation, abreast
 from nas.methods.tuning import Recipe, Tuning
-from nas.perturbation import Perturbation, abreast
-from nas.task import Classification, Metric, Regression
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice
+from nas.training.task import Classification, Metric, Regression
 
 
 def untuned(**arguments):

@@ -5,11 +5,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from nas import config, schemas
-from nas.config import to_plain
 from nas.methods.published_settings import missing
-from nas.sampler import Dirichlet, Softmax
-from nas.settings import leaves
+from nas.methods.sampler import Dirichlet, Softmax
+from nas.settings import configuration, schemas
+from nas.settings.configuration import to_plain
+from nas.settings.dotted import leaves
 
 NB201 = {"space._target_": "NasBench201", "space.channels": 16, "space.cells": 5}
 NB201 |= {"deriver._target_": "Argmax", "deriver.exclude": [], "retrain.epochs": 200}
@@ -135,7 +135,7 @@ PUBLISHED = {
 
 def composed(*overrides):
     schemas.register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
         cfg = compose("run", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     OmegaConf.set_struct(cfg, False)
@@ -156,7 +156,7 @@ def test_a_preset_has_the_settings_of_its_authors(experiment):
 
 @pytest.mark.parametrize("experiment", [name for name in PUBLISHED if not name.startswith("retrain_")])
 def test_a_preset_says_its_source_its_figure_and_what_deviates(experiment):
-    text = (config.directory() / "experiment" / f"{experiment}.yaml").read_text()
+    text = (configuration.directory() / "experiment" / f"{experiment}.yaml").read_text()
     head = text.split("\ndefaults:")[0]
     assert head.startswith("# @package _global_\n")
     for part in (" et al. ", f"experiment={experiment} ", "# Published: ", "Deviates"):

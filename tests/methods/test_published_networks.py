@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.choice import choices, gates
 from nas.data.spec import ImageSpec
-from nas.evaluate import count_parameters
-from nas.sampler import Gates
+from nas.methods.sampler import Gates
 from nas.spaces.darts import Darts
 from nas.spaces.published import PUBLISHED, from_text, resolve
+from nas.supernet.choice import choices, gates
+from nas.training.evaluate import count_parameters
 
 CIFAR = ImageSpec(
     name="cifar", input_shapes=((3, 32, 32),), class_names=tuple("abcdefghij"), mean=(0.5,) * 3, std=(0.25,) * 3

@@ -3,8 +3,8 @@
 import pytest
 
 from nas.methods.published_settings import missing, reinmax_too_cold
-from nas.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, Uniform
-from nas.schedule import Constant, Linear
+from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, Uniform
+from nas.training.schedule import Constant, Linear
 
 DEFAULTS = {
     "weight_optim.nesterov": True,

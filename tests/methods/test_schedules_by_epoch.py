@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nas.arch import ArchParams
-from nas.choice import Choice
+from nas.cli.stages.retrain import last_drop_path
 from nas.errors import ConfigError
-from nas.regulariser import BetaDecay
-from nas.schedule import Cosine, CosineByEpoch, LinearByEpoch, learning_rate, progress
-from nas.stages.retrain import last_drop_path
+from nas.methods.regulariser import BetaDecay
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice
+from nas.training.schedule import Cosine, CosineByEpoch, LinearByEpoch, learning_rate, progress
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 50, 250])

@@ -7,20 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from nas import processes
-from nas.arch import ArchParams
-from nas.choice import Choice, Gate, choices, gates
 from nas.errors import ConfigError, DivergenceError
-from nas.finite import Guard, OnNonfinite
+from nas.methods.first_order import FirstOrder
+from nas.methods.loop import SearchState
 from nas.methods.main_effects import MainEffects
+from nas.methods.regulariser import Regulariser, Sum
+from nas.methods.sampler import GDAS, gumbel_softmax
 from nas.methods.score_function import ScoreFunction, indices_of
-from nas.precision import Precision
-from nas.regulariser import Regulariser, Sum
-from nas.sampler import GDAS, gumbel_softmax
-from nas.search import SearchState
-from nas.searcher import FirstOrder
-from nas.task import Classification
-from nas.unrolled import SecondOrder
+from nas.methods.second_order import SecondOrder
+from nas.runtime import distributed
+from nas.runtime.nonfinite import Guard, OnNonfinite
+from nas.runtime.precision import Precision
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice, Gate, choices, gates
+from nas.training.task import Classification
 
 
 class Small(nn.Module):
@@ -211,7 +211,7 @@ def test_losses_are_means_over_the_processes_before_they_become_advantages(monke
     searcher = make(Asked())
     drawn = [searcher._draw(1.0) for _ in range(2)]
     mine = torch.stack([searcher._without_gradient(batch(), one)[0] for one in drawn])
-    monkeypatch.setattr(processes, "means", lambda tensors: [(tensor + other) / 2 for tensor in tensors])
+    monkeypatch.setattr(distributed, "means", lambda tensors: [(tensor + other) / 2 for tensor in tensors])
     searcher.generator.manual_seed(2)
     searcher.arch_step(batch(), batch(), 1.0)
     assert torch.equal(given[0], (mine + other) / 2)

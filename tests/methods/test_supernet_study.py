@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from nas import config, schemas
-from nas.stages.search import SearchStage
-from nas.stages.setup import Setup
-from nas.tracker import JsonLines
+from nas.cli.stages.search import SearchStage
+from nas.cli.stages.setup import Setup
+from nas.settings import configuration, schemas
+from nas.storage.metrics_log import JsonLines
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -31,7 +31,7 @@ def estimators(monkeypatch):
 def checkpoint(tmp_path):
     """Of a search of one epoch on made-up images."""
     schemas.register_schemas()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config.directory())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
         overrides = [
             "data=synthetic",
             "data.train=32",

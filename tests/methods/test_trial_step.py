@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from nas.arch import ArchParams
-from nas.choice import Choice
 from nas.errors import SpaceError
-from nas.finite import Guard, OnNonfinite
 from nas.methods.estimate import Measured, available_memory, duration
+from nas.methods.first_order import FirstOrder
+from nas.methods.sampler import GDAS, Softmax
+from nas.methods.second_order import SecondOrder
 from nas.methods.trial_step import try_search
-from nas.precision import Precision
-from nas.sampler import GDAS, Softmax
-from nas.searcher import FirstOrder
-from nas.task import Classification
-from nas.unrolled import SecondOrder
+from nas.runtime.nonfinite import Guard, OnNonfinite
+from nas.runtime.precision import Precision
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice
+from nas.training.task import Classification
 
 
 def layer(*after):

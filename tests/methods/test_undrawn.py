@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.arch import ArchParams
-from nas.choice import Choice
 from nas.errors import ConfigError
-from nas.sampler import Gates, told
-from nas.searcher import FirstOrder
-from nas.task import Classification
+from nas.methods.first_order import FirstOrder
+from nas.methods.sampler import Gates, told
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice
+from nas.training.task import Classification
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 0.01
 

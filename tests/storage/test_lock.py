@@ -8,8 +8,8 @@ import pytest
 
 import nas
 from nas.errors import OutputError
-from nas.run_directory import locked
 from nas.storage import lock
+from nas.storage.run_directory import locked
 
 
 def test_one_at_a_time(tmp_path, monkeypatch):

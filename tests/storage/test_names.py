@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from nas.errors import OutputError
-from nas.run_directory import check_new
 from nas.storage import lock, names
+from nas.storage.run_directory import check_new
 
 
 def make(directory, *entries):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nas.choice import LEFT_OUT, Choice, Gate, choices, freeze, gates
 from nas.errors import SpaceError
+from nas.supernet.choice import LEFT_OUT, Choice, Gate, choices, freeze, gates
 from nas.supernet.dropped_edge import DroppedTensor, OutputForm, settle
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nas.choice import Choice, Gate, choices, freeze, gates
 from nas.errors import SpaceError
-from nas.hard_gate import HardGate
+from nas.supernet.choice import Choice, Gate, choices, freeze, gates
+from nas.supernet.hard_gate import HardGate
 
 
 class Model(nn.Module):

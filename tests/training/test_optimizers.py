@@ -8,11 +8,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from nas import config
+from nas.cli.stages.setup import Setup, check_optimizer
 from nas.errors import ConfigError
-from nas.precision import Precision, check_first_step, take_step
-from nas.schedule import initial_lr, keep_ratios, set_lr
-from nas.stages.setup import Setup, check_optimizer
+from nas.runtime.precision import Precision, check_first_step, take_step
+from nas.settings import configuration
+from nas.training.schedule import initial_lr, keep_ratios, set_lr
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9}
 ADAM = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.1}
@@ -41,7 +41,9 @@ def test_how_it_computes_is_left_to_who_says_so_and_gives_the_same(node, given, 
     other.load_state_dict(network.state_dict())
     optimizer = built(node | given, network)
     arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    plain = config.build({"_target_": node["_target_"], "_partial_": True} | arguments, params=other.parameters())
+    plain = configuration.build(
+        {"_target_": node["_target_"], "_partial_": True} | arguments, params=other.parameters()
+    )
     assert optimizer.param_groups[0]["fused"] is fused
     for _ in range(3):
         for one, its in ((network, optimizer), (other, plain)):

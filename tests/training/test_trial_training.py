@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from nas.choice import Choice, freeze
+from nas.cli.stages.retrain import check_drop_path
 from nas.errors import ConfigError, SpaceError
-from nas.retrain import TrainingStep
 from nas.spaces.cell import DropPath
-from nas.stages.retrain import check_drop_path
-from nas.task import Classification
+from nas.supernet.choice import Choice, freeze
+from nas.training.loop import TrainingStep
+from nas.training.task import Classification
 from nas.training.trial_training import try_small, try_training
 
 

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas import config
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.data.split import TensorSplit
 from nas.errors import ConfigError
-from nas.evaluate import score
-from nas.retrain import RetrainState, TrainingStep
-from nas.task import Classification, Custom, Regression
+from nas.settings import configuration
+from nas.training.evaluate import score
+from nas.training.loop import RetrainState, TrainingStep
+from nas.training.task import Classification, Custom, Regression
 from nas.training.weighing import OnDevice, known_weights, weights_of
 
 LABELS = torch.tensor([[0, -100, 1, 2], [2, 2, -100, -100]])
@@ -197,7 +197,7 @@ def test_lists_become_tensors_and_follow_the_outputs():
 
 def test_a_task_from_a_configuration():
     node = {
-        "_target_": "nas.task.Custom",
+        "_target_": "nas.training.task.Custom",
         "loss": {"_target_": "torch.nn.CrossEntropyLoss", "_partial_": True, "weight": [1, 2, 4]},
         "metric": "torch.nn.functional.cosine_similarity",
         "weight": "torch.nn.functional.relu",
@@ -205,8 +205,8 @@ def test_a_task_from_a_configuration():
         "higher_is_better": True,
     }
     with pytest.raises(ConfigError, match=r"_target_ 'torch\.nn\.CrossEntropyLoss' is outside of the packages"):
-        config.build(node)
-    task = config.build(node, allow=["torch"])
+        configuration.build(node)
+    task = configuration.build(node, allow=["torch"])
     outputs, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     assert torch.equal(task.loss(outputs, targets), F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 2, 4])))
     assert task.weights(torch.tensor([2, 0])).tolist() == [2, 0]

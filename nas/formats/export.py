@@ -1,0 +1,189 @@
+"""Export of a trained network: written, loaded back in a fresh process, compared, and only then kept."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.errors import NasError, OutputError, described
+from nas.formats import subprocess_check
+from nas.formats.format import TOLERANCE, Artefact, Format, Subject, UnavailableError
+from nas.formats.model_card import model_card
+from nas.storage import atomic, disk
+from nas.storage.names import check_empty
+from nas.storage.workplace import workplace
+from nas.supernet.genotype import Genotype
+from nas.untrusted import regular_file
+
+FORMAT = "nas-export"
+VERSION = 2
+GENOTYPE, METADATA, CARD = "genotype.json", "metadata.json", "MODEL_CARD.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """paths: of all files that were written. left_out: format -> why the network cannot be had in it."""
+
+    paths: list[Path]
+    left_out: dict[str, str]
+
+
+def export(
+    subject: Subject,
+    *,
+    formats: Mapping[str, Format],
+    genotype: Genotype,
+    metadata: Mapping[str, Any],
+    directory: Path,
+    again: bool = False,
+) -> Exported:
+    """Write the network to `directory` in the formats, with its genotype, metadata and a model card.
+
+    metadata: what metadata.json holds beside what this adds, see `nas.cli.stages.export`.
+    again: in place of the files that the same run left there before it was killed.
+    Raises OutputError if the directory is not empty, unless `again`; if a file, loaded in a fresh process, does not
+    give the network's outputs; or if the network can be had in none of the formats. Nothing is written then. Of a
+    network that is random there are no files to compare, and the others are written.
+    """
+    if not again and directory.exists():
+        check_empty(directory)
+    if again:  # in the directory of a run that is resumed, which somebody else may have prepared
+        atomic.refuse_link(directory)
+    try:
+        with workplace(directory) as work:
+            staging = work / "files"
+            staging.mkdir()
+            (staging / GENOTYPE).write_text(genotype.to_json(), encoding="utf-8")
+            artefacts, left_out = written(subject, formats, staging)
+            complete: dict[str, Any] = {
+                "format": FORMAT,
+                "version": VERSION,
+                **metadata,
+                "sha256": {path.name: digest(path) for path in sorted(staging.iterdir())},
+                "left_out": left_out,
+            }
+            atomic.write_json(staging / METADATA, complete)  # which nas.load needs
+            differences = compared(subject, artefacts, staging)
+            complete["artefacts"] = {
+                artefact.file: {
+                    "about": artefact.about,
+                    "needs": list(artefact.needs),
+                    "code": artefact.code,
+                    **({"warning": artefact.warning} if artefact.warning else {}),
+                    "largest_difference_to_network": differences[artefact.file],
+                    **artefact.facts,
+                }
+                for artefact in artefacts
+            }
+            atomic.write_json(staging / METADATA, complete)
+            (staging / CARD).write_text(model_card(complete, genotype), encoding="utf-8")
+            # The metadata last: whoever sees them sees everything.
+            names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
+            (directory / METADATA).unlink(missing_ok=True)
+            for name in names:
+                publish(staging / name, directory / name)
+            atomic.flush_directory(directory)
+    except OSError as error:
+        if (refusal := disk.refusal(error)) is not None:
+            raise disk.refused(refusal, directory, Path(tempfile.gettempdir())) from error
+        raise OutputError(
+            f"{error.filename or directory} cannot be written ({error.strerror or error})",
+            fix="free some space, or set hydra.run.dir elsewhere",
+        ) from error
+    return Exported([directory / name for name in names], left_out)
+
+
+def written(subject: Subject, formats: Mapping[str, Format], directory: Path) -> tuple[list[Artefact], dict[str, str]]:
+    """What could be written of the formats, and for the others, of which no file is left, why not.
+
+    Raises OutputError if that is all of them, unless the network is random: nothing could be compared with it then.
+    """
+    if is_random(subject):
+        return [], dict.fromkeys(formats, "the network gives other outputs each time it runs")
+    artefacts, left_out = [], {}
+    for name, form in formats.items():
+        before = set(directory.iterdir())
+        try:
+            artefacts.append(form.write(subject, directory))
+        except NasError:
+            raise
+        except Exception as error:  # a user's own modules do anything: no reason to lose the other formats
+            if (refusal := disk.refusal(error)) is not None:  # which says nothing about the format
+                raise disk.refused(refusal, directory, Path(tempfile.gettempdir())) from error
+            foreseen = isinstance(error, UnavailableError)
+            left_out[name] = str(error) if foreseen else f"making and trying it failed ({described(error)})"
+            for path in set(directory.iterdir()) - before:
+                path.unlink()
+    if left_out and not artefacts:
+        raise OutputError(
+            f"the network can be had in none of the formats {', '.join(formats)} ("
+            f"{'; '.join(f'{name}: {reason}' for name, reason in left_out.items())})",
+            fix="the checkpoint is complete; choose others, e.g. "
+            f"formats=[{'program' if 'weights' in formats else 'weights'}]",
+        )
+    return artefacts, left_out
+
+
+@torch.no_grad()
+def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -> dict[str, float]:
+    """The largest difference of each artefact's outputs, from a fresh process, to those of its network.
+
+    Raises OutputError, naming the file, if that is more than the artefact allows.
+    """
+    if not artefacts:
+        return {}
+    batches: list[dict[str, Tensor]] = [
+        {name: tensor[:count] for name, tensor in zip(subject.variables, subject.examples, strict=True)}
+        for count in (len(subject.examples[0]), 1)
+    ]
+    project = {artefact.file: artefact.code for artefact in artefacts if "gumbel-nas" in artefact.needs}
+    alone = {artefact.file: artefact.code for artefact in artefacts if artefact.file not in project}
+    outputs = subprocess_check.run(alone, project, batches=batches, directory=directory)
+    differences = {}
+    for artefact in artefacts:
+        got = outputs[artefact.file]
+        if isinstance(got, str):
+            if (refusal := disk.refusal_in(got)) is not None:
+                raise disk.refused(refusal, directory, Path(tempfile.gettempdir()))
+            raise OutputError(
+                f"{artefact.file} cannot be loaded in a fresh process ({' '.join(got.split()):.300})",
+                fix="choose formats without it, and report this; nothing was written",
+            )
+        expected = [artefact.network(*batch.values()) for batch in batches]
+        difference = max(
+            float((one - other).abs().max()) if one.shape == other.shape else torch.inf
+            for one, other in zip(got, expected, strict=True)
+        )
+        if not difference <= artefact.tolerance:
+            raise OutputError(
+                f"{artefact.file}, loaded in a fresh process, differs from the network by {difference:g}, expected at "
+                f"most {artefact.tolerance:g}",
+                fix="report this with the genotype; nothing was written",
+            )
+        differences[artefact.file] = difference
+    return differences
+
+
+@torch.no_grad()
+def is_random(subject: Subject) -> bool:
+    """As one is in which noise was derived."""
+    first, second = (subject.network(*subject.examples) for _ in range(2))
+    return not torch.allclose(first, second, rtol=0.0, atol=TOLERANCE, equal_nan=True)
+
+
+def digest(path: Path) -> str:
+    with regular_file.opened(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def publish(source: Path, target: Path) -> None:
+    """Both are on one file system. Not copied, which would take the room twice."""
+    with source.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(source, target)

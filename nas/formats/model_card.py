@@ -1,0 +1,99 @@
+"""MODEL_CARD.md: what an exported network is, how it came about, and how to load it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nas.formats.preprocessing import sentences
+from nas.storage.command_line import pasted
+from nas.supernet.genotype import Genotype
+from nas.untrusted.escaping import code, fenced, markdown
+
+
+def model_card(metadata: Mapping[str, Any], genotype: Genotype) -> str:
+    """Markdown. metadata: as in metadata.json."""
+    return "\n".join(lines(metadata, genotype)) + "\n"
+
+
+def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
+    data, results = metadata["data"], metadata["results"]
+    yield f"# {markdown(metadata['title'])}"
+    yield ""
+    yield f"A network of the search space {code(genotype.space)}, found by differentiable architecture search."
+    yield ""
+    yield "## Results"
+    yield ""
+    if (tested := results.get("data", data["name"])) == data["name"]:
+        yield f"On the test split of {code(tested)}, which neither the search nor the training saw:"
+    else:
+        trained_on = code(data["name"])
+        yield f"On the test split of {code(tested)}, another data set than {trained_on}, which it was trained on:"
+    yield ""
+    yield "| measure | value |"
+    yield "|---|---|"
+    yield from (f"| {markdown(name.replace('_', ' '))} | {value} |" for name, value in shown(results))
+    yield ""
+    yield "## Input and output"
+    yield ""
+    yield f"- Input: {markdown(metadata['input'])}. Of one example: {', '.join(map(str, data['input_shapes']))}."
+    yield f"- Output: {markdown(metadata['output'])}."
+    yield from (f"- {name}: {data[name]}" for name in ("mean", "std") if name in data)
+    if (reading := metadata.get("preprocessing")) is not None:
+        yield from (f"- {said}" for said in sentences(reading))
+    if data["class_names"]:
+        yield f"- Classes: {', '.join(map(markdown, data['class_names']))}"
+    yield ""
+    if reading is not None:
+        called = "`read` makes the input of an image file" if "orientation" in reading else "`prepare` makes the input"
+        yield f"From an image to the input, with numpy{' and Pillow' if 'orientation' in reading else ''}: {called}."
+        yield from ("", *fenced("python", reading["code"].rstrip()), "")
+    yield "## How it came about"
+    yield ""
+    yield from (f"- {name}: {value}" for name, value in origin(metadata["origin"]))
+    for stage, settings in metadata["settings"].items():
+        yield from ("", f"Settings of the {stage}:", "", *fenced("json", json.dumps(settings, indent=2)))
+    yield from ("", "The architecture (`genotype.json`):", "")
+    yield from (f"- {code(key)}: {markdown(name)}" for key, name in genotype.choices.items() if name is not None)
+    yield from ("", "## How to load it", "")
+    inputs = "x is the input, a tensor" if len(data["input_shapes"]) == 1 else "x1, x2, ... are the inputs, tensors"
+    yield f"Start Python in the directory of this file; {inputs}, and y is the output. This very code ran in a fresh"
+    yield "process, and y compared with the output of the trained network."
+    for file, artefact in metadata["artefacts"].items():
+        yield from ("", f"### {file}", "", f"{sentence(artefact['about'])} Needs {', '.join(artefact['needs'])}.", "")
+        yield from fenced("python", artefact["code"].rstrip())
+        yield ""
+        if "warning" in artefact:
+            yield from (f"**{artefact['warning']}**", "")
+        yield f"Largest difference to the network: {artefact['largest_difference_to_network']:g}."
+        known = ("about", "needs", "code", "warning", "largest_difference_to_network")
+        yield from (f"{sentence(f'{k} {v:g}'.replace('_', ' '))}" for k, v in artefact.items() if k not in known)
+    for name, reason in metadata["left_out"].items():
+        yield from ("", f"Not there: {name}, because {markdown(reason)}.")
+
+
+def shown(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The numbers among the results, and pairs of numbers, which are intervals; metadata.json has the rest."""
+    for name, value in results.items():
+        if isinstance(value, bool | str) or value is None:
+            continue
+        if isinstance(value, int | float):
+            yield name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        elif isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value):
+            yield name, f"{value[0]:.4g} to {value[1]:.4g}"
+
+
+def origin(manifest: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What is recorded of the run that trained the network."""
+    if manifest is None:
+        yield "Run", "not recorded: the checkpoint was not in the directory of its run"
+        return
+    yield "Command", code(pasted(manifest["command"]))
+    yield "Commit", markdown(manifest["commit"] or "an installed release")
+    yield "Versions", ", ".join(markdown(f"{name} {version}") for name, version in manifest["versions"].items())
+    yield "Seed", str(manifest["seed"])
+    yield "Device", markdown(manifest["device"])
+    yield "Started", markdown(manifest["started"])
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."

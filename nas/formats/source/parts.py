@@ -1,0 +1,123 @@
+"""What each module of a network is to the source that is written of it: a layer of torch, a class, or nothing."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.formats.source.unsupported import UnsupportedError
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Part(Enum):
+    LAYER = "one of torch.nn: written as its constructor call"
+    CONTAINER = "a list or dict of modules that computes nothing itself, or an nn.Sequential"
+    CLASS = "computes tensors from tensors: written as a class"
+    HOLDER = "is given or returns something else, or is never called: what it computes goes into its caller"
+    NOTHING = "gives back its input, or a constant, and holds no weights: drop-path, say, outside of training"
+
+
+@dataclass
+class Parts:
+    """of: what each module is. inputs: the names of the arguments that a CLASS is called with; none if it only runs
+    its children one after the other, as nn.Sequential does."""
+
+    of: dict[nn.Module, Part] = field(default_factory=dict)
+    inputs: dict[nn.Module, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class _Calls:
+    """What a module was seen to do. names: of its arguments, if all were tensors in all calls."""
+
+    names: set[tuple[str, ...] | None] = field(default_factory=set)
+    trivial: bool = True  # gave back its input, or something without tensors
+
+
+@torch.no_grad()
+def parts(network: nn.Module, examples: tuple[Tensor, ...]) -> Parts:
+    """Run the network, in eval mode, on a batch and look at what its modules are given and return.
+
+    Raises UnsupportedError for modules with hooks, or that are called with different arguments at different places.
+    """
+    seen: dict[nn.Module, _Calls] = {module: _Calls() for module in network.modules()}
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls = seen[module]
+        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        named = all(isinstance(value, Tensor) for value in bound.values())
+        calls.names.add(tuple(bound) if named else None)
+        given = [*args, *kwargs.values()]
+        returned = list(tensors(output))
+        calls.trivial &= not returned or all(any(out is value for value in given) for out in returned)
+
+    for module in seen:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedError(f"a {type(module).__name__} has hooks, which no source shows")
+    hooks = [module.register_forward_hook(look, with_kwargs=True) for module in seen]
+    try:
+        network(*examples)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    found = Parts()
+    for module, calls in seen.items():
+        found.of[module] = part(module, calls)
+        if found.of[module] is Part.CLASS and not is_sequence(module):
+            if len(calls.names) > 1:
+                raise UnsupportedError(f"a {type(module).__name__} is called with different arguments")
+            names = next(iter(calls.names)) if calls.names else required(module)
+            assert names is not None
+            found.inputs[module] = names
+    if found.of[network] is Part.HOLDER:
+        raise UnsupportedError(f"{type(network).__name__} takes or returns something other than tensors")
+    return found
+
+
+def part(module: nn.Module, calls: _Calls) -> Part:
+    kind = type(module)
+    if kind in CONTAINERS or (isinstance(module, nn.ModuleList | nn.ModuleDict) and not calls.names):
+        return Part.CONTAINER
+    if getattr(nn, kind.__name__, None) is kind:
+        return Part.LAYER
+    if is_sequence(module):
+        return Part.CLASS
+    holds_weights = bool(module.state_dict())
+    if calls.trivial and calls.names and not holds_weights:
+        return Part.NOTHING
+    if None in calls.names:
+        return Part.HOLDER
+    if not calls.names:
+        # Weights that nothing uses, of a head for training, say, still have to find their place.
+        weighs = next(module.parameters(recurse=False), None) is not None
+        return Part.CLASS if weighs or forwards(module) else Part.NOTHING
+    return Part.CLASS
+
+
+def forwards(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward and bool(module.state_dict())
+
+
+def is_sequence(module: nn.Module) -> bool:
+    """Whether it is a class of its own that adds no computation to nn.Sequential."""
+    kind = type(module)
+    return isinstance(module, nn.Sequential) and kind is not nn.Sequential and kind.forward is nn.Sequential.forward
+
+
+def required(module: nn.Module) -> tuple[str, ...]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors(item)

@@ -1,0 +1,213 @@
+"""A graph of torch.fx as Python statements."""
+
+import ast
+import inspect
+import math
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from nas.formats.source.unsupported import UnsupportedError
+
+LENGTH = 80  # of a statement, in characters: longer ones are split
+
+BINARY: dict[Any, ast.operator] = {
+    operator.add: ast.Add(),
+    operator.sub: ast.Sub(),
+    operator.mul: ast.Mult(),
+    operator.truediv: ast.Div(),
+    operator.floordiv: ast.FloorDiv(),
+    operator.mod: ast.Mod(),
+    operator.pow: ast.Pow(),
+    operator.matmul: ast.MatMult(),
+    operator.and_: ast.BitAnd(),
+    operator.or_: ast.BitOr(),
+    operator.xor: ast.BitXor(),
+}
+COMPARISONS: dict[Any, ast.cmpop] = {
+    operator.eq: ast.Eq(),
+    operator.ne: ast.NotEq(),
+    operator.lt: ast.Lt(),
+    operator.le: ast.LtE(),
+    operator.gt: ast.Gt(),
+    operator.ge: ast.GtE(),
+}
+UNARY: dict[Any, ast.unaryop] = {operator.neg: ast.USub(), operator.pos: ast.UAdd(), operator.invert: ast.Invert()}
+NAMESPACES = {"F": F, "torch": torch, "torch.linalg": torch.linalg, "torch.fft": torch.fft, "math": math}
+
+
+def statements(graph: fx.Graph, place: Callable[[str], ast.expr], *, mutates: bool) -> list[ast.stmt]:
+    """The body of the function that computes the graph.
+
+    place: the expression for a module or tensor of the traced module by its path. mutates: whether one of those
+    modules changes its input, which fixes the order of everything.
+    """
+    return _Writer(graph, place, mutates=mutates).body
+
+
+class _Writer:
+    """Writes a value that is used once into the statement that uses it, as long as that stays short."""
+
+    def __init__(self, graph: fx.Graph, place: Callable[[str], ast.expr], *, mutates: bool) -> None:
+        self.body: list[ast.stmt] = []
+        self._place = place
+        self._pending: dict[fx.Node, ast.expr] = {}
+        for node in reversed(list(graph.nodes)):
+            if not node.users and node.op not in ("placeholder", "output") and not in_place(node):
+                graph.erase_node(node)
+        in_order = mutates or any(in_place(node) for node in graph.nodes)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                continue
+            expression = self._expression(node)
+            returned = node.op == "output" or [user.op for user in node.users] == ["output"]
+            start = "return " if returned else f"{node.name} = "
+            while length(start + ast.unparse(expression)) > LENGTH and (unnamed := self._unnamed(node)):
+                self._assign(unnamed[0])
+                expression = self._expression(node)
+            if node.op == "output":
+                self.body.append(ast.Return(expression))
+            elif not node.users:
+                self.body.append(ast.Expr(expression))
+            else:
+                self._pending[node] = expression
+                (user, *others) = node.users
+                shared = bool(others) or uses(user, node) > 1 or (in_order and user is not node.next)
+                if shared and not is_name(expression):
+                    self._assign(node)
+
+    def _unnamed(self, node: fx.Node) -> list[fx.Node]:
+        """What the node uses that has no name yet, in the order in which it was computed."""
+        return [used for used in node.all_input_nodes if not is_name(self._value(used))]
+
+    def _assign(self, node: fx.Node) -> None:
+        self.body.append(ast.Assign([ast.Name(node.name, ast.Store())], self._pending.pop(node)))
+
+    def _expression(self, node: fx.Node) -> ast.expr:
+        target: Any = node.target
+        if node.op == "output":
+            return self._value(node.args[0])
+        if node.op == "get_attr":
+            return self._place(target)
+        if node.op == "call_module":
+            return self._call(self._place(target), node.args, node.kwargs)
+        if node.op == "call_method":
+            return self._call(ast.Attribute(self._value(node.args[0]), target), node.args[1:], node.kwargs)
+        return self._function(target, node.args, node.kwargs)
+
+    def _function(self, target: Any, args: Any, kwargs: Any) -> ast.expr:
+        if target is getattr:
+            return ast.Attribute(self._value(args[0]), args[1])
+        if target is operator.getitem:
+            return ast.Subscript(self._value(args[0]), self._index(args[1]))
+        if target is operator.add:
+            # What sum() starts with, and what an edge that was dropped adds.
+            kept = [arg for arg in args if not (type(arg) is int and arg == 0)]
+            if len(kept) == 1:
+                return self._value(kept[0])
+        if target in BINARY:
+            left, right = map(self._value, args)
+            return ast.BinOp(left, BINARY[target], right)
+        if target in COMPARISONS:
+            left, right = map(self._value, args)
+            return ast.Compare(left, [COMPARISONS[target]], [right])
+        if target in UNARY:
+            return ast.UnaryOp(UNARY[target], self._value(args[0]))
+        name = getattr(target, "__name__", "")
+        for prefix, namespace in NAMESPACES.items():
+            if name and getattr(namespace, name, None) is target:
+                function = ast.parse(f"{prefix}.{name}", mode="eval").body
+                return self._call(function, args, without_defaults(target, kwargs))
+        raise UnsupportedError(f"it calls {name or target}, which is not a public function of torch")
+
+    def _call(self, function: ast.expr, args: Any, kwargs: Any) -> ast.Call:
+        keywords = [ast.keyword(name, self._value(value)) for name, value in kwargs.items()]
+        return ast.Call(function, [self._value(arg) for arg in args], keywords)
+
+    def _index(self, index: Any) -> ast.expr:
+        if isinstance(index, tuple) and index:
+            return ast.Tuple([self._index(one) for one in index], ast.Load())
+        if isinstance(index, slice):
+            ends = (None if end is None else self._value(end) for end in (index.start, index.stop, index.step))
+            return ast.Slice(*ends)
+        return self._value(index)
+
+    def _value(self, value: Any) -> ast.expr:
+        if isinstance(value, fx.Node):
+            return self._pending.get(value) or ast.Name(name_of(value), ast.Load())
+        if isinstance(value, tuple):
+            return ast.Tuple([self._value(item) for item in value], ast.Load())
+        if isinstance(value, list):
+            return ast.List([self._value(item) for item in value], ast.Load())
+        return literal(value)
+
+
+def name_of(node: fx.Node) -> str:
+    """An argument keeps the name that the signature has: fx has another for one that is called as a builtin, as
+    ``input`` is. No other node is given either."""
+    return str(node.target) if node.op == "placeholder" else node.name
+
+
+def literal(value: Any) -> ast.expr:
+    """A constant. Raises UnsupportedError for what cannot be written down."""
+    if isinstance(value, tuple | list):
+        items = [literal(item) for item in value]
+        return ast.List(items, ast.Load()) if isinstance(value, list) else ast.Tuple(items, ast.Load())
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, float) and not math.isfinite(value):
+            return ast.parse(f"float('{value}')", mode="eval").body
+        # A minus is an operator: -1 ** 2 is not (-1) ** 2.
+        return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
+    if value is None or isinstance(value, bool | str | type(...)):
+        return ast.Constant(value)
+    if isinstance(value, torch.dtype | torch.memory_format):
+        return ast.parse(str(value), mode="eval").body
+    raise UnsupportedError(f"it uses a constant of type {type(value).__name__}")
+
+
+def length(text: str) -> int:
+    """With all numbers as long as each other, so that modules that differ in a number are written alike."""
+    return len(re.sub(r"\b\d+\b", "1024", text))
+
+
+def without_defaults(function: Any, kwargs: Any) -> dict[str, Any]:
+    """torch's own functions pass all their arguments on; only some are worth reading."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some builtins have none
+        return dict(kwargs)
+    return {name: value for name, value in kwargs.items() if repr(parameters[name].default) != repr(value)}
+
+
+def is_name(expression: ast.expr) -> bool:
+    """A variable, or an attribute of self."""
+    while isinstance(expression, ast.Attribute):
+        expression = expression.value
+    return isinstance(expression, ast.Name)
+
+
+def in_place(node: fx.Node) -> bool:
+    """Whether it changes one of its inputs: by torch's convention, names that end in an underscore."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    changes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+    return node.op in ("call_method", "call_function") and (
+        (changes and node.target not in BINARY) or bool(node.kwargs.get("inplace"))
+    )
+
+
+def uses(user: fx.Node, used: fx.Node) -> int:
+    """How often `user` takes `used`: fx counts a user once."""
+    count = 0
+
+    def look(node: fx.Node) -> fx.Node:
+        nonlocal count
+        count += node is used
+        return node
+
+    fx.map_arg((user.args, user.kwargs), look)
+    return count

@@ -1,0 +1,146 @@
+"""The unit of what is recorded: one operation, forward and backward, between places that stay."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.methods.cuda_graphs.recorder import Replay
+from nas.supernet.hard_gate import HardGate
+
+
+class NotReplayableError(Exception):
+    """What a module does cannot be replayed."""
+
+
+class Slot:
+    """Where a node's value and its gradient are, once they are made."""
+
+    value: Tensor
+    gradient: Tensor
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def make(self, like: Tensor, dtype: torch.dtype) -> None:
+        self.value, self.gradient = (torch.empty_like(like, dtype=dtype) for _ in range(2))
+        self.made = True
+
+
+class Work:
+    """What is recorded of one operation: its output goes to a slot, its gradients to where they belong.
+
+    passes_on: whether its sources get one. gate: () where the gradient of its hard gate is added up; None if it has
+    none. weights: that get a gradient. adds: to what is in the slot, instead of taking its place. widens: the slot has
+    the widest type that candidates may give.
+    """
+
+    def __init__(
+        self,
+        operation: Callable[..., Any],
+        sources: Sequence[Slot],
+        target: Slot,
+        *,
+        passes_on: Sequence[bool],
+        gate: Tensor | None,
+        weights: Sequence[nn.Parameter],
+        adds: bool,
+        widens: bool,
+    ) -> None:
+        self.operation, self.sources, self.target, self.passes_on = operation, sources, target, passes_on
+        self.gate, self.weights, self.adds, self.widens = gate, weights, adds, widens
+        self.gradients: Sequence[Tensor | None] = ()  # of the weights, once `backward` has run or is recorded
+        self.ends = False  # whether no gradient passes
+        self._one = None if gate is None else torch.ones_like(gate, requires_grad=True)
+        self._module = operation if isinstance(operation, nn.Module) else None
+        parts = [] if self._module is None else self._module.modules()
+        self._writes = any(getattr(part, "inplace", False) for part in parts)  # perhaps into what it is given
+        self._passed: tuple[list[Tensor], Tensor] | None = None  # what the last forward pass took and gave
+
+    def forward(self) -> None:
+        taken = [
+            slot.value.detach().requires_grad_(needs) for slot, needs in zip(self.sources, self.passes_on, strict=True)
+        ]
+        device = taken[0].device.type
+        # A weight that is cast is cast in each recording, which may not find what another left in the cache.
+        precision = torch.autocast(
+            device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device), cache_enabled=False
+        )
+        with torch.enable_grad(), precision:
+            given = [one.clone() for one in taken] if self._writes else taken
+            if self._module is None:
+                output = self.operation(*given)
+            elif self._one is not None:
+                output = HardGate(self._one).run(self._module, *given)
+            else:
+                output = self._module._call_impl(*given)  # not __call__, which may be replaced by a replay
+        if not isinstance(output, Tensor):
+            raise NotReplayableError(f"a {type(self.operation).__name__} in it returns a {type(output).__name__}")
+        self._make_room(output, taken)
+        if self.adds:
+            self.target.value.add_(output.detach())
+        else:
+            self.target.value.copy_(output.detach())
+        self._passed = taken, output
+
+    def _make_room(self, output: Tensor, taken: Sequence[Tensor]) -> None:
+        """Make the target's slot, or make it anew where its type is too narrow for what this candidate gives."""
+        kinds = [output.dtype, *(one.dtype for one in taken)] if self.widens else [output.dtype]
+        if self.target.made:
+            kinds.append(self.target.value.dtype)
+        dtype = functools.reduce(torch.promote_types, kinds)
+        if not self.target.made or dtype != self.target.value.dtype:
+            self.target.make(output, dtype)
+
+    def backward(self) -> None:
+        assert self._passed is not None  # forward has run
+        (taken, output), self._passed = self._passed, None
+        wanted = [one for one in taken if one.requires_grad]
+        wanted += [*([] if self._one is None else [self._one]), *self.weights]
+        self.ends = not wanted or not output.requires_grad
+        if self.ends:
+            return
+        arrived = self.target.gradient.to(output.dtype)
+        with torch.autocast(output.device.type, enabled=False):  # as outside of the forward pass, where others run it
+            found = list(torch.autograd.grad(output, wanted, arrived, allow_unused=True))
+        places = [slot.gradient for slot, needs in zip(self.sources, self.passes_on, strict=True) if needs]
+        for place in places if self.gate is None else [*places, self.gate]:
+            if (gradient := found.pop(0)) is not None:
+                place.add_(gradient)
+        taken_places = {arrived.untyped_storage().data_ptr()}
+        self.gradients = [
+            None if gradient is None else own(gradient, weight, taken_places)
+            for gradient, weight in zip(found, self.weights, strict=True)
+        ]
+
+
+def own(gradient: Tensor, weight: Tensor, taken: set[int]) -> Tensor:
+    """The gradient in a place that is in no other use, and laid out as the weight, as optimisers expect."""
+    place = gradient.untyped_storage().data_ptr()
+    if place in taken or gradient.stride() != weight.stride():
+        gradient = torch.empty_like(weight).copy_(gradient)
+        place = gradient.untyped_storage().data_ptr()
+    taken.add(place)
+    return gradient
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An operation's work, to be replayed. sources, target: numbers of nodes. places: where their values were."""
+
+    work: Work
+    forward: Replay
+    backward: Replay
+    sources: tuple[int, ...]
+    target: int
+    places: tuple[int, ...]
+
+    def is_of(self, slots: Sequence[Slot]) -> bool:
+        return self.places == places_of(slots, (*self.sources, self.target))
+
+
+def places_of(slots: Sequence[Slot], nodes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(slots[node].value.data_ptr() for node in nodes)

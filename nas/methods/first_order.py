@@ -1,0 +1,193 @@
+"""The two steps of the bilevel problem min_alpha L_val(w*(alpha), alpha), first order: each level takes the other as
+given (Liu et al. 2019, sec. 2.3 with xi = 0; GDAS takes the same form)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from nas.data.inputs import each
+from nas.data.loader import Batch
+from nas.errors import ConfigError
+from nas.methods.regulariser import Regulariser
+from nas.methods.sampler import Gates, LossSampler, Sampler, draw, told
+from nas.methods.undrawn import UndrawnDecay, check_undrawn
+from nas.runtime import distributed
+from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, Guard, naming
+from nas.runtime.precision import Precision, take_step
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import choices, gates
+from nas.training.meter import StepResult
+from nas.training.task import Task
+from nas.training.weighing import WeighedLoss
+
+
+@contextmanager
+def weights_frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradient is computed for the parameters inside: a third of the backward pass of an architecture step."""
+    frozen = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+class FirstOrder:
+    """Weight steps and architecture steps of a supernet.
+
+    task: whose loss both levels have. sampler: draws fresh gates for every step. generator: the sampler's randomness,
+    on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none. regulariser: what the
+    architecture's loss has beside the task's; losses are reported without it.
+    precision: of the forward passes. scaler: of both levels' losses, one that `precision` made. guard: watches both
+    levels' steps. undrawn: what a weight step does to the operations that it does not draw. ``rest``: nothing.
+    ``decay``: momentum and weight decay move them, as in the published runs; see `UndrawnDecay`.
+    """
+
+    def __init__(
+        self,
+        *,
+        supernet: nn.Module,
+        arch: ArchParams,
+        task: Task,
+        sampler: Sampler,
+        weight_optim: Optimizer,
+        arch_optim: Optimizer,
+        generator: torch.Generator,
+        grad_clip: float = 5.0,
+        regulariser: Regulariser | None = None,
+        precision: Precision | None = None,
+        scaler: GradScaler | None = None,
+        guard: Guard | None = None,
+        undrawn: str = "rest",
+    ) -> None:
+        if grad_clip < 0:
+            raise ConfigError(
+                f"searcher.grad_clip must be >= 0, got {grad_clip}", fix="set searcher.grad_clip=0 for no clipping"
+            )
+        self.scored = sampler if isinstance(sampler, LossSampler) else None
+        if self.scored is not None and arch.share_logits is not None:
+            raise ConfigError(
+                f"{type(sampler).__name__} learns from losses alone, which give shares no gradient, got choices that "
+                "are weighed (edge normalisation)",
+                fix="set space.edge_normalisation=false, or another sampler, e.g. sampler=gdas",
+            )
+        self.supernet = supernet
+        self.arch = arch
+        self.task = task
+        self.sampler = sampler
+        self.weight_optim = weight_optim
+        self.arch_optim = arch_optim
+        self.generator = generator
+        self.grad_clip = grad_clip
+        self.regulariser = regulariser
+        self.precision = precision or Precision()
+        self.scaler = scaler or self.precision.scaler()
+        self.guard = guard or Guard()
+        self.choices = choices(supernet)
+        self.weights = list(supernet.parameters())
+        check_undrawn(undrawn, weight_optim)
+        self.undrawn = UndrawnDecay(self.choices, weight_optim) if undrawn == "decay" else None
+
+    def draw_ahead(self, temperature: float) -> list[Gates]:
+        """The gates of a weight step and of the architecture step that follows it: one, and as many as the sampler's
+        `samples`. They are those that the steps would draw themselves, but the host waits once for what a GPU has
+        drawn, instead of twice."""
+        with torch.no_grad():
+            gates = [self._draw(temperature)]
+        return told(gates + [self._draw(temperature) for _ in range(self.sampler.samples)])
+
+    def _draw(self, temperature: float) -> Gates:
+        return draw(self.sampler, self.arch, temperature, self.generator)
+
+    def _noted(self, drawn: Gates) -> Gates:
+        """The gates, once it is noted which operations they draw, if that matters for the undrawn ones."""
+        if self.undrawn is None or drawn.drawn is None:
+            return drawn
+        noted = drawn if drawn.host is not None else told([drawn])[0]
+        assert noted.host is not None  # told
+        self.undrawn.drew(self.arch.keys, noted.host[0])
+        return noted
+
+    def weight_step(self, batch: Batch, temperature: float, drawn: Gates | None = None) -> StepResult:
+        """One step of the weights on a batch of their own split. drawn: its gates, if they are drawn."""
+        self.guard.begin(self.supernet)
+        # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
+        self.weight_optim.zero_grad(set_to_none=True)
+        if drawn is None:
+            with torch.no_grad():
+                drawn = self._draw(temperature)
+        drawn = self._noted(drawn)
+        # Backward passes too: activation checkpointing runs choices again in them.
+        with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+            loss, metric = self._forward(batch)
+            self.scaler.scale(loss).backward()
+        if self.undrawn is not None:
+            self.undrawn.fill(self.weights)
+        watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
+        taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
+        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
+
+    def arch_step(
+        self,
+        batch: Batch,
+        weight_batch: Batch,
+        temperature: float,
+        progress: float = 0.0,
+        drawn: Sequence[Gates] = (),
+    ) -> StepResult:
+        """One step of the logits on a batch of the architecture's split.
+
+        weight_batch: of the weights' split, for searchers that look at what the weights would do next.
+        progress: of the search, in [0, 1], for the regulariser. drawn: its gates, if they are drawn.
+        """
+        self.guard.begin(self.supernet)
+        self.arch_optim.zero_grad(set_to_none=True)
+        samples = self.sampler.samples
+        drawn = [self._noted(one) for one in drawn or [self._draw(temperature) for _ in range(samples)]]
+        losses: Tensor | None = None
+        if self.scored is None:
+            passes = [self._add_gradient(batch, weight_batch, gates, 1 / samples) for gates in drawn]
+        else:
+            passes = [self._without_gradient(batch, gates) for gates in drawn]
+            # Of the whole batch: an advantage that only one process sees would move the logits by its sign.
+            (losses,) = distributed.means([torch.stack([loss for loss, _ in passes])])
+            self.scaler.scale(self.scored.surrogate(self.arch, drawn, losses)).backward()
+        if self.regulariser is not None:
+            self.scaler.scale(self.regulariser(self.arch, progress)).backward()
+        loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
+        watch = self.guard.watch(ARCHITECTURE, loss, self.arch.naming)
+        taken = take_step(self.arch_optim, self.scaler, watch=watch, measured=[metric])
+        if self.scored is not None and losses is not None and not taken.skipped:
+            self.scored.learn(self.arch, drawn, losses)
+        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
+
+    def _without_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
+        """Loss and metric of one draw."""
+        with torch.no_grad(), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+            return self._forward(batch)
+
+    def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
+        """Add `factor` times the gradient of one draw to that of the logits. Returns the draw's loss and metric."""
+        with weights_frozen(self.weights), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=True)):
+            loss, metric = self._forward(batch)
+            if loss.requires_grad:
+                self.scaler.scale(factor * loss).backward()
+            elif drawn.weights.requires_grad:  # all that was drawn is dead: a gradient of 0, by which Adam still moves
+                shares = 0 if drawn.shares is None else drawn.shares.sum()
+                (0 * (drawn.weights.sum() + shares)).backward()
+        return loss.detach(), metric
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and metric of a batch, under the gates that are set."""
+        inputs, targets = batch
+        whole = WeighedLoss(self.task, targets)
+        with self.precision.autocast():
+            outputs = self.supernet(*each(inputs))
+            loss = whole.loss(outputs, targets)
+        return loss, self.task.measure(outputs.detach(), targets).sum()

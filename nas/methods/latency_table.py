@@ -1,0 +1,201 @@
+"""Latency tables: how long each candidate takes on a device, measured, written and read."""
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.data.inputs import Inputs, each
+from nas.errors import ConfigError
+from nas.methods.cost import Condition, Cost
+from nas.methods.every_candidate import Part, keys_of, run_every_candidate
+from nas.storage import atomic
+from nas.supernet.choice import Choice, Gate, choices, gates
+from nas.untrusted import plain_data, regular_file
+
+FORMAT = "nas-latency"
+VERSION = 1
+SIZE_LIMIT = 20_000_000  # bytes of a table; of the DARTS space one takes about a hundred thousand
+
+Shapes = tuple[tuple[int, ...], ...]
+Use = tuple[str, Shapes]  # a choice key, and the shapes of the tensors that the choice is given
+
+
+def shapes_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Shapes:
+    """Of the tensors among the arguments, the batch included."""
+    return tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of a forward pass in eval mode.
+
+    candidates: (choice key, input shapes) -> candidate -> its own time, without that of choices inside it.
+    fixed: of everything outside of the choices. batch: examples a pass. device: in words.
+    """
+
+    device: str
+    batch: int
+    fixed: float
+    candidates: Mapping[Use, Mapping[str, float]]
+
+    def cost(self, model: nn.Module, inputs: Inputs) -> Cost:
+        """Of a model with open choices; inputs: `batch` examples, on the meta device for a model that is there.
+
+        Raises ConfigError if the model uses a candidate at shapes that the table does not have.
+        """
+        terms: dict[Condition, float] = {frozenset(): self.fixed}
+
+        def observe(part: Part, run: Callable[[], Any]) -> Any:
+            if part.key is not None and part.name is not None:
+                shapes = shapes_of(part.args, part.kwargs)
+                measured = self.candidates.get((part.key, shapes), {})
+                if part.name not in measured:
+                    raise ConfigError(
+                        f"the latency table has no {part.name} at {part.key} for inputs {list(map(list, shapes))}, "
+                        "expected every candidate of the network that is retrained",
+                        fix="measure it with scripts/measure_latency and the same space, data and retrain.network",
+                    )
+                terms[part.condition] = terms.get(part.condition, 0.0) + measured[part.name]
+            return run()
+
+        run_every_candidate(model, inputs, observe)
+        return Cost(terms)
+
+    def save(self, path: Path) -> None:
+        entries = [
+            {"key": key, "inputs": [list(shape) for shape in shapes], "milliseconds": dict(measured)}
+            for (key, shapes), measured in self.candidates.items()
+        ]
+        raw = {"format": FORMAT, "version": VERSION, "device": self.device, "batch": self.batch, "fixed": self.fixed}
+        atomic.write_json(path, {**raw, "candidates": entries})
+
+    @classmethod
+    def load(cls, path: Path) -> "LatencyTable":
+        """Raises ConfigError for a file that is missing, or that `save` could not have written."""
+        fix = "set regulariser.latency.table to a file that scripts/measure_latency has written"
+        try:
+            raw = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
+        except FileNotFoundError as error:
+            raise ConfigError(f"there is no latency table at {path}", fix=fix) from error
+        except OSError as error:
+            raise ConfigError(f"the latency table {path} cannot be read ({error.strerror})", fix=fix) from error
+        except ValueError as error:
+            raise ConfigError(f"the latency table {path} is not JSON ({type(error).__name__})", fix=fix) from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT or raw.get("version") != VERSION:
+            raise ConfigError(f"{path} is not a latency table of version {VERSION}", fix=fix)
+        try:
+            return cls(
+                device=str(raw["device"]),
+                batch=_at_least_one(raw["batch"]),
+                fixed=_milliseconds(raw["fixed"]),
+                candidates={
+                    (str(entry["key"]), tuple(tuple(map(_at_least_one, shape)) for shape in entry["inputs"])): {
+                        str(name): _milliseconds(value) for name, value in entry["milliseconds"].items()
+                    }
+                    for entry in raw["candidates"]
+                },
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"the latency table {path} is malformed: {reason}", fix=fix) from error
+
+
+def _milliseconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"expected milliseconds, a number >= 0, got {value!r}")
+    return float(value)
+
+
+def _at_least_one(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"expected a size, an integer >= 1, got {value!r}")
+    return value
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, inputs: Inputs, *, device: str, clock: Callable[[Callable[[], Any]], float]
+) -> LatencyTable:
+    """Time each candidate at each distinct pair of a choice key and input shapes, and the model outside of them.
+
+    inputs: a batch, on the model's device. clock: milliseconds of a call, e.g. `median_time`.
+
+    What holds choices of its own, the model above all, is timed with their first candidates, whose times are taken
+    off again; at 0 that ends.
+    """
+    found = choices(model)
+    names = {key: sharing[0].names for key, sharing in found.items()}
+    parts: dict[tuple[Use | None, str | None], Part] = {}
+
+    def observe(part: Part, run: Callable[[], Any]) -> Any:
+        output = run()
+        # Noted after it has run, so that what is inside of it comes first.
+        use = None if part.key is None else (part.key, shapes_of(part.args, part.kwargs))
+        parts.setdefault((use, part.name), part)
+        return output
+
+    run_every_candidate(model, inputs, observe)
+    key_of = keys_of(model)
+    own: dict[tuple[Use | None, str | None], float] = {}
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for place, part in parts.items():
+            drawn = {key: names[key][0] for key in found} | dict(part.condition)
+            with gates(found, {key: Gate(None, names[key].index(name)) for key, name in drawn.items()}):
+                nested = sum(own[use, drawn[use[0]]] for use in uses_inside(part, key_of))
+                own[place] = max(0.0, clock(functools.partial(part.module, *part.args, **part.kwargs)) - nested)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    candidates: dict[Use, dict[str, float]] = {}
+    for (use, name), milliseconds in own.items():
+        if use is not None and name is not None:
+            candidates.setdefault(use, {})[name] = milliseconds
+    return LatencyTable(device, len(each(inputs)[0]), own[None, None], candidates)
+
+
+def uses_inside(part: Part, key_of: Mapping[Choice, str]) -> list[Use]:
+    """The choices that are reached when the part runs, with their first candidates."""
+    uses: list[Use] = []
+
+    def note(choice: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(choice, Choice)
+        uses.append((key_of[choice], shapes_of(args, kwargs)))
+
+    reachable = [module for module in part.module.modules() if isinstance(module, Choice)]
+    hooks = [choice.register_forward_pre_hook(note, with_kwargs=True) for choice in reachable]
+    try:
+        part.module(*part.args, **part.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return uses
+
+
+def median_time(run: Callable[[], Any], *, device: torch.device, warmup: int = 10, repeats: int = 50) -> float:
+    """Milliseconds: the median over `repeats` calls after `warmup` others, each waited for."""
+
+    def waited() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+
+    for _ in range(warmup):
+        waited()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        waited()
+        times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times)

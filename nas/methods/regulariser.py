@@ -1,0 +1,74 @@
+"""Regularisers: terms that the architecture step adds to its loss, functions of the logits and of progress.
+
+A regulariser of one's own is a class with `__call__` and a YAML that names it. With ``_partial_: true`` in the YAML it
+is also given arch, space and spec: the logits, the space at the size it is retrained in, and the data's.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nas.supernet.arch_params import ArchParams
+from nas.training.schedule import Schedule
+
+
+class Regulariser(ABC):
+    """A term of the architecture step's loss."""
+
+    @abstractmethod
+    def __call__(self, arch: ArchParams, progress: float) -> Tensor:
+        """A scalar, differentiable in the logits. progress: of the search, in [0, 1], by epoch."""
+
+    def metrics(self, arch: ArchParams) -> Mapping[str, float]:
+        """What is to be logged beside the term itself."""
+        return {}
+
+
+class Sum(Regulariser):
+    """Several terms. terms: by the names that they are logged under; at least one."""
+
+    def __init__(self, terms: Mapping[str, Regulariser]) -> None:
+        self.terms = dict(terms)
+
+    def __call__(self, arch: ArchParams, progress: float) -> Tensor:
+        return torch.stack([term(arch, progress) for term in self.terms.values()]).sum()
+
+    @torch.no_grad()
+    def logged(self, arch: ArchParams, progress: float) -> dict[str, float]:
+        """``regulariser/<name>`` for every term as it enters the loss, ``regulariser/<name>/...`` for its metrics."""
+        logged: dict[str, float] = {}
+        for name, term in self.terms.items():
+            logged[f"regulariser/{name}"] = float(term(arch, progress))
+            logged |= {f"regulariser/{name}/{metric}": value for metric, value in term.metrics(arch).items()}
+        return logged
+
+
+class Entropy(Regulariser):
+    """weight * the mean entropy of the choices, in nats.
+
+    A positive weight pushes the choices towards being decided, a negative one keeps them open.
+    """
+
+    def __init__(self, *, weight: Schedule) -> None:
+        self.weight = weight
+
+    def __call__(self, arch: ArchParams, progress: float) -> Tensor:
+        return self.weight(progress) * arch.entropy().mean()
+
+
+class BetaDecay(Regulariser):
+    """weight * the mean over the choices of log sum_k exp(logit_k), which is smooth max_k logit_k.
+
+    Its gradient is p / choices: each logit is pulled down in proportion to its own probability, so the leading
+    candidates lose most and the probabilities stay closer together.
+    Source: Ye et al. 2022 (beta-DARTS), the loss L_Beta. The mean over the choices is as in
+    the authors' public code, where the weight is 0.5 times the epoch.
+    """
+
+    def __init__(self, *, weight: Schedule) -> None:
+        self.weight = weight
+
+    def __call__(self, arch: ArchParams, progress: float) -> Tensor:
+        return self.weight(progress) * arch.masked().logsumexp(dim=-1).mean()

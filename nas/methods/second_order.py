@@ -1,0 +1,180 @@
+"""The second-order architecture step of DARTS: differentiate through one step of the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from nas.data.inputs import each
+from nas.data.loader import Batch
+from nas.errors import ConfigError
+from nas.methods.first_order import FirstOrder, weights_frozen
+from nas.methods.sampler import Gates
+from nas.runtime import distributed
+from nas.runtime.rng import Randomness
+from nas.supernet.choice import gates
+from nas.training.batch_norm import batch_norms, on_cpu
+from nas.training.weighing import WeighedLoss
+
+METHODS = ("difference", "exact")
+
+
+class SecondOrder(FirstOrder):
+    """Architecture steps on L_val(w', alpha), w' = w - xi (m buf + grad_w L_train(w, alpha) + wd w): the step that the
+    weights' SGD would take next (Liu et al. 2019, eq. 7 and 8), xi, m and wd being its own.
+
+    method: ``exact`` differentiates twice by autograd; ``difference`` takes the mixed second derivative as a central
+    difference with epsilon = radius / ||grad_w' L_val||, as the authors do: less memory, two more forward passes.
+    A step costs three to four times a first-order one for each draw of the gates, which serves all its passes.
+    Raises ConfigError for a sampler that is not relaxed (through a hard gate there is no second derivative to speak
+    of), or weights that are not trained by SGD.
+    """
+
+    def __init__(self, *, method: str = "difference", radius: float = 0.01, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if method not in METHODS:
+            raise ConfigError(
+                f"searcher.method must be one of {', '.join(METHODS)}, got {method!r}",
+                fix="set searcher.method=difference",
+            )
+        if not radius > 0:
+            raise ConfigError(f"searcher.radius must be > 0, got {radius:g}", fix="set searcher.radius=0.01")
+        if not self.sampler.relaxed:
+            raise ConfigError(
+                f"second-order search needs a sampler whose gates are a smooth function of the logits, got "
+                f"{type(self.sampler).__name__}",
+                fix="set sampler=softmax, gumbel_softmax or dirichlet, or searcher=first_order",
+            )
+        if not isinstance(self.weight_optim, torch.optim.SGD):
+            raise ConfigError(
+                f"second-order search unrolls a step of SGD, got {type(self.weight_optim).__name__}",
+                fix="set optim@weight_optim=sgd, or searcher=first_order",
+            )
+        if self.precision.name == "fp16":
+            raise ConfigError(
+                "second-order search differentiates gradients, which fp16 has no range for, got runtime.precision=fp16",
+                fix="set runtime.precision=bf16, or searcher=first_order",
+            )
+        norms = batch_norms(self.supernet)
+        if method == "exact" and distributed.world() > 1 and norms and not on_cpu(norms):
+            raise ConfigError(
+                "searcher.method=exact differentiates twice, which torch's synchronised batch norms cannot, expected "
+                f"one process on a GPU, got {distributed.world()}",
+                fix="set searcher.method=difference, or start one process",
+            )
+        self.method = method
+        self.radius = radius
+        # Those that learn: a frozen one has no step to unroll.
+        self.named_weights: dict[str, Tensor] = {
+            name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad
+        }
+        self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
+
+    def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
+        gates_and_shares = packed(drawn)
+        # A leaf between the logits and the gates: the passes below end there, and the sampler's own graph is gone
+        # through once, at the end.
+        leaf = gates_and_shares.detach().requires_grad_()
+
+        noise = Randomness(leaf.device)
+        train_loss, _ = self._loss(self.named_weights, leaf, weight_batch)
+        slopes = self._gradients(train_loss, create_graph=self.method == "exact")
+        # w' as a function of the gradient alone, so that one backward pass gives both the direct part of the result
+        # and the vector that the mixed second derivative is to be multiplied by.
+        shared = distributed.means(slope.detach() for slope in slopes.values())
+        cut = {name: slope.requires_grad_() for name, slope in zip(slopes, shared, strict=True)}
+        loss, outputs = self._loss(self._next_weights(cut), leaf, batch)
+        direct, *vector = torch.autograd.grad(loss, [leaf, *cut.values()], allow_unused=True)
+        direct = torch.zeros_like(leaf) if direct is None else direct  # a batch that went past all choices
+        # A weight that other processes' shares have used counts as zeros here.
+        elsewhere = distributed.missing_somewhere([v is not None for v in vector])
+        by_name = {
+            name: torch.zeros_like(cut[name]) if v is None else v
+            for name, v, used in zip(cut, vector, elsewhere, strict=True)
+            if used or v is not None
+        }
+        by_name = dict(zip(by_name, distributed.means(by_name.values()), strict=True))
+
+        product = self._exact if self.method == "exact" else self._difference
+        gates_and_shares.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch, noise)))
+        return loss.detach(), self.task.measure(outputs.detach(), batch[1]).sum()
+
+    def _exact(
+        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Randomness
+    ) -> Tensor:
+        """d/d leaf <grad_w L_train, vector>."""
+        names = [name for name in vector if slopes[name].requires_grad]
+        (product,) = torch.autograd.grad(
+            [slopes[name] for name in names], leaf, [vector[name] for name in names], allow_unused=True
+        )
+        return torch.zeros_like(leaf) if product is None else product
+
+    def _difference(
+        self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Randomness
+    ) -> Tensor:
+        """The same as (grad_leaf L_train(w + eps vector) - grad_leaf L_train(w - eps vector)) / (2 eps).
+
+        noise: of the pass that the slopes are of. Both sides have it again: a difference in dropout would be divided by
+        2 eps.
+        """
+        norm = torch.stack([v.norm() for v in vector.values()]).norm()
+        epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        sides: list[Tensor] = []
+        with weights_frozen(self.weights):
+            for sign in (1, -1):
+                shifted = {
+                    name: weight + sign * epsilon * vector[name] if name in vector else weight
+                    for name, weight in self.named_weights.items()
+                }
+                with noise.again():
+                    loss, _ = self._loss(shifted, leaf, weight_batch)
+                found = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+                sides.append(torch.zeros_like(leaf) if found is None else found)
+        return (sides[0] - sides[1]) / (2 * epsilon)
+
+    def _loss(self, weights: dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
+        """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds.
+
+        Both are gone in the backward pass, so that activation checkpointing ends in an error, not in other weights.
+        """
+        inputs, targets = batch
+        unpacked = Gates(leaf) if self.arch.share_logits is None else Gates(leaf[:, :-1], shares=leaf[:, -1])
+        by_key = unpacked.by_key(self.arch.keys, differentiable=True)
+        whole = WeighedLoss(self.task, targets)
+        with gates(self.choices, by_key), self.precision.autocast():
+            outputs = functional_call(self.supernet, weights, each(inputs))
+            return whole.loss(outputs, targets), outputs
+
+    def _gradients(self, loss: Tensor, *, create_graph: bool) -> dict[str, Tensor]:
+        """grad_w of the loss; zeros for a weight that took no part."""
+        found = torch.autograd.grad(
+            loss, list(self.named_weights.values()), create_graph=create_graph, allow_unused=True
+        )
+        return {
+            name: torch.zeros_like(weight) if gradient is None else gradient
+            for (name, weight), gradient in zip(self.named_weights.items(), found, strict=True)
+        }
+
+    def _next_weights(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """w' after one step of the SGD that trains the weights, differentiable in the gradients."""
+        following: dict[str, Tensor] = {}
+        for group in self.weight_optim.param_groups:
+            momentum, nesterov = group["momentum"], group["nesterov"]
+            for weight in group["params"]:
+                if (name := self.name_of.get(weight)) is None:
+                    continue
+                step = gradients[name] + group["weight_decay"] * weight.detach()
+                buffer = self.weight_optim.state[weight].get("momentum_buffer")
+                # torch starts the buffer with the first step itself, undamped.
+                moved = step if buffer is None else momentum * buffer + (1 - group["dampening"]) * step
+                if momentum:
+                    step = step + momentum * moved if nesterov else moved
+                following[name] = weight.detach() - group["lr"] * step
+        return following
+
+
+def packed(drawn: Gates) -> Tensor:
+    """(choices, candidates), or with the shares of weighed choices in one more column: all that the loss is a function
+    of beside the weights."""
+    return drawn.weights if drawn.shares is None else torch.cat([drawn.weights, drawn.shares[:, None]], dim=-1)

@@ -1,0 +1,158 @@
+"""The judge of architectures during a search: scores what a supernet can become on examples a search may look at."""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nas.data.inputs import each
+from nas.data.loader import Batch, Loader
+from nas.errors import ConfigError
+from nas.runtime import distributed
+from nas.runtime.precision import Precision
+from nas.runtime.runtime import seed_of_process
+from nas.supernet.choice import LEFT_OUT, Gate, check_chosen, choices, gates
+from nas.supernet.undisturbed import undisturbed
+from nas.training.batch_norm import batch_statistics, frozen_norms, recalibrate
+from nas.training.evaluate import Score
+from nas.training.task import Task
+from nas.training.weighing import MeanLoss, mean
+
+
+class Judge:
+    """Scores gates and decided architectures inside of a supernet, all on the same examples with the same noise.
+
+    weight_loader: training batches of the weights' split. validation_loader: of the architecture's split, without
+    augmentation. No way leads from here to the test split. batches: how many of each are looked at, at most; they are
+    read once. None: all of the validation batches, read anew for every score, as they may not fit in memory.
+    start: the number of the first validation batch. seed: of all that is drawn. precision: of the forward passes, as in
+    the search. arch_loader, arch_optim: training batches and optimiser of the logits, for derivers that tune these.
+
+    Of several processes each scores on its share of the batches, with noise of its own; the result is that of all.
+
+    Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
+    norms is in evaluation mode; what those normalise with is said by each method. Norms that the supernet keeps in
+    evaluation mode while it is trained take their running statistics as they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        supernet: nn.Module,
+        task: Task,
+        weight_loader: Loader,
+        validation_loader: Loader,
+        batches: int | None,
+        start: int = 0,
+        seed: int,
+        precision: Precision | None = None,
+        arch_loader: Loader | None = None,
+        arch_optim: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.supernet = supernet
+        self.task = task
+        self.seed = seed
+        self.noise = seed_of_process(seed, "noise")
+        self.precision = precision or Precision()
+        self.choices = choices(supernet)
+        self.weight_loader = weight_loader
+        self.arch_loader = arch_loader or validation_loader
+        self._arch_optim = arch_optim
+        self._whole = functools.partial(validation_loader.epoch, 0, start=start)
+        self._reads_anew = batches is None
+        self.validation: list[Batch] = [] if batches is None else list(itertools.islice(self._whole(), batches))
+        self.calibration: list[Batch] = (
+            [] if batches is None else list(itertools.islice(weight_loader.epoch(0), batches))
+        )
+        self.examples = distributed.world() * sum(len(targets) for _, targets in self._validation())
+
+    @property
+    def steps(self) -> int:
+        """Weight steps of an epoch."""
+        return len(self.weight_loader)
+
+    def _validation(self) -> Iterable[Batch]:
+        return self._whole() if self._reads_anew else self.validation
+
+    def logits_optimizer(self) -> torch.optim.Optimizer:
+        """The search's. Raises ConfigError where the judge was not given it."""
+        if self._arch_optim is None:
+            raise ConfigError(
+                "there is no optimiser of the logits to tune them with", fix="set deriver.tune_logits=false"
+            )
+        return self._arch_optim
+
+    def generator(self) -> torch.Generator:
+        """A fresh one on the CPU, always in the same state."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def relaxed(self, by_key: Iterable[Mapping[str, Gate]]) -> Score:
+        """The supernet under gates, of which `by_key` gives those of each batch in turn.
+
+        Batch norms take the statistics of the batch, as in the steps of a search.
+        """
+        frozen = frozen_norms(self.supernet)
+        with undisturbed(self.supernet, seed=self.noise), batch_statistics(self.supernet, but=frozen):
+            return self._score(by_key)
+
+    def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool, batches: int | None = None) -> Score:
+        """The supernet with the chosen operations only: what `freeze` would leave of it, weights included.
+
+        chosen: key -> candidate, or None for an edge that is dropped. Batch norms take running statistics: those that
+        the search left, or, recalibrated, the average over the training batches through just these operations.
+        batches: look at so many of both kinds, the first ones; None for all.
+        Raises GenotypeError for choices that are not the supernet's.
+        """
+        names = {key: sharing[0].names for key, sharing in self.choices.items()}
+        check_chosen(chosen, names)
+        by_key = {key: LEFT_OUT if name is None else Gate(None, names[key].index(name)) for key, name in chosen.items()}
+        frozen = frozen_norms(self.supernet)
+        with undisturbed(self.supernet, seed=self.noise):
+            if recalibrated:
+                recalibrate(self.supernet, lambda: self._run_calibration(by_key, batches), but=frozen)
+            return self._score(itertools.repeat(by_key), batches)
+
+    def merit(self, score: Score) -> tuple[float, float]:
+        """The larger, the better: the task's metric, and the loss where that is equal. NaN is the worst of all."""
+        metric = score.metric if self.task.metric.higher_is_better else -score.metric
+        return worst_if_nan(metric), worst_if_nan(-score.loss)
+
+    @contextmanager
+    def weights_put_back(self) -> Iterator[None]:
+        """The supernet's weights are at the end what they were at the beginning."""
+        before = [(weight, weight.detach().clone()) for weight in self.supernet.parameters()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, value in before:
+                    weight.copy_(value)
+
+    @torch.no_grad()
+    def _score(self, by_key: Iterable[Mapping[str, Gate]], batches: int | None = None) -> Score:
+        metric: Tensor | float = 0.0
+        loss = MeanLoss(self.task)
+        looked_at = self._whole() if self._reads_anew and batches is None else self.validation[:batches]
+        examples = 0
+        for (inputs, targets), gates_now in zip(looked_at, by_key, strict=False):
+            with gates(self.choices, gates_now), self.precision.autocast():
+                outputs = self.supernet(*each(inputs))
+                loss.add(self.task.loss(outputs, targets), targets)
+            metric += self.task.measure(outputs, targets).sum()
+            examples += len(targets)
+        metrics, losses, weights = distributed.averaged([float(metric), *loss.sums()])
+        return Score(metrics / examples, mean(losses, weights), distributed.world() * examples)
+
+    @torch.no_grad()
+    def _run_calibration(self, by_key: Mapping[str, Gate], batches: int | None) -> None:
+        with gates(self.choices, by_key), self.precision.autocast():
+            for inputs, _ in self.weight_loader.epoch(0) if self._reads_anew else self.calibration[:batches]:
+                self.supernet(*each(inputs))
+
+
+def worst_if_nan(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

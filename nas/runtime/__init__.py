@@ -1,0 +1,1 @@
+"""Device, processes, precision, seeds, nonfinite numbers, functions of the user."""

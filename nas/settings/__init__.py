@@ -1,0 +1,1 @@
+"""From YAML to objects: schemas, dotted names, checks of signatures, allowed targets."""

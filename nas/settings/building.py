@@ -1,0 +1,179 @@
+"""Objects from plain descriptions, and descriptions of objects. What is checked is what is built: the same dicts and
+lists, in which nothing is left to be resolved."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import torch
+
+from nas.errors import ConfigError, NasError
+from nas.runtime.user_functions import import_path
+from nas.settings.allowed_targets import Allowed, check_target
+from nas.settings.names import NAME, PARTIAL, TARGET, TARGETS, to_names, to_targets
+from nas.settings.signature_check import typed
+from nas.untrusted import plain_data
+
+
+def built(plain: Any, group: str, *, allow: Allowed = (), source: object = "the file") -> Any:
+    """The object that `described` gave as `plain`, which may come from anybody.
+
+    group: what it must be, a group of `names.TABLE`, e.g. ``space``. allow: what else than the table's may be
+    used: packages, full import paths, or the functions and classes themselves. source: for messages.
+    Raises ConfigError for anything else, and for arguments that do not fit.
+    """
+    try:
+        plain_data.check(plain)
+    except plain_data.NotPlainError as error:
+        raise ConfigError(f"the {group} in {source} is no plain description: {error}", fix="write it anew") from error
+    if not isinstance(plain, dict) or NAME not in plain:
+        raise ConfigError(
+            f"the {group} in {source} has no {NAME}: it was written by release 0.1.0, or is not of this project",
+            fix="use it with release 0.1.0, or train the network anew with this one",
+        )
+    return construct(to_targets(plain, group, source=source, setting=group), allow=allow, where=group)
+
+
+def described(thing: Any) -> Any:
+    """Plain data that `built` makes an equal object of: of everything in the table, of partials of it, and of functions
+    and classes of the user's own, which are recorded by their import path. Raises ConfigError for other objects."""
+    plain = as_target(thing)
+    group, _ = TARGETS.get(plain.get(TARGET, ""), ("", "")) if isinstance(plain, dict) else ("", "")
+    return to_names(plain, group)
+
+
+def callable_itself(thing: Any) -> bool:
+    return inspect.isclass(thing) or inspect.isroutine(thing) or isinstance(thing, functools.partial)
+
+
+def as_target(thing: Any) -> Any:
+    """An object as a plain configuration of it."""
+    if thing is None or isinstance(thing, str | int | float | bool):
+        return thing
+    if isinstance(thing, list | tuple):
+        return [as_target(one) for one in thing]
+    if callable_itself(thing):
+        arguments = thing.keywords if isinstance(thing, functools.partial) else {}
+        if getattr(thing, "args", ()):
+            raise ConfigError(
+                f"a partial of {import_path(thing)} has positional arguments, which cannot be recorded",
+                fix="give all of its arguments by name",
+            )
+        return {TARGET: public_path(thing), PARTIAL: True, **as_targets(arguments)}
+    path = import_path(type(thing))
+    if path in TARGETS:
+        return {TARGET: path, **as_targets(arguments_of(thing))}
+    if isinstance(thing, dict) or hasattr(thing, "items"):
+        return as_targets(thing)
+    raise ConfigError(
+        f"a {path} cannot be recorded in a file, expected something that ships, a function or a class",
+        fix="give the function that makes it, with functools.partial for its arguments",
+    )
+
+
+def as_targets(arguments: Any) -> dict[str, Any]:
+    return {str(name): as_target(value) for name, value in arguments.items()}
+
+
+def public_path(function: Any) -> str:
+    """The import path, as listed in the table where the function is: torch defines SGD in torch.optim.sgd."""
+    function = function.func if isinstance(function, functools.partial) else function
+    for package in (torch.optim, torch.nn, torch.nn.functional):
+        name = getattr(function, "__name__", "")
+        if getattr(package, name, None) is function and f"{package.__name__}.{name}" in TARGETS:
+            return f"{package.__name__}.{name}"
+    return import_path(function)
+
+
+def arguments_of(thing: Any) -> dict[str, Any]:
+    """The arguments that an object of ours was made with."""
+    if hasattr(thing, "described"):  # whose attributes are not its arguments
+        return dict(thing.described())
+    if dataclasses.is_dataclass(thing):
+        return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init}
+    names = inspect.signature(type(thing)).parameters
+    return {name: getattr(thing, name) for name in names if hasattr(thing, name)}
+
+
+def construct(plain: Any, *, allow: Allowed = (), where: str = "", arguments: dict[str, Any] | None = None) -> Any:
+    """The object of a plain configuration with targets, or the dict of objects of a group of them.
+
+    arguments: passed to what was built, when that is a partial. where: the setting, for messages.
+    Raises ConfigError for a target that is not allowed, does not exist, or does not take its arguments.
+    """
+    plain = spelt_out(plain)
+    check_targets(plain, allow)  # before anything is called
+    made = made_of(typed(plain, where=where), allow)
+    return called(made, arguments, plain.get(TARGET), "refuses its arguments") if arguments else made
+
+
+def check_targets(node: Any, allow: Allowed) -> None:
+    if isinstance(node, dict):
+        if TARGET in node:
+            check_target(node[TARGET], allow)
+        for child in node.values():
+            check_targets(child, allow)
+    elif isinstance(node, list):
+        for child in node:
+            check_targets(child, allow)
+
+
+def made_of(node: Any, allow: Allowed) -> Any:
+    if isinstance(node, list):
+        return [made_of(child, allow) for child in node]
+    if not isinstance(node, dict):
+        return node
+    values = {key: made_of(child, allow) for key, child in node.items() if key not in (TARGET, PARTIAL)}
+    if TARGET not in node:
+        return values
+    function = check_target(node[TARGET], allow)
+    if node.get(PARTIAL):
+        return functools.partial(function, **values) if values else function
+    return called(function, values, node[TARGET], "cannot be built")
+
+
+def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) -> Any:
+    try:
+        return function(**arguments)
+    except NasError:
+        raise
+    except Exception as error:  # of a user's own code, or of arguments that are not what it expects
+        if problem == "refuses its arguments" and not isinstance(error, TypeError | ValueError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{target} {problem}: {reason}",
+            fix="correct the arguments in its configuration group, or choose another of its options",
+        ) from error
+
+
+def spelt_out(node: Any) -> Any:
+    """A plain configuration with every factory that is just named as a target."""
+    if isinstance(node, dict):
+        spelt = {key: spelt_out(child) for key, child in node.items()}
+        of_task = ("loss", "metric", "weight") if {"loss", "metric"} <= spelt.keys() else ()
+        for name in ("factory", *of_task):
+            if isinstance(spelt.get(name), str):
+                spelt[name] = {TARGET: spelt[name], PARTIAL: True}
+        return spelt
+    return [spelt_out(child) for child in node] if isinstance(node, list) else node
+
+
+def foreign(plain: Any) -> list[str]:
+    """The packages of the user's own classes that a description names, for whoever has to allow them."""
+    found: set[str] = set()
+
+    def look(node: Any) -> None:
+        if isinstance(node, dict):
+            name = node.get(TARGET, node.get(NAME))
+            if isinstance(name, str) and "." in name and name not in TARGETS:
+                found.add(name.partition(".")[0])
+            for child in node.values():
+                look(child)
+        elif isinstance(node, list):
+            for child in node:
+                look(child)
+
+    look(spelt_out(plain))
+    return sorted(found)

@@ -1,0 +1,240 @@
+"""The names that files have for what a run is made of, and the translation from configurations and back.
+
+Everything that this project writes (checkpoints, metadata.json, config.yaml) names a search space ``darts``, not by its
+import path. `TABLE` is all that such a name can stand for. The names stay when modules move, so that files stay
+readable; what a name stands for must do nothing but make an object when it is called with plain values.
+
+A configuration of a command line has ``{_target_: nas.spaces.darts.Darts, cells: 8}`` where a file has
+``{_name_: darts, cells: 8}``. A user's own class has no short name: a file names it by its import path, for the record.
+Whoever reads the file must allow it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nas.errors import ConfigError
+
+NAME, TARGET, PARTIAL = "_name_", "_target_", "_partial_"
+
+# LBFGS is refused where an optimiser is made, in a line that says why.
+OPTIMIZERS = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD LBFGS NAdam RAdam RMSprop Rprop SGD SparseAdam"
+# Those of torch.nn.functional that take outputs and targets.
+LOSSES = """
+    binary_cross_entropy binary_cross_entropy_with_logits cosine_similarity cross_entropy hinge_embedding_loss
+    huber_loss kl_div l1_loss mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss
+    pairwise_distance poisson_nll_loss smooth_l1_loss soft_margin_loss
+"""
+# Likewise those of torch.nn.
+LOSS_MODULES = """
+    BCELoss BCEWithLogitsLoss CrossEntropyLoss HingeEmbeddingLoss HuberLoss KLDivLoss L1Loss MSELoss
+    MultiLabelMarginLoss MultiLabelSoftMarginLoss MultiMarginLoss NLLLoss PoissonNLLLoss SmoothL1Loss SoftMarginLoss
+"""
+
+# group -> name -> what it stands for.
+TABLE: dict[str, dict[str, str]] = {
+    "space": {
+        "custom": "nas.spaces.custom.Custom",
+        "darts": "nas.spaces.darts.Darts",
+        "darts_imagenet": "nas.spaces.darts_imagenet.DartsImageNet",
+        "mbconv": "nas.spaces.mbconv.MBConv",
+        "nas_bench_201": "nas.spaces.nas_bench_201.NasBench201",
+    },
+    "operation": {
+        "avg_pool": "nas.spaces.ops.avg_pool",
+        "by_edge": "nas.spaces.edge_ops.EdgeOps",
+        "dil_conv": "nas.spaces.ops.DilConv",
+        "inverted_residual": "nas.spaces.ops.InvertedResidual",
+        "max_pool": "nas.spaces.ops.max_pool",
+        "noise": "nas.spaces.ops.Noise",
+        "none": "nas.spaces.ops.Zero",
+        "relu_conv_bn": "nas.spaces.ops.ReLUConvBN",
+        "search_normalised": "nas.spaces.ops.SearchNormalised",
+        "sep_conv": "nas.spaces.ops.SepConv",
+        "skip_connect": "nas.spaces.ops.skip_connect",
+    },
+    "task": {
+        "classification": "nas.training.task.Classification",
+        "custom": "nas.training.task.Custom",
+        "regression": "nas.training.task.Regression",
+    },
+    "loss": {
+        **{name: f"torch.nn.functional.{name}" for name in LOSSES.split()},
+        **{name: f"torch.nn.{name}" for name in LOSS_MODULES.split()},
+    },
+    "data": {
+        "cifar10": "nas.data.torchvision_sets.Cifar10",
+        "cifar100": "nas.data.torchvision_sets.Cifar100",
+        "custom": "nas.data.custom.Custom",
+        "digits": "nas.data.digits.Digits",
+        "fashion_mnist": "nas.data.torchvision_sets.FashionMnist",
+        "image_folder": "nas.data.image_folder.ImageFolder",
+        "svhn": "nas.data.torchvision_sets.SVHN",
+        "synthetic": "nas.data.synthetic.Synthetic",
+    },
+    "policy": {
+        "rand_augment": "nas.data.policy.RandAugment",
+        "trivial_augment": "nas.data.policy.TrivialAugment",
+    },
+    "sampler": {
+        "dirichlet": "nas.methods.sampler.Dirichlet",
+        "gdas": "nas.methods.sampler.GDAS",
+        "gumbel_softmax": "nas.methods.sampler.GumbelSoftmax",
+        "score_function": "nas.methods.score_function.ScoreFunction",
+        "softmax": "nas.methods.sampler.Softmax",
+        "straight_through": "nas.methods.sampler.StraightThrough",
+        "uniform": "nas.methods.sampler.Uniform",
+    },
+    "schedule": {
+        "constant": "nas.training.schedule.Constant",
+        "cosine": "nas.training.schedule.Cosine",
+        "cosine_by_epoch": "nas.training.schedule.CosineByEpoch",
+        "exponential": "nas.training.schedule.Exponential",
+        "linear": "nas.training.schedule.Linear",
+        "linear_by_epoch": "nas.training.schedule.LinearByEpoch",
+        "one_cycle": "nas.training.schedule.OneCycle",
+        "step": "nas.training.schedule.Step",
+    },
+    "searcher": {
+        "first_order": "nas.methods.first_order.FirstOrder",
+        "second_order": "nas.methods.second_order.SecondOrder",
+    },
+    "deriver": {
+        "argmax": "nas.methods.deriver.Argmax",
+        "best_of": "nas.methods.best_of.BestOf",
+        "perturbation": "nas.methods.perturbation.Perturbation",
+        "top_predecessors": "nas.methods.deriver.TopPredecessors",
+    },
+    "regulariser": {
+        "beta_decay": "nas.methods.regulariser.BetaDecay",
+        "entropy": "nas.methods.regulariser.Entropy",
+        "latency": "nas.methods.cost_regularisers.Latency",
+        "macs": "nas.methods.cost_regularisers.Macs",
+        "parameters": "nas.methods.cost_regularisers.Parameters",
+    },
+    "monitor": {"collapse": "nas.methods.collapse.CollapseMonitor"},
+    "optim": {
+        **{name.lower(): f"torch.optim.{name}" for name in OPTIMIZERS.split()},
+        "exponentiated_gradient": "nas.methods.exponentiated_gradient.ExponentiatedGradient",
+    },
+    "runtime": {"default": "nas.runtime.runtime.Runtime"},
+    "saving": {"default": "nas.storage.checkpointing.Checkpoints"},
+    "tracker": {"jsonl": "nas.storage.metrics_log.JsonLines", "tensorboard": "nas.storage.metrics_log.TensorBoard"},
+    "benchmark": {"nas_bench_201": "nas.spaces.nas_bench_201_table.NasBench201Table"},
+    "format": {
+        "bfloat16": "nas.formats.bfloat16.BFloat16",
+        "onnx": "nas.formats.onnx.Onnx",
+        "program": "nas.formats.program.Program",
+        "standalone": "nas.formats.standalone.Standalone",
+        "weights": "nas.formats.weights.Weights",
+    },
+}
+TARGETS: dict[str, tuple[str, str]] = {
+    target: (group, name) for group, names in TABLE.items() for name, target in names.items()
+}
+
+# Settings of a run's configuration -> the group of the things that are there.
+SETTINGS = {
+    **{group: group for group in TABLE if group not in ("operation", "loss", "schedule", "format", "optim", "policy")},
+    "ops": "operation",
+    "temperature": "schedule",
+    "lr": "schedule",
+    "formats": "format",
+    "weight_optim": "optim",
+    "arch_optim": "optim",
+    "retrain.optim": "optim",
+    "retrain.lr": "schedule",
+    "retrain.policy": "policy",
+}
+# Arguments of things -> the group of the things that they are made of.
+ARGUMENTS = {"ops": "operation", "op": "operation", "weight": "schedule", "loss": "loss", "metric": "loss"}
+# What the code gives: where a run writes is never read from a file.
+GIVEN = {"tracker": {"directory"}, "saving": {"path", "kind", "resume", "writes"}}
+
+
+def to_names(node: Any, group: str | None = None, *, setting: str = "") -> Any:
+    """A plain configuration with names instead of targets. group: of the node; None for that of a whole run."""
+    if isinstance(node, list | tuple):
+        return [to_names(child, group, setting=setting) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if TARGET not in node:
+        return {
+            key: to_names(child, inner, setting=place)
+            for key, child in node.items()
+            for inner, place in [inside(key, group, setting)]
+        }
+    target = node[TARGET]
+    found, name = TARGETS.get(target, (None, target)) if isinstance(target, str) else (None, target)
+    return {
+        NAME: name if found in (None, group) else f"{found}/{name}",
+        **{key: to_names(child, ARGUMENTS.get(key, "")) for key, child in node.items() if key != TARGET},
+    }
+
+
+def to_targets(node: Any, group: str | None = None, *, source: object, setting: str = "") -> Any:
+    """The inverse of `to_names`, of what was read from `source`: plain data. Import paths are left for
+    `allowed_targets` to judge. Raises ConfigError for a name that is not in the table, and for what no file that was written here has."""
+    if isinstance(node, list):
+        return [to_targets(child, group, source=source, setting=setting) for child in node]
+    if not isinstance(node, dict):
+        return node
+    check_keys(node, source, setting)
+    if NAME not in node:
+        return {
+            key: to_targets(child, inner, source=source, setting=place)
+            for key, child in node.items()
+            for inner, place in [inside(key, group, setting)]
+        }
+    found, target = meant(node[NAME], group, source=source, setting=setting)
+    if given := GIVEN.get(found or "", set()) & node.keys():
+        raise ConfigError(
+            f"{source} sets {setting}.{min(given)}, which no file can set", fix="leave it out of the file"
+        )
+    rest = {key: child for key, child in node.items() if key != NAME}
+    return {
+        TARGET: target,
+        **{
+            key: to_targets(child, ARGUMENTS.get(key, ""), source=source, setting=f"{setting}.{key}")
+            for key, child in rest.items()
+        },
+    }
+
+
+def inside(key: Any, group: str | None, setting: str) -> tuple[str | None, str]:
+    """The group of what is at a key of a node that is no thing itself, and the setting that it is."""
+    place = f"{setting}.{key}" if setting else str(key)
+    return (SETTINGS.get(place) if group is None else group), place
+
+
+def check_keys(node: Mapping[Any, Any], source: object, setting: str) -> None:
+    """Raises ConfigError for keys with a meaning for whoever builds objects of a configuration."""
+    for key in node:
+        if not isinstance(key, str):
+            continue  # an ordinary key of a user's own arguments
+        if key == TARGET:
+            raise ConfigError(
+                f"{source} has {setting}.{TARGET}: it was written by release 0.1.0, or is not of this project",
+                fix="use it with release 0.1.0, or start the run anew with this one",
+            )
+        if key.startswith("_") and key.endswith("_") and key not in (NAME, PARTIAL):
+            raise ConfigError(f"{source} has the key {setting}.{key}, which no run writes", fix="leave it out")
+    if PARTIAL in node and type(node[PARTIAL]) is not bool:
+        raise ConfigError(f"{source} has {setting}.{PARTIAL} that is not true or false", fix="leave it out")
+
+
+def meant(name: Any, group: str | None, *, source: object, setting: str) -> tuple[str | None, str]:
+    """The group and the target of a name. An import path has no group."""
+    if isinstance(name, str):
+        other, slash, short = name.partition("/")
+        # What the thing around it was not made for: a part of a user's own class, say.
+        if slash and group == "" and other in TABLE and other not in GIVEN and short in TABLE[other]:
+            return other, TABLE[other][short]
+        if name in TABLE.get(group or "", {}):
+            return group, TABLE[group or ""][name]
+        if "." in name and name not in TARGETS:
+            return None, name
+    options = ", ".join(TABLE.get(group or "", {})) or "none here"
+    raise ConfigError(
+        f"{source} has the name {str(name)[:60]!r} at {setting}, expected one of {options}",
+        fix="use the release of this project that wrote the file",
+    )

@@ -1,0 +1,196 @@
+"""Checkpoints: written atomically with a checksum, read without running anything that is in them."""
+
+import hashlib
+import io
+import itertools
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import CheckpointError, described
+from nas.storage import atomic
+from nas.untrusted import plain_data, regular_file
+
+FORMAT = "nas-checkpoint"
+VERSION = 2
+VALUES = 2_000_000  # of a state; a supernet of 20,000 candidates has 400,000
+# The classes and functions that the pickle of a state names; torch would let some more pass, which take any memory.
+GLOBALS = re.compile(
+    rb"torch\._utils\n(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|collections\nOrderedDict|_codecs\nencode|"
+    rb"torch\n(\w+Storage|Size|device|b?float\w+|u?int\d+|complex\d+|bool)|torch\.storage\nUntypedStorage"
+)
+EXPANDED = 2**26  # bytes that tensors may be larger than what they hold, all together
+DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
+
+
+def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None:
+    """Write `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``.
+
+    keep: how many are kept: what was at `path` becomes ``<name>.1``, and so on. At any moment a complete one is there.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, buffer)
+    content = sealed(buffer.getvalue())
+    atomic.write(path, lambda stream: stream.write(content), before_rename=lambda: rotate(path, keep))
+
+
+def older(path: Path, age: int) -> Path:
+    """Where the checkpoint that was at `path` `age` saves ago is kept."""
+    return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
+
+
+def rotate(path: Path, keep: int) -> None:
+    for age in reversed(range(keep - 1)):
+        if older(path, age).exists():
+            os.replace(older(path, age), older(path, age + 1))
+
+
+def newest(path: Path, kind: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest state that can be read of those that `save` has kept at `path`, None if there is none, and what was
+    wrong with those that were passed over. Raises CheckpointError if none of several can be read."""
+    problems: list[str] = []
+    for age in itertools.count():
+        one = older(path, age)
+        if not one.exists() and age > 0:  # a crash may have left no newest one, only those before it
+            break
+        if one.exists():
+            try:
+                return load(one, kind), problems
+            except CheckpointError as error:
+                problems.append(error.problem)
+    if problems:
+        raise CheckpointError("; ".join(problems), fix="start the run anew, in another directory")
+    return None, []
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip archive with the SHA-256 of all before it as its comment: still an archive, for torch.load and for unzip.
+
+    torch does not compare the checksums of a zip's records, so a flipped bit would load as another weight.
+    """
+    # The last two bytes of an archive without a comment are the comment's length.
+    content = archive[:-2] + DIGEST_LENGTH.to_bytes(2, "little")
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def load(path: str | Path, kind: str) -> dict[str, Any]:
+    """The state that `save` wrote, on the CPU.
+
+    Only tensors and plain values are unpickled (weights_only). Raises CheckpointError for a file that is missing,
+    truncated, of another project, version or kind, or that carries code.
+    """
+    path = Path(path)
+    fix = f"give a checkpoint.pt that the {kind} stage wrote"
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory, expected a file", fix=f"give {path / kind / 'checkpoint.pt'}")
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}", fix=fix)
+    try:
+        content = regular_file.read(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})", fix=fix) from error
+    if hashlib.sha256(content[:-DIGEST_LENGTH]).hexdigest().encode() != content[-DIGEST_LENGTH:]:
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
+    try:
+        check_archive(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        check_state(state)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of tensors and plain values, or carries code; nothing of it was run", fix=fix
+        ) from error
+    except Exception as error:  # a file from anywhere: the unpickler meets garbage in every way there is
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
+    check_version(path, state.get("version"), VERSION)
+    if state.get("kind") != kind:
+        raise CheckpointError(f"{path} is of the {state.get('kind')!s:.20} stage, expected one of {kind}", fix=fix)
+    return state
+
+
+def check_version(path: Path, version: Any, expected: int) -> None:
+    """Raises CheckpointError, saying what to do with files of release 0.1.0."""
+    if type(version) is int and version == expected:
+        return
+    if type(version) is int and version == 1:
+        raise CheckpointError(
+            f"{path} was written by release 0.1.0, whose files name what they are built of by import paths",
+            fix="use it with release 0.1.0, or retrain the network of its genotype.json, which this release reads",
+        )
+    raise CheckpointError(
+        f"{path} has version {version!s:.20}, expected {expected}",
+        fix="use the release of this project that wrote it",
+    )
+
+
+def check_archive(archive: bytes) -> None:
+    """Raises ValueError for a zip archive of which more comes out than is in it: torch writes none, and would unpack it
+    whatever its size. Raises UnpicklingError for a pickle that names what no state is made of."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as records:
+        names = records.namelist()
+        if sum(record.file_size for record in records.infolist()) > len(archive) or len(set(names)) < len(names):
+            raise ValueError("compressed")
+        pickles = [records.read(name) for name in names if name.endswith(".pkl")]
+    for content in pickles:
+        # All of the opcode GLOBAL, and perhaps a text that looks like one.
+        for named in re.findall(rb"c([\w.]+\n[\w.]+)\n", content):
+            if not GLOBALS.fullmatch(named):
+                raise pickle.UnpicklingError(named.decode())
+
+
+def check_state(state: Any) -> None:
+    """Raises ValueError for what is more to walk through, or to copy, than a few bytes of a file may make it."""
+    plain_data.check(
+        state,
+        leaves=(Tensor, nn.Parameter, bytes, torch.Size, torch.device, torch.dtype),
+        tuples=True,
+        values=VALUES,
+    )
+    copied = 0
+    for tensor in tensors(state):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError("it has tensors of another kind")
+        # One number, expanded to any shape.
+        copied += max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())
+    if copied > EXPANDED:
+        raise ValueError("it has tensors that are larger than what they hold")
+
+
+def tensors(node: Any) -> Iterator[Tensor]:
+    if isinstance(node, Tensor):
+        yield node
+    elif isinstance(node, dict | list | tuple):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from tensors(child)
+
+
+@contextmanager
+def taken_from(source: str | Path) -> Iterator[None]:
+    """Raises CheckpointError, naming `source`, where what is looked up in what it held is not there, or of another
+    type: it was written by another program, or changed by somebody."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source} is incomplete, or was changed ({described(error)})", fix="give it as this project wrote it"
+        ) from error
+
+
+def restore(model: nn.Module, weights: dict[str, Any], *, source: str | Path) -> None:
+    """Load weights into a model. Raises CheckpointError, naming `source`, if they do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {source} do not fit its network ({str(error).splitlines()[-1].strip():.200})",
+            fix="use the genotype it was trained with, and the release of this project that wrote it",
+        ) from error

@@ -1,0 +1,374 @@
+"""The one mechanism of the project: a module that is one of several, and the gates that say which.
+
+A supernet is any ``nn.Module`` that contains `Choice` modules. A step opens a `gates` context, inside which every
+choice knows what to run; outside of it a forward pass is an error. `freeze` replaces each choice by what was chosen
+and leaves a plain network.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import GenotypeError, SpaceError
+from nas.supernet.dropped_edge import DroppedTensor, OutputForm, first_tensor
+from nas.supernet.hard_gate import HardGate, transformed
+from nas.supernet.hooked import with_hooks_of
+from nas.supernet.recomputation import refuse_reentrant
+from nas.supernet.unregistered import refuse_unregistered
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one choice does during one step.
+
+    weights: (K,) factor of each candidate's output, or None when only one runs; () for an edge that is left out.
+    drawn: the only candidate that runs, or None when all of them run.
+    hard: the gate of the drawn candidate; None when nothing differentiates through it.
+    others: (K,) gates; those of undrawn candidates, 0, are added to the output for their gradient. None for none.
+    share: a factor of the choice's output, () tensor: its part of the sum that it takes part in; None for 1.
+    """
+
+    weights: tuple[Tensor, ...] | None
+    drawn: int | None
+    hard: HardGate | None = None
+    others: tuple[Tensor, ...] | None = None
+    share: Tensor | None = None
+
+
+# The edge is left out, as `freeze` leaves out what was not chosen.
+LEFT_OUT = Gate((), None)
+
+
+class UnreadablePartError(SpaceError, AttributeError):
+    """Something was read of a choice that its candidates may have. An AttributeError, so that it may be asked for."""
+
+
+class UngatedError(SpaceError):
+    """A choice was run where nothing says which candidates run."""
+
+
+class Choice(nn.Module):
+    """One of several candidate modules, to be decided by the search.
+
+    candidates: name -> module. All take the same inputs and return one tensor of the same shape. A candidate may
+    itself be, or contain, a choice.
+    key: choices with equal keys share one logit vector; None: the choice's path in the model, its own.
+    group: names what competes when edges are dropped (the edges into one node), None when nothing does.
+    weighed: learn which share of its group's sum it has as well (edge normalisation, Xu et al. 2020). It counts when
+    edges are dropped, and is 1 in a frozen network.
+    added: the outputs of its group are added up, so that an edge that is dropped is the number 0, which costs nothing.
+    Otherwise it is a tensor of zeros, which may be joined or stacked with the others as well.
+
+    Hooks on a choice are kept when it is frozen: they see the module that runs in its place.
+
+    What follows may write into the choice's output. Candidates that run side by side get the same input, and one that
+    begins with a module that works in place a copy of it.
+
+    Raises SpaceError for anything but two or more named modules; in a forward pass outside of `gates`, where a
+    candidate writes into an input that others run on, or under checkpointing that loses gradients; and for attributes
+    that it has not, like the `weight` of a layer in whose place it stands.
+    """
+
+    def __init__(
+        self,
+        candidates: Mapping[str, nn.Module],
+        *,
+        key: str | None = None,
+        group: str | None = None,
+        weighed: bool = False,
+        added: bool = False,
+    ) -> None:
+        super().__init__()
+        if not hasattr(candidates, "items"):
+            raise SpaceError(
+                f"a Choice takes its candidates as a dict of name -> module, got a {type(candidates).__name__}",
+                fix="name them, e.g. Choice({'relu': nn.ReLU(), 'silu': nn.SiLU()})",
+            )
+        entries: Iterable[tuple[Any, Any]] = candidates.items()  # what a user wrote, whatever its types
+        for name, candidate in entries:
+            if not isinstance(name, str) or not isinstance(candidate, nn.Module):
+                got = f"a {type(candidate).__name__} called" if isinstance(name, str) else "the name"
+                raise SpaceError(
+                    f"candidates of a Choice are modules with names that are strings, got {got} {name!r}",
+                    fix="write the name in quotes, and a function as a module, e.g. nn.ReLU()",
+                )
+        if len(candidates) < 2:
+            raise SpaceError(
+                f"a Choice needs at least 2 candidates, got {len(candidates)} ({', '.join(candidates) or 'none'})",
+                fix="add candidates, or use the module itself where there is nothing to choose",
+            )
+        if weighed and group is None:
+            raise SpaceError(
+                f"a Choice that is weighed has a share of a group, got group=None for {', '.join(candidates)}",
+                fix="name the group of choices whose outputs are added up, or leave weighed=True out",
+            )
+        self.names = tuple(candidates)
+        self.key = key
+        self.group = group
+        self.weighed = weighed
+        self.added = added
+        self._forms: dict[tuple[torch.Size, torch.dtype], OutputForm] = {}  # of its output, by the input's form
+        # A list, not a ModuleDict: candidate names may hold dots, or be called `type` or `keys`.
+        self.candidates = nn.ModuleList(candidates.values())
+        self.gate: Gate | None = None
+        # Whether what follows writes into the output; None until a backward pass has told.
+        self.overwritten: bool | None = None
+        self._in_place: list[bool] | None = None  # see `begins_in_place`, once it has been asked
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
+        gate = self.gate
+        if gate is None:
+            raise UngatedError(
+                f"a Choice between {', '.join(self.names)} was run without gates",
+                fix="run the supernet inside `with gates(...)`, or freeze() it first",
+            )
+        if self.training and not torch.is_grad_enabled():
+            refuse_reentrant(f"a Choice between {', '.join(self.names)}")
+        if gate.drawn is not None:
+            candidate = self._candidate(gate.drawn)
+            if gate.hard is None:
+                output: Tensor = candidate(*inputs, **named)
+            else:
+                output = gate.hard.run(candidate, *inputs, **named)
+                if self.overwritten is not False and not transformed() and gate.hard.keeps_output(candidate):
+                    output = self._copied(output)
+            if gate.others is not None:
+                output = output + sum(gate.others[i] for i in range(len(self.names)) if i != gate.drawn)
+            return output if gate.share is None else gate.share * output
+        if gate.weights is None:
+            raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
+        if not gate.weights:
+            return 0 if self.added else self._zeros(*inputs, **named)
+        mixed: Tensor = functools.reduce(operator.add, self._terms(gate.weights, *inputs, **named))
+        return mixed if gate.share is None else gate.share * mixed
+
+    def _zeros(self, *inputs: Any, **named: Any) -> Tensor:
+        """Of the form of the output. The first candidate runs once for each form of the input."""
+        given = first_tensor((*inputs, *named.values()))
+        known = given.shape, given.dtype
+        if known not in self._forms:
+            self._forms[known] = OutputForm.of(self._candidate(0), inputs, named)
+        return self._forms[known].zeros(given)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            names = ", ".join(self.__dict__.get("names", ()))  # not there yet in a copy that is being made
+            raise UnreadablePartError(
+                f"{name!r} was read of a Choice between {names}, which is to be called",
+                fix="call it in the forward pass; torch's transformer layers do after "
+                "torch.backends.mha.set_fastpath_enabled(False), beside the model",
+            ) from None
+
+    def _copied(self, output: Tensor) -> Tensor:
+        """A copy of the output, which is kept for its gate's gradient, for what follows to write into. Made until a
+        backward pass has shown that nobody does."""
+        copy = output.clone()
+        if self.overwritten is None and copy.requires_grad:
+            same = copy.detach()  # counts what is written into either
+
+            def tell(gradient: Tensor) -> None:
+                self.overwritten = self.overwritten or same._version > 0
+
+            copy.register_hook(tell)
+        return copy
+
+    def _terms(self, weights: Sequence[Tensor], *inputs: Any, **named: Any) -> Iterator[Tensor]:
+        """Each candidate's output times its weight."""
+        if self._in_place is None:
+            self._in_place = [begins_in_place(candidate) for candidate in self.candidates]
+        given = tensors_in((*inputs, *named.values()))
+        before = [one._version for one in given]
+        # The row of gates may be longer than this choice's candidates: see the padding in nas.supernet.arch_params.
+        for weight, op, in_place in zip(weights, self.candidates, self._in_place, strict=False):
+            own = [one.clone() if isinstance(one, Tensor) else one for one in inputs] if in_place else inputs
+            yield weight * op(*own, **named)
+            if before != [one._version for one in given]:
+                name = self.names[list(self.candidates).index(op)]
+                raise SpaceError(
+                    f"candidate {name!r} of a Choice between {', '.join(self.names)} writes into its input, which the "
+                    "others run on as well",
+                    fix="let it begin with something that is not done in place",
+                )
+
+    @property
+    def alone(self) -> nn.Module | None:
+        """The candidate whose output is all of the choice's under the gate that is set; None where several run, or
+        where undrawn ones get a gradient."""
+        gate = self.gate
+        if gate is None or gate.drawn is None or gate.others is not None:
+            return None
+        return tuple(self.candidates._modules.values())[gate.drawn]  # as `_candidate`, for many edges in every step
+
+    def instead(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The choice's output where it is known to be that of one candidate (see `alone`): of call(x) in its place."""
+        gate = self.gate
+        assert gate is not None  # alone
+        if gate.hard is None:
+            output = call(x)
+        else:
+            assert gate.drawn is not None  # alone
+            output = gate.hard.run_instead(self._candidate(gate.drawn), call, x)
+        return output if gate.share is None else gate.share * output
+
+    def _candidate(self, index: int) -> nn.Module:
+        # ModuleList's own indexing takes four times as long, for some hundred choices in a step.
+        candidate = tuple(self.candidates._modules.values())[index]
+        assert candidate is not None  # as a Choice was given it
+        return candidate
+
+    @property
+    def share(self) -> Tensor | None:
+        """The factor of its output under the gate that is set, None for 1."""
+        return None if self.gate is None else self.gate.share
+
+    def described(self) -> str:
+        """All that choices with one key have in common."""
+        return f"{self.names} in group {self.group!r}" + (", weighed" if self.weighed else "")
+
+    def extra_repr(self) -> str:
+        return f"key={self.key!r}, names={self.names}"
+
+
+def begins_in_place(module: nn.Module) -> bool:
+    """Whether a module may write into its input, where the structure alone tells: at the beginning of sequences."""
+    if isinstance(module, nn.Sequential):
+        first = next((part for part in module if type(part) is not nn.Identity), None)
+        return first is not None and begins_in_place(first)
+    if isinstance(module, Choice):
+        return any(map(begins_in_place, module.candidates))
+    return bool(getattr(module, "inplace", False))
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """Those among what a call is given, in lists and dicts too, but for those of inference mode, which count no
+    writing."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found += [] if value.is_inference() else [value]
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
+
+
+def choices(model: nn.Module) -> dict[str, list[Choice]]:
+    """All choices of a model by key, in module order; a choice without a key is known by its path.
+
+    Raises SpaceError when there is none, when one is held outside of the registered children, when a path is the key of
+    another choice, or when choices that share a key differ in their candidates, their group or whether they are
+    weighed.
+    """
+    refuse_unregistered(model, Choice)
+    found: dict[str, list[Choice]] = {}
+    paths = {module: path for path, module in model.named_modules() if isinstance(module, Choice)}
+    for choice, path in paths.items():
+        found.setdefault(choice.key or path or "choice", []).append(choice)
+    if not found:
+        raise SpaceError(
+            f"{type(model).__name__} contains no Choice, so there is nothing to search",
+            fix="replace at least one of its modules by nas.supernet.choice.Choice({'name': module, ...})",
+        )
+    for key, sharing in found.items():
+        without_key = next((choice for choice in sharing if not choice.key), None)
+        if without_key is not None and len(sharing) > 1:
+            with_key = next(choice for choice in sharing if choice.key)
+            raise SpaceError(
+                f"the choice at {paths[without_key]!r} is known by its place, which is the key of the one at "
+                f"{paths[with_key]!r}",
+                fix=f"give one of them another key, or both the key {key!r} if they are to be decided together",
+            )
+        for other in sharing[1:]:
+            if other.described() != sharing[0].described():
+                raise SpaceError(
+                    f"choices that share the key {key!r} must be alike, got candidates {sharing[0].described()} "
+                    f"and {other.described()}",
+                    fix="give them different keys, or the same candidates in the same order",
+                )
+    return found
+
+
+@contextmanager
+def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> Iterator[None]:
+    """Set the gate of every choice (as returned by `choices`) for the forward passes inside the context."""
+    before = [(choice, choice.gate) for sharing in found.values() for choice in sharing]
+    # Past Module.__setattr__, which looks for weights in what it is given: a hundred choices would take a millisecond.
+    try:
+        for key, sharing in found.items():
+            for choice in sharing:
+                choice.__dict__["gate"] = by_key[key]
+        yield
+    finally:
+        for choice, gate in before:
+            choice.__dict__["gate"] = gate
+
+
+class Dropped(nn.Module):
+    """An edge that derivation dropped from a sum: 0, the neutral element of the sum it takes part in."""
+
+    def forward(self, *inputs: Any, **named: Any) -> int:
+        return 0
+
+
+def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequence[str]]) -> None:
+    """Raises GenotypeError unless `chosen` names one of `options`, or None, for exactly the keys of `options`."""
+    missing, extra = options.keys() - chosen.keys(), chosen.keys() - options.keys()
+    if missing or extra:
+        parts = [f"lacks {', '.join(sorted(missing))}"] * bool(missing)
+        parts += [f"has unknown {', '.join(sorted(extra))}"] * bool(extra)
+        raise GenotypeError(
+            f"the genotype {' and '.join(parts)}, expected exactly the {len(options)} choices of the space",
+            fix="use the space and size that the genotype was derived in",
+        )
+    for key, name in chosen.items():
+        if name is not None and name not in options[key]:
+            raise GenotypeError(
+                f"the genotype has {name!r} at {key}, expected one of {', '.join(options[key])}",
+                fix="use the candidates that the genotype was derived with, e.g. ops=darts for cells",
+            )
+
+
+def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
+    """Replace every choice by its chosen candidate, in place; where that is None by `Dropped` if its group is added up,
+    else by `DroppedTensor`. Hooks on a choice are kept, on a module around its candidate.
+
+    Returns the plain model: the same object, unless the model itself is a Choice. Raises GenotypeError (see
+    `check_chosen`).
+    """
+    found = choices(model)
+    check_chosen(chosen, {key: sharing[0].names for key, sharing in found.items()})
+    # Keys that are paths hold for the unfrozen model only, so they are resolved before anything moves.
+    key_of = {choice: key for key, sharing in found.items() for choice in sharing}
+
+    done: dict[
+        nn.Module, nn.Module
+    ] = {}  # a choice that is used twice becomes one module, and what it holds moves once
+
+    def resolved(module: nn.Module) -> nn.Module:
+        if module not in done:
+            done[module] = instead_of(module) if isinstance(module, Choice) else frozen(module)
+        return done[module]
+
+    def instead_of(choice: Choice) -> nn.Module:
+        name = chosen[key_of[choice]]
+        if name is not None:
+            return with_hooks_of(choice, resolved(choice.candidates[choice.names.index(name)]))
+        return with_hooks_of(choice, Dropped() if choice.added else DroppedTensor(resolved(choice.candidates[0])))
+
+    def frozen(module: nn.Module) -> nn.Module:
+        # Not named_children(), which passes over a module's second name.
+        for child_name, child in list(module._modules.items()):
+            if child is not None:
+                setattr(module, child_name, resolved(child))
+        return module
+
+    return resolved(model)

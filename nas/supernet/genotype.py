@@ -1,0 +1,102 @@
+"""Genotypes: the outcome of a search, as a small file that people can read, compare and send around."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from nas.errors import GenotypeError
+from nas.untrusted import plain_data, regular_file
+
+FORMAT = "nas-genotype"
+VERSION = 1
+SIZE_LIMIT = 1_000_000  # bytes; the largest genotype of a published space takes about two thousand
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """What was chosen.
+
+    space: the name of the search space, e.g. ``nas_bench_201``.
+    choices: choice key -> the candidate's name, or None for an edge that was dropped.
+    """
+
+    space: str
+    choices: Mapping[str, str | None]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, "space": self.space, "choices": dict(self.choices)}
+
+    @classmethod
+    def from_dict(cls, raw: object, *, source: str = "the genotype") -> "Genotype":
+        """Raises GenotypeError, naming `source`, for anything that `to_dict` could not have written."""
+        fix = f'expected {{"format": "{FORMAT}", "version": {VERSION}, "space": ..., "choices": {{...}}}}'
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise GenotypeError(f"{source} is not a genotype", fix=fix)
+        if type(raw.get("version")) is not int or raw["version"] != VERSION:
+            raise GenotypeError(
+                f"{source} has version {raw.get('version')!s:.20}, expected {VERSION}",
+                fix="read it with the release of this project that wrote it",
+            )
+        space, chosen = raw.get("space"), raw.get("choices")
+        if raw.keys() != {"format", "version", "space", "choices"} or not isinstance(space, str):
+            raise GenotypeError(f"{source} has the fields {', '.join(map(str, raw)):.200}", fix=fix)
+        if not isinstance(chosen, dict) or not all(
+            isinstance(key, str) and (name is None or isinstance(name, str)) for key, name in chosen.items()
+        ):
+            raise GenotypeError(f"{source} has choices that are not names", fix=fix)
+        return cls(space, chosen)
+
+    def to_json(self) -> str:
+        """One choice a line, so that two genotypes can be compared with diff."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "the genotype") -> "Genotype":
+        try:
+            raw = plain_data.from_json(text)
+        except ValueError as error:
+            raise GenotypeError(
+                f"{source} is not JSON ({error})", fix="give the genotype.json that a search wrote"
+            ) from error
+        return cls.from_dict(raw, source=source)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Genotype":
+        """Raises GenotypeError when the file is missing, too large, or not a genotype."""
+        return cls.from_json(read_text(path), source=str(path))
+
+    def check_same(self, raw: object, *, source: Path) -> None:
+        """Raises GenotypeError unless this is what `to_dict` gave for what lies at `source`: weights of another network
+        may fit by their shapes alone."""
+        before = Genotype.from_dict(raw, source=f"the genotype in {source}")
+        if before.space != self.space or before.choices.keys() != self.choices.keys() or self.differing(before):
+            key = next((key for key in before.choices if self.choices.get(key) != before.choices[key]), None)
+            chosen = f", e.g. {key}={self.choices.get(key)} (was {before.choices[key]})" if key is not None else ""
+            raise GenotypeError(
+                f"{source} is of another genotype than the one that was given{chosen}",
+                fix="give the genotype that the run was started with, or train this one in a new directory",
+            )
+
+    def differing(self, other: "Genotype | None") -> int:
+        """How many choices differ from `other`'s; all of them when there is no other."""
+        if other is None:
+            return len(self.choices)
+        return sum(other.choices.get(key) != name for key, name in self.choices.items())
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a genotype's file. Raises GenotypeError when it is missing, too large, or not text."""
+    path = Path(path)
+    try:
+        return regular_file.read(path, limit=SIZE_LIMIT).decode()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
+        reason = getattr(error, "strerror", None) or "not text"
+        raise GenotypeError(
+            f"no genotype can be read at {path} ({reason})", fix="give the path of a genotype.json"
+        ) from error

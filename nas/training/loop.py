@@ -1,0 +1,233 @@
+"""The retraining stage: train the derived network from scratch."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from nas.cli.progress_bar import Progress
+from nas.data.inputs import Inputs, each
+from nas.data.loader import Batch, Loader, between_steps
+from nas.runtime import distributed
+from nas.runtime.buffers import restore_unsaved, unsaved
+from nas.runtime.nonfinite import RETRAINING, Guard, naming
+from nas.runtime.precision import Precision, take_step
+from nas.runtime.rng import random_state, set_random_state
+from nas.spaces.cell import set_drop_path
+from nas.storage import checkpoint_file
+from nas.training.ema import Average
+from nas.training.meter import Meter, StepResult
+from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
+from nas.training.task import Task
+from nas.training.weighing import WeighedLoss
+
+
+@dataclass
+class RetrainState:
+    """All that retraining changes: what a checkpoint of it holds.
+
+    network: what is trained; average: of its weights, if one is kept. scaler: of the losses, in fp16.
+    metric: the task's. In the middle of an epoch, `step` steps of it are done and measured by `meter`.
+    """
+
+    network: nn.Module
+    optimizer: Optimizer
+    average: Average | None = None
+    scaler: GradScaler = field(default_factory=Precision().scaler)
+    guard: Guard = field(default_factory=Guard)
+    metric: str = "accuracy"
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done of the epoch after those
+    seconds: float = 0.0  # that these took
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch done
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        self.step, self.seconds, self.meter = 0, 0.0, Meter(self.metric)
+
+    @property
+    def result(self) -> nn.Module:
+        """What is scored, exported and loaded again: the average if there is one, else the network itself."""
+        return self.network if self.average is None else self.average.network
+
+    def state_dict(self) -> dict[str, Any]:
+        """``network``: of the result; with an average, ``trained_network`` is what training would go on with.
+
+        Raises DivergenceError if it is not finite: it is not to be saved over one that is.
+        """
+        self.guard.check(RETRAINING, self.network.parameters(), naming(self.network))
+        state = {
+            "network": self.result.state_dict(),
+            "network_buffers": unsaved(self.result),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "guard": self.guard.state_dict(),
+            "random": random_state(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "meter": self.meter.state_dict(),
+        }
+        if self.average is not None:
+            state |= {
+                "trained_network": self.network.state_dict(),
+                "trained_network_buffers": unsaved(self.network),
+                "average_updates": self.average.updates,
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], *, source: str | Path) -> None:
+        """Go on where `state` was taken. Raises CheckpointError, naming `source`, if it is of another network."""
+        with checkpoint_file.taken_from(source):
+            checkpoint_file.restore(self.result, state["network"], source=source)
+            restore_unsaved(self.result, state.get("network_buffers", {}))
+            if self.average is not None:
+                checkpoint_file.restore(self.network, state["trained_network"], source=source)
+                restore_unsaved(self.network, state.get("trained_network_buffers", {}))
+                self.average.updates = state["average_updates"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.guard.load_state_dict(state["guard"])
+            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+            self.metrics = state["metrics"]
+            self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)
+            set_random_state(state["random"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """What a training step consists of.
+
+    auxiliary_weight: of the auxiliary head's loss, where there is one; grad_clip: norm, 0 for none.
+    label_smoothing: probability that the loss, though not the metric, spreads evenly over all classes.
+    accumulation: parts that a batch is split into, one forward and backward pass each, to save memory. The gradient is
+    that of the whole batch, except that batch norms see the statistics of a part.
+    precision: of the forward passes.
+    """
+
+    auxiliary_weight: float = 0.0
+    grad_clip: float = 0.0
+    label_smoothing: float = 0.0
+    accumulation: int = 1
+    precision: Precision = field(default_factory=Precision)
+
+    def __call__(
+        self, state: RetrainState, batch: Batch, task: Task, *, forward: Callable[..., Any] | None = None
+    ) -> StepResult:
+        """One step of the optimiser. Nothing in it waits for the device, but see `Precision`.
+
+        forward: state.network, or what a compiler made of it.
+        """
+        forward = state.network if forward is None else forward
+        inputs, targets = batch
+        loss, metric = torch.zeros((2,), device=targets.device)
+        state.guard.begin(state.network)
+        state.optimizer.zero_grad(set_to_none=True)
+        whole: WeighedLoss | None = None
+        for number, (some_inputs, some_targets) in enumerate(parts(inputs, targets, self.accumulation)):
+            with self.precision.autocast():
+                outputs = forward(*each(some_inputs))
+                if whole is None:  # now that the outputs say how many classes there are
+                    whole = WeighedLoss(task, self.seen(targets, outputs), count=self.accumulation)
+                part_loss = whole.part(functools.partial(self.loss, task=task), outputs, some_targets, number)
+            state.scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
+            metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
+        watch = state.guard.watch(RETRAINING, loss, naming(state.network))
+        taken = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
+        if state.average is not None and not taken.skipped:
+            state.average.update()
+        return StepResult(watch.loss, metric, len(targets), taken.norm, taken.skipped)
+
+    def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task) -> Tensor:
+        """Of what a network returned: an auxiliary head adds a weighted second loss."""
+        targets = self.seen(targets, outputs)
+        if isinstance(outputs, tuple):
+            return task.loss(outputs[0], targets) + self.auxiliary_weight * task.loss(outputs[1], targets)
+        return task.loss(outputs, targets)
+
+    def seen(self, targets: Tensor, outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """The targets as the loss sees them."""
+        if not self.label_smoothing:
+            return targets
+        return smoothed(targets, amount=self.label_smoothing, classes=main_outputs(outputs).shape[1])
+
+
+def retrain(
+    state: RetrainState,
+    *,
+    task: Task,
+    loader: Loader,
+    epochs: int,
+    lr: Schedule | CosineByEpoch,
+    drop_path: Schedule,
+    step: TrainingStep,
+    forward: Callable[..., Any] | None = None,
+    bar: Progress,
+    after_step: Callable[[], None],
+    on_epoch: Callable[[], None],
+) -> None:
+    """Train from where `state` is to the end. The network of the last epoch counts; nothing is selected on the way.
+
+    lr: by step or by epoch; drop_path: rate by epoch. forward: as in `TrainingStep`.
+    after_step, on_epoch: called when the state has taken in a step, or an epoch with its metrics, to save and to log.
+    """
+    steps = len(loader)
+    state.network.train()
+    while state.epoch < epochs:
+        epoch, meter = state.epoch, state.meter
+        rate = drop_path(progress(epoch, epochs))
+        set_drop_path(state.network, rate)
+        started = time.perf_counter() - state.seconds
+        for number, batch in enumerate(between_steps(loader.epoch(epoch, start=state.step)), state.step):
+            set_lr(state.optimizer, learning_rate(lr, epoch, number, steps=steps, epochs=epochs))
+            with state.guard.at(epoch, number):
+                meter.add(step(state, batch, task, forward=forward))
+            bar.step(epoch, (number + 1) / steps)
+            state.step, state.seconds = number + 1, time.perf_counter() - started
+            after_step()
+        seconds = state.seconds
+        distributed.check_equal_weights(dict(state.network.named_parameters()))
+        metrics = {
+            **meter.summary("weights"),
+            "lr/weights": float(state.optimizer.param_groups[0]["lr"]),
+            "drop_path": rate,
+            **state.guard.metrics(),
+            "seconds_per_step": seconds / steps,
+            "examples_per_second": meter.examples / seconds,
+        }
+        state.epoch, state.metrics = epoch + 1, metrics
+        state.begin_epoch()
+        bar.epoch(epoch, metrics)
+        on_epoch()
+
+
+def main_outputs(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Without those of an auxiliary head."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def parts(inputs: Inputs, targets: Tensor, count: int) -> Iterator[Batch]:
+    """A batch as `count` smaller ones, of sizes that differ by one at most."""
+    for *some_inputs, some_targets in zip(*(x.tensor_split(count) for x in (*each(inputs), targets)), strict=True):
+        yield tuple(some_inputs) if isinstance(inputs, tuple) else some_inputs[0], some_targets
+
+
+def smoothed(targets: Tensor, *, amount: float, classes: int) -> Tensor:
+    """targets: (B, ...) labels, or (B, classes, ...) probabilities. Returns probabilities, of which the part `amount`
+    is spread evenly over all classes. Source: Szegedy et al. 2016, sec. 7."""
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, classes).movedim(-1, 1).float()
+    return targets * (1 - amount) + amount / classes

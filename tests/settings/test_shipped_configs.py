@@ -1,0 +1,142 @@
+"""Every YAML that ships composes and builds, and every preset runs two steps."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from nas.cli.stages.retrain import RetrainStage
+from nas.cli.stages.search import SearchStage
+from nas.cli.stages.setup import Setup
+from nas.errors import DataError
+from nas.settings import configuration, schemas
+from nas.storage.metrics_log import JsonLines
+
+ROOT = configuration.directory()
+GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "hydra")
+OPTIONS = [
+    (group, path.stem)
+    for group in GROUPS
+    if group not in ("experiment", "data", "benchmark")  # below, in tests/data and in test_benchmark.py
+    for path in sorted((ROOT / group).glob("*.yaml"))
+    # These need something of the user's own: in test_custom.py, test_cost_target.py and test_latency.py.
+    if path.stem != "custom" and path.stem not in ("parameters", "macs", "latency")
+]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
+
+# Two batches in each half of the training split, on images as large as CIFAR's: an auxiliary head needs that.
+SMALL = [
+    "data=synthetic", "data.train=16", "data.test=4", "data.classes=2", "data.size=32",
+    "search.epochs=1", "search.batch_size=4", "retrain.epochs=1", "retrain.batch_size=8",
+    "runtime.device=cpu", "tracker=jsonl",
+]  # fmt: skip
+NARROW = ["space.channels=4", "retrain.network.channels=4"]
+# Options that go with a space other than the default one.
+SPACES = {
+    **dict.fromkeys(("darts", "darts_gdas", "darts_without_none", "gdas", "fast", "s1", "s2", "s3", "s4"), "darts"),
+    "darts_imagenet": "darts_imagenet",
+    "mbconv": "mbconv",
+}
+
+
+@pytest.fixture(autouse=True)
+def composer() -> Iterator[None]:
+    schemas.register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
+        yield
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    cfg = compose(root, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg
+
+
+def two_steps(cfg: DictConfig, directory: Path) -> None:
+    """Both stages, every loader of which gives two batches; four where both levels of a search have all images."""
+    setup = Setup.from_config(cfg)
+    search, retrain = SearchStage(setup), RetrainStage(setup)
+    batches = 4 if cfg.search.one_level else 2
+    assert (len(search.weight_loader), len(search.arch_loader), len(retrain.loader)) == (batches, batches, 2)
+    with setup.open(directory) as out, JsonLines(directory=out.path) as tracker:
+        genotype = search.run(out, tracker)
+        trained = retrain.run(genotype, out, tracker)
+    assert trained.genotype.space == setup.space.name
+    assert not trained.network.training
+
+
+@pytest.mark.parametrize("root", sorted(path.stem for path in ROOT.glob("*.yaml")))
+def test_every_command_composes(root: str) -> None:
+    cfg = composed(root)
+    assert cfg.runtime._target_ == "nas.runtime.runtime.Runtime"
+    assert HydraConfig.get().job.name == f"nas-{root}"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
+    overrides = [f"{group}={option}"]
+    if group == "optim":  # a group that appears in three places
+        overrides = [f"optim@{place}={option}" for place in ("weight_optim", "arch_optim", "retrain.optim")]
+    if option == "exponentiated_gradient":  # moves logits alone
+        overrides = [f"optim@arch_optim={option}"]
+    if group == "lr":
+        overrides = [f"lr={option}", f"lr@retrain.lr={option}"]
+    if group == "policy":
+        overrides = [f"policy@retrain.policy={option}"]
+    if option == "second_order":  # differentiates through the gates
+        overrides = ["sampler=softmax", *overrides]
+    space = SPACES.get(option)
+    if space is not None:
+        overrides = [f"space={space}", *overrides]
+    cells = 1 if space is None else 3  # as few as the space takes
+    sizes = [*NARROW, f"space.cells={cells}", f"retrain.network.cells={cells}"]
+    if space == "mbconv":  # it has stages, no cells
+        sizes = ["space.widths=[4]", "space.depths=[1]", "space.strides=[1]"]
+    if space == "darts_imagenet":  # whose auxiliary head needs larger images
+        sizes.append("data.size=193")
+    small = [o for o in SMALL if not (group == "tracker" and o.startswith("tracker"))]
+    if (group, option) == ("task", "regression"):  # which images with class labels are not for
+        with pytest.raises(DataError, match="task=regression needs floats as targets"):
+            SearchStage(Setup.from_config(composed("run", *small, *overrides, *sizes)))
+        return
+    setup = Setup.from_config(composed("run", *small, *overrides, *sizes))
+    SearchStage(setup)
+    RetrainStage(setup)
+    with setup.open(tmp_path) as out, setup.track(out) as tracker:
+        tracker.log("search", 0, {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"stage": "search", "epoch": 0, "loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_preset_runs_two_steps(experiment: str, tmp_path: Path) -> None:
+    # The preset's own settings but for the sizes; its data set and table may not be on this machine.
+    cells = ("space.cells=3", "retrain.network.cells=3", "~benchmark")
+    cfg = composed("run", f"experiment={experiment}", *SMALL, *NARROW, *cells)
+    if "samples" in cfg.deriver:
+        cfg.deriver.samples = 2  # architectures that are compared at the end
+    two_steps(cfg, tmp_path)
+
+
+@pytest.mark.parametrize("space", ["nas_bench_201", "darts", "mbconv"])
+def test_hydra_is_not_asked_about_every_candidate(space: str) -> None:
+    setup = Setup.from_config(composed("run", *SMALL, f"space={space}"))
+    called: set[str] = set()
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        called.add(frame.f_globals.get("__name__", ""))
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        setup.space.supernet(setup.data.spec)
+    finally:
+        sys.setprofile(before)
+    assert "nas.supernet.choice" in called
+    assert not {name for name in called if name.startswith("hydra")}

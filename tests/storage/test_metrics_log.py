@@ -1,0 +1,195 @@
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from nas.errors import OutputError
+from nas.settings import configuration
+from nas.storage.metrics_log import JsonLines, TensorBoard, wall_times
+
+TRACKERS = sorted(path.stem for path in (configuration.directory() / "tracker").glob("*.yaml"))
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_every_tracker_that_ships_writes_a_line_an_epoch(name, tmp_path):
+    node = OmegaConf.load(configuration.directory() / "tracker" / f"{name}.yaml")
+    with configuration.build(node, directory=tmp_path) as tracker:
+        tracker.log("search", 0, {"weights/loss": 0.1, "temperature": 10.0})
+        tracker.log("search", 1, {"weights/loss": 1 / 3})
+        tracker.log("retrain", 0, {"weights/loss": 2})
+        assert len(lines(tmp_path)) == 3  # whatever interrupts the run, the epochs that are done are there
+    assert lines(tmp_path) == [
+        {"stage": "search", "epoch": 0, "weights/loss": 0.1, "temperature": 10.0},
+        {"stage": "search", "epoch": 1, "weights/loss": 1 / 3},
+        {"stage": "retrain", "epoch": 0, "weights/loss": 2},
+    ]
+
+
+def test_a_second_run_appends(tmp_path):
+    for epoch in range(2):
+        with JsonLines(directory=tmp_path) as tracker:
+            tracker.log("search", epoch, {"a": 1.0})
+    assert [line["epoch"] for line in lines(tmp_path)] == [0, 1]
+
+
+def test_it_is_closed_after_an_exception(tmp_path):
+    tracker = JsonLines(directory=tmp_path)
+
+    def fail():
+        with tracker:
+            tracker.log("search", 0, {"a": 1.0})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(ValueError, match="closed"):
+        tracker.log("search", 1, {"a": 1.0})
+    assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_lines_are_json_even_when_a_loss_diverged(value, tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON (RFC 8259), and jq and JavaScript refuse it")
+
+    with JsonLines(directory=tmp_path) as tracker:
+        tracker.log("search", 0, {"weights/loss": value})
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's reader, which only this test uses
+def test_tensorboard_events_read_back(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with TensorBoard(directory=tmp_path) as tracker:
+        for epoch in range(3):
+            tracker.log("search", epoch, {"weights/loss": 0.5 * epoch, "probability/cell/0-1/none": 0.25})
+        tracker.log("retrain", 0, {"weights/loss": 7.0})
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert curves == {
+        "search/weights/loss": [(0, 0.0), (1, 0.5), (2, 1.0)],
+        "search/probability/cell/0-1/none": [(0, 0.25), (1, 0.25), (2, 0.25)],
+        "retrain/weights/loss": [(0, 7.0)],
+    }
+
+
+def curves(directory):
+    """tag -> [(epoch, value)] of the curves that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(directory))
+    shown.Reload()
+    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def log_three(tracker):
+    with tracker:
+        for epoch in range(3):
+            tracker.log("search", epoch, {"loss": float(epoch)})
+
+
+@pytest.mark.parametrize("tracker", [JsonLines, TensorBoard])
+def test_a_resumed_run_repeats_no_epoch_and_leaves_out_none(tracker, tmp_path):
+    log_three(tracker(directory=tmp_path))
+    with tracker(directory=tmp_path) as resumed:
+        resumed.resume("search", 2, {"loss": 1.0})  # the third epoch was logged, but not saved
+        resumed.log("search", 2, {"loss": 20.0})
+        resumed.log("search", 3, {"loss": 30.0})
+        resumed.log("retrain", 0, {"loss": 5.0})
+    expected = [("search", 0, 0.0), ("search", 1, 1.0), ("search", 2, 20.0), ("search", 3, 30.0), ("retrain", 0, 5.0)]
+    assert [(line["stage"], line["epoch"], line["loss"]) for line in lines(tmp_path)] == expected
+    if tracker is TensorBoard:
+        assert curves(tmp_path) == {
+            "search/loss": [(0, 0.0), (1, 1.0), (2, 20.0), (3, 30.0)],
+            "retrain/loss": [(0, 5.0)],
+        }
+
+
+@pytest.mark.parametrize("tracker", [JsonLines, TensorBoard])
+def test_an_epoch_that_was_saved_but_not_logged_is_logged(tracker, tmp_path):
+    log_three(tracker(directory=tmp_path))
+    with tracker(directory=tmp_path) as resumed:
+        resumed.resume("search", 4, {"loss": 3.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0, 3.0]
+    if tracker is TensorBoard:
+        assert curves(tmp_path)["search/loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_the_other_stage_is_left_alone(tmp_path):
+    log_three(JsonLines(directory=tmp_path))
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.resume("search", 3, {"loss": 2.0})
+        resumed.resume("retrain", 0, {})
+        resumed.log("retrain", 0, {"loss": 9.0})
+        resumed.resume("search", 3, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0, 9.0]
+
+
+def test_a_line_that_a_crash_has_cut_is_dropped(tmp_path):
+    log_three(JsonLines(directory=tmp_path))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-8])
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.log("search", 2, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("damage", [b"\0", b"\x85", b"{", b"\xff", b"\r"])
+def test_a_damaged_line_costs_that_line_and_is_named(damage, tmp_path, capsys):
+    log_three(JsonLines(directory=tmp_path))
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    second = content.index(b"\n") + 5
+    path.write_bytes(content[:second] + damage + content[second + 1 :])
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.resume("search", 3, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 2.0]
+    assert capsys.readouterr().err == f"warning: {path}: line 2 is damaged and left out, the others are kept\n"
+
+
+def test_a_file_of_metrics_that_cannot_be_read(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be read \(Is a directory\)"):
+        JsonLines(directory=tmp_path)
+
+
+def test_event_files_of_others_are_left_alone(tmp_path):
+    theirs = tmp_path / "events.out.tfevents.1.host.2.0"
+    theirs.write_bytes(b"mine")
+    for _ in range(2):
+        log_three(TensorBoard(directory=tmp_path))
+    assert theirs.read_bytes() == b"mine"
+    assert len(list(tmp_path.glob("events*"))) == 2
+
+
+def test_what_was_logged_keeps_its_time_of_day(tmp_path, monkeypatch):
+    clock = iter(range(1000, 2000))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+
+    def times():
+        (events,) = tmp_path.glob("events*")
+        return {known: time for known, time in wall_times(events) if known[0]}
+
+    log_three(TensorBoard(directory=tmp_path))
+    first = times()
+    assert list(first) == [("search", epoch) for epoch in range(3)]
+    for epoch in (2, 3):
+        with TensorBoard(directory=tmp_path) as resumed:
+            resumed.resume("search", epoch, {})
+            resumed.log("search", epoch, {"loss": 0.0})
+    assert [times()[known] for known in list(first)[:2]] == list(first.values())[:2]
+    assert sorted(times().values()) == list(times().values())
+
+
+def test_an_event_file_that_is_cut_gives_what_is_whole(tmp_path):
+    log_three(TensorBoard(directory=tmp_path))
+    (events,) = tmp_path.glob("events*")
+    events.write_bytes(events.read_bytes()[:-20])
+    assert [known for known, _ in wall_times(events)] == [("search", 0), ("search", 1)]
+    log_three(TensorBoard(directory=tmp_path))

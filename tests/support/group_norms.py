@@ -1,0 +1,83 @@
+"""A space on group norms: nothing in it depends on the statistics of a batch, so that several processes with a share of
+each batch train what one process does."""
+
+import os
+import signal
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from nas.spaces.cell import DropPath
+from nas.supernet.choice import Choice
+
+WIDTH = 8
+
+
+def conv(c_in, kernel_size, batch_norm):
+    return nn.Sequential(
+        nn.Conv2d(c_in, WIDTH, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(WIDTH) if batch_norm else nn.GroupNorm(2, WIDTH),
+    )
+
+
+class GroupNorms(nn.Module):
+    """batch_norm: take those instead, for comparison."""
+
+    def __init__(self, in_channels, num_classes, batch_norm=False):
+        super().__init__()
+        self.stem = conv(in_channels, 3, batch_norm)
+        self.blocks = nn.ModuleList(
+            Choice(
+                {
+                    "3x3": conv(WIDTH, 3, batch_norm),
+                    "1x1": conv(WIDTH, 1, batch_norm),
+                    "pool": nn.AvgPool2d(3, 1, 1),
+                    "skip": nn.Identity(),
+                }
+            )
+            for _ in range(2)
+        )
+        self.drop_path = DropPath()
+        self.head = nn.Linear(WIDTH, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            # Smooth: where a ReLU bends, another rounding of a number near 0 is another gradient.
+            x = x + self.drop_path(F.silu(block(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class FailsInTheSecond(GroupNorms):
+    """Stops the second of two processes in the middle of a training."""
+
+    def forward(self, x):
+        if self.training and dist.is_initialized() and dist.get_rank() == 1:
+            raise RuntimeError("the second process is broken")
+        return super().forward(x)
+
+
+class StoppedInTheSecond(GroupNorms):
+    """The second of two processes gets a signal in the middle of an epoch."""
+
+    forwards = 0
+
+    def forward(self, x):
+        if self.training and dist.is_initialized() and dist.get_rank() == 1:
+            self.forwards += 1
+            if self.forwards == 12:  # two a step: the second of the four steps of the second epoch
+                os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(x)
+
+
+class DiesOnce(GroupNorms):
+    """The second of two processes is killed in its fifth step, unless it has been started anew."""
+
+    forwards = 0
+
+    def forward(self, x):
+        self.forwards += self.training
+        if self.forwards == 9 and dist.get_rank() == 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from nas.training.ema import Average
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+
+
+def move(model, step):
+    """Stands for a training step."""
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    model.train()(torch.randn(4, 1, 5, 5, generator=generator))
+
+
+def test_the_average_is_its_closed_form():
+    """average = sum over steps of weight_t (1 - kept_t) prod of kept after t, and the start what is left."""
+    model = network()
+    start = model[0].weight.detach().clone()
+    average, steps, decay = Average(model, decay=0.4), 8, 0.4
+    seen = []
+    for step in range(steps):
+        move(model, step)
+        average.update()
+        seen.append(model[0].weight.detach().clone())
+    kept = [min(decay, (1 + t) / (10 + t)) for t in range(steps)]
+    assert kept[:2] == [0.1, 2 / 11]
+    assert kept[-1] == decay
+    expected = start * torch.tensor(kept).prod()
+    for t, weight in enumerate(seen):
+        expected = expected + weight * (1 - kept[t]) * torch.tensor(kept[t + 1 :]).prod()
+    assert torch.allclose(average.network[0].weight, expected, atol=1e-6)
+    assert average.updates == steps
+
+
+def test_once_warm_it_is_torchs_averaged_model():
+    model, decay = network(), 0.9
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    move(model, 0)
+    theirs.update_parameters(model)  # the first of theirs is a copy
+    ours = Average(model, decay=decay)
+    ours.updates = 1000  # of which the decay is the one that was asked for
+    for step in range(1, 6):
+        move(model, step)
+        ours.update()
+        theirs.update_parameters(model)
+    for name in ("0.weight", "1.weight", "1.running_mean", "1.running_var"):
+        assert torch.allclose(ours.network.state_dict()[name], theirs.module.state_dict()[name], atol=1e-6), name
+
+
+def test_counts_are_copied_and_the_network_is_left_alone():
+    model = network()
+    average = Average(model, decay=0.9)
+    for step in range(3):
+        move(model, step)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        average.update()
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert average.network[1].num_batches_tracked == model[1].num_batches_tracked == 3
+    assert not torch.equal(average.network[0].weight, model[0].weight)
+    assert all(parameter.requires_grad for parameter in average.network.parameters())
+
+
+def test_it_keeps_the_memory_format():
+    model = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    average = Average(model, decay=0.9)
+    average.update()
+    assert average.network.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_it_does_not_wait_for_the_gpu():
+    model = network().cuda()
+    average = Average(model, decay=0.9)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        average.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

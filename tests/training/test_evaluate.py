@@ -1,0 +1,172 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nas.spaces.darts import PUBLISHED
+from nas.supernet.genotype import Genotype
+from nas.training.evaluate import count_macs, count_parameters, macs_or_reason, score
+from nas.training.task import Classification
+
+
+class Batches:
+    """Stands for a loader."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def epoch(self, epoch):
+        return iter(self.batches)
+
+
+class Table(nn.Module):
+    """Scores by image: the image is its row number. Adds noise in training mode, so that score() must leave it."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = torch.tensor(rows)
+
+    def forward(self, x):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return self.rows[x.flatten().long()]
+
+
+def test_score_of_a_network_made_by_hand(spec):
+    network = Table([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, math.log(7.0)]]).train()
+    loader = Batches(
+        (torch.tensor([[0.0], [2.0]]), torch.tensor([0, 0])),  # right with p = 3/4, wrong with p = 1/8
+        (torch.tensor([[2.0]]), torch.tensor([1])),  # right with p = 7/8: a smaller last batch
+    )
+    result = score(network, loader, Classification(), dataclasses.replace(spec, class_names=("a", "b")))
+    assert result.examples == 3
+    assert result.measures["negative_log_likelihood"] == pytest.approx(result.loss)
+    assert result.measures["confusion"] == {"a": {"a": 1, "b": 1}, "b": {"b": 1}}
+    assert result.metric == pytest.approx(2 / 3)
+    assert result.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 8) + math.log(7 / 8)) / 3, rel=1e-6)
+
+
+def test_score_does_not_depend_on_the_batches(spec):
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9, 3))
+    images, labels = torch.randn(10, 1, 5, 5), torch.randint(3, (10,))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    one = score(network, Batches((images, labels)), Classification(), spec)
+    many = score(network, Batches(*zip(images.split(3), labels.split(3), strict=True)), Classification(), spec)
+    assert one.metric == many.metric
+    assert one.loss == pytest.approx(many.loss, rel=1e-5)
+    numbers = ("negative_log_likelihood", "expected_calibration_error", "accuracy_interval")
+    assert all(one.measures[name] == pytest.approx(many.measures[name], rel=1e-5) for name in numbers)
+    assert one.measures["confusion"] == many.measures["confusion"]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_device_is_waited_for_at_the_end_only(spec, monkeypatch):
+    """And the split is passed over once."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    waiting, passes = [], []
+
+    class Watched(Batches):
+        def epoch(self, epoch):
+            passes.append(epoch)
+            waiting.clear()
+            for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist", "cpu"):
+                read = getattr(torch.Tensor, name)
+                patch.setattr(
+                    torch.Tensor, name, lambda *args, name=name, read=read: (waiting.append(name), read(*args))[1]
+                )
+            yield from self.batches
+            assert waiting == []
+
+    with monkeypatch.context() as patch:
+        score(network, Watched(*[(torch.randn(5, 1, 2, 2), torch.randint(3, (5,)))] * 3), Classification(), spec)
+        assert passes == [0]
+        assert waiting  # so it was seen: the results were read
+
+
+@pytest.mark.parametrize(("groups", "stride", "kernel"), [(1, 1, 3), (1, 2, 3), (3, 1, 5), (3, 2, 1)])
+def test_macs_of_a_convolution(groups, stride, kernel, spec):
+    conv = nn.Conv2d(3, 6, kernel, stride, kernel // 2, groups=groups, bias=False)
+    out = -(-8 // stride)
+    assert count_macs(conv, spec) == out * out * 6 * (3 // groups) * kernel * kernel
+
+
+def test_macs_of_a_linear_layer(spec):
+    assert count_macs(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)), spec) == 192 * 5
+
+
+def test_macs_of_a_published_network(nas_bench_201, spec):
+    """All skips: stem, two residual reductions, classifier; at C = 4 and 8 x 8 by hand."""
+    genotype = Genotype("nas_bench_201", dict.fromkeys(nas_bench_201.options(spec), "skip_connect"))
+    stem = 64 * 4 * 3 * 9
+    first = 16 * 8 * 4 * 9 + 16 * 8 * 8 * 9 + 16 * 8 * 4
+    second = 4 * 16 * 8 * 9 + 4 * 16 * 16 * 9 + 4 * 16 * 8
+    assert count_macs(nas_bench_201.network(spec, genotype), spec) == stem + first + second + 16 * 3
+
+
+def test_parameters_leave_out_the_auxiliary_head_and_what_is_not_trained(darts, spec):
+    large = dataclasses.replace(spec, input_shapes=((3, 32, 32),))
+    with torch.device("meta"):
+        plain = darts.network(large, PUBLISHED["DARTS_V2"])
+        auxiliary = darts.resized({"auxiliary": True}).network(large, PUBLISHED["DARTS_V2"])
+    assert count_parameters(auxiliary) == count_parameters(plain) == sum(p.numel() for p in plain.parameters())
+    assert sum(p.numel() for p in auxiliary.parameters()) > count_parameters(plain)
+    linear = nn.Linear(3, 2)
+    linear.bias.requires_grad_(False)
+    assert count_parameters(linear) == 6
+
+
+def test_macs_leave_out_the_auxiliary_head(darts, spec):
+    large = dataclasses.replace(spec, input_shapes=((3, 32, 32),))
+    plain = darts.network(large, PUBLISHED["DARTS_V2"])
+    auxiliary = darts.resized({"auxiliary": True}).network(large, PUBLISHED["DARTS_V2"]).train()
+    assert count_macs(auxiliary, large) == count_macs(plain, large)
+
+
+class Slope(nn.Module):
+    """Returns the derivative of an energy by its input, as a model of forces does."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Linear(3 * 8 * 8, 1, bias=False)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(x.flatten(1)).sum(), x, create_graph=True)
+        return slope
+
+
+def test_macs_of_a_model_that_differentiates_by_its_input(spec):
+    assert count_macs(Slope(), spec) == 3 * 8 * 8 * 2  # the product, and that of its derivative
+
+
+def test_macs_that_cannot_be_counted_have_a_reason(spec):
+    class Never(nn.Module):
+        def forward(self, x):
+            raise KeyError("zeros")
+
+    assert macs_or_reason(Never(), spec) == {"macs": None, "macs_reason": "KeyError: 'zeros'"}
+    assert macs_or_reason(nn.Flatten(), spec) == {"macs": 0}
+
+
+def test_measures_that_fail_cost_no_score(spec):
+    class Broken:
+        names = ("one", "two")
+
+        def add(self, outputs, targets, metric):
+            raise MemoryError("no\nmore")
+
+    class Task(Classification):
+        def measures(self, spec):
+            return Broken()
+
+    network, loader = (
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3)),
+        Batches((torch.randn(4, 3, 8, 8), torch.arange(4) % 3)),
+    )
+    found, expected = (score(network, loader, task, spec) for task in (Task(), Classification()))
+    assert (found.metric, found.loss, found.examples) == (expected.metric, expected.loss, expected.examples)
+    assert found.measures == {"one": None, "two": None, "measures_reason": "MemoryError: no more"}
