@@ -3,9 +3,35 @@
 Importing this package imports torch and nothing heavier: what only one family needs is imported by its `load`.
 """
 
-from nas.data.bundle import DataBundle, Split
-from nas.data.loader import Loader, search_batches
-from nas.data.spec import DataSpec, ImageSpec
-from nas.data.transforms import Augment
+from typing import Any
 
-__all__ = ["Augment", "DataBundle", "DataSpec", "ImageSpec", "Loader", "Split", "search_batches"]
+from nas.lazy import lazy
+
+_public = {
+    "DataBundle": "bundle",
+    "Split": "bundle",
+    "Custom": "custom",
+    "Digits": "digits",
+    "ImageFolder": "image_folder",
+    "Loader": "loader",
+    "search_batches": "loader",
+    "RandAugment": "policy",
+    "TrivialAugment": "policy",
+    "DataSpec": "spec",
+    "ImageSpec": "spec",
+    "Synthetic": "synthetic",
+    "Cifar10": "torchvision_sets",
+    "Cifar100": "torchvision_sets",
+    "FashionMnist": "torchvision_sets",
+    "SVHN": "torchvision_sets",
+    "Augment": "transforms",
+}
+__all__ = sorted(_public)
+
+
+def __getattr__(name: str) -> Any:
+    return lazy(__name__, _public, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -61,7 +61,7 @@ def as_target(thing: Any) -> Any:
                 fix="give all of its arguments by name",
             )
         return {TARGET: public_path(thing), PARTIAL: True, **as_targets(arguments)}
-    path = import_path(type(thing))
+    path = public_path(type(thing))
     if path in TARGETS:
         return {TARGET: path, **as_targets(arguments_of(thing))}
     if isinstance(thing, dict) or hasattr(thing, "items"):
@@ -77,13 +77,16 @@ def as_targets(arguments: Any) -> dict[str, Any]:
 
 
 def public_path(function: Any) -> str:
-    """The import path, as listed in the table where the function is: torch defines SGD in torch.optim.sgd."""
+    """The import path that the table has: nas.spaces.Darts, not nas.spaces.darts.Darts. Of others their own."""
     function = function.func if isinstance(function, functools.partial) else function
     for package in (torch.optim, torch.nn, torch.nn.functional):
         name = getattr(function, "__name__", "")
         if getattr(package, name, None) is function and f"{package.__name__}.{name}" in TARGETS:
             return f"{package.__name__}.{name}"
-    return import_path(function)
+    path = import_path(function)
+    parts = path.split(".")
+    public = ".".join([*parts[:2], parts[-1]])
+    return public if public in TARGETS and parts[0] == "nas" else path
 
 
 def arguments_of(thing: Any) -> dict[str, Any]:

@@ -1,1 +1,20 @@
 """What a run leaves on the disk, and what it takes to leave it there."""
+
+from typing import Any
+
+from nas.lazy import lazy
+
+_public = {
+    "Checkpoints": "checkpointing",
+    "JsonLines": "metrics_log",
+    "TensorBoard": "metrics_log",
+}
+__all__ = sorted(_public)
+
+
+def __getattr__(name: str) -> Any:
+    return lazy(__name__, _public, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

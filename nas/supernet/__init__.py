@@ -1,1 +1,23 @@
 """The mechanism of a search: what a model with choices in it is made of."""
+
+from typing import Any
+
+from nas.lazy import lazy
+
+_public = {
+    "ArchParams": "arch_params",
+    "Choice": "choice",
+    "choices": "choice",
+    "freeze": "choice",
+    "gates": "choice",
+    "Genotype": "genotype",
+}
+__all__ = sorted(_public)
+
+
+def __getattr__(name: str) -> Any:
+    return lazy(__name__, _public, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

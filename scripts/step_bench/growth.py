@@ -48,7 +48,7 @@ def sized(curve, size):
     does not matter."""
     point = {"candidates": 4, "cells": 1, "batch": 32, "image size": 32, curve: size}
     ops = ", ".join(
-        f"conv{index}: {{_target_: nas.spaces.ops.ReLUConvBN, _partial_: true, kernel_size: 3}}"
+        f"conv{index}: {{_target_: nas.spaces.ReLUConvBN, _partial_: true, kernel_size: 3}}"
         for index in range(point["candidates"])
     )
     return [

@@ -174,8 +174,8 @@ def test_nothing_but_the_table_can_be_reached_from_a_file():
 @pytest.mark.parametrize(
     "plain",
     [
-        {TARGET: "nas.spaces.nas_bench_201.NasBench201", "ops": OPS},
-        {**SPACE, "ops": {"none": {TARGET: "nas.spaces.ops.Zero", PARTIAL: True}}},
+        {TARGET: "nas.spaces.NasBench201", "ops": OPS},
+        {**SPACE, "ops": {"none": {TARGET: "nas.spaces.Zero", PARTIAL: True}}},
         {**SPACE, "x": {NAME: "tracker/jsonl", "directory": "."}},
         {**SPACE, "ops": {"x": {NAME: "tracker/jsonl", "directory": "."}}},
         {**SPACE, "tracker": {NAME: "jsonl", "directory": "."}},

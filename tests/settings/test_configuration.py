@@ -91,7 +91,7 @@ def test_a_target_deep_inside_is_found(bad, as_config, tmp_path):
     victim.write_text("still here")
     inner = {"_target_": bad, "path": str(victim)}
     for hidden in ({"a": [1, [{"b": inner}]]}, [[inner]], {"_partial_": True, **inner}):
-        node = {"_target_": "nas.methods.sampler.GDAS", "x": hidden}
+        node = {"_target_": "nas.methods.GDAS", "x": hidden}
         with pytest.raises(ConfigError, match=f"_target_ '{bad}'"):
             build(OmegaConf.create(node) if as_config else node)
     assert victim.exists()
@@ -181,10 +181,10 @@ def test_allow_opens_one_package():
 
 
 def test_build_instantiates():
-    assert build(OmegaConf.create({"_target_": "nas.training.schedule.Linear", "start": 1.0, "end": 0.5})) == Linear(
+    assert build(OmegaConf.create({"_target_": "nas.training.Linear", "start": 1.0, "end": 0.5})) == Linear(
         1.0, 0.5
     )
-    deriver = build(OmegaConf.create({"_target_": "nas.methods.deriver.TopPredecessors", "exclude": ["none", "x"]}))
+    deriver = build(OmegaConf.create({"_target_": "nas.methods.TopPredecessors", "exclude": ["none", "x"]}))
     assert isinstance(deriver, TopPredecessors)
     assert deriver.exclude == ("none", "x")
 
@@ -212,7 +212,7 @@ WRAP = pytest.mark.parametrize(
 )
 def test_a_wrong_argument(wrap, arguments):
     with pytest.raises(ConfigError, match=r"nas\.schedule\.Linear cannot be built") as error:
-        build(wrap({"_target_": "nas.training.schedule.Linear", **arguments}))
+        build(wrap({"_target_": "nas.training.Linear", **arguments}))
     assert "\n" not in str(error.value)
 
 
@@ -229,18 +229,18 @@ def test_a_wrong_argument_of_a_partial(wrap, arguments):
 
 def test_arguments_for_what_is_no_partial():
     with pytest.raises(ConfigError, match=r"nas\.schedule\.Linear refuses its arguments"):
-        build(OmegaConf.create({"_target_": "nas.training.schedule.Linear", "start": 1.0, "end": 0.5}), params=[])
+        build(OmegaConf.create({"_target_": "nas.training.Linear", "start": 1.0, "end": 0.5}), params=[])
 
 
 def test_an_error_of_ours_comes_through_unchanged():
     message = "deriver.count must be at least 1, got 0; set deriver.count=2"
-    node = {"_target_": "nas.methods.deriver.TopPredecessors", "count": 0}
+    node = {"_target_": "nas.methods.TopPredecessors", "count": 0}
     with pytest.raises(ConfigError) as error:
         build(OmegaConf.create(node))
     assert str(error.value) == message
     with pytest.raises(ConfigError) as error:
-        build(OmegaConf.create({"_target_": "nas.methods.sampler.GDAS", "x": [node]}))
+        build(OmegaConf.create({"_target_": "nas.methods.GDAS", "x": [node]}))
     assert str(error.value) == message
     with pytest.raises(ConfigError) as error:
-        build(OmegaConf.create({"_target_": "nas.methods.deriver.TopPredecessors", "_partial_": True}), count=0)
+        build(OmegaConf.create({"_target_": "nas.methods.TopPredecessors", "_partial_": True}), count=0)
     assert str(error.value) == message

@@ -188,7 +188,7 @@ def test_configurations_that_a_run_left(text):
 
 
 @FILES
-@given(node=mostly({"_target_": "nas.training.schedule.Linear", "start": 1.0, "end": 0.0}) | JSON)
+@given(node=mostly({"_target_": "nas.training.Linear", "start": 1.0, "end": 0.0}) | JSON)
 def test_groups_that_are_built(node):
     with ours():
         build(node)

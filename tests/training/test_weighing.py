@@ -197,7 +197,7 @@ def test_lists_become_tensors_and_follow_the_outputs():
 
 def test_a_task_from_a_configuration():
     node = {
-        "_target_": "nas.training.task.Custom",
+        "_target_": "nas.training.Custom",
         "loss": {"_target_": "torch.nn.CrossEntropyLoss", "_partial_": True, "weight": [1, 2, 4]},
         "metric": "torch.nn.functional.cosine_similarity",
         "weight": "torch.nn.functional.relu",
