@@ -11,16 +11,9 @@ from torch import Tensor
 
 from nas.errors import SpaceError
 from nas.supernet.arch_params import ArchParams
-
-# What has to be drawn for a part of the network to be there: (choice key, candidate), one for each choice it is inside.
-Condition = frozenset[tuple[str, str]]
+from nas.supernet.every_candidate import Condition
 
 LARGEST_TABLE = 10_000_000  # entries, of choices that have to be decided together
-
-
-def consistent(condition: Condition) -> bool:
-    """Whether it asks for one candidate of each choice only."""
-    return len({key for key, _ in condition}) == len(condition)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from nas.data.inputs import Inputs
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.methods.cost import Cost, Expectation
-from nas.methods.every_candidate import macs, parameters
+from nas.methods.counted_costs import macs, parameters
 from nas.methods.latency_table import LatencyTable
 from nas.methods.regulariser import Regulariser
 from nas.spaces.space import Space

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from nas.data.inputs import Inputs, each
 from nas.errors import ConfigError
-from nas.methods.cost import Condition, Cost
-from nas.methods.every_candidate import Part, keys_of, run_every_candidate
+from nas.methods.cost import Cost
 from nas.storage import atomic
 from nas.supernet.choice import Choice, Gate, choices, gates
+from nas.supernet.every_candidate import Condition, Part, keys_of, run_every_candidate
 from nas.untrusted import plain_data, regular_file
 
 FORMAT = "nas-latency"

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.data.inputs import Inputs
-from nas.methods.cost import Condition
-from nas.methods.every_candidate import Part, keys_of, placed, run_every_candidate
 from nas.supernet.choice import Choice
+from nas.supernet.every_candidate import Condition, Part, keys_of, placed, run_every_candidate
 
 Candidate = tuple[str, str]  # choice key, name
 

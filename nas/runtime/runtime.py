@@ -101,14 +101,6 @@ class Runtime:
                 tensor.data = tensor.data.to(memory_format=self.memory_format)
         return model
 
-    def prepare_supernet(self, supernet: nn.Module) -> None:
-        """Once it is placed, before its first step."""
-        if self.cuda_graphs:
-            from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
-            from nas.methods.cuda_graphs.replayed_module import replay
-
-            replay(supernet, CudaGraphs(self.device))
-
     def compiled(self, network: nn.Module) -> Callable[..., Any]:
         """The forward pass of a network, compiled if that is asked for. Its weights stay the network's."""
         if self.compile is None:

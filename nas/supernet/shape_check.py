@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from nas.data.inputs import Inputs
 from nas.errors import SpaceError
-from nas.methods.every_candidate import Part, run_every_candidate
 from nas.supernet.choice import Choice
+from nas.supernet.every_candidate import Part, run_every_candidate
 
 
 def check_shapes(model: nn.Module, inputs: Inputs) -> Any:

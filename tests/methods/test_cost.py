@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.errors import SpaceError
 from nas.methods.cost import Cost, Expectation
-from nas.methods.every_candidate import any_of, macs, parameters
+from nas.methods.counted_costs import any_of, macs, parameters
 from nas.spaces.custom import Custom
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices, freeze

@@ -181,9 +181,7 @@ def test_allow_opens_one_package():
 
 
 def test_build_instantiates():
-    assert build(OmegaConf.create({"_target_": "nas.training.Linear", "start": 1.0, "end": 0.5})) == Linear(
-        1.0, 0.5
-    )
+    assert build(OmegaConf.create({"_target_": "nas.training.Linear", "start": 1.0, "end": 0.5})) == Linear(1.0, 0.5)
     deriver = build(OmegaConf.create({"_target_": "nas.methods.TopPredecessors", "exclude": ["none", "x"]}))
     assert isinstance(deriver, TopPredecessors)
     assert deriver.exclude == ("none", "x")

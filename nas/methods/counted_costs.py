@@ -1,0 +1,72 @@
+"""What each candidate of a model adds to its size: trainable parameters, and multiply-accumulates."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from nas.data.inputs import Inputs
+from nas.errors import SpaceError
+from nas.methods.cost import Cost
+from nas.supernet.every_candidate import Condition, Part, consistent, placed, run_every_candidate
+from nas.supernet.mac_counter import MacCounter
+from nas.training.evaluate import counted_parameters
+
+MOST_HOMES = 12  # a parameter with n of them takes up to 2^n terms
+
+
+def parameters(model: nn.Module) -> Cost:
+    """Trainable parameters, as `nas.training.evaluate.count_parameters` counts those of a frozen network: a parameter
+    that several candidates share counts once, however many of them are drawn."""
+    counted = set(counted_parameters(model))
+    homes: dict[nn.Parameter, set[Condition]] = defaultdict(set)
+    for condition, module in placed(model):
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter in counted:
+                homes[parameter].add(condition)
+    terms: dict[Condition, float] = defaultdict(float)
+    for parameter, conditions in homes.items():
+        for condition, sign in any_of(frozenset(conditions)):
+            terms[condition] += sign * parameter.numel()
+    return Cost(terms)
+
+
+def any_of(conditions: frozenset[Condition]) -> Iterator[tuple[Condition, int]]:
+    """Conditions with signs whose sum is 1 where any of `conditions` holds and 0 elsewhere: inclusion-exclusion."""
+    # One that implies another adds nothing to it.
+    least = [condition for condition in conditions if not any(other < condition for other in conditions)]
+    if len(least) > MOST_HOMES:
+        raise SpaceError(
+            f"weights are shared by {len(least)} candidates that are chosen independently, expected at most "
+            f"{MOST_HOMES} where expected parameters are wanted",
+            fix="use regulariser=macs, or let the choices that share weights share a key",
+        )
+    for count in range(1, len(least) + 1):
+        for some in itertools.combinations(least, count):
+            if consistent(joint := frozenset().union(*some)):
+                yield joint, (-1) ** (count + 1)
+
+
+def macs(model: nn.Module, inputs: Inputs) -> Cost:
+    """Multiply-accumulates of a forward pass, as `nas.training.evaluate.count_macs` counts those of a frozen network.
+
+    inputs: a batch of one example; on the meta device for a model that is there.
+    """
+    terms: dict[Condition, float] = defaultdict(float)
+    attributed = 0
+    with MacCounter() as counter:
+
+        def observe(part: Part, run: Callable[[], Any]) -> Any:
+            nonlocal attributed
+            before, inner = counter.total, attributed
+            output = run()
+            # Less what the choices inside have counted as theirs.
+            own = counter.total - before - (attributed - inner)
+            attributed += own
+            terms[part.condition] += own
+            return output
+
+        run_every_candidate(model, inputs, observe)
+    return Cost(terms)
