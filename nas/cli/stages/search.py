@@ -122,8 +122,12 @@ class SearchStage:
         self.first = Genotype(setup.space.name, self.deriver(arch))
         self.describe(self.first)
         self.try_step()
-        if type(self.searcher) is FirstOrder:  # others may ask more of their passes than a replay gives
-            setup.runtime.prepare_supernet(supernet)
+        # Other searchers may ask more of their passes than a replay gives.
+        if setup.runtime.cuda_graphs and type(self.searcher) is FirstOrder:
+            from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
+            from nas.methods.cuda_graphs.replayed_module import replay
+
+            replay(supernet, CudaGraphs(setup.runtime.device))
 
     def tell_if_nothing_is_searched(self) -> None:
         """Warn of a search in which the architecture takes no step, as may be meant where a deriver judges by data."""
