@@ -1,17 +1,16 @@
 """Progress for a person: a live bar in a terminal, a line an epoch elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import rich.progress
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nas.runtime import distributed
+from nas.training.hooks import Hook
 from nas.training.task import Metric
 from nas.untrusted.escaping import printable
 
@@ -41,7 +40,7 @@ class Bar(rich.progress.Progress):
         yield from (task.fields["text"] for task in self.tasks if task.fields["text"])
 
 
-class Progress:
+class Progress(Hook):
     """Progress of one stage. `step` is free of synchronisation; `epoch` shows the epoch's metrics."""
 
     def __init__(self, stage: str, epochs: int, *, metric: Metric, console: Console | None = None) -> None:
@@ -63,6 +62,12 @@ class Progress:
         )
         self._task = self._bar.add_task(stage, total=epochs, epoch=0, text="")
 
+    def after_step(self, state: Any) -> None:
+        self.step(state.epoch, state.step / state.steps)
+
+    def after_epoch(self, state: Any) -> None:
+        self.epoch(state.epoch - 1, state.metrics)
+
     def step(self, epoch: int, fraction: float) -> None:
         """fraction: of the epoch that is done."""
         self._begin(epoch)
@@ -79,11 +84,6 @@ class Progress:
             left = elapsed / (epoch + 1 - self._first) * (self._epochs - epoch - 1)
             line = f"{self._stage} {epoch + 1}/{self._epochs}  {text}  left {left:.0f} s"
             self._console.print(line, soft_wrap=True, markup=False)
-
-    def warn(self, text: str) -> None:
-        """One line on standard error; above the bar where there is one, which takes standard error over."""
-        if distributed.first():
-            print(f"warning: {text}", file=sys.stderr)
 
     def _begin(self, epoch: int) -> None:
         if self._first is None:

@@ -66,6 +66,11 @@ class TensorSplit:
         part._rows = self._rows[indices]
         return part
 
+    def contents(self) -> Iterator[bytes]:
+        """The bytes of every example's input, to find copies by. A search reads no more than this of a test split."""
+        (inputs,) = self._memory.on(torch.device("cpu"))
+        yield from (inputs[row].numpy().tobytes() for row in self._rows.tolist())
+
     def batches(self, order: Sequence[Tensor], *, device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
         if not order:
             return

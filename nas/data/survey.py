@@ -11,7 +11,6 @@ import torch
 from nas.data.bundle import DataBundle, Split
 from nas.data.class_folders import Account, composed, digest_of_file
 from nas.data.image_file import Header
-from nas.data.inputs import each
 from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
 from nas.untrusted.escaping import printable
@@ -19,7 +18,6 @@ from nas.untrusted.escaping import printable
 NAMED = 5  # files, folders or extensions that a line lists
 PER_CLASS = 100  # classes whose numbers of examples are recorded one by one
 COMPARED_FILES = 20_000  # whose contents are read to find copies; more than these would take minutes
-CHUNK = 1024  # images that are compared at a time
 
 
 def facts(bundle: DataBundle, *, scored: bool = False) -> dict[str, Any]:
@@ -127,11 +125,11 @@ def copied_pixels(train: Split, test: Split) -> dict[str, Any]:
     memory."""
     if not (isinstance(train, TensorSplit) and isinstance(test, TensorSplit)):
         return {}
-    seen = {zlib.crc32(row) for row in _rows(train)}
-    suspects = [row for row in _rows(test) if zlib.crc32(row) in seen]
+    seen = {zlib.crc32(row) for row in train.contents()}
+    suspects = [row for row in test.contents() if zlib.crc32(row) in seen]
     if suspects:  # a checksum of 32 bits: some of them are chance
         wanted = set(suspects)
-        known = {row for row in _rows(train) if row in wanted}
+        known = {row for row in train.contents() if row in wanted}
         suspects = [row for row in suspects if row in known]
     return {"copies": len(suspects)}
 
@@ -168,13 +166,6 @@ def _classes(bundle: DataBundle, *, scored: bool) -> dict[str, Any]:
             known.setdefault("per_class", {})[what] = dict(zip(names, counted, strict=True))
         known[f"class_sizes_{what}"] = [min(counted), max(counted)]
     return known
-
-
-def _rows(split: TensorSplit) -> Iterator[bytes]:
-    order = torch.arange(len(split)).split(CHUNK)
-    for inputs, _ in split.batches(order, device=torch.device("cpu")):
-        (pixels,) = each(inputs)
-        yield from (row.tobytes() for row in pixels.numpy())
 
 
 def _copies(known: Mapping[str, Any], copies: int) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from nas.cli.progress_bar import Progress
 from nas.data.inputs import Inputs, each
 from nas.data.loader import Batch, Loader, between_steps
 from nas.runtime import distributed
@@ -24,6 +23,7 @@ from nas.runtime.rng import random_state, set_random_state
 from nas.spaces.cell import set_drop_path
 from nas.storage import checkpoint_file
 from nas.training.ema import Average
+from nas.training.hooks import Hook, Hooks
 from nas.training.meter import Meter, StepResult
 from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.training.task import Task
@@ -48,6 +48,7 @@ class RetrainState:
     step: int = 0  # steps done of the epoch after those
     seconds: float = 0.0  # that these took
     metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch done
+    steps: int = 0  # an epoch has
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +56,19 @@ class RetrainState:
 
     def begin_epoch(self) -> None:
         self.step, self.seconds, self.meter = 0, 0.0, Meter(self.metric)
+
+    def finish_epoch(self, **rates: float) -> None:
+        """Measure an epoch of which all steps are done. rates: what is logged beside, e.g. drop_path."""
+        self.metrics = {
+            **self.meter.summary("weights"),
+            "lr/weights": float(self.optimizer.param_groups[0]["lr"]),
+            **rates,
+            **self.guard.metrics(),
+            "seconds_per_step": self.seconds / self.steps,
+            "examples_per_second": self.meter.examples / self.seconds,
+        }
+        self.epoch += 1
+        self.begin_epoch()
 
     @property
     def result(self) -> nn.Module:
@@ -165,53 +179,45 @@ class TrainingStep:
         return smoothed(targets, amount=self.label_smoothing, classes=main_outputs(outputs).shape[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class RetrainPlan:
+    """How retraining goes over its epochs. lr: by step or by epoch. drop_path: the rate by epoch."""
+
+    epochs: int
+    lr: Schedule | CosineByEpoch
+    drop_path: Schedule
+
+
 def retrain(
     state: RetrainState,
     *,
     task: Task,
     loader: Loader,
-    epochs: int,
-    lr: Schedule | CosineByEpoch,
-    drop_path: Schedule,
+    plan: RetrainPlan,
     step: TrainingStep,
     forward: Callable[..., Any] | None = None,
-    bar: Progress,
-    after_step: Callable[[], None],
-    on_epoch: Callable[[], None],
+    hooks: Iterable[Hook] = (),
 ) -> None:
-    """Train from where `state` is to the end. The network of the last epoch counts; nothing is selected on the way.
+    """Train from where the state is to the end. The network of the last epoch counts; nothing is selected on the way.
 
-    lr: by step or by epoch; drop_path: rate by epoch. forward: as in `TrainingStep`.
-    after_step, on_epoch: called when the state has taken in a step, or an epoch with its metrics, to save and to log.
+    forward: as in `TrainingStep`. hooks: called after each step and each epoch, in their order.
     """
-    steps = len(loader)
+    every, epochs = Hooks(hooks), plan.epochs
+    state.steps = steps = len(loader)
     state.network.train()
     while state.epoch < epochs:
-        epoch, meter = state.epoch, state.meter
-        rate = drop_path(progress(epoch, epochs))
+        epoch, rate = state.epoch, plan.drop_path(progress(state.epoch, epochs))
         set_drop_path(state.network, rate)
         started = time.perf_counter() - state.seconds
-        for number, batch in enumerate(between_steps(loader.epoch(epoch, start=state.step)), state.step):
-            set_lr(state.optimizer, learning_rate(lr, epoch, number, steps=steps, epochs=epochs))
-            with state.guard.at(epoch, number):
-                meter.add(step(state, batch, task, forward=forward))
-            bar.step(epoch, (number + 1) / steps)
-            state.step, state.seconds = number + 1, time.perf_counter() - started
-            after_step()
-        seconds = state.seconds
+        for batch in between_steps(loader.epoch(epoch, start=state.step)):
+            set_lr(state.optimizer, learning_rate(plan.lr, epoch, state.step, steps=steps, epochs=epochs))
+            with state.guard.at(epoch, state.step):
+                state.meter.add(step(state, batch, task, forward=forward))
+            state.step, state.seconds = state.step + 1, time.perf_counter() - started
+            every.after_step(state)
         distributed.check_equal_weights(dict(state.network.named_parameters()))
-        metrics = {
-            **meter.summary("weights"),
-            "lr/weights": float(state.optimizer.param_groups[0]["lr"]),
-            "drop_path": rate,
-            **state.guard.metrics(),
-            "seconds_per_step": seconds / steps,
-            "examples_per_second": meter.examples / seconds,
-        }
-        state.epoch, state.metrics = epoch + 1, metrics
-        state.begin_epoch()
-        bar.epoch(epoch, metrics)
-        on_epoch()
+        state.finish_epoch(drop_path=rate)
+        every.after_epoch(state)
 
 
 def main_outputs(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:

@@ -9,12 +9,12 @@ from torch import nn
 
 from nas.errors import ConfigError, DivergenceError
 from nas.methods.first_order import FirstOrder
-from nas.methods.loop import SearchState
 from nas.methods.main_effects import MainEffects
 from nas.methods.regulariser import Regulariser, Sum
 from nas.methods.sampler import GDAS, gumbel_softmax
 from nas.methods.score_function import ScoreFunction, indices_of
 from nas.methods.second_order import SecondOrder
+from nas.methods.state import SearchState
 from nas.runtime import distributed
 from nas.runtime.nonfinite import Guard, OnNonfinite
 from nas.runtime.precision import Precision

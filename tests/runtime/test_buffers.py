@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.methods.loop import SearchState
+from nas.methods.state import SearchState
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.precision import Precision
 from nas.storage import checkpoint_file

@@ -9,9 +9,9 @@ from torch import nn
 
 from nas.errors import ConfigError, DivergenceError
 from nas.methods.first_order import FirstOrder
-from nas.methods.loop import SearchState
 from nas.methods.sampler import GDAS, Softmax
 from nas.methods.second_order import SecondOrder
+from nas.methods.state import SearchState
 from nas.runtime.nonfinite import Guard, OnNonfinite, each_norm
 from nas.runtime.precision import Precision
 from nas.supernet.arch_params import ArchParams

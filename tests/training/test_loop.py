@@ -11,7 +11,8 @@ from torch import nn
 from nas.runtime.nonfinite import Guard
 from nas.spaces.cell import DropPath
 from nas.training.ema import Average
-from nas.training.loop import RetrainState, TrainingStep, parts, retrain, smoothed
+from nas.training.hooks import Hook
+from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, parts, retrain, smoothed
 from nas.training.meter import Meter
 from nas.training.schedule import Constant, Linear
 from nas.training.task import Classification, Regression
@@ -198,17 +199,14 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
     assert meter.summary("w")["w/loss"] > 0
 
 
-class Bar:
-    """Stands for progress."""
+class Kept(Hook):
+    """Keeps the metrics of every epoch."""
 
     def __init__(self):
         self.metrics = []
 
-    def step(self, epoch, fraction):
-        pass
-
-    def epoch(self, epoch, metrics):
-        self.metrics.append(metrics)
+    def after_epoch(self, state):
+        self.metrics.append(state.metrics)
 
 
 class Batches:
@@ -233,22 +231,22 @@ def test_schedules_by_step_and_by_epoch():
             self.rates.append(float(self.drop_path.rate))
             return self.inner(x)
 
-    state, bar, rates = state_of(Watch().eval()), Bar(), []
+    state, kept, rates = state_of(Watch().eval()), Kept(), []
     retrain(
         state,
         task=Classification(),
         loader=Batches(),
-        epochs=3,
-        lr=lambda progress: rates.append(progress) or 0.1 * (1 - progress),
-        drop_path=Linear(0.0, 0.2),
+        plan=RetrainPlan(
+            epochs=3,
+            lr=lambda progress: rates.append(progress) or 0.1 * (1 - progress),
+            drop_path=Linear(0.0, 0.2),
+        ),
         step=TrainingStep(),
-        bar=bar,
-        after_step=lambda: None,
-        on_epoch=lambda: None,
+        hooks=[kept],
     )
     assert rates == pytest.approx([k / 5 for k in range(6)])
     assert state.network.rates == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.2, 0.2])
-    assert [metrics["lr/weights"] for metrics in bar.metrics] == pytest.approx([0.08, 0.04, 0.0])
+    assert [metrics["lr/weights"] for metrics in kept.metrics] == pytest.approx([0.08, 0.04, 0.0])
     assert state.epoch == 3
 
 
@@ -260,13 +258,8 @@ def test_it_goes_on_where_it_stopped():
                 state,
                 task=Classification(),
                 loader=Batches(),
-                epochs=length,
-                lr=Constant(value=0.1),
-                drop_path=Constant(value=0.0),
+                plan=RetrainPlan(epochs=length, lr=Constant(value=0.1), drop_path=Constant(value=0.0)),
                 step=TrainingStep(),
-                bar=Bar(),
-                after_step=lambda: None,
-                on_epoch=lambda: None,
             )
         return state.state_dict()
 

@@ -23,7 +23,8 @@ from nas.supernet.choice import check_chosen
 from nas.supernet.genotype import Genotype
 from nas.training.batch_norm import synchronised
 from nas.training.ema import Average
-from nas.training.loop import RetrainState, TrainingStep, retrain
+from nas.training.hooks import Profiling, Saving
+from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
 from nas.training.put_back import all_put_back
 from nas.training.schedule import Linear, initial_lr
 from nas.training.trained import Trained
@@ -128,30 +129,28 @@ class RetrainStage:
             }
 
         profile = setup.profile(out, "retrain")
-
-        def after_step() -> None:
-            profile.step()
-            kept.after_step(everything)
-
-        def on_epoch() -> None:
-            kept.after_epoch(everything, last=state.epoch == cfg.retrain.epochs)
-            tracker.log("retrain", state.epoch - 1, state.metrics)
-            kept.stop_if_asked(everything)
-
-        bar = Progress("retrain", cfg.retrain.epochs, metric=setup.task.metric)
+        plan = RetrainPlan(
+            epochs=cfg.retrain.epochs,
+            lr=setup.build(cfg.retrain.lr, start=initial_lr(state.optimizer)),
+            drop_path=Linear(0.0, last_drop_path(cfg.retrain)),
+        )
+        bar = Progress("retrain", plan.epochs, metric=setup.task.metric)
+        saving = Saving(
+            "retrain",
+            checkpoints=kept,
+            tracker=tracker,
+            everything=everything,
+            last=lambda: state.epoch == plan.epochs,
+        )
         with profile, kept, bar, synchronised(network):
             retrain(
                 state,
                 task=setup.task,
                 loader=self.loader,
-                epochs=cfg.retrain.epochs,
-                lr=setup.build(cfg.retrain.lr, start=initial_lr(state.optimizer)),
-                drop_path=Linear(0.0, last_drop_path(cfg.retrain)),
+                plan=plan,
                 step=self.step,
                 forward=setup.runtime.compiled(network),
-                bar=bar,
-                after_step=after_step,
-                on_epoch=on_epoch,
+                hooks=[bar, Profiling(profile), saving],
             )
         data = setup.data
         return Trained(

@@ -14,10 +14,12 @@ from nas.errors import ConfigError
 from nas.methods.discretisation_gap import Gap
 from nas.methods.estimate import available_memory
 from nas.methods.first_order import FirstOrder
-from nas.methods.loop import Order, SearchState, search
+from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers
+from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.published_settings import missing, reinmax_too_cold
 from nas.methods.regulariser import Sum
+from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
@@ -32,6 +34,7 @@ from nas.supernet.genotype import Genotype
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.evaluate import count_parameters
+from nas.training.hooks import Hook, Profiling, Saving
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.schedule import initial_lr, positive
@@ -122,6 +125,24 @@ class SearchStage:
         self.first = Genotype(setup.space.name, self.deriver(arch))
         self.describe(self.first)
         self.try_step()
+        order = Order(
+            warmup_epochs=cfg.search.warmup_epochs, arch_every=cfg.search.arch_every, arch_first=cfg.search.arch_first
+        )
+        self.plan = Plan(epochs=cfg.search.epochs, temperature=self.temperature, lr=self.lr, order=order)
+        self.derivation = Derivation(
+            setup.space.name,
+            self.deriver,
+            monitor=self.monitor,
+            judge=self.judge,
+            warmup_epochs=cfg.search.warmup_epochs,
+        )
+        self.measurements: list[Hook] = [
+            Collapse(self.monitor),
+            Regularisers(self.regulariser, epochs=cfg.search.epochs),
+            Description(self.describe),
+        ]
+        if cfg.search.gap_batches:
+            self.measurements.append(DiscretisationGap(self.gap_judge, sampler=self.sampler))
         # Other searchers may ask more of their passes than a replay gives.
         if setup.runtime.cuda_graphs and type(self.searcher) is FirstOrder:
             from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
@@ -199,45 +220,30 @@ class SearchStage:
                 **state.state_dict(),
             }
 
-        profile = self.setup.profile(out, "search")
-
-        def after_step() -> None:
-            profile.step()
-            kept.after_step(everything)
-
-        def on_epoch() -> None:
-            assert state.genotype is not None  # derived every epoch
-            if out.writes:
+        def write_genotype() -> None:
+            if out.writes and state.genotype is not None:
                 atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
-            kept.after_epoch(everything, last=state.epoch == cfg.search.epochs or state.stopped is not None)
-            tracker.log("search", state.epoch - 1, state.metrics)
-            kept.stop_if_asked(everything)
 
         distributed.start_alike(state.supernet)
-        bar = Progress("search", cfg.search.epochs, metric=self.setup.task.metric)
+        bar = Progress("search", self.plan.epochs, metric=self.setup.task.metric)
+        profile = self.setup.profile(out, "search")
+        saving = Saving(
+            "search",
+            checkpoints=kept,
+            tracker=tracker,
+            everything=everything,
+            last=lambda: state.epoch == self.plan.epochs or state.stopped is not None,
+            on_epoch=write_genotype,
+        )
         with profile, kept, bar, synchronised(state.supernet):
             genotype = search(
                 state,
                 searcher=self.searcher,
                 weight_loader=self.weight_loader,
                 arch_loader=self.arch_loader,
-                epochs=cfg.search.epochs,
-                temperature=self.temperature,
-                lr=self.lr,
-                order=Order(
-                    warmup_epochs=cfg.search.warmup_epochs,
-                    arch_every=cfg.search.arch_every,
-                    arch_first=cfg.search.arch_first,
-                ),
-                deriver=self.deriver,
-                judge=self.judge,
-                space_name=self.setup.space.name,
-                measure=self.measure,
-                regulariser=self.regulariser,
-                monitor=self.monitor,
-                bar=bar,
-                after_step=after_step,
-                on_epoch=on_epoch,
+                plan=self.plan,
+                derive=self.derivation,
+                hooks=[*self.measurements, bar, Profiling(profile), saving],
             )
         out.record(**self.ending())
         return genotype
@@ -267,20 +273,6 @@ class SearchStage:
         and would look too good on those."""
         batches = self.setup.cfg.search.gap_batches
         return self.judge(batches, start=max(0, len(self.validation_loader) - batches))
-
-    def measure(self, genotype: Genotype, temperature: float) -> dict[str, float]:
-        """What is logged of a derived genotype: its description, and the discretisation gap."""
-        metrics = self.describe(genotype)
-        if self.setup.cfg.search.gap_batches:
-            gap = Gap.measure(
-                self.gap_judge(),
-                arch=self.state.arch,
-                sampler=self.sampler,
-                temperature=temperature,
-                chosen=genotype.choices,
-            )
-            metrics |= gap.metrics()
-        return metrics
 
     def describe(self, genotype: Genotype) -> dict[str, float]:
         """A genotype's size, and what the benchmark knows of it."""

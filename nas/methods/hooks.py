@@ -1,0 +1,110 @@
+"""What looks at a search after each epoch: derivation, collapse, discretisation gap, size, regularisers."""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nas.methods.collapse import CollapseMonitor
+from nas.methods.deriver import Deriver, JudgingDeriver
+from nas.methods.discretisation_gap import Gap
+from nas.methods.regulariser import Sum
+from nas.methods.sampler import Sampler
+from nas.methods.state import SearchState
+from nas.methods.supernet_score import Judge
+from nas.runtime import distributed
+from nas.supernet.genotype import Genotype
+from nas.training.hooks import Hook
+from nas.training.schedule import progress
+
+
+class Derivation:
+    """Derives after each epoch, and stops a search that has collapsed if the monitor is set to.
+
+    space: its name. judge: makes a judge that looks at so many batches, for a `JudgingDeriver`, which decides once,
+    after the last epoch. warmup_epochs: the first epochs, in which the monitor does not look.
+    """
+
+    def __init__(
+        self,
+        space: str,
+        deriver: Deriver,
+        *,
+        monitor: CollapseMonitor,
+        judge: Callable[[int | None], Judge],
+        warmup_epochs: int = 0,
+    ) -> None:
+        self._space = space
+        self._deriver = deriver
+        self._monitor = monitor
+        self._judge = judge
+        self._warmup_epochs = warmup_epochs
+
+    def __call__(self, state: SearchState, last: bool) -> Genotype:
+        chosen = self._deriver(state.arch)
+        if state.epoch >= self._warmup_epochs:
+            self._watch(state, chosen)
+        if (last or state.stopped is not None) and isinstance(self._deriver, JudgingDeriver):
+            chosen = self._deriver.judged(state.arch, self._judge(self._deriver.batches))
+        return Genotype(self._space, chosen)
+
+    def _watch(self, state: SearchState, chosen: Mapping[str, str | None]) -> None:
+        """Warn, once, when the logits have derived too much of one kind for long enough."""
+        monitor, counts = self._monitor, self._monitor.kinds.count(chosen)
+        state.collapsed = monitor.epochs_in_a_row(state.collapsed, counts)
+        if state.collapsed == monitor.patience and (exceeded := monitor.exceeded(counts)):
+            reason = f"epoch {state.epoch + 1}: {exceeded} for {monitor.patience} epochs"
+            if distributed.first():
+                collapse = "has collapsed and stops" if monitor.stop else "seems to collapse"
+                print(f"warning: the search {collapse}, {reason}", file=sys.stderr)
+            state.stopped = reason if monitor.stop else None
+
+
+class Collapse(Hook):
+    """Counts the skips and the operations without parameters of what was derived."""
+
+    def __init__(self, monitor: CollapseMonitor) -> None:
+        self._kinds = monitor.kinds
+
+    def after_epoch(self, state: Any) -> None:
+        counts = self._kinds.count(state.genotype.choices)
+        state.metrics |= {"collapse/skips": counts.skips, "collapse/parameter_free": counts.parameter_free}
+
+
+class Regularisers(Hook):
+    """The terms that the architecture's loss has beside the task's. epochs: of the search."""
+
+    def __init__(self, regulariser: Sum | None, *, epochs: int) -> None:
+        self._regulariser = regulariser
+        self._epochs = epochs
+
+    def after_epoch(self, state: Any) -> None:
+        if self._regulariser is not None:
+            state.metrics |= self._regulariser.logged(state.arch, progress(state.epoch - 1, self._epochs))
+
+
+class Description(Hook):
+    """Metrics of a genotype: its size, and what a benchmark says of it."""
+
+    def __init__(self, describe: Callable[[Genotype], Mapping[str, float]]) -> None:
+        self._describe = describe
+
+    def after_epoch(self, state: Any) -> None:
+        state.metrics |= self._describe(state.genotype)
+
+
+class DiscretisationGap(Hook):
+    """Scores the supernet as it is trained, and as what was derived. judge: makes the judge that scores."""
+
+    def __init__(self, judge: Callable[[], Judge], *, sampler: Sampler) -> None:
+        self._judge = judge
+        self._sampler = sampler
+
+    def after_epoch(self, state: Any) -> None:
+        gap = Gap.measure(
+            self._judge(),
+            arch=state.arch,
+            sampler=self._sampler,
+            temperature=state.temperature,
+            chosen=state.genotype.choices,
+        )
+        state.metrics |= gap.metrics()

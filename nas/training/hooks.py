@@ -1,0 +1,81 @@
+"""Hooks: what looks at a stage from outside, such as logging, saving and progress."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nas.storage.checkpointing import Checkpoints
+from nas.storage.metrics_log import JsonLines
+from nas.training.step_profile import StepProfile
+
+
+class Hook:
+    """Looks at a stage after each step and after each epoch. A hook overrides the methods that it needs.
+
+    state: the stage's, a `SearchState` or a `RetrainState`. A hook may add to `state.metrics`.
+    """
+
+    def after_step(self, state: Any) -> None:
+        pass
+
+    def after_epoch(self, state: Any) -> None:
+        pass
+
+
+class Hooks(Hook):
+    """Several hooks, called in their order."""
+
+    def __init__(self, hooks: Iterable[Hook]) -> None:
+        self._hooks = tuple(hooks)
+
+    def after_step(self, state: Any) -> None:
+        for hook in self._hooks:
+            hook.after_step(state)
+
+    def after_epoch(self, state: Any) -> None:
+        for hook in self._hooks:
+            hook.after_epoch(state)
+
+
+class Profiling(Hook):
+    """Records a few steps, see `StepProfile`."""
+
+    def __init__(self, profile: StepProfile) -> None:
+        self._profile = profile
+
+    def after_step(self, state: Any) -> None:
+        self._profile.step()
+
+
+class Saving(Hook):
+    """Saves and logs; the last hook of a stage, so that all metrics are there.
+
+    stage: its name in the log. everything: makes the content of a checkpoint. last: whether the stage has ended.
+    on_epoch: called before a checkpoint is written.
+    Raises Interrupted once the state is saved, if a signal was received.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        *,
+        checkpoints: Checkpoints,
+        tracker: JsonLines,
+        everything: Callable[[], dict[str, Any]],
+        last: Callable[[], bool],
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._stage = stage
+        self._checkpoints = checkpoints
+        self._tracker = tracker
+        self._everything = everything
+        self._last = last
+        self._on_epoch = on_epoch
+
+    def after_step(self, state: Any) -> None:
+        self._checkpoints.after_step(self._everything)
+
+    def after_epoch(self, state: Any) -> None:
+        self._on_epoch()
+        self._checkpoints.after_epoch(self._everything, last=self._last())
+        self._tracker.log(self._stage, state.epoch - 1, state.metrics)
+        self._checkpoints.stop_if_asked(self._everything)
