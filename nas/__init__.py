@@ -1,8 +1,8 @@
 """Differentiable architecture search that trains one sampled network a step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, *, allow: Sequence[str] = (), device: str = "cpu") -> "nn.Module":
+def load(path: str | Path, *, allow: "Sequence[str | Callable[..., Any]]" = (), device: str = "cpu") -> "nn.Module":
     """The trained network, in eval mode: ``nas.load("runs/my_run")``.
 
     path: the directory of a run or of an export, or a ``retrain/checkpoint.pt``.
-    allow: packages of your own that the network was built from, as ``allow_targets`` of the commands.
+    allow: what of your own the network may be built from: packages (``my_package``), full import paths, or the
+    functions and classes themselves; as ``allow_targets`` of the commands.
     device: ``cpu``, ``cuda``, ..., or ``auto`` for a GPU where there is one.
     Nothing that is in the files is run. Raises CheckpointError for files that are damaged, of another project or
     version, or do not belong together; ConfigError if they name a package that is not allowed.

@@ -182,7 +182,7 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
             fix="scale it down, or remove it; data.damaged=skip leaves such files out",
         ) from error
     except OSError as error:
-        reason = "it is none of the formats that are read" if isinstance(error, UnidentifiedImageError) else None
+        reason = "damaged, or none of the formats that are read" if isinstance(error, UnidentifiedImageError) else None
         raise DataError(
             f"{path} cannot be read as an image ({reason or error.strerror or ' '.join(str(error).split())})",
             fix="repair it, or remove it; data.damaged=skip leaves such files out",

@@ -147,7 +147,9 @@ def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) 
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{target} {problem}: {reason}",
-            fix="correct the arguments in its configuration group, or choose another of its options",
+            fix="correct them in its configuration group, or choose another of its options"
+            if problem == "refuses its arguments"
+            else "correct the arguments in its configuration group",
         ) from error
 
 

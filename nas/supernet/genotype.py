@@ -97,6 +97,7 @@ def read_text(path: str | Path) -> str:
         return regular_file.read(path, limit=SIZE_LIMIT).decode()
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
         reason = getattr(error, "strerror", None) or "not text"
+        reason = "no such file" if isinstance(error, FileNotFoundError) else reason
         raise GenotypeError(
             f"no genotype can be read at {path} ({reason})", fix="give the path of a genotype.json"
         ) from error

@@ -51,7 +51,7 @@ def check(value: Any, *, leaves: tuple[type, ...] = (), tuples: bool = False, va
 def from_json(text: str | bytes) -> Any:
     """Raises ValueError with one line."""
     try:
-        return check(json.loads(text))
+        return check(json.loads(text.decode() if isinstance(text, bytes) else text))
     except RecursionError as error:
         raise NotPlainError("it is nested too deeply") from error
 

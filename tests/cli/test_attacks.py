@@ -181,7 +181,7 @@ STRANGE = {
     ),
     "a target inside": (
         set_in("config", "space", "ops", "none", value={"_target_": "os.system", "command": "touch harmed"}),
-        "has space.ops._target_: it was written by release 0.1.0",
+        "has space.ops.none._target_: it was written by release 0.1.0",
     ),
     "a name that is an import path": (
         set_in("config", "space", value={"_name_": "os.system", "command": "touch harmed"}),
@@ -278,7 +278,7 @@ DEEP = 5_000_000
 
 GENOTYPES = {
     "10 MB of brackets": ("[" * DEEP + "]" * DEEP, "has 10000000 bytes, expected at most 1000000"),
-    "deep, and small enough": ("{" + '"a":{' * 150_000, "is not JSON (nested too deeply)"),
+    "deep, and small enough": ("{" + '"a":{' * 150_000, "is not JSON (it is nested too deeply)"),
     "a target": (
         '{"_target_": "os.system", "command": "touch harmed"}',
         "is not a genotype; expected",

@@ -386,8 +386,8 @@ MISTAKES = {
     ),
     "image that is cut": (
         ("data=image_folder", "data.root=cut"),
-        "cut/dogs/1.png cannot be read as an image (cannot identify image file 'cut/dogs/1.png'); repair "
-        "it, or remove it; data.damaged=skip leaves such files out",
+        "cut/dogs/1.png cannot be read as an image (damaged, or none of the formats that are read); "
+        "repair it, or remove it; data.damaged=skip leaves such files out",
     ),
     "file for a folder": (
         ("data=image_folder", "data.root=file"),

@@ -1,10 +1,10 @@
 """Schedules of the published codes, which move once an epoch, against the formulas."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from nas.cli.stages.retrain import last_drop_path
 from nas.errors import ConfigError
@@ -73,7 +73,10 @@ def test_beta_decay_by_epoch_has_half_a_unit_more_every_epoch(epochs):
         torch.testing.assert_close(term(arch, progress(epoch, epochs)).detach(), 0.5 * epoch * smooth)
 
 
-@pytest.mark.parametrize(("reached", "last"), [(True, 0.2), (False, 0.2 * 599 / 600)])
-def test_the_last_rate_of_drop_path(reached, last):
-    cfg = SimpleNamespace(drop_path=0.2, drop_path_reached=reached, epochs=600)
+@pytest.mark.parametrize(
+    ("setting", "last"),
+    [({}, 0.2), ({"drop_path_reached": True}, 0.2), ({"drop_path_reached": False}, 0.2 * 599 / 600)],
+)
+def test_the_last_rate_of_drop_path(setting, last):
+    cfg = OmegaConf.create({"drop_path": 0.2, "epochs": 600, **setting})
     assert last_drop_path(cfg) == pytest.approx(last, rel=1e-12)

@@ -89,8 +89,8 @@ def test_the_table_and_the_file(script, monkeypatch, capsys, tmp_path):
     torch.set_num_threads(threads)
     rows = json.loads(path.read_text())["rows"]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(rows) == 2 + 2 + 5 * len(script.TEMPERATURES)
-    assert lines[2].startswith("| softmax | - | ")
+    assert len(lines) == 2 + len(rows) == 2 + 4 + 5 * len(script.TEMPERATURES)
+    assert lines[4].startswith("| softmax | - | ")
     assert all(line.count("|") == 7 for line in lines)
 
 

@@ -161,7 +161,8 @@ class RetrainStage:
 def last_drop_path(cfg: DictConfig) -> float:
     """The rate of the last epoch E - 1: the whole one, or (E - 1) / E of it, by which epoch e has e / E."""
     rate: float = cfg.drop_path
-    return rate if cfg.drop_path_reached else rate * (cfg.epochs - 1) / cfg.epochs
+    # A run that was begun before there was this setting goes on as it was.
+    return rate if cfg.get("drop_path_reached", True) else rate * (cfg.epochs - 1) / cfg.epochs
 
 
 def check_drop_path(network: nn.Module, rate: float) -> None:
