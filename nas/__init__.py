@@ -1,13 +1,44 @@
 """Differentiable architecture search that trains one sampled network a step."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nas.lazy import lazy
 
 if TYPE_CHECKING:
     from torch import nn
 
 __version__ = "0.1.0"
+
+# Name -> the package that lists it. Importing this package takes no time: torch alone takes a second.
+_public = {
+    "ArchParams": "supernet",
+    "Choice": "supernet",
+    "Genotype": "supernet",
+    "freeze": "supernet",
+    "gates": "supernet",
+    "Dirichlet": "methods",
+    "GDAS": "methods",
+    "GumbelSoftmax": "methods",
+    "ScoreFunction": "methods",
+    "Softmax": "methods",
+    "StraightThrough": "methods",
+    "Uniform": "methods",
+}
+_rooms = ("data", "formats", "methods", "runtime", "spaces", "supernet", "training")
+__all__ = ["__version__", "load", *sorted(_public), *_rooms]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _rooms:
+        return importlib.import_module(f"nas.{name}")
+    return lazy("nas", _public, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def load(path: str | Path, *, allow: "Sequence[str | Callable[..., Any]]" = (), device: str = "cpu") -> "nn.Module":
