@@ -35,7 +35,7 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield ""
     yield "## Input and output"
     yield ""
-    yield f"- Input: {markdown(metadata['input'])}. Of one example: {', '.join(map(str, data['input_shapes']))}."
+    yield f"- Input: {metadata['input']}. Of one example: {', '.join(map(str, data['input_shapes']))}."
     yield f"- Output: {markdown(metadata['output'])}."
     yield from (f"- {name}: {data[name]}" for name in ("mean", "std") if name in data)
     if (reading := metadata.get("preprocessing")) is not None:
