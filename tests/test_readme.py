@@ -16,7 +16,7 @@ from nas.supernet.choice import Choice
 from nas.training.trained import Trained
 
 README = Path(__file__).parents[1] / "README.md"
-HEADING = "## Search your own model"
+HEADING = "## Your own model"
 
 # As in the example, but for the time it takes.
 SHORT = (
