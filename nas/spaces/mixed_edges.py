@@ -16,6 +16,8 @@ from nas.supernet.choice import Choice
 class PartialEdge(nn.Module):
     """An edge that searches in one part of its channels and passes the others by (PC-DARTS, Xu et al. 2020).
 
+    choice: one whose outputs are added up (`added`), so that an edge that is left out is the number 0 as a whole.
+
     (N, C, H, W) -> (N, C, H / stride, W / stride), C a multiple of `parts`: the first C / parts channels go through the
     choice, the rest is copied, or max pooled where the stride is 2. The two are shuffled, so that the next edge
     searches in others. It takes 1 / parts of the memory and time of the candidates.

@@ -56,7 +56,7 @@ def test_what_passes_by_an_edge_that_halves_the_resolution_is_max_pooled(size):
 
 
 def test_an_edge_that_is_left_out_passes_nothing_by():
-    edge = PartialEdge(two_scales(key="edge"), parts=2, stride=1)
+    edge = PartialEdge(two_scales(key="edge", added=True), parts=2, stride=1)
     with gates(choices(edge), {"edge": LEFT_OUT}):
         assert edge(torch.rand(1, 4, 1, 1)) == 0
 
