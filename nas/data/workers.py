@@ -18,7 +18,6 @@ import mmap
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -340,6 +339,8 @@ def _reason(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     if error.errno in _DESCRIPTORS:
+        import resource  # which not every system has
+
         return f"too few file descriptors: the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
     return error.strerror or str(error)
 

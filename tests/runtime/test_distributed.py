@@ -23,7 +23,7 @@ def test_two_processes_exchange(tmp_path):
 
 
 def test_two_processes_with_branches_ignored_labels_and_dropout(tmp_path):
-    ended = torchrun(Path(__file__).with_name("branches.py"), tmp_path)
+    ended = torchrun(Path(__file__).parents[1] / "support" / "branches.py", tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"done 0", "done 1"}
 

@@ -146,7 +146,7 @@ def test_what_is_built_is_not_resolved_a_second_time(value):
 
 
 def test_a_misspelt_option_is_corrected():
-    with pytest.raises(ConfigError, match=r"none of the options that ship.*did you mean nas\.sampler\.GDAS\?"):
+    with pytest.raises(ConfigError, match=r"none of the options that ship.*did you mean nas\.methods\.GDAS\?"):
         check_target("nas.methods.sampler.Gdas")
 
 
@@ -209,7 +209,7 @@ WRAP = pytest.mark.parametrize(
     "arguments", [{"start": 1.0}, {"start": 1.0, "end": 0.5, "ende": 1}, {}], ids=["missing", "unknown", "none"]
 )
 def test_a_wrong_argument(wrap, arguments):
-    with pytest.raises(ConfigError, match=r"nas\.schedule\.Linear cannot be built") as error:
+    with pytest.raises(ConfigError, match=r"nas\.training\.Linear cannot be built") as error:
         build(wrap({"_target_": "nas.training.Linear", **arguments}))
     assert "\n" not in str(error.value)
 
@@ -226,7 +226,7 @@ def test_a_wrong_argument_of_a_partial(wrap, arguments):
 
 
 def test_arguments_for_what_is_no_partial():
-    with pytest.raises(ConfigError, match=r"nas\.schedule\.Linear refuses its arguments"):
+    with pytest.raises(ConfigError, match=r"nas\.training\.Linear refuses its arguments"):
         build(OmegaConf.create({"_target_": "nas.training.Linear", "start": 1.0, "end": 0.5}), params=[])
 
 

@@ -155,7 +155,7 @@ def test_a_damaged_line_costs_that_line_and_is_named(damage, tmp_path, capsys):
 
 def test_a_file_of_metrics_that_cannot_be_read(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be read \(Is a directory\)"):
+    with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be read \(a directory, expected a regular file\)"):
         JsonLines(directory=tmp_path)
 
 

@@ -63,8 +63,8 @@ def test_how_it_computes_is_left_to_who_says_so_and_gives_the_same(node, given, 
         ),
         (ADAM | {"capturable": True}, r"weight_optim\.capturable=true is for CUDA graphs, got the device cpu; leave"),
         (
-            {"_target_": "torch.nn.functional.relu", "_partial_": True},
-            "torch.nn.functional.relu refuses its arguments",
+            {"_target_": "torch.nn.functional.mse_loss", "_partial_": True},
+            "torch.nn.functional.mse_loss refuses its arguments",
         ),
     ],
 )
