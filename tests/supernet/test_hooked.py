@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from nas.choice import Choice, Gate, choices, freeze, gates
-from nas.hard_gate import HardGate
 from torch import nn
 
 from nas.errors import SpaceError
+from nas.supernet.choice import Choice, Gate, choices, freeze, gates
+from nas.supernet.hard_gate import HardGate
 
 
 class Model(nn.Module):
