@@ -87,6 +87,8 @@ def export(
             names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
             (directory / METADATA).unlink(missing_ok=True)
             for name in names:
+                if name == METADATA:
+                    atomic.flush_directory(directory)  # the others are there, even after a crash of the machine
                 publish(staging / name, directory / name)
             atomic.flush_directory(directory)
     except OSError as error:

@@ -72,8 +72,13 @@ def read_yaml(path: Path) -> DictConfig:
         raise OutputError(f"{path} cannot be read ({reason})", fix=fix) from error
     if not isinstance(plain, dict):
         raise OutputError(f"{path} is not a configuration", fix=fix)
-    refuse_interpolations(plain, path)
-    config: DictConfig = OmegaConf.create(to_targets(plain, source=path))
+    return from_plain(plain, path)
+
+
+def from_plain(plain: dict[str, Any], source: object) -> DictConfig:
+    """The inverse of `to_plain`, of what was read from a file. Raises ConfigError for what a run does not write."""
+    refuse_interpolations(plain, source)
+    config: DictConfig = OmegaConf.create(to_targets(plain, source=source))
     return config
 
 

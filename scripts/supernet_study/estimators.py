@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch.nn.functional import cosine_similarity, one_hot
 
 from nas.cli.stages.search import SearchStage
@@ -19,7 +18,7 @@ from nas.cli.stages.setup import Setup
 from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax
 from nas.methods.score_function import ScoreFunction
-from nas.settings.allowed_targets import refuse_interpolations
+from nas.settings.configuration import from_plain
 from nas.storage import checkpoint_file
 from nas.supernet.choice import gates
 
@@ -52,8 +51,7 @@ CASES = (
 def opened(path, *, allow=(), data_root=None):
     """The search that wrote a checkpoint, where it stood. data_root: where its data are now, None: where they were."""
     state = checkpoint_file.load(path, "search")
-    refuse_interpolations(state["config"], path)
-    cfg = OmegaConf.create(state["config"])
+    cfg = from_plain(state["config"], path)
     cfg.allow_targets, cfg.resume, cfg.benchmark = list(allow), None, None
     if data_root is not None:
         cfg.data.root = data_root

@@ -11,9 +11,9 @@ import torch
 from cli.conftest import TINY, Outcome
 from launch import torchrun
 
-from nas.cli.command import remove_if_empty
 from nas.cli.torchrun import left_at_once, refuse_several
 from nas.errors import ConfigError
+from nas.storage.names import absent, remove_if_empty
 
 Nas = Callable[..., Outcome]
 
@@ -146,12 +146,13 @@ def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_empty_directory_goes_whichever_process_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    above = absent(tmp_path / "runs" / "two")
     for there in ("runs/two", "runs", "."):  # what the other process has left of it
         (tmp_path / there).mkdir(parents=True, exist_ok=True)
-        remove_if_empty(tmp_path / "runs" / "two")
+        remove_if_empty(tmp_path / "runs" / "two", above=above)
         assert list(tmp_path.iterdir()) == []
     (tmp_path / "runs" / "other").mkdir(parents=True)
-    remove_if_empty(tmp_path / "runs" / "two")
+    remove_if_empty(tmp_path / "runs" / "two", above=above)
     assert (tmp_path / "runs" / "other").exists()
 
 

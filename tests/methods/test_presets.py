@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from nas.methods.published_settings import missing
 from nas.methods.sampler import Dirichlet, Softmax
 from nas.settings import configuration, schemas
-from nas.settings.configuration import to_plain
 from nas.settings.dotted import leaves
 
 NB201 = {"space._target_": "NasBench201", "space.channels": 16, "space.cells": 5}
@@ -140,7 +139,7 @@ def composed(*overrides):
     HydraConfig.instance().set_config(cfg)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    return leaves(to_plain(cfg))
+    return leaves(OmegaConf.to_container(cfg, resolve=True))
 
 
 def named(settings):

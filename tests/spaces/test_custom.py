@@ -391,7 +391,7 @@ def test_the_models_package_is_found_where_the_command_is_started(tmp_path):
         [sys.executable, "-P", "-c", start, *settings, "search.epochs=1", f"hydra.run.dir={tmp_path / 'out'}"],
         check=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
         capture_output=True,
     )
     assert Genotype.load(tmp_path / "out" / "genotype.json").choices.keys() == CASES["signals"].choices.keys()
