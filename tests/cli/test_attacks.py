@@ -56,7 +56,7 @@ def assert_harmless(source: Path) -> None:
         assert all("weights_only=True" in map(ast.unparse, load.keywords) for load in loads)
     # A file is run only where it has just been written, to be compared with the network it was made of.
     if any(name.startswith("runpy.") for name in called(source)):
-        assert source.name in ("standalone.py", "fresh_process.py")
+        assert source.name in ("standalone.py", "subprocess_main.py")
 
 
 @pytest.fixture(scope="module")

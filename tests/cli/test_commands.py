@@ -85,7 +85,7 @@ def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finish
     assert outcome.code == 0
     scored = json.loads(Path("scored/result.json").read_text())
     assert {name: scored[name] for name in result} == result
-    assert set(scored) - set(result) == {"latency", "device", "peak_memory_bytes", "peak_memory_of"}
+    assert set(scored) - set(result) == {"data_found", "latency", "device", "peak_memory_bytes", "peak_memory_of"}
     assert [measured["batch"] for measured in scored["latency"]] == [1, 3]
     for measured in scored["latency"]:
         assert 0 < measured["median_ms"] <= measured["p95_ms"]

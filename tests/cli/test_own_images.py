@@ -51,7 +51,10 @@ def test_what_is_held_out_may_have_been_seen_once_images_are_added(trained: Path
         assert outcome.err.count("\n") == 1
         assert not Path("after").exists()
     others = nas("evaluate", CHECKPOINT, *QUICK, "data=image_folder", "data.root=others", "hydra.run.dir=after")
-    assert (others.code, others.err) == (0, "warning: 2 of the 4 images to score are copies of images that ...\n")
+    assert others.code == 0
+    assert others.err.startswith(
+        "warning: 3 of the 4 images to score are copies of images that the network was trained"
+    )
     assert json.loads(Path("after/result.json").read_text())["data"] == "others"
 
 
@@ -63,7 +66,7 @@ def test_a_run_goes_on_with_the_images_it_began_with(trained: Path, nas: Nas) ->
     assert outcome.code == 2
     assert outcome.err == (
         "error: 'pets' has other training examples than when trained/retrain/checkpoint.pt was written; "
-        "put them back as they were, or allow it: may_change=[data]\n"
+        "put them back as they were, or allow it: 'may_change=[data]'\n"
     )
     Path("pets/cat/new.png").unlink()
     assert nas("retrain", "resume=trained").code == 0
@@ -96,14 +99,16 @@ def test_nothing_is_written_over(trained: Path, nas: Nas) -> None:
 def test_all_images_of_another_folder_are_scored(trained: Path, nas: Nas, tmp_path: Path) -> None:
     make(tmp_path / "new", "cat dog", count=7, seed=1)
     make(tmp_path / "only/test", "dog", count=3, seed=2)
-    for settings, examples in (
-        (("data=image_folder", "data.root=new"), 14),
-        (("data.root=new",), 14),
-        (("data.root=only",), 3),
+    for number, (settings, examples) in enumerate(
+        (
+            (("data=image_folder", "data.root=new"), 14),
+            (("data.root=new",), 14),
+            (("data.root=only",), 3),
+        )
     ):
-        outcome = nas("evaluate", CHECKPOINT, *QUICK, *settings, f"hydra.run.dir=of_{'_'.join(settings)}")
+        outcome = nas("evaluate", CHECKPOINT, *QUICK, *settings, f"hydra.run.dir=scored{number}")
         assert (outcome.code, outcome.err) == (0, "")
-        result = json.loads(Path(f"of_{'_'.join(settings)}", "result.json").read_text())
+        result = json.loads(Path(f"scored{number}", "result.json").read_text())
         assert (result["test_examples"], result["data_found"]["test"]) == (examples, examples)
         assert f"{examples} images to score" in outcome.out
 

@@ -598,7 +598,7 @@ def test_a_stage_is_not_written_through_a_link(name, elsewhere, tmp_path):
 def test_files_are_not_written_through_links(elsewhere, tmp_path):
     run, thesis = tmp_path / "run", elsewhere / "thesis.txt"
     run.mkdir()
-    for name in ("config.yaml", f".config.yaml.{os.getpid()}.tmp", "events.out.tfevents.1.x", "metrics.jsonl"):
+    for name in ("config.yaml", f".config.yaml.{os.getpid()}.nas.tmp", "events.out.tfevents.1.nas", "metrics.jsonl"):
         (run / name).symlink_to(thesis)
     atomic.write_text(run / "config.yaml", "new")
     with TensorBoard(directory=run) as tracker:
