@@ -11,6 +11,7 @@ from nas.storage.command_line import hydra_value
 # At the begin of a value, or of one of several: ~, ~/... and ~user/...
 UNQUOTED = re.compile(r"(^|[,\[]\s*)(~[A-Za-z0-9_.-]*(?:/[^,\]\"'\s]*)?)(?=[,\]]|$)")
 QUOTED = re.compile(r"""(^|[,\[]\s*)(["'])(~[A-Za-z0-9_.-]*(?:/(?:(?!\2).)*)?)\2(?=\s*[,\]]|$)""")
+TWICE = re.compile(r"""'("(?:[^"\\']|\\.)*")'""")
 OPTION = re.compile(r"(--config-dir|--config-path)=(~.*)")
 WORDS = ("--config-dir", "-cd", "--config-path", "-cp")  # whose value is an argument of its own
 
@@ -36,6 +37,8 @@ def with_home(argument: str) -> str:
     if option := OPTION.fullmatch(argument):
         return f"{option[1]}={os.path.expanduser(option[2])}"
     name, equals, value = argument.partition("=")
+    if twice := TWICE.fullmatch(value):  # a printed setting that no shell has read, as of a batch system
+        return f"{name}={twice[1]}"
     if not equals or "~" not in value or name.startswith("-"):
         return os.path.expanduser(argument) if argument.startswith("~/") else argument
     value = UNQUOTED.sub(lambda found: found[1] + hydra_value(os.path.expanduser(found[2])), value)

@@ -151,7 +151,7 @@ def digest_of_file(path: Path) -> str:
 def _splits(root: Path) -> dict[str, Path]:
     """Split -> its folder. Raises DataError if there is no folder, or several for one split."""
     if not root.exists():
-        raise DataError(f"data.root {root} does not exist", fix="set data.root=... to the folder with the images")
+        raise DataError(f"data.root {root} does not exist", fix="set data.root to the folder with the images")
     if not root.is_dir():
         raise DataError(
             f"data.root {root} is a file, expected a folder", fix="unpack it, and set data.root to the folder"

@@ -1,7 +1,6 @@
 """What a data set was found to consist of: facts for the record of a run, and the lines that tell a person."""
 
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def of_folder(account: Account, class_names: Sequence[str], root: Path) -> dict[
     cases: dict[str, list[str]] = {}
     for name in class_names:
         cases.setdefault(composed(name).casefold(), []).append(name)
-    kinds = account.passed_over.most_common(2 * NAMED)
+    kinds = _most(account.passed_over, 2 * NAMED)
     rest = sum(account.passed_over.values()) - sum(count for _, count in kinds)
     known = {
         "root": str(root.resolve()),
@@ -213,7 +212,11 @@ def _pixels(known: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _most(counted: Mapping[str, int], names: int) -> list[tuple[str, int]]:
+    return sorted(counted.items(), key=lambda one: (-one[1], one[0]))[:names]
+
+
 def _extensions(passed: Mapping[str, int]) -> str:
-    most = Counter(passed).most_common(NAMED)
+    most = _most(passed, NAMED)
     rest = sum(passed.values()) - sum(count for _, count in most)
     return ", ".join([*(f"{kind} {count:,}" for kind, count in most), *([f"others {rest:,}"] if rest else [])])

@@ -25,6 +25,7 @@ class PartialEdge(nn.Module):
 
     def __init__(self, choice: Choice, *, parts: int, stride: int) -> None:
         super().__init__()
+        choice.added = True  # zeros would be joined with what passes by; the edge as a whole is left out
         self.choice: nn.Module = choice
         self.parts = parts
         # ceil_mode: an odd resolution is halved as the candidates halve it.

@@ -19,6 +19,7 @@ from nas.cli.paths import anchored, read
         ("genotype='|none~0|+|none~0|none~1|'", "genotype='|none~0|+|none~0|none~1|'"),
         ("~retrain.policy", "~retrain.policy"),
         ("data.root=a~b", "data.root=a~b"),
+        ("""resume='"a b, c"'""", 'resume="a b, c"'),  # as a message prints it, where no shell has read it
     ],
 )
 def test_home(given: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

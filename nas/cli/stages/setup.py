@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ class Setup:
     benchmark: NasBench201Table | None
     task: Task
     data: DataBundle
-    found: dict[str, Any] = field(default_factory=dict)  # what the manifest records of the data; of the first process
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Setup":
@@ -63,10 +62,7 @@ class Setup:
         with distributed.first_on_machine_first(), advice_for_moved_data(cfg):
             data: DataBundle = build(cfg.data, allow=allow).load()
         check_targets(task, data.spec, training=data.train, test=data.test)
-        found = facts(data) if distributed.first() else {}
-        if found:
-            show_data(found)
-        return cls(cfg, runtime, space, benchmark, task, data, found)
+        return cls(cfg, runtime, space, benchmark, task, data)
 
     def build(self, node: Any, **arguments: Any) -> Any:
         return build(node, allow=allowed(self.cfg), **arguments)
@@ -100,7 +96,10 @@ class Setup:
             writes=distributed.first(),
             lock=self.cfg.lock,
         )
-        out.record(data=self.found)
+        if out.writes:
+            found = facts(self.data)
+            out.record(data=found)
+            show_data(found)
         return out
 
     def track_epoch(self, out: RunDirectory, stage: str, loader: Loader) -> None:
