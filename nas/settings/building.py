@@ -6,8 +6,6 @@ import functools
 import inspect
 from typing import Any
 
-import torch
-
 from nas.errors import ConfigError, NasError
 from nas.runtime.user_functions import import_path
 from nas.settings.allowed_targets import Allowed, check_target
@@ -78,6 +76,8 @@ def as_targets(arguments: Any) -> dict[str, Any]:
 
 def public_path(function: Any) -> str:
     """The import path that the table has: nas.spaces.Darts, not nas.spaces.darts.Darts. Of others their own."""
+    import torch  # here, as starting a command takes no time without it
+
     function = function.func if isinstance(function, functools.partial) else function
     for package in (torch.optim, torch.nn, torch.nn.functional):
         name = getattr(function, "__name__", "")

@@ -285,7 +285,7 @@ MISTAKES = {
     ),
     "unknown optimiser": (
         ("optim@weight_optim=rmsprop",),
-        "optim=rmsprop is not an option of optim; expected one of adam, adamw, sgd, sgd_darts, "
+        "optim=rmsprop is not an option of optim; expected one of adam, adamw, exponentiated_gradient, sgd, sgd_darts, "
         "sgd_darts_imagenet, sgd_nas_bench_201",
     ),
     "setting of another option": (
