@@ -9,6 +9,8 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from nas.data.survey import lines, warnings
+from nas.drawing.architecture import Cell, parted
+from nas.drawing.text import draw_cells
 from nas.formats.export import Exported
 from nas.supernet.genotype import Genotype
 from nas.training.task import Metric
@@ -73,13 +75,25 @@ def show_data(known: Mapping[str, Any]) -> None:
 
 
 def show_search(genotype: Genotype, parameters: int) -> None:
-    """The derived genotype, a row for each choice that was kept."""
-    table = Shown("choice", "derived", title=genotype.space)
-    for key, name in genotype.choices.items():
-        if name is not None:
+    """The derived genotype: its cells drawn, and a row for each other choice that was kept."""
+    cells, others = parted(genotype.choices)
+    if cells:
+        show_cells(cells, title=genotype.space)
+    kept = {key: name for key, name in others.items() if name is not None}
+    if kept or not cells:
+        table = Shown("choice", "derived", title=genotype.space)
+        for key, name in kept.items():
             table.add_row(key, name)
-    show(table)
+        show(table)
     print(f"{parameters:,} parameters when retrained\n")
+
+
+def show_cells(cells: list[Cell], *, title: str) -> None:
+    """Cells as a small drawing, side by side where the terminal is wide enough."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(f"\n{encodable(title)}")
+    print("\n".join(map(encodable, draw_cells(cells, width=plain_console().width, encoding=encoding).split("\n"))))
+    print()
 
 
 # What a result may hold of a task's measures, and how it is shown.

@@ -129,6 +129,19 @@ class ExportConfig(TrainedConfig):
     formats: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class DrawConfig:
+    """Of nas-draw."""
+
+    genotype: str = MISSING
+    out: str = MISSING
+    name: str = MISSING
+    theme: str = MISSING
+    stacked: bool = MISSING
+    benchmark: Any = None
+    allow_targets: list[str] = field(default_factory=list)
+
+
 def register_schemas() -> None:
     """Make the schemas known to Hydra under the names that the root YAML files use."""
     store = ConfigStore.instance()
@@ -137,6 +150,7 @@ def register_schemas() -> None:
         ("retrain_schema", RetrainConfig),
         ("evaluate_schema", EvaluateConfig),
         ("export_schema", ExportConfig),
+        ("draw_schema", DrawConfig),
     ):
         node = OmegaConf.structured(schema)
         if issubclass(schema, RunConfig):
