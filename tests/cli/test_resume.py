@@ -185,7 +185,7 @@ def test_another_configuration_is_refused(stopped: Path, nas: Nas, given: list[s
     assert outcome.code == 2
     assert outcome.err.startswith(
         f"error: the run in {stopped} was started with another configuration: {message}; "
-        "leave it out, or allow it: may_change=["
+        "leave it out, or allow it: 'may_change=["
     )
     assert outcome.err.count("\n") == 1
     assert sorted(stopped.rglob("*")) == before
