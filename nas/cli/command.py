@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nas.cli import output, parallel, paths, torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
+from nas.cli.sweep import JobFailedError, named_job
 from nas.errors import ConfigError, NasError
 from nas.settings import allowed_targets, configuration, schemas
 from nas.storage import disk, names
@@ -32,7 +33,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
 
     shared: whether several processes can do it together, see `nas.runtime.distributed`.
     Exits with 2 and one line on standard error for a mistake of the user; with 128 + its number after a signal, 130 for
-    Ctrl-C. ``--debug`` shows the traceback instead. What `body` returns is the objective of a Hydra sweeper.
+    Ctrl-C. ``--debug`` shows the traceback instead. A job of a sweep
+    that fails does so after the sweep's other jobs have ended. What `body` returns is the objective of a Hydra sweeper.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -50,6 +52,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
     output.resume_in_place(sys.argv)
     base = output.base(sys.argv).absolute()
     absent = names.absent(base)
+    given = tuple(sys.argv[1:])  # the processes of joblib have other arguments
 
     def task(cfg: DictConfig) -> float | None:
         nonlocal composed
@@ -81,6 +84,9 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             if debug:
                 raise
             # Not left to Hydra, which would add a line of its own.
+            if (job := named_job(given)) is not None:
+                tell(f"{job}: {explain(error, config_name)}")
+                raise JobFailedError(USER_ERROR) from None
             fail(explain(error, config_name), USER_ERROR)
         except Interrupted as stop:
             begun = (directory / "manifest.json").exists()
@@ -97,7 +103,11 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             sys.exit(FAILED)
         except Exception as error:
             if not debug and (refusal := disk.refusal(error)) is not None:
-                fail(str(disk.refused(refusal, directory, Path(tempfile.gettempdir()))), USER_ERROR)
+                refused = str(disk.refused(refusal, directory, Path(tempfile.gettempdir())))
+                if (job := named_job(given)) is not None:
+                    tell(f"{job}: {refused}")
+                    raise JobFailedError(USER_ERROR) from None
+                fail(refused, USER_ERROR)
             if torchrun.tells_errors():
                 raise
             sys.exit(FAILED)
@@ -125,6 +135,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
                         if composed:
                             raise
                 main()
+        except JobFailedError as failed:
+            sys.exit(failed.code)
         except KeyboardInterrupt:
             fail(NOTHING_DONE, INTERRUPTED)
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
