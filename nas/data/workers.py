@@ -9,7 +9,8 @@ Not torch's DataLoader, which loses runs in places where this does not:
 - A worker that is killed is noticed at once, by its socket, and between two steps. DataLoader raises from a signal
   handler, at any place of a step.
 - The workers start under joblib, whose processes start others in a way of their own, and in daemonic processes.
-- A worker takes two file descriptors of the training process.
+- A worker takes three file descriptors of the training process. Workers that nobody reads from are closed where there
+  are too few.
 """
 
 import contextlib
@@ -100,10 +101,12 @@ class Workers:
         self._count = count
         self._members: list[_Member] = []
         self._finalizer: Any = None
+        self._passes = 0  # that go on
 
     def batches(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """The batches of `order`, each a list of indices, one after the other."""
         this, sent, members = _Pass(), 0, None
+        self._passes += 1
         try:
             for number in range(len(order)):
                 if members is None or members is not self._members:  # or they were closed since the last batch
@@ -123,6 +126,7 @@ class Workers:
                     raise RuntimeError(got)
                 yield got
         finally:
+            self._passes -= 1
             this.abandoned = True
             this.done.clear()
 
@@ -133,6 +137,24 @@ class Workers:
         self._members, self._finalizer = [], None
 
     def _start(self) -> list[_Member]:
+        try:
+            try:
+                return self._started()
+            except OSError as error:
+                if error.errno not in _DESCRIPTORS:
+                    raise
+                for other in list(_STARTED):  # of the search, for example, when a network is retrained
+                    if not other._passes:
+                        other.close()
+                return self._started()
+        except OSError as error:
+            raise ConfigError(
+                f"{self._count} data workers cannot be started ({_reason(error)})", fix=_fix(error)
+            ) from error
+
+    def _started(self) -> list[_Member]:
+        # multiprocessing would leave some open when there are too few.
+        _check_free_descriptors(3 * self._count + 4)
         # Not the default context, which joblib sets to its own. Elsewhere than on Linux a fork is not safe.
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         members: list[_Member] = []
@@ -148,11 +170,9 @@ class Workers:
                     members.append(_Member(number, ours, process))
                     with _blocked_signals(), _children_allowed():
                         process.start()
-        except OSError as error:
+        except OSError:
             self.close()
-            raise ConfigError(
-                f"{self._count} data workers cannot be started ({_reason(error)})", fix=_fix(error)
-            ) from error
+            raise
         return members
 
     def _ask(self, member: _Member, this: _Pass, number: int, indices: Sequence[int]) -> None:
@@ -333,6 +353,16 @@ def _memory_file() -> Any:
 
 _DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
 _SHORTAGES = (*_DESCRIPTORS, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
+
+
+def _check_free_descriptors(count: int) -> None:
+    """Raises OSError unless this process can open so many files more."""
+    opened: list[int] = []
+    try:
+        opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(count))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _reason(error: OSError | MemoryError) -> str:

@@ -1,6 +1,7 @@
 """The checkpoints of a stage: when its state is saved, how many are kept, and where a run stops."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -59,6 +60,7 @@ class Checkpoints(Interruption):
         self._keep = keep
         self._steps, self._saved_at = 0, time.monotonic()
         self._saved = False  # what there is now
+        self._parent = os.getppid()
         self._raised = False  # that a signal was received
         self._state: Callable[[], State] | None = None  # what there is to save once a step is done
         self._began_at, self._seconds = time.monotonic(), 0.0  # that saving at the ends of epochs has taken since
@@ -133,5 +135,7 @@ class Checkpoints(Interruption):
 
     def _agreed(self, due: bool) -> tuple[bool, signal.Signals | None]:
         """Whether any process finds that saving is due, and a signal that any has received."""
+        if self._several and self.received is None and os.getppid() != self._parent:
+            self.received = signal.SIGTERM  # whoever was to pass it on is gone: torchrun dies of SIGUSR1, for example
         any_due, number = distributed.highest([due, self.received or 0])
         return bool(any_due), signal.Signals(number) if number else None

@@ -1,17 +1,21 @@
 """When the state of a stage is saved, what is kept of it, and signals that stop a run."""
 
+import faulthandler
 import os
+import pty
 import signal
+import sys
 import threading
 
 import pytest
 import torch
 
-from nas.errors import CheckpointError, ConfigError
+from nas.data.loader import between_steps
+from nas.errors import CheckpointError, ConfigError, WorkerLostError
 from nas.runtime.rng import random_state, set_random_state
 from nas.storage import checkpoint_file
 from nas.storage.checkpointing import Checkpoints
-from nas.storage.signals import Interrupted, Interruption
+from nas.storage.signals import AtOnce, Interrupted, Interruption, leave_terminal
 
 
 def of_run(tmp_path, **settings):
@@ -165,7 +169,7 @@ def test_settings_are_positive(tmp_path, setting, value):
 # -- signals
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
 def test_a_signal_saves_and_stops_after_the_step(tmp_path, name):
     number, saved = getattr(signal, name), []
     before = signal.getsignal(number)
@@ -207,6 +211,160 @@ def test_in_a_thread_there_are_no_signals():
     thread.start()
     thread.join()
     assert found == [None]
+
+
+@pytest.fixture
+def handled():
+    """The signals that a handler of somebody else has got: one that was there before."""
+    found = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: found.append(number))
+    yield found
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_handler_that_was_there_before_is_called_when_all_is_saved(tmp_path, handled):
+    saved = []
+
+    def run():
+        with of_run(tmp_path) as checkpoints:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            checkpoints.after_step(lambda: saved.append(list(handled)) or {"number": 1})
+
+    with pytest.raises(Interrupted):
+        run()
+    assert saved == [[]]
+    assert handled == [signal.SIGUSR2]
+
+
+def test_of_two_contexts_the_outer_one_calls_it_once(tmp_path, handled):
+    def run():
+        with AtOnce(), of_run(tmp_path) as checkpoints:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            checkpoints.after_step(dict)
+
+    with pytest.raises(Interrupted, match="SIGUSR2"):
+        run()
+    assert handled == [signal.SIGUSR2]
+
+
+def test_without_a_signal_it_is_not_called(tmp_path, handled):
+    with AtOnce(), of_run(tmp_path) as checkpoints:
+        checkpoints.after_step(dict)
+    assert handled == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+def test_outside_of_steps_a_signal_stops_at_once_and_later_ones_do_not_disturb_the_clearing_up(name):
+    number, cleared = getattr(signal, name), []
+
+    def run():
+        with AtOnce():
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), signal.SIGTERM)
+                cleared.append(True)
+
+    with pytest.raises(Interrupted, match=name):
+        run()
+    assert cleared == [True]
+
+
+def test_a_signal_after_the_last_step_is_not_forgotten(tmp_path):
+    def run():
+        with AtOnce(), of_run(tmp_path) as checkpoints:
+            checkpoints.after_epoch(lambda: {"number": 1}, last=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run()
+    assert kept(tmp_path) == [1]
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with AtOnce(), Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_that_python_does_not_know_is_left_alone():
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)
+    try:
+        with AtOnce(), Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.received == signal.SIGTERM
+    except Interrupted:
+        pass
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
+
+
+def test_a_closed_terminal_is_no_error(monkeypatch):
+    ours, theirs = pty.openpty()
+    kept_open = os.dup(1)
+    try:
+        os.dup2(theirs, 1)
+        leave_terminal()
+        assert os.isatty(1)  # it is open
+        os.close(ours)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(1, b"lost")
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.received == signal.SIGHUP
+        assert os.write(1, b"goes nowhere") == 12
+    finally:
+        os.dup2(kept_open, 1)
+        os.close(kept_open)
+        os.close(theirs)
+
+
+def test_a_process_whose_launcher_is_gone_saves_and_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.runtime.distributed.world", lambda: 2)
+    monkeypatch.setattr("nas.runtime.distributed.highest", list)
+    checkpoints = of_run(tmp_path)
+    checkpoints.after_step(dict)
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        checkpoints.after_step(lambda: {"number": 1})
+    assert kept(tmp_path) == [1]
+
+
+# -- lost workers
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_what_is_saved_when_a_worker_is_lost(tmp_path, between):
+    lost = WorkerLostError("data worker 1 (process 7) was killed by SIGKILL", fix="see why")
+    lost.between_steps = between
+
+    def run():
+        (tmp_path / "run" / "search").mkdir(parents=True)
+        with of_run(tmp_path / "run" / "search") as checkpoints:
+            checkpoints.after_step(lambda: {"number": 1})
+            raise lost
+
+    with pytest.raises(WorkerLostError) as raised:
+        run()
+    assert (tmp_path / "run" / "search" / "checkpoint.pt").exists() == between
+    middle = f"all that was done is saved, resume={tmp_path / 'run'} goes on; " if between else ""
+    assert str(raised.value) == f"data worker 1 (process 7) was killed by SIGKILL; {middle}see why"
+
+
+def test_only_a_loop_that_trains_says_that_it_is_between_steps():
+    def batches():
+        yield 1
+        raise WorkerLostError("lost", fix="see why")
+
+    with pytest.raises(WorkerLostError) as raised:
+        list(between_steps(batches()))
+    assert raised.value.between_steps
+    assert not WorkerLostError.between_steps
 
 
 # -- random generators
