@@ -12,6 +12,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.cli.resume import resolved_again
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.setup import Setup
+    from nas.cli.stages.tracked import genotype_texts, scores
     from nas.spaces.published import resolve
     from nas.storage import atomic
     from nas.training.trained import check_finite, final_result, objective, scoring_loader
@@ -28,6 +29,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
             return None  # of several processes the first does the rest
         result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime), setup.data.spec)
         atomic.write_json(out.path / "result.json", result)
+        tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
     show_result(result)
     print(f"\nEverything is in {directory}")

@@ -13,6 +13,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
+    from nas.cli.stages.tracked import genotype_texts, scores
     from nas.storage import atomic
     from nas.training.trained import check_finite, final_result, objective, scoring_loader
 
@@ -32,6 +33,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         result = {**final_result(trained, loader, setup.data.spec), **search.ending()}
         complete = result | search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
+        tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
         show_result(result)
         show_gap(complete)

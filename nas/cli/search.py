@@ -11,6 +11,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import show_gap, show_search, show_standings
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
+    from nas.cli.stages.tracked import genotype_texts
     from nas.storage import atomic
 
     setup = Setup.from_config(cfg)
@@ -22,6 +23,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
             return  # of several processes the first does the rest
         result = search.result(genotype)
         atomic.write_json(out.path / "result.json", result)
+        tracker.finish({}, texts=genotype_texts(genotype))
     show_search(genotype, search.derived_parameters(genotype))
     if setup.benchmark is not None:
         show_standings(setup.benchmark.report(genotype))

@@ -5,21 +5,30 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from nas.drawing.architecture_picture import draw_architecture
+from nas.drawing.canvas import Picture
+from nas.drawing.heat_map import draw_heat_map
+from nas.drawing.history import draw_history
+from nas.drawing.png import to_png
 from nas.errors import OutputError
-from nas.storage import atomic
+from nas.storage import atomic, event_tags
 from nas.untrusted import regular_file
+from nas.untrusted.escaping import fenced
 
 Line = dict[str, Any]
 STAGES = ("search", "retrain")
 SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about two million
 
 OURS = ".nas"  # how the names of our event files end: others' are left alone
-RECORD_LIMIT = 10_000_000  # bytes of an event; one of ours takes a hundred
+RECORD_LIMIT = 10_000_000  # bytes of an event; a number of ours takes a hundred, a picture twenty thousand
+PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history")
+BINS = 20  # of a histogram
+HISTORY = 60  # epochs that a picture of a history is drawn from
 
 
 class JsonLines:
@@ -49,6 +58,16 @@ class JsonLines:
             self._replace(kept)
         if epochs and not complete:
             self.log(stage, epochs - 1, metrics)
+
+    def derived(self, choices: Mapping[str, str | None]) -> None:
+        """What was derived after the epoch that is logged next; for pictures."""
+
+    def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
+        """Once, when a run begins. texts: title -> text. settings: by which runs are compared; scores: tags of the
+        cards by which runs are ranked."""
+
+    def finish(self, scores: Mapping[str, float], *, texts: Mapping[str, str]) -> None:
+        """Once, when a run ends. scores: tag -> value."""
 
     def _replace(self, lines: list[Line]) -> None:
         self._stream.close()
@@ -90,47 +109,148 @@ class Silent(JsonLines):
 
 
 class TensorBoard(JsonLines):
-    """The same as curves named ``<stage>/<metric>`` over the epochs, in an event file in the run's directory.
+    """The same as cards in groups (see `nas.storage.event_tags`), pictures, histograms and texts, in an event file in
+    the run's directory. Its steps are the epochs from 1, as the console counts them.
 
     Of a run that is resumed the file is written anew from ``metrics.jsonl``: events cannot be taken out of one, and the
-    steps that a second file repeats would be shown twice. The times of day of what the old file had are kept.
+    steps that a second file repeats would be shown twice. The times of day of what the old file had are kept, and so
+    are its pictures, as ``metrics.jsonl`` does not say what was derived.
     """
 
     def __init__(self, *, directory: Path) -> None:
         super().__init__(directory=directory)
         self._directory = directory
+        self._choices: dict[str, str | None] | None = None  # derived after the epoch that is logged next
+        self._pictured: dict[str, str | None] | None = None
+        self._due: tuple[int, dict[str, str | None]] | None = None
+        self._described: dict[str, Any] | None = None
         self._start()
 
     def _start(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and not everybody's choice
 
         before = list(self._directory.glob(f"events.out.tfevents.*{OURS}"))
-        times = {known: time for old in before if old.is_file() for known, time in wall_times(old)}
+        mine = [old for old in before if old.is_file()]
+        times = {known: time for old in mine for known, time in wall_times(old)}
+        epochs = max((line["epoch"] + 1 for line in self._lines if line["stage"] == "search"), default=0)
         self._writer = SummaryWriter(log_dir=str(self._directory), filename_suffix=OURS)
+        self._files: Any = self._writer.file_writer  # torch's annotation says None
+        self._laid_out = False
         for line in self._lines:
             self._draw(line, time=times.get((line["stage"], line["epoch"])))
+        for old in mine:
+            self._keep_pictures(old, epochs)
+        if self._described is not None:
+            self.describe(**self._described)
         self._writer.flush()
         for old in before:
             old.unlink()
 
+    def _keep_pictures(self, old: Path, epochs: int) -> None:
+        for event in events(old):
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "image" and value.tag in PICTURES and 1 <= event.step <= epochs:
+                    self._write(value, step=event.step, time=event.wall_time)
+
+    def _write(self, value: Any, *, step: int, time: float | None = None) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._files.add_summary(Summary(value=[value]), step, walltime=time)
+
     def _draw(self, line: Line, *, time: float | None = None) -> None:
         """time: of day, in seconds since 1970; None for now."""
-        for name, value in line.items():
-            if name not in ("stage", "epoch"):
-                number = math.nan if value is None else value
-                self._writer.add_scalar(f"{line['stage']}/{name}", number, line["epoch"], walltime=time)
+        step = line["epoch"] + 1
+        for tag, value in event_tags.scalars(line):
+            self._writer.add_scalar(tag, math.nan if value is None else value, step, walltime=time)
+        for tag, values in event_tags.histograms(line):
+            finite = [value for value in values if math.isfinite(value)]
+            if finite:
+                import numpy
+
+                self._writer.add_histogram(tag, numpy.array(finite), step, bins=BINS, walltime=time)
+        if line["stage"] == "search" and not self._laid_out:
+            self._laid_out = True
+            self._writer.add_custom_scalars(event_tags.layout(line))
+
+    def derived(self, choices: Mapping[str, str | None]) -> None:
+        self._choices = dict(choices)
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
         super().log(stage, epoch, metrics)
         self._draw({"stage": stage, "epoch": epoch, **metrics})
+        if stage == "search" and self._choices is not None:
+            self._draw_pictures(epoch, self._choices)
+            self._choices = None
         self._writer.flush()
+
+    def _draw_pictures(self, epoch: int, choices: dict[str, str | None]) -> None:
+        probabilities = event_tags.probabilities(self._lines[-1])
+        if choices != self._pictured:
+            self._pictured = choices
+            picture = draw_architecture(
+                choices, title=f"derived after epoch {epoch + 1}", probabilities=probabilities, stacked=True
+            )
+            self._show("pictures/derived", picture, epoch)
+        self._due = (epoch, choices)
+        if event_tags.pictured(epoch):
+            self._draw_probabilities()
+
+    def _draw_probabilities(self) -> None:
+        """Heat map and history of the last epoch of the search, unless they are drawn already."""
+        if self._due is None:
+            return
+        epoch, choices = self._due
+        self._due = None
+        done = [line for line in self._lines if line["stage"] == "search"]
+        probabilities = event_tags.probabilities(done[-1])
+        if not probabilities:
+            return
+        title = f"probabilities in per cent after epoch {epoch + 1}"
+        self._show("pictures/heat_map", draw_heat_map(probabilities, title=title, chosen=choices, stacked=True), epoch)
+        history: dict[str, dict[str, list[float]]] = {}
+        for line in done[:: max(1, len(done) // HISTORY)]:
+            for key, of in event_tags.probabilities(line).items():
+                for name, value in of.items():
+                    history.setdefault(key, {}).setdefault(name, []).append(value)
+        self._show("pictures/history", draw_history(history, title=f"probabilities until epoch {epoch + 1}"), epoch)
+
+    def _show(self, tag: str, picture: Picture, epoch: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        content, width, height = to_png(picture, colours=32)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+        self._write(Summary.Value(tag=tag, image=image), step=epoch + 1)
+
+    def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        self._described = {"texts": texts, "settings": settings, "scores": scores}
+        self._write_texts(texts)
+        # The summaries that add_hparams would write into a second run below this one.
+        experiment, start, self._end = hparams(dict(settings), dict.fromkeys(scores, 0.0))
+        for summary in (experiment, start):
+            self._files.add_summary(summary)
+
+    def finish(self, scores: Mapping[str, float], *, texts: Mapping[str, str]) -> None:
+        self._write_texts(texts)
+        for tag, value in scores.items():
+            self._writer.add_scalar(tag, value, 1)
+        if self._described is not None:
+            self._files.add_summary(self._end)
+        self._writer.flush()
+
+    def _write_texts(self, texts: Mapping[str, str]) -> None:
+        for title, text in texts.items():
+            self._writer.add_text(title, "\n".join(fenced("", text)))
 
     def _replace(self, lines: list[Line]) -> None:
         super()._replace(lines)
+        self._due = None
         self._writer.close()  # first, so that all is in the file whose times are read
         self._start()
 
     def close(self) -> None:
+        self._draw_probabilities()
         self._writer.close()
         super().close()
 
@@ -168,7 +288,15 @@ def parsed(text: str) -> Line | None:
 
 
 def wall_times(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
-    """((stage, epoch), time of day) of the events in a file, as far as it is whole.
+    """((stage, epoch), time of day) of the cards in a file, as far as it is whole."""
+    for event in events(path):
+        for value in event.summary.value:
+            if value.WhichOneof("value") == "simple_value":
+                yield (event_tags.stage(value.tag), event.step - 1), event.wall_time
+
+
+def events(path: Path) -> Iterator[Any]:
+    """The events in a file, as far as it is whole.
 
     A record is its length (uint64), a checksum (uint32), an Event of TensorBoard's protocol, a checksum.
     """
@@ -182,8 +310,7 @@ def wall_times(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
             except DecodeError:
                 return
             stream.read(4)
-            for value in event.summary.value:
-                yield (value.tag.partition("/")[0], event.step), event.wall_time
+            yield event
 
 
 def is_line(line: Any) -> bool:

@@ -58,15 +58,25 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
     accumulator = EventAccumulator(str(finished))
     accumulator.Reload()
     tags = set(accumulator.Tags()["scalars"])
-    assert tags == {f"{line['stage']}/{name}" for line in metrics for name in line if name not in ("stage", "epoch")}
+    assert not any("probability" in tag for tag in tags)
+    assert {tag for tag in tags if tag.startswith("arch/")} == {f"arch/{key}" for key in genotype_keys(finished)}
     assert tags >= {
         "search/weights/loss", "search/arch/loss", "search/weights/accuracy", "search/arch/accuracy",
-        "search/temperature", "search/lr/weights", "search/lr/arch", "search/entropy/cell/0-1",
-        "search/probability/cell/2-3/skip_connect", "search/weights/grad_norm", "search/arch/grad_norm",
+        "search/temperature", "search/lr/weights", "search/lr/arch", "search/entropy",
+        "test/accuracy", "test/parameters", "search/weights/grad_norm", "search/arch/grad_norm",
         "search/seconds_per_step", "search/examples_per_second", "search/derived_parameters",
         "retrain/weights/loss", "retrain/weights/accuracy", "retrain/lr/weights",
     }  # fmt: skip
-    assert [event.value for event in accumulator.Scalars("search/temperature")] == pytest.approx([10.0, 0.1])
+    curve = [(event.step, event.value) for event in accumulator.Scalars("search/temperature")]
+    assert [step for step, _ in curve] == [1, 2]
+    assert [value for _, value in curve] == pytest.approx([10.0, 0.1])
+    assert set(accumulator.Tags()["images"]) == {"pictures/derived", "pictures/heat_map", "pictures/history"}
+    texts = {"settings/text_summary", "command/text_summary", "genotype/text_summary", "notation/text_summary"}
+    assert texts | {"_hparams_/experiment"} <= accumulator.summary_metadata.keys()
+
+
+def genotype_keys(run: Path) -> list[str]:
+    return list(json.loads((run / "genotype.json").read_text())["choices"])
 
 
 def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finished: Path, nas: Nas) -> None:

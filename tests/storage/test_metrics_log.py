@@ -73,9 +73,9 @@ def test_tensorboard_events_read_back(tmp_path):
     events.Reload()
     curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert curves == {
-        "search/weights/loss": [(0, 0.0), (1, 0.5), (2, 1.0)],
-        "search/probability/cell/0-1/none": [(0, 0.25), (1, 0.25), (2, 0.25)],
-        "retrain/weights/loss": [(0, 7.0)],
+        "search/weights/loss": [(1, 0.0), (2, 0.5), (3, 1.0)],
+        "arch/cell/0-1": [(1, 0.25), (2, 0.25), (3, 0.25)],
+        "retrain/weights/loss": [(1, 7.0)],
     }
 
 
@@ -106,8 +106,8 @@ def test_a_resumed_run_repeats_no_epoch_and_leaves_out_none(tracker, tmp_path):
     assert [(line["stage"], line["epoch"], line["loss"]) for line in lines(tmp_path)] == expected
     if tracker is TensorBoard:
         assert curves(tmp_path) == {
-            "search/loss": [(0, 0.0), (1, 1.0), (2, 20.0), (3, 30.0)],
-            "retrain/loss": [(0, 5.0)],
+            "search/loss": [(1, 0.0), (2, 1.0), (3, 20.0), (4, 30.0)],
+            "retrain/loss": [(1, 5.0)],
         }
 
 
@@ -118,7 +118,7 @@ def test_an_epoch_that_was_saved_but_not_logged_is_logged(tracker, tmp_path):
         resumed.resume("search", 4, {"loss": 3.0})
     assert [line["loss"] for line in lines(tmp_path)] == [0.0, 1.0, 2.0, 3.0]
     if tracker is TensorBoard:
-        assert curves(tmp_path)["search/loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+        assert curves(tmp_path)["search/loss"] == [(1, 0.0), (2, 1.0), (3, 2.0), (4, 3.0)]
 
 
 def test_the_other_stage_is_left_alone(tmp_path):
@@ -193,3 +193,62 @@ def test_an_event_file_that_is_cut_gives_what_is_whole(tmp_path):
     events.write_bytes(events.read_bytes()[:-20])
     assert [known for known, _ in wall_times(events)] == [("search", 0), ("search", 1)]
     log_three(TensorBoard(directory=tmp_path))
+
+
+def shown(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def darts_line(tau=1.0):
+    """Metrics as a search of the DARTS space logs them."""
+    operations = [f"op{number}" for number in range(8)]
+    keys = [f"{kind}/{a}-{b}" for kind in ("normal", "reduce") for b in range(2, 6) for a in range(b)]
+    return {
+        "weights/loss": 1.0, "arch/loss": 1.0, "temperature": tau, "entropy/mean": 2.0,
+        "gap/derived": 0.5, "collapse/skips": 1,
+        **{f"entropy/{key}": 2.0 for key in keys},
+        **{f"probability/{key}/{name}": 0.3 if name == "op1" else 0.1 for key in keys for name in operations},
+    }, dict.fromkeys(keys, "op1")  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_darts_run_shows_a_card_a_choice_and_pictures(tmp_path):
+    line, choices = darts_line()
+    with TensorBoard(directory=tmp_path) as tracker:
+        tracker.describe(texts={"command": "nas-run ```x"}, settings={"seed": 3, "sampler": "gdas"}, scores=["test/a"])
+        for epoch in range(12):
+            tracker.derived(choices if epoch < 5 else choices | {"normal/0-2": None})
+            tracker.log("search", epoch, line)
+        tracker.finish({"test/a": 0.75}, texts={"genotype": "{}"})
+    events = shown(tmp_path)
+    tags = events.Tags()
+    assert len(tags["scalars"]) == 28 + 7
+    assert {tag.partition("/")[0] for tag in tags["scalars"]} == {"search", "arch", "gap", "collapse", "test"}
+    assert events.Scalars("arch/normal/0-2")[0].value == pytest.approx(0.3)
+    assert [event.step for event in events.Images("pictures/derived")] == [1, 6]  # each time that it changed
+    assert [event.step for event in events.Images("pictures/heat_map")] == [*range(1, 11), 12]
+    assert set(tags["distributions"]) == {"histograms/entropies", "histograms/probabilities"}
+    kinds = {one.plugin_data.plugin_name for one in events.summary_metadata.values()}
+    assert kinds >= {"custom_scalars", "hparams", "text"}
+    assert sorted(one.name for one in tmp_path.iterdir() if one.is_dir()) == []  # no run below this one
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_resumed_run_keeps_pictures_of_the_epochs_that_it_keeps(tmp_path):
+    line, choices = darts_line()
+    with TensorBoard(directory=tmp_path) as tracker:
+        for epoch in range(3):
+            tracker.derived({**choices, "normal/0-2": f"op{epoch}"})
+            tracker.log("search", epoch, line)
+    before = [(one.step, one.wall_time) for one in shown(tmp_path).Images("pictures/derived")]
+    with TensorBoard(directory=tmp_path) as resumed:
+        resumed.resume("search", 2, line)
+        resumed.derived(choices)
+        resumed.log("search", 2, line)
+    after = [(one.step, one.wall_time) for one in shown(tmp_path).Images("pictures/derived")]
+    assert after[:2] == before[:2]
+    assert [step for step, _ in after] == [1, 2, 3]

@@ -223,6 +223,7 @@ class SearchStage:
         def write_genotype() -> None:
             if out.writes and state.genotype is not None:
                 atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
+                tracker.derived(state.genotype.choices)
 
         distributed.start_alike(state.supernet)
         bar = Progress("search", self.plan.epochs, metric=self.setup.task.metric)

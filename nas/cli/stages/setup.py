@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.cli.report import show_data
+from nas.cli.stages.tracked import description
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
@@ -150,6 +151,7 @@ class Setup:
         if not out.writes:
             return Silent()
         tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
+        tracker.describe(**description(self.cfg, metric=self.task.metric.name))
         return tracker
 
 

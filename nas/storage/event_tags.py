@@ -1,0 +1,92 @@
+"""What of the metrics TensorBoard shows, and under which names: grouped by purpose, one card a choice at most."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+MOST_CHOICES = 30  # with a card of their own; of more there are pictures and histograms alone
+OWN_GROUPS = ("gap", "collapse")  # of the search's metrics that are a group of their own
+Probabilities = dict[str, dict[str, float]]
+
+
+def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """(tag, value) of the cards. A choice gets one, ``arch/<choice>``: the probability of its leading operation.
+    Of the entropies the mean gets one; `histograms` has all."""
+    stage = line["stage"]
+    for name, value in line.items():
+        group = name.partition("/")[0]
+        if name in ("stage", "epoch") or (stage == "search" and group in ("probability", "share")):
+            continue
+        if stage == "search" and name == "entropy/mean":
+            yield "search/entropy", value
+        elif stage == "search" and group == "entropy":
+            continue
+        elif stage == "search" and group in OWN_GROUPS:
+            yield name, value
+        else:
+            yield f"{stage}/{name}", value
+    found = probabilities(line)
+    if len(found) <= MOST_CHOICES:
+        for key, of in found.items():
+            yield f"arch/{key}", max(of.values())
+
+
+def probabilities(line: Mapping[str, Any]) -> Probabilities:
+    """choice key -> operation -> probability, of a line of the search."""
+    found: Probabilities = {}
+    for name, value in line.items():
+        if line["stage"] == "search" and name.startswith("probability/") and value is not None:
+            key, _, operation = name.removeprefix("probability/").rpartition("/")
+            found.setdefault(key, {})[operation] = value
+    return found
+
+
+def histograms(line: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[float]]]:
+    """All entropies, and all probabilities, of a line of the search."""
+    of_choices = (name for name in line if name.startswith("entropy/") and name != "entropy/mean")
+    entropies = [line[name] for name in of_choices if line[name] is not None]
+    drawn = [value for of in probabilities(line).values() for value in of.values()]
+    if line["stage"] == "search":
+        yield from (
+            (tag, all_)
+            for tag, all_ in (("histograms/entropies", entropies), ("histograms/probabilities", drawn))
+            if all_
+        )
+
+
+def stage(tag: str) -> str:
+    """Of the card with a tag; empty for what no epoch wrote."""
+    group = tag.partition("/")[0]
+    return group if group == "retrain" else "search" if group in ("search", "arch", *OWN_GROUPS) else ""
+
+
+def layout(line: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """Charts of several curves for TensorBoard's custom scalars, from a line of the search: both levels, temperature
+    and entropy, the gap, and the leading probabilities of all choices of a cell."""
+    tags = [tag for tag, _ in scalars(line)]
+    cells: dict[str, list[str]] = {}
+    for tag in tags:
+        if tag.startswith("arch/"):
+            cells.setdefault(tag.rpartition("/")[0].removeprefix("arch").lstrip("/") or "choices", []).append(tag)
+    charts = {
+        "search": {
+            "losses of both levels": [tag for tag in tags if re.fullmatch(r"search/(weights|arch)/loss", tag)],
+            "temperature and entropy": [tag for tag in tags if tag in ("search/temperature", "search/entropy")],
+            "discretisation gap": [tag for tag in tags if tag.startswith("gap/")],
+            "collapse": [tag for tag in tags if tag.startswith("collapse/")],
+        },
+        "architecture": {f"leading probabilities: {cell}": found for cell, found in cells.items()},
+    }
+    return {
+        category: {
+            title: ["Multiline", [f"^{re.escape(tag)}$" for tag in found]] for title, found in of.items() if found
+        }
+        for category, of in charts.items()
+        if any(of.values())
+    }
+
+
+def pictured(epoch: int) -> bool:
+    """Whether heat map and history are drawn after an epoch: each of the first ten, then one in ten. A picture takes as
+    many bytes as a hundred epochs of a curve."""
+    return epoch < 10 or (epoch + 1) % 10 == 0
