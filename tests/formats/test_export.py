@@ -29,6 +29,7 @@ from nas.formats.standalone import Standalone
 from nas.formats.weights import Weights
 from nas.runtime.runtime import Runtime
 from nas.spaces.ops import Noise
+from nas.storage.command_line import pasted
 from nas.supernet.genotype import Genotype
 from nas.training.task import Classification
 from nas.training.trained import Trained, scoring_loader
@@ -142,7 +143,7 @@ def test_the_model_card_tells_how_the_network_came_about(run):
     result = json.loads((run / "result.json").read_text())
     for expected in (
         "# nas_bench_201 network for synthetic",
-        f"`nas-run {' '.join(TINY)} formats={ALL} hydra.run.dir={run}`",
+        f"`{pasted(['nas-run', *TINY, f'formats={ALL}', f'hydra.run.dir={run}'])}`",
         f"torch {torch.__version__}",
         f"- Seed: {manifest['seed']}",
         f"| parameters | {result['parameters']:,} |",
