@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from nas.drawing.canvas import Box, Curve, Picture, Point, Text, framed, short, text_width
 
-LINES = ("separable", "convolution", "pool", "skip", "dilated", "other", "mark", "none")  # colours of operations
+LINES = ("separable", "mark", "pool", "dilated", "skip line", "convolution", "other line", "none")  # colours
 ACROSS = 5  # charts in a row
 WIDTH, HEIGHT, GAP = 168.0, 84.0, 14.0
 MOST = 40  # charts

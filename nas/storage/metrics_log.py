@@ -27,6 +27,7 @@ SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about 
 OURS = ".nas"  # how the names of our event files end: others' are left alone
 RECORD_LIMIT = 10_000_000  # bytes of an event; a number of ours takes a hundred, a picture twenty thousand
 PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history")
+HUES = "pictures/history"  # which needs more colours, as thin lines of eight hues get few pixels
 BINS = 20  # of a histogram
 HISTORY = 60  # epochs that a picture of a history is drawn from
 
@@ -217,7 +218,7 @@ class TensorBoard(JsonLines):
     def _show(self, tag: str, picture: Picture, epoch: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        content, width, height = to_png(picture, colours=32)
+        content, width, height = to_png(picture, colours=128 if tag == HUES else 32)
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
         self._write(Summary.Value(tag=tag, image=image), step=epoch + 1)
 
