@@ -63,9 +63,9 @@ def try_search(
         all_put_back(objects, device=device),
         synchronised(supernet),
         SEARCH.explained(supernet, searcher.precision),
+        supernet.register_forward_hook(check),
     ):
         searcher.guard = Quiet()
-        supernet.register_forward_hook(check)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:

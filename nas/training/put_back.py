@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 PutBack = Callable[[], object]
+FIXED = (int, float, str, type(None))
+HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 DEEPEST = 3  # containers in containers that are put back
 
 
@@ -21,7 +23,8 @@ def all_put_back(objects: Iterable[object], *, device: torch.device) -> Iterator
     """At the end, also after an error, the objects are what they were before, and so are the global generators of
     Python, NumPy and torch, on the CPU and on the device.
 
-    objects: modules with all that is below them, optimisers, and anything else whose attributes are to be put back.
+    objects: modules with all that is below them, but for hooks; optimisers; and anything else whose attributes are to
+    be put back.
     Weights are copied to the CPU, so that a GPU shows the memory that the trial itself takes.
     """
     seen: set[int] = set()
@@ -43,7 +46,12 @@ def of_object(value: object, seen: set[int]) -> Iterator[PutBack]:
         yield of_optimizer(value)
     elif isinstance(value, nn.Module):
         for module in value.modules():
-            yield from of_value(vars(module), seen, DEEPEST)
+            entries = dict(vars(module))
+            yield functools.partial(refill, vars(module), entries)
+            for name, one in entries.items():
+                # A module has ten empty dicts of hooks: looking into each takes longer than all that may have changed.
+                if not isinstance(one, FIXED) and not name.endswith(HOOKS):
+                    yield from of_value(one, seen, DEEPEST)
     elif value is not None and hasattr(value, "__dict__"):
         yield from of_value(vars(value), seen, DEEPEST)
 

@@ -218,7 +218,9 @@ class Custom:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ConfigError(
                     f"task.{what} returned {got} for {len(targets)} examples, expected a tensor of shape {expected}",
-                    fix="let the loss return its mean over the batch, and metric and weight a value for each example",
+                    fix="let task.weight return a number for each example"
+                    if what == "weight"
+                    else "let the loss return its mean over the batch, and the metric a value for each example",
                 )
 
 

@@ -55,9 +55,9 @@ def try_training(
         all_put_back([network, optimizer, task], device=device),
         synchronised(network),
         trial.explained(network, step.precision),
+        network.register_forward_hook(check),
     ):
         network.train()
-        network.register_forward_hook(check)
         average = Average(network, decay=decay) if decay > 0 else None
         state = RetrainState(network, optimizer, average, scaler=step.precision.scaler())
         try:

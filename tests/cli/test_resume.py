@@ -345,7 +345,7 @@ def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_short_torture() -> None:
     done = subprocess.run(
-        [sys.executable, str(TORTURE), "--kills", "4", "--events", "3", "--ranks", "0"],
+        [sys.executable, str(TORTURE), "--kills", "2", "--events", "2", "--ranks", "0", "--groups", "1"],
         capture_output=True,
         text=True,
         timeout=280,
