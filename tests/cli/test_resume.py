@@ -351,5 +351,5 @@ def test_a_short_torture() -> None:
         timeout=280,
         check=False,
     )
-    assert done.stdout.startswith("4 of 4 killed and resumed runs identical"), done.stdout + done.stderr
+    assert done.stdout.startswith("2 of 2 killed and resumed runs identical"), done.stdout + done.stderr
     assert done.returncode == 0, done.stdout
