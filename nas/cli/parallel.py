@@ -53,6 +53,16 @@ def job() -> Iterator[None]:
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        leave_if_launcher_is_gone()
+
+
+def leave_if_launcher_is_gone() -> None:
+    """End this process if the one that has started it was killed: joblib would wait for its next job."""
+    launcher = multiprocessing.parent_process()
+    if launcher is not None and launcher.pid != os.getppid():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -583,7 +583,7 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
             "retrain",
             ("genotype=DARTS_V9",),
             "'DARTS_V9' is neither a file nor a published genotype; give a genotype.json, a genotype's "
-            "text, or one of DARTS_V1, DARTS_V2",
+            "text, or one of DARTS_V1, DARTS_V2, GDAS_V1, PCDARTS",
         ),
         (
             "retrain",
