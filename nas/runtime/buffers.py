@@ -31,7 +31,8 @@ class Buffers:
 def unsaved(model: nn.Module) -> dict[str, Tensor]:
     """By name, the buffers that a state dict leaves out (``persistent=False``): training may change these as well."""
     saved = model.state_dict()
-    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+    # Detached, as in a state dict: torch.compile leaves attributes on buffers, which a checkpoint cannot hold.
+    return {name: buffer.detach() for name, buffer in model.named_buffers() if name not in saved}
 
 
 @torch.no_grad()

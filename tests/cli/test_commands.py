@@ -160,6 +160,7 @@ def test_all_options_of_the_recipe_together(nas: Nas) -> None:
     assert {name: scored[name] for name in result} == result
 
 
+@pytest.mark.long
 def test_each_option_alone_changes_the_training(nas: Nas) -> None:
     losses: dict[str, float] = {}
     for number, option in enumerate(("retrain.epochs=2", *OPTIONS)):  # the first changes nothing

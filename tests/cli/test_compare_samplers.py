@@ -39,6 +39,7 @@ def table(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_it_prints_what_the_searches_logged(script, table, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(script, "SAMPLERS", {name: script.SAMPLERS[name] for name in list(script.SAMPLERS)[::8]})
     problem = script.run(table, "--column", "my_test_1", "--out", "out", *TINY, *SMALL)

@@ -106,6 +106,7 @@ def test_a_stopped_run_ends_as_it_would_have(
     assert list(Path().iterdir()) == [Path("out")]  # nothing beside it
 
 
+@pytest.mark.long
 def test_stopped_again_and_again(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path) -> None:
     arguments, stops = [*RUN, "hydra.run.dir=out"], 0
     while True:

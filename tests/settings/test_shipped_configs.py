@@ -75,7 +75,8 @@ def two_steps(cfg: DictConfig, directory: Path) -> None:
 @pytest.mark.parametrize("root", sorted(path.stem for path in ROOT.glob("*.yaml")))
 def test_every_command_composes(root: str) -> None:
     cfg = composed(root)
-    assert cfg.runtime._target_ == "nas.runtime.Runtime"
+    if root != "draw":  # which runs no network
+        assert cfg.runtime._target_ == "nas.runtime.Runtime"
     assert HydraConfig.get().job.name == f"nas-{root}"
 
 
