@@ -530,7 +530,7 @@ MISTAKES = {
             "task.higher_is_better=false",
         ),
         "task.metric returned shape () for 2 examples, expected a tensor of shape (2,); let the loss return its mean "
-        "over the batch, and metric and weight a value for each example",
+        "over the batch, and the metric a value for each example",
     ),
     "mixup of signals": (
         "Signals",

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from nas.cli.progress_bar import Progress
 from nas.cli.stages.setup import Setup, at_least, check_outputs, taking, two_examples
@@ -165,8 +166,10 @@ class SearchStage:
     def say_what_is_not_as_published(self) -> None:
         """Print a line if a method that was chosen alone lacks settings of its authors, or ReinMax is too cold."""
         cfg = self.setup.cfg
+        # Without the name, which only a command can resolve.
+        settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "name"])
         lines = (
-            missing(self.sampler, leaves(to_plain(cfg))),
+            missing(self.sampler, leaves(to_plain(settings))),
             reinmax_too_cold(self.sampler, self.temperature, cfg.search.epochs),
         )
         for kind, line in zip(("note", "warning"), lines, strict=True):
