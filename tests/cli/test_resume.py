@@ -344,6 +344,7 @@ def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert result(tmp_path / "out") == result(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_a_short_torture() -> None:
     done = subprocess.run(
         [sys.executable, str(TORTURE), "--kills", "2", "--events", "2", "--ranks", "0", "--groups", "1"],
