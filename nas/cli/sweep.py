@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 class JobFailedError(Exception):
-    """A job of a sweep has failed, and the user has been told why. An Exception, which Hydra keeps until the other jobs
+    """A job of a sweep has failed, after a line that says why. An Exception, which Hydra keeps until the other jobs
     have ended; a SystemExit would end them."""
 
     def __init__(self, code: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-SHORT = 0.9  # of the memory that there is: more than this is told
+SHORT = 0.9  # of the available memory; the search warns if it needs more
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class ScoreFunction:
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
         soft, drawn = gumbel_softmax(logits.detach(), 1.0, generator)
-        return Gates(straight_through(drawn, soft), drawn)  # not a number where the logits are none, which is told
+        return Gates(straight_through(drawn, soft), drawn)  # NaN where the logits are NaN; `refuse_nan` raises then
 
     def surrogate(self, arch: ArchParams, drawn: Sequence[Gates], losses: Tensor) -> Tensor:
         """A scalar with the gradient of the step in the logits. losses: (networks,), those of the drawn networks."""

@@ -5,7 +5,7 @@ from typing import Any
 
 # What a command line says of a resumption itself, and of whom it trusts: never read from what a run has left.
 OWN = ("resume", "may_change", "allow_targets", "lock")
-# Where the data lie, which a run that goes on may be told anew: its training examples themselves are compared.
+# Where the data lie. A resumed run may get another place, as the training examples themselves are compared.
 PLACES = ("data.root",)
 # Whether files are fetched, to a place that the run's configuration names: never read from what a run has left.
 FETCH = "data.download"
