@@ -1,6 +1,7 @@
 """Runs that stream images, and what may happen to their workers."""
 
 import json
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -51,7 +52,9 @@ def in_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None])
 
 
 def workers() -> list[int]:
-    return [member.process.pid for one in _STARTED for member in one._members if member.process.pid]
+    """The live workers: workers of an earlier loader can have ended without being collected yet."""
+    members = (member.process for one in _STARTED for member in one._members)
+    return [process.pid for process in members if process.is_alive() and process.pid]
 
 
 def status(directory: str) -> str:
@@ -103,6 +106,7 @@ def test_a_signal_in_an_export_leaves_no_temporary_file(
 
     temporary = tmp_path / "tmp"
     temporary.mkdir()
+    multiprocessing.util.get_temp_dir()  # made once a process and removed at its end: not in the patched directory
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr(module, "compared", interrupt)
     outcome = nas("run", *TINY, "hydra.run.dir=out")
