@@ -49,7 +49,9 @@ def test_the_script_measures_what_a_search_then_reads(
     search = (
         *TINY, "tracker=jsonl", "regulariser=latency", "regulariser.latency.table=table.json",
     )  # fmt: skip
-    reached = f"regulariser.latency.target={0.9 * most}"
+    # The mean over the candidates is within reach whatever was measured; a part of the largest sum need not be.
+    mean = table.fixed + sum(sum(measured.values()) / len(measured) for measured in table.candidates.values())
+    reached = f"regulariser.latency.target={mean}"
     assert nas("search", *search, reached, "hydra.run.dir=out").code == 0
     line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert table.fixed < line["regulariser/latency/expected"] < most
