@@ -500,7 +500,7 @@ MISTAKES = {
     "no classes": (
         "Signals",
         PAIRS,
-        "the data set 'pairs' has no classes: its targets are no integers; return class labels as integers, or choose "
+        "the data set 'pairs' has no classes: its targets are not integers; return class labels as integers, or choose "
         "a model that does not ask for num_classes",
     ),
     "values to classify": (
@@ -535,13 +535,13 @@ MISTAKES = {
     "mixup of signals": (
         "Signals",
         (*SIGNALS, "retrain.mixup=0.2"),
-        "retrain.mixup is 0.2 and retrain.cutmix 0.0, but the examples of 'signals' are no images; set retrain.mixup=0 "
-        "and retrain.cutmix=0",
+        "retrain.mixup is 0.2 and retrain.cutmix 0.0, but the examples of 'signals' are not images; set "
+        "retrain.mixup=0 and retrain.cutmix=0",
     ),
     "policy for signals": (
         "Signals",
         (*SIGNALS, "policy@retrain.policy=rand_augment"),
-        "retrain.policy is RandAugment, but the examples of 'signals' are no images; set policy@retrain.policy=null",
+        "retrain.policy is RandAugment, but the examples of 'signals' are not images; set policy@retrain.policy=null",
     ),
     "smoothing of values": (
         "TwoInputs",
@@ -552,7 +552,7 @@ MISTAKES = {
     "cutout of signals": (
         "Signals",
         (*SIGNALS, "retrain.cutout=4"),
-        "retrain.cutout is 4, but the examples of 'signals' are no images; set retrain.cutout=0",
+        "retrain.cutout is 4, but the examples of 'signals' are not images; set retrain.cutout=0",
     ),
     "several inputs": (
         "Signals",
@@ -612,7 +612,7 @@ ITEMS = {
     "(float32 (2,)) with target int64 () as in the first training item",
     "target": "item 1 of the training set of custom_models.items is (float32 (2,)) with target float32 (), expected "
     "(float32 (2,)) with target int64 () as in the first training item",
-    "random": "item 0 of the training set of custom_models.items is something else each time it is read, expected the "
+    "random": "item 0 of the training set of custom_models.items is different each time it is read, expected the "
     "same: put what is random into data.augment",
 }
 
