@@ -405,7 +405,9 @@ def test_weights_that_do_not_give_the_network_are_left_out(spec, tmp_path):
     given = replace(subject(network, spec, x), unsaved=lambda: ("average",))
     with pytest.raises(UnavailableError, match="without average, which training changed and no state dict holds"):
         Weights().write(given, tmp_path)
-    with pytest.raises(UnavailableError, match="Centred holds a tensor at table that is no parameter or buffer of its"):
+    with pytest.raises(
+        UnavailableError, match="Centred holds a tensor at table that is not a parameter or buffer of its"
+    ):
         Standalone().write(given, tmp_path)
     assert list(tmp_path.iterdir()) == []
     Program().write(given, tmp_path)
