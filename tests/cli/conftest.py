@@ -1,4 +1,4 @@
-"""The commands, run in this process as a shell would run them."""
+"""Fixtures that run the commands in this process, as a shell would run them."""
 
 import importlib
 import sys

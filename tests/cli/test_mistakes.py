@@ -1,4 +1,4 @@
-"""What a mistake gets: one line on standard error, exit code 2, nothing on disk, a traceback only with --debug."""
+"""A user's mistakes: one line on standard error, exit code 2, no files, and a traceback only with --debug."""
 
 import json
 from collections.abc import Callable

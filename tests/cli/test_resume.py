@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed: bit for bit what they would have been, or a refusal that says why."""
+"""Runs that are stopped and resumed: they give the same bits as an unbroken run, or are refused with a reason."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What regularisers, the collapse monitor and samplers get through the command, and what bad values of theirs get."""
+"""Settings of regularisers, the collapse monitor and samplers: what the command passes to them, and bad values."""
 
 import json
 import math

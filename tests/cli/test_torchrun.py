@@ -1,4 +1,4 @@
-"""The commands in two processes: they leave what one leaves, and no more."""
+"""The commands in two processes: they write the same files as one process, and no more."""
 
 import json
 import sys

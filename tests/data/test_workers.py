@@ -1,4 +1,4 @@
-"""Processes that read data: what ends them, what they outlive, and what is said when one is lost."""
+"""Worker processes that read data: what ends them, what they survive, and the message when a worker is lost."""
 
 import contextlib
 import gc

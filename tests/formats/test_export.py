@@ -1,4 +1,4 @@
-"""What nas-run exports, in all formats: made once, loaded as its users will. And what is not exported."""
+"""The exports of nas-run in all formats, made once and loaded as users load them; and what is not exported."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""nas.load: the network that was trained, from whatever a run left, and from nothing else."""
+"""nas.load returns the trained network from the files of a run or an export, and refuses all other files."""
 
 import json
 import shutil

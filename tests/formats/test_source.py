@@ -1,4 +1,4 @@
-"""The source of a network: what it computes, and how it reads. That a fresh process loads it is in test_export.py."""
+"""The source of a network: what it computes, and how it reads. test_export.py loads it in a fresh process."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What several processes share. What needs two of them is asserted in exchange.py, inside of both."""
+"""What several processes share. exchange.py has the assertions that need two processes."""
 
 from pathlib import Path
 

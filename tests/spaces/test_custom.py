@@ -1,4 +1,4 @@
-"""The whole job on models, data and tasks that the framework has never seen, and what bad ones get."""
+"""Search, retraining and export with a user's own models, data and tasks; and with mistakes in them."""
 
 import importlib
 import json
