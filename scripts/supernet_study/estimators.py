@@ -84,7 +84,7 @@ def losses_of_draws(stage, batches, count, generator):
 
 
 def main_effects(drawn, losses, probs):
-    """Returns (choices, candidates): E[L | candidate] - E[L] by least squares, and the explained part of the variance."""
+    """Returns (choices, candidates): E[L | candidate] - E[L] by least squares; and the explained part of the variance."""
     indicators = one_hot(drawn, probs.shape[1]).flatten(1).double()
     centred = indicators - indicators.mean(dim=0)
     differences = losses.double() - losses.double().mean()
@@ -129,7 +129,7 @@ def compared(found, true):
 
 
 def table_effects(table, keys, candidates):
-    """Returns (edges, operations): mean accuracy of the benchmark's cells with this operation, less the overall mean."""
+    """Returns (edges, operations): mean accuracy of the benchmark's cells with this operation, less the total mean."""
     cells = [table.genotype(index) for index in range(len(table))]
     accuracies = np.array([table.look_up(cell)[table.columns[0]].accuracy for cell in cells])
     return torch.tensor(
