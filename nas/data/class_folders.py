@@ -268,7 +268,7 @@ def _refuse_mixed(root: Path, splits: dict[str, Path]) -> None:
     if beside := [folder.name for folder in _folders(root) if folder not in used and _images_under(folder, counted)]:
         raise DataError(
             f"{root} has the folder of a split, {', '.join(map(str, used))}, and folders of images beside it "
-            f"({', '.join(beside[:SHOWN])}), expected either",
+            f"({', '.join(beside[:SHOWN])}), expected one or the other",
             fix="set data.root=... to the folder that holds the class folders to score",
         )
 

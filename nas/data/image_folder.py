@@ -85,7 +85,7 @@ class ImageFolder:
             values = ", ".join(str(round(value * 255)) for value in mean)
             print(
                 f"warning: every pixel of the {len(train.paths)} training images has the value {values}; of files with "
-                "16 bits a pixel the upper 8 are kept: scale what has fewer to the full range",
+                "16 bits a pixel only the upper 8 are kept: scale files with fewer bits to the full range",
                 file=sys.stderr,
             )
         files = train.paths + test.paths

@@ -33,6 +33,6 @@ def check_labels(split: Split, spec: DataSpec, what: str) -> None:
             raise DataError(
                 f"item {start + row} of the {what} set of {spec.name!r} has "
                 f"{f'the label {strange[0]}' if strange else f'no label but {IGNORED}'}, expected labels from 0 to "
-                f"{spec.num_classes - 1}, and {IGNORED} for what is to be left out",
+                f"{spec.num_classes - 1}, and {IGNORED} for labels to ignore",
                 fix="correct its __getitem__, name all classes in data.classes, and leave items without labels out",
             )

@@ -230,7 +230,7 @@ class Workers:
         self.close()
         raise WorkerLostError(
             f"data worker {member.number} (process {pid}) {how}",
-            fix="see whether memory ran out; fewer data.workers, or a smaller batch, take less",
+            fix="check whether memory ran out; use fewer data.workers, or a smaller batch",
         )
 
 

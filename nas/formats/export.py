@@ -127,7 +127,7 @@ def written(subject: Subject, formats: Mapping[str, Format], directory: Path) ->
                 path.unlink()
     if left_out and not artefacts:
         raise OutputError(
-            f"the network can be had in none of the formats {', '.join(formats)} ("
+            f"the network cannot be exported as {' or '.join(formats)} ("
             f"{'; '.join(f'{name}: {reason}' for name, reason in left_out.items())})",
             fix="the checkpoint is complete; choose others, e.g. "
             f"formats=[{'program' if 'weights' in formats else 'weights'}]",

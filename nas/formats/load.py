@@ -72,9 +72,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         metadata = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path} is damaged, or not of an export ({reason})", fix=FIX) from error
+        raise CheckpointError(f"{path} is damaged, or does not belong to an export ({reason})", fix=FIX) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not of an export of this project", fix=FIX)
+        raise CheckpointError(f"{path} does not belong to an export of this project", fix=FIX)
     checkpoint_file.check_version(path, metadata.get("version"), VERSION)
     return metadata
 

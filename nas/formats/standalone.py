@@ -30,7 +30,7 @@ class Standalone:
         again.load_state_dict(network.state_dict())
         with torch.no_grad():
             if not torch.equal(again.eval()(*subject.examples), network(*subject.examples)):
-                raise UnavailableError("this network does other things while it is traced than when it is run")
+                raise UnavailableError("this network computes something else while it is traced")
         return Artefact(
             file=FILE,
             about=f"plain PyTorch, to be read and edited; its load() takes the weights from {WEIGHTS}",

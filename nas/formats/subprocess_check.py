@@ -55,8 +55,8 @@ def run(
             if (refusal := disk.refusal_in(last)) is not None:
                 raise disk.refused(refusal, Path(exchange), directory)
             raise OutputError(
-                f"the process that was to check the exported files stopped ({last})",
-                fix="see whether the machine has memory left; nothing was written",
+                f"the process that checks the exported files stopped ({last})",
+                fix="check whether memory ran out; nothing was written",
             )
         results: dict[str, list[Tensor] | str] = torch.load(target, weights_only=True)
     return results

@@ -18,7 +18,7 @@ class Hidden:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] == "nas":
-            raise ImportError("it imports this project, which it shall do without")
+            raise ImportError("it imports this project, which it must not need")
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def check_target(target: Any, allow: Allowed = ()) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(
             f"_target_ {target!r} is a {type(found).__name__}, expected a function or class",
-            fix="add the name of what is to be called, as in package.module.function",
+            fix="add the name of a function or class, as in package.module.function",
         )
     home = getattr(found, "__module__", None)
     # One object that is allowed by its full path may be defined in another module of its package.

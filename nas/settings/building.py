@@ -72,7 +72,7 @@ def as_target(thing: Any) -> Any:
     if isinstance(thing, dict) or hasattr(thing, "items"):
         return as_targets(thing)
     raise ConfigError(
-        f"a {path} cannot be recorded in a file, expected something that ships, a function or a class",
+        f"a {path} cannot be recorded in a file, expected an object of this project, a function or a class",
         fix="give the function that makes it, with functools.partial for its arguments",
     )
 

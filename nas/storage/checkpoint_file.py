@@ -126,7 +126,7 @@ def check_version(path: Path, version: Any, expected: int) -> None:
         return
     if type(version) is int and version == 1:
         raise CheckpointError(
-            f"{path} was written by release 0.1.0, whose files name what they are built of by import paths",
+            f"{path} was written by release 0.1.0, whose files contain import paths",
             fix="use it with release 0.1.0, or retrain the network of its genotype.json, which this release reads",
         )
     raise CheckpointError(
@@ -189,7 +189,7 @@ def taken_from(source: str | Path) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{source} is incomplete, or was changed ({described(error)})", fix="give it as this project wrote it"
+            f"{source} is incomplete, or was changed ({described(error)})", fix="use the file as this project wrote it"
         ) from error
 
 

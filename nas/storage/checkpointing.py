@@ -44,8 +44,8 @@ class Checkpoints(Interruption):
     ) -> None:
         super().__init__(several=distributed.world() > 1 or multiprocessing.parent_process() is not None)
         for name, value, fix in (
-            ("every_steps", every_steps, "null, to save after each epoch alone"),
-            ("every_minutes", every_minutes, "null, to save after each epoch alone"),
+            ("every_steps", every_steps, "null, to save only after epochs"),
+            ("every_minutes", every_minutes, "null, to save only after epochs"),
             ("share", share, "null, to save after each epoch"),
             ("keep", keep, "2"),
         ):

@@ -189,7 +189,7 @@ def check_processes(manifest: dict[str, Any], now: int, *, may_change: Sequence[
     before = manifest.get("processes", now)
     if before != now and not among("processes", may_change):
         raise ConfigError(
-            f"the run was started with processes={before}, got processes={now}, which give other bits",
+            f"the run was started with processes={before}, got processes={now}, which changes the results",
             fix=f"start {before}{', by torchrun' if before > 1 else ', without torchrun'}, or allow it: "
             "may_change=[processes]",
         )

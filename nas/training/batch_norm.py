@@ -98,7 +98,7 @@ def say_statistics_differ() -> None:
     """Prints the warning once per process, for any number of models."""
     if distributed.first():
         print(
-            f"warning: on CPUs each of the {distributed.world()} processes has batch norms of its own: they take the "
+            f"warning: on CPUs each of the {distributed.world()} processes has its own batch norms: they use the "
             "statistics of its share of a batch, and those of the first process are kept",
             file=sys.stderr,
         )

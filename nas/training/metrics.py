@@ -155,7 +155,7 @@ class ClassificationMeasures(MetricInterval):
         counts: list[list[int]] = self._per_class.tolist()
         labels, right = (sum(column) for column in zip(*counts, strict=True))
         if not labels:
-            raise ValueError("no label of the split counts, all of them are to be ignored")
+            raise ValueError("no label of the split counts, all are ignored")
         results = super().results()
         if self._binary:
             results = {f"{self._name}_interval": list(wilson_interval(right, labels))}

@@ -35,7 +35,8 @@ def as_large_as(weights: Any, *, source: object) -> Iterator[None]:
         numbers_left -= numbers
         if modules_left < 0 or numbers_left < 0:
             raise CheckpointError(
-                f"{source} describes a network that is far larger than its weights", fix="give it as it was written"
+                f"{source} describes a network that is far larger than its weights",
+                fix="use the file as it was written",
             )
 
     def on_module(parent: nn.Module, name: str, child: nn.Module | None) -> None:

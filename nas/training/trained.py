@@ -152,8 +152,8 @@ def check_finite(result: dict[str, Any]) -> None:
     if not math.isfinite(loss := result["test_loss"]):
         raise DivergenceError(
             f"the loss of the trained network on the test split is {loss}, expected a finite number: its outputs, or "
-            "what the loss makes of them, are not finite",
-            fix="see which of its operations these inputs break, or train it with a lower retrain.optim.lr",
+            "the losses of these outputs, are not finite",
+            fix="find out which operations these inputs break, or train it with a lower retrain.optim.lr",
         )
 
 

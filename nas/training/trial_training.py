@@ -65,7 +65,7 @@ def try_training(
         except UngatedError as error:
             raise SpaceError(
                 f"the derived network still runs a choice: {error.problem}",
-                fix="let the model reach its choices as registered children only, by no closure or list",
+                fix="let the model reach its choices as registered children only, not through a closure or a list",
             ) from error
 
 

@@ -234,7 +234,7 @@ MISTAKES = {
     ),
     "saving steps": (
         ("saving.every_steps=0",),
-        "saving.every_steps must be > 0, got 0; set saving.every_steps=null, to save after each epoch alone",
+        "saving.every_steps must be > 0, got 0; set saving.every_steps=null, to save only after epochs",
     ),
     "saving nothing": (
         ("saving.keep=0",),
@@ -242,7 +242,7 @@ MISTAKES = {
     ),
     "saving minutes": (
         ("saving.every_minutes=-1",),
-        "saving.every_minutes must be > 0, got -1; set saving.every_minutes=null, to save after each epoch alone",
+        "saving.every_minutes must be > 0, got -1; set saving.every_minutes=null, to save only after epochs",
     ),
     "what is done about NaN": (
         ("runtime.on_nonfinite=halt",),

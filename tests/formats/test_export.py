@@ -253,10 +253,10 @@ def test_the_fresh_process_knows_nothing_of_this_project_and_names_what_fails(sp
     )
     assert torch.equal(results["right"][0], torch.full((2,), 2.0))
     assert torch.equal(results["with it"][0], torch.ones(2))
-    assert results["project"] == "ImportError: it imports this project, which it shall do without"
+    assert results["project"] == "ImportError: it imports this project, which it must not need"
     assert results["nothing"] == "ZeroDivisionError: division by zero"
     assert results["none"] == "KeyError: 'y'"
-    with pytest.raises(OutputError, match="the process that was to check the exported files stopped"):
+    with pytest.raises(OutputError, match="the process that checks the exported files stopped"):
         subprocess_check.run({"exit": "import os; os._exit(3)"}, {}, batches=batches, directory=tmp_path)
 
 
@@ -436,7 +436,7 @@ def test_a_fresh_process_takes_code_that_is_not_ascii(tmp_path, monkeypatch):
 
 
 def test_source_that_is_not_the_network_is_not_written(spec, tmp_path):
-    with pytest.raises(OutputError, match="this network does other things while it is traced than when it is run"):
+    with pytest.raises(OutputError, match="this network computes something else while it is traced"):
         exported(Untruthful(), spec, tmp_path / "out", standalone=Standalone())
     assert not (tmp_path / "out").exists()
 
@@ -444,7 +444,7 @@ def test_source_that_is_not_the_network_is_not_written(spec, tmp_path):
 def test_of_a_random_network_there_are_no_files(spec, tmp_path):
     network = nn.Sequential(Noise(3, 3, 1, True), *linear())
     given = subject(network, spec, torch.randn(2, 3, 8, 8))
-    with pytest.raises(UnavailableError, match="this network does other things while it is traced than when it is run"):
+    with pytest.raises(UnavailableError, match="this network computes something else while it is traced"):
         Standalone().write(given, tmp_path)
     done = exported(network, spec, tmp_path / "out", standalone=Standalone(), weights=Weights())
     reason = "the network gives other outputs each time it runs"

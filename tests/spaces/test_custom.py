@@ -410,7 +410,7 @@ MISTAKES = {
     "no function": (
         "HERE",
         ("space.factory=custom_models", *SIGNALS),
-        "_target_ 'custom_models' is a module, expected a function or class; add the name of what is to be called, as "
+        "_target_ 'custom_models' is a module, expected a function or class; add the name of a function or class, as "
         "in package.module.function",
     ),
     "no module": (
@@ -691,8 +691,8 @@ def test_a_network_that_cannot_be_traced_leaves_its_result_and_says_so(tmp_path,
     assert run(tmp_path / "out", "untraceable", *SIGNALS, "formats=[program]") == 2
     message = capsys.readouterr().err
     assert message.startswith(
-        "error: the network can be had in none of the formats program (program: torch.export cannot trace the network "
-        "with a batch of any size ("
+        "error: the network cannot be exported as program (program: torch.export cannot trace the network with a batch "
+        "of any size ("
     )
     assert message.endswith("the checkpoint is complete; choose others, e.g. formats=[weights]\n")
     assert (tmp_path / "out" / "result.json").is_file()

@@ -80,7 +80,7 @@ def layer(module: nn.Module) -> Call:
     except Exception as error:
         raise UnsupportedError(f"it is not known how nn.{kind.__name__} was made") from error
     if repr(again) != repr(module) or shapes(again) != shapes(module):
-        raise UnsupportedError(f"nn.{kind.__name__} does not tell how it was made")
+        raise UnsupportedError(f"nn.{kind.__name__} does not have all arguments of its constructor as attributes")
     return Call(f"nn.{kind.__name__}", tuple(arguments))
 
 
