@@ -84,7 +84,7 @@ def losses_of_draws(stage, batches, count, generator):
 
 
 def main_effects(drawn, losses, probs):
-    """Returns (choices, candidates): E[L | candidate] - E[L] by least squares; and the explained part of the variance."""
+    """Returns (choices, candidates): E[L | candidate] - E[L] by least squares, and the explained share of variance."""
     indicators = one_hot(drawn, probs.shape[1]).flatten(1).double()
     centred = indicators - indicators.mean(dim=0)
     differences = losses.double() - losses.double().mean()
