@@ -1,4 +1,4 @@
-"""The process of `nas.formats.subprocess_check.run`: runs code without the objects of the process that exports.
+"""The process of `nas.formats.subprocess_check.run`: runs code where the exported network does not exist.
 
 It is started from its text, with ``python -c``, so that its directory is not searched for modules.
 """

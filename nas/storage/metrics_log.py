@@ -63,16 +63,22 @@ class JsonLines:
             self.log(stage, epochs - 1, metrics)
 
     def derived(self, choices: Mapping[str, str | None]) -> None:
-        """Keeps what was derived after the epoch that is logged next, for pictures."""
+        """Takes the choices that were derived after the epoch that is logged next.
+
+        Only TensorBoard uses them, for pictures.
+        """
 
     def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
-        """Logs a description, once, when a run begins.
+        """Takes a description of the run, once, when it begins. Only TensorBoard writes it.
 
         texts: title -> text. settings: for comparing runs. scores: tags of the cards by which runs are ranked.
         """
 
     def finish(self, scores: Mapping[str, float], *, texts: Mapping[str, str]) -> None:
-        """Logs the final scores and texts, once, when a run ends. scores: tag -> value."""
+        """Takes the final scores and texts, once, when a run ends.
+
+        Only TensorBoard writes them. scores: tag -> value.
+        """
 
     def _replace(self, lines: list[Line]) -> None:
         self._stream.close()

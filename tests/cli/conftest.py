@@ -22,7 +22,7 @@ TINY = (
     "space.channels=4",
     "retrain.network.channels=4",
     "runtime.device=cpu",
-    "formats=[]",  # each takes seconds; see test_export_command.py
+    "formats=[]",  # each takes seconds; see test_export.py
 )
 
 

@@ -142,7 +142,10 @@ class Classes:
         return Call(base(module) if isinstance(module, CONTAINERS) else "nn.ModuleDict", self._contents(module, used))
 
     def _contents(self, module: nn.Module, used: Sequence[str]) -> tuple[tuple[None, Term], ...]:
-        """Returns the arguments of a container. A real container keeps all its modules, because their numbers count."""
+        """Returns the arguments of a container: all its modules, because they are numbered.
+
+        Any other module keeps the used ones.
+        """
         children = kept(module, used, every=isinstance(module, CONTAINERS))
         names = tuple(name for name, _, _ in children)
         terms = tuple(self._term(child, inside) for _, child, inside in children)
