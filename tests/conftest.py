@@ -1,4 +1,4 @@
-"""What several test files share. Sizes are tiny: the mathematics does not depend on them."""
+"""Fixtures that several test files share. Sizes are tiny, because the mathematics does not depend on them."""
 
 import os
 from pathlib import Path

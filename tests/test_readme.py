@@ -1,4 +1,4 @@
-"""The worked example of README.md works as it is printed there."""
+"""The worked example of README.md works as printed."""
 
 import importlib
 import json

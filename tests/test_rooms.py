@@ -1,4 +1,4 @@
-"""The rooms of the package: which way imports go, and who may import Hydra. Read from the syntax trees."""
+"""The import directions between the rooms of the package, and who may import Hydra. Read from the syntax trees."""
 
 import ast
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Data: a family (`digits`, `image_folder`, ...) loads a `DataBundle`; a `Loader` makes batches of one of its splits.
+"""Data sets. A family (`digits`, `image_folder`, ...) loads a `DataBundle`; a `Loader` makes batches of one split.
 
-Importing this package imports torch and nothing heavier: what only one family needs is imported by its `load`.
+Importing this package imports only torch. The `load` of a family imports what only this family needs.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a data set family hands to the rest of the project: examples in two splits, and what is to be known of them."""
+"""A loaded data set: its training and test splits, and what the rest of the project must know about them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,31 +21,34 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor | None:
-        """(N,) int64, on the CPU; None where targets are not class labels."""
+        """Returns the class labels, (N,) int64 on the CPU, or None if the targets are not class labels."""
         ...
 
     def __len__(self) -> int: ...
 
     def subset(self, indices: Tensor) -> "Split":
-        """The examples at `indices`, (M,) int64, in that order; nothing is copied."""
+        """Returns the examples at `indices`, (M,) int64, in that order. Does not copy the inputs."""
         ...
 
     def batches(self, order: Sequence[Tensor], *, device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
-        """One batch for each index vector of `order`, on `device`: inputs (B, ...), of images uint8, and targets
-        (B, ...), of classes int64."""
+        """Yields one batch for each index vector of `order`, on `device`.
+
+        Inputs are (B, ...), uint8 for images. Targets are (B, ...), int64 for classes.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class DataBundle:
-    """A data set, loaded.
+    """A loaded data set.
 
-    test: for the final score only. A search is given the two halves of `search_splits`, which hold no way to it.
-    augment: what training examples go through in this data set: an `Augment` of images, or a function of any inputs.
-    trained_on: tells which of the set's examples are in `train`; None where that is always the same.
-    held_out: whether `test` has the others, as the set came without a test split.
-    found: what a data set family knows of its files, for `nas.data.survey`.
-    sample: digests of some of the training files, by which their copies are recognised elsewhere; empty for none.
+    test: only for the final score. A search gets the two parts of `search_splits`, which give no access to the test
+    split.
+    augment: augments training examples: an `Augment` for images, or a function for any inputs.
+    trained_on: identifies the examples in `train`; None if they are always the same.
+    held_out: whether the test examples were held out of the set, because it has no test split.
+    found: what a data set family knows about its files, for `nas.data.survey`.
+    sample: digests of some training files, to recognise copies of them elsewhere; empty if there are none.
     """
 
     spec: DataSpec
@@ -59,13 +62,14 @@ class DataBundle:
 
     @property
     def seen(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the training examples."""
+        """Returns what a checkpoint records about the training examples."""
         return {"trained_on": self.trained_on, "training_sample": list(self.sample)}
 
     def augmented(self, *, cutout: int, policy: Policy | None) -> Augment | Preparation | None:
-        """`augment` and, for images, the square that is cut out of them and the policy they go through.
+        """Returns `augment`; for images, with a cutout square of this side in pixels, and with a policy.
 
-        Raises ConfigError where the examples are no images, or none that a policy takes.
+        Raises ConfigError if cutout or a policy is set and the examples are not images, or not images that a policy
+        takes.
         """
         if isinstance(self.augment, Augment):
             if policy is not None and self.spec.channels not in (1, 3):
@@ -80,35 +84,39 @@ class DataBundle:
         ):
             if value:
                 raise ConfigError(
-                    f"retrain.{got}, but the examples of {self.spec.name!r} are no images", fix=f"set {fix}"
+                    f"retrain.{got}, but the examples of {self.spec.name!r} are not images", fix=f"set {fix}"
                 )
         return self.augment
 
     def mixing(self, *, mixup: float, cutmix: float) -> Mixing | None:
-        """None if both are 0. Raises ConfigError where the examples are not images with class labels."""
+        """Returns mixup and cutmix for training batches, or None if both are 0.
+
+        Raises ConfigError if the examples are not images with class labels.
+        """
         if mixup == cutmix == 0:
             return None
         if not isinstance(self.spec, ImageSpec):
             raise ConfigError(
-                f"retrain.mixup is {mixup} and retrain.cutmix {cutmix}, but the examples of {self.spec.name!r} are no "
+                f"retrain.mixup is {mixup} and retrain.cutmix {cutmix}, but the examples of {self.spec.name!r} are not "
                 "images",
                 fix="set retrain.mixup=0 and retrain.cutmix=0",
             )
         return Mixing(classes=self.spec.num_classes, mixup=mixup, cutmix=cutmix)
 
     def search_splits(self, *, weight_fraction: float, seed: int) -> tuple[Split, Split]:
-        """Two disjoint parts of `train`, one to train the weights of the supernet (`weight_fraction` of the examples),
-        one to train the architecture (the rest); each with every class in proportion, where there are classes.
+        """Returns two disjoint parts of `train`: one for the weights of the supernet, one for the architecture.
 
-        The same for the same seed. Raises ConfigError if the fraction is outside (0, 1), DataError if a part is empty.
-        Source: Liu et al. 2019 (DARTS), sec. 3.1: half of the training set each.
+        The first part has `weight_fraction` of the examples, the second part has the rest. Each part has every class in
+        proportion, if there are classes. The same seed gives the same parts. Raises ConfigError if the fraction is
+        outside (0, 1), DataError if a part is empty. Source: Liu et al. 2019 (DARTS), sec. 3.1: half of the training
+        set each.
         """
         if not 0 < weight_fraction < 1:
             raise ConfigError(
                 f"weight_fraction must lie strictly between 0 and 1, got {weight_fraction}",
                 fix="set search.weight_fraction to e.g. 0.5",
             )
-        # Without classes all examples are of one, and stratifying is splitting at random.
+        # Without classes, all examples count as one class: stratifying then splits at random.
         labels = torch.zeros(len(self.train)) if self.train.labels is None else self.train.labels
         weight, arch = stratified_indices(labels, fraction=weight_fraction, seed=seed)
         for part, indices in (("weight", weight), ("architecture", arch)):

@@ -1,4 +1,4 @@
-"""Which files of a directory are images of which class, and which of them are for testing."""
+"""Finds the images of a directory, their classes, and which of them are for testing."""
 
 import hashlib
 import os
@@ -15,12 +15,12 @@ from nas.data.image_file import EXTENSIONS
 from nas.data.stratify import hold_out
 from nas.errors import DataError
 
-SAMPLED = 1024  # files whose contents tell whether a network has seen some of them
+SAMPLED = 1024  # files whose digests a checkpoint keeps, to recognise training images
 SHOWN = 10  # names that a message lists
 NO_EXTENSION = "without extension"
-SAID = {"train": "training", "test": "the final score", "validation": "validation"}
+PURPOSE = {"train": "training", "test": "the final score", "validation": "validation"}
 
-# What a folder of a split may be called, in any case of letters.
+# Folder name, in lower case -> split. Upper and lower case are equal.
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -34,18 +34,21 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one split. labels: (N,) int64."""
+    """The files of one split.
+
+    labels: (N,) int64.
+    """
 
     paths: tuple[Path, ...]
     labels: Tensor
 
     def digest(self, root: Path) -> str:
-        """Equal for the same files in the same order, wherever `root` lies."""
+        """Returns a digest of the files' names in their order. It does not depend on where `root` lies."""
         names = "\n".join(path.relative_to(root).as_posix() for path in self.paths)
         return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
     def sample(self) -> tuple[str, ...]:
-        """SHA-256, cut to 16 letters, of the contents of at most SAMPLED evenly spaced files."""
+        """Returns the SHA-256 digests of at most SAMPLED evenly spaced files, each cut to 16 letters."""
         step = max(1, -(-len(self.paths) // SAMPLED))
         return tuple(map(digest_of_file, self.paths[::step]))
 
@@ -55,11 +58,13 @@ class Listing:
 
 @dataclass
 class Account:
-    """What of a root is in which split, and what is in none of them.
+    """Counts which images of a root are in which split, and what is in no split.
 
     train_from, test_from: folder -> number of images; the root itself is ``.``.
-    passed_over: extension -> number of other files in the class folders. beside: images that lie beside the class
-    folders. unused: folders beside those of the splits. nested: class -> the folders in its own that hold its images.
+    passed_over: extension -> number of files in the class folders that are not images.
+    beside: number of images beside the class folders.
+    unused: folders beside the split folders.
+    nested: class -> the folders inside its class folder that hold images.
     """
 
     train_from: dict[str, int] = field(default_factory=dict)
@@ -71,7 +76,10 @@ class Account:
 
 
 class Found(NamedTuple):
-    """held_out: whether the test split was taken out of the files that `train` has the rest of."""
+    """The images of a root in two splits.
+
+    held_out: whether the test images were taken out of the images for training.
+    """
 
     train: Listing
     test: Listing
@@ -81,12 +89,13 @@ class Found(NamedTuple):
 
 
 def find_images(root: Path, *, test_fraction: float) -> Found:
-    """The images of `root/train/<class>/*` + `root/test/<class>/*`, or of `root/<class>/*`.
+    """Finds the images of `root/train/<class>/*` and `root/test/<class>/*`, or of `root/<class>/*`.
 
-    `training`, and `testing`, are other names for them. `val`, `valid` or `validation` stands in for `test` where there
-    is none; beside a `test` folder its images are for training, out of which a search takes those for the architecture:
-    nothing here chooses by them, and the test images are for the final score only. Without either of them,
-    `test_fraction` of every class is held out. Raises DataError if the folders are not as described.
+    `training` and `testing` are other names for these folders. `val`, `valid` or `validation` is the test folder if
+    there is no `test`. If there is a `test` folder too, the validation images are for training: nothing here chooses by
+    them, a search takes its images for the architecture out of the training images, and the test images are for the
+    final score only. Without a test and a validation folder, `test_fraction` of every class is held out. Raises
+    DataError if the folders are not as described.
     """
     splits = _splits(root)
     account = Account()
@@ -123,9 +132,12 @@ def find_images(root: Path, *, test_fraction: float) -> Found:
 
 
 def find_to_score(root: Path, *, class_names: tuple[str, ...]) -> tuple[Listing, Account]:
-    """All labelled images of a root that a network of these classes is to be scored on, of some of the classes at
-    least: those of its `test` folder; of its `val` folder, or else of its `train` folder, if there is no other; those
-    of `root/<class>/*` where there are no splits. Raises DataError if the folders are not as described."""
+    """Finds all labelled images of a root to score a network on that was trained on the classes `class_names`.
+
+    The images come from the `test` folder; without it from the `val` folder, or else from the `train` folder; without
+    split folders from `root/<class>/*`. Some classes may be missing. Raises DataError if the folders are not as
+    described.
+    """
     splits = _splits(root)
     account = Account()
     chosen = splits.get("test", splits.get("validation", splits.get("train", root)))
@@ -140,7 +152,7 @@ def find_to_score(root: Path, *, class_names: tuple[str, ...]) -> tuple[Listing,
 
 
 def digest_of_file(path: Path) -> str:
-    """Of the contents. Raises DataError if the file cannot be read."""
+    """Returns a digest of the file's contents. Raises DataError if the file cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
@@ -149,7 +161,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """Split -> its folder. Raises DataError if there is no folder, or several for one split."""
+    """Returns split -> its folder. Raises DataError if `root` is not a folder, or if one split has several folders."""
     if not root.exists():
         raise DataError(f"data.root {root} does not exist", fix="set data.root to the folder with the images")
     if not root.is_dir():
@@ -160,13 +172,13 @@ def _splits(root: Path) -> dict[str, Path]:
     for folder in _folders(root):
         if (split := SPLITS.get(folder.name.casefold())) is not None:
             named.setdefault(split, []).append(folder)
-    # A folder called "train" that holds images and no folders is a class: a data set of vehicles has one.
+    # A folder "train" that holds images but no folders is a class, e.g. in a data set of vehicles.
     if not any(map(_folders, named.get("train", []))):
         named = {split: [folder for folder in folders if _folders(folder)] for split, folders in named.items()}
     for split, folders in named.items():
         if len(folders) > 1:
             raise DataError(
-                f"{' and '.join(map(str, folders))} are both for {SAID[split]}, expected one folder",
+                f"{' and '.join(map(str, folders))} are both for {PURPOSE[split]}, expected one folder",
                 fix="put the images of both into one of them, or move the other elsewhere",
             )
     return {split: folders[0] for split, folders in named.items() if folders}
@@ -179,9 +191,12 @@ def _relative(folder: Path, root: Path) -> str:
 def _known(
     by_class: dict[str, list[Path]], names: tuple[str, ...], folder: Path, train_root: Path | None
 ) -> dict[str, list[Path]]:
-    """The same under the names of the classes in training, from which a folder's may differ in its Unicode form: the
-    systems that folders are copied between do not agree on one. train_root: where those names are from, for messages;
-    None: the training of a network. Raises DataError for other classes."""
+    """Returns `by_class` with the class names of the training, `names`.
+
+    The Unicode form of a name may differ, because systems that folders are copied between use different forms.
+    train_root: the folder that `names` come from, for messages; None if they come from a trained network. Raises
+    DataError if `by_class` has other classes.
+    """
     if not by_class:
         raise DataError(f"{folder} has no class folders", fix=f"put the images into {folder}/<class>/, or remove it")
     _refuse_alike(folder, tuple(by_class))
@@ -205,12 +220,12 @@ def _known(
 
 
 def composed(name: str) -> str:
-    """The Unicode form in which names that look alike are equal."""
+    """Returns the name in the Unicode form in which names that look alike are equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def _refuse_alike(folder: Path, names: tuple[str, ...]) -> None:
-    """Raises DataError for two class folders whose names a person cannot tell apart."""
+    """Raises DataError if a person cannot tell the names of two class folders apart."""
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(composed(name), name)) != name:
@@ -236,7 +251,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _refuse_splits(root: Path, splits: dict[str, Path]) -> None:
-    """Raises DataError for a folder of a split where there is none to train on."""
+    """Raises DataError if there is a test or validation folder, but no training folder."""
     if found := [str(folder) for folder in splits.values()]:
         raise DataError(
             f"{' and '.join(found)} would be {'classes' if len(found) > 1 else 'a class'}, as there is no folder of "
@@ -247,13 +262,13 @@ def _refuse_splits(root: Path, splits: dict[str, Path]) -> None:
 
 
 def _refuse_mixed(root: Path, splits: dict[str, Path]) -> None:
-    """Raises DataError for a root that has classes of images beside the folder of a split: which are meant?"""
+    """Raises DataError if a root has class folders with images beside a split folder. Either could be meant."""
     used = set(splits.values())
     counted = Account()
     if beside := [folder.name for folder in _folders(root) if folder not in used and _images_under(folder, counted)]:
         raise DataError(
             f"{root} has the folder of a split, {', '.join(map(str, used))}, and folders of images beside it "
-            f"({', '.join(beside[:SHOWN])}), expected either",
+            f"({', '.join(beside[:SHOWN])}), expected one or the other",
             fix="set data.root=... to the folder that holds the class folders to score",
         )
 
@@ -263,7 +278,9 @@ def _images_by_class(parent: Path, account: Account) -> dict[str, list[Path]]:
     by_class: dict[str, list[Path]] = {}
     for folder in _folders(parent):
         name = folder.name
-        if any("\ud800" <= character <= "\udfff" for character in name):  # what Python reads other bytes as
+        if any(
+            "\ud800" <= character <= "\udfff" for character in name
+        ):  # Python's substitutes for bytes that are not UTF-8
             raise DataError(f"the name of class folder {str(folder)!r} is not UTF-8", fix="rename it")
         by_class[name] = paths = _images_under(folder, account)
         if not paths:
@@ -278,7 +295,7 @@ def _images_by_class(parent: Path, account: Account) -> dict[str, list[Path]]:
 
 
 def _instead(folder: Path) -> str:
-    """Which other files a folder has, in words; empty if it has none."""
+    """Returns the number and kind of the other files in a folder, as text; empty if there are none."""
     counted = Account()
     _images_under(folder, counted)
     kinds = ", ".join(f"{count} {kind}" for kind, count in counted.passed_over.most_common(3))
@@ -290,9 +307,9 @@ def _is_image(name: str) -> bool:
 
 
 def _images_under(folder: Path, account: Account) -> list[Path]:
-    """Of all folders in it, too. What is no image is counted by extension, but for hidden files."""
+    """Returns the images of a folder and of all folders in it. Counts other files by extension, except hidden files."""
     paths: list[Path] = []
-    seen: set[str] = set()  # a link may lead back to where it lies
+    seen: set[str] = set()  # a link may lead to a folder above it
     for parent, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()

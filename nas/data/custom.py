@@ -20,17 +20,19 @@ READ_AHEAD = 64  # items that a worker process reads at a time while the labels 
 
 @dataclass(frozen=True, kw_only=True)
 class Custom:
-    """factory: a function that returns (train, test). arguments: its keyword arguments.
+    """The user's own data set, made by a function.
 
-    Items are (inputs, target): inputs a tensor, or a tuple of tensors for a network that takes several; target a
-    number or a tensor. One integer is a class label, counted from 0; anything else is a value. Numbers in double
-    precision are rounded to float32. All items have one shape, and an item is the same whenever it is read: what is
-    random belongs into `augment`, so that a run can be repeated and continued.
+    factory: a function that returns (train, test). arguments: its keyword arguments.
+
+    Items are (inputs, target). The inputs are a tensor, or a tuple of tensors for a network with several inputs. The
+    target is a number or a tensor. One integer is a class label, counted from 0; anything else is a value. Numbers in
+    double precision are rounded to float32. All items have one shape. An item must be the same each time it is read, so
+    that a run can be repeated and continued: random changes belong into `augment`.
 
     classes: names of the classes, by label; None: "0", "1", ... up to the largest label.
-    augment: (inputs, generator) -> inputs for a batch of training inputs on the device; its random numbers come from
-    the generator, which is on the CPU.
-    memory_limit_mb: if all items take more MiB than this, they are read in every epoch, by `workers` processes.
+    augment: (inputs, generator) -> inputs, for a batch of training inputs on the device. It draws its random numbers
+    from the generator, which is on the CPU.
+    memory_limit_mb: if all items take more MiB than this, `workers` processes read them again in every epoch.
     """
 
     factory: Factory
@@ -41,7 +43,10 @@ class Custom:
     workers: int = 2
 
     def load(self) -> DataBundle:
-        """Raises ConfigError for a setting that cannot work, DataError for data that are not as described."""
+        """Loads the data set.
+
+        Raises ConfigError if a setting cannot work, DataError if the data are not as described.
+        """
         for field_name in ("workers", "memory_limit_mb"):
             if (value := getattr(self, field_name)) < 0:
                 raise ConfigError(f"data.{field_name} must be >= 0, got {value}", fix=f"set data.{field_name}=0")
@@ -90,7 +95,7 @@ class Custom:
         return train, Items(pair[1], f"the test set of {import_path(self.factory)}", like=train.like)
 
     def _labels(self, items: "Items") -> Tensor | None:
-        """The class labels of items that are not kept, which takes a pass over them."""
+        """Returns the class labels of items that are not in memory, or None. Reads all items once."""
         _, target = items.like
         if target.is_floating_point() or target.ndim > 0:
             return None
@@ -102,7 +107,7 @@ class Custom:
         if not labels:
             return tuple(self.classes or ())
         lowest, highest = (int(extreme) for extreme in torch.cat(labels).aminmax())
-        # Without names the labels tell how many classes there are; more than examples are no classes.
+        # Without names, the largest label gives the number of classes. More classes than examples are an error.
         most = max(2, len(labels[0])) if self.classes is None else len(self.classes)
         if lowest < 0 or highest >= most:
             raise DataError(
@@ -114,10 +119,10 @@ class Custom:
 
 
 class Items:
-    """The items of a Dataset as tensors of the types that networks take, each checked (a `Source`).
+    """The items of a Dataset as tensors of the types that networks take (a `Source`). Every item is checked.
 
-    what: whose they are, for messages. like: an example that all must have the form of; None: the first one.
-    Raises DataError for what is not an item, or not like the others.
+    what: names the data set in messages. like: an example with the types and shapes that all items must have; None: the
+    first item. Raises DataError if an item is malformed, differs from `like`, or changes when it is read again.
     """
 
     def __init__(self, dataset: Any, what: str, *, like: tuple[Inputs, Tensor] | None = None) -> None:
@@ -126,7 +131,7 @@ class Items:
         self.like = like or self._read(0)
         first, again = self[0], self[0]
         if any(not torch.equal(a, b) for a, b in zip(tensors(first), tensors(again), strict=True)):
-            self._reject(0, "something else each time it is read", "the same: put what is random into data.augment")
+            self._reject(0, "different each time it is read", "the same: put what is random into data.augment")
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -142,7 +147,7 @@ class Items:
         return len(self) * sum(tensor.nbytes for tensor in tensors(self.like))
 
     def stacked(self) -> tuple[Inputs, Tensor]:
-        """All of them: inputs (N, ...) and targets (N, ...)."""
+        """Returns all items: inputs (N, ...) and targets (N, ...)."""
         columns = [tensor.new_empty(len(self), *tensor.shape) for tensor in tensors(self.like)]
         for index in range(len(self)):
             for column, tensor in zip(columns, tensors(self[index]), strict=True):
@@ -178,7 +183,7 @@ def tensors(item: tuple[Inputs, Tensor]) -> tuple[Tensor, ...]:
 
 
 def form(item: tuple[Inputs, Tensor]) -> str:
-    """The types and shapes of an item in words."""
+    """Returns the types and shapes of an item as text."""
     *inputs, target = (f"{name_of(tensor.dtype)} {tuple(tensor.shape)}" for tensor in tensors(item))
     return f"({', '.join(inputs)}) with target {target}"
 

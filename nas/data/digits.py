@@ -14,7 +14,7 @@ from nas.data.transforms import Augment
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """The pixels 0..16 of the original are scaled to 0..255. The test images are the same in every run.
+    """The digits, with pixels scaled from 0..16 to 0..255. The test images are the same in every run.
 
     Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", the test part.
     """
@@ -24,7 +24,7 @@ class Digits:
     flip: bool = False
 
     def load(self) -> DataBundle:
-        from sklearn.datasets import load_digits  # half a second: only for those who use it
+        from sklearn.datasets import load_digits  # takes half a second: imported only when used
 
         digits = load_digits()
         images = (torch.from_numpy(digits.images) * (255 / 16)).round().to(torch.uint8)[:, None]

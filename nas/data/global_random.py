@@ -1,4 +1,4 @@
-"""For code that draws from torch's global generator: lets it draw from one of ours."""
+"""Lets code that draws from torch's global generator draw from a given generator."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from torch import Generator
 
 @contextmanager
 def drawing_from(generator: Generator) -> Iterator[None]:
-    """Inside, torch's global generator of the CPU gives what one number of `generator`, on the CPU, decides.
+    """Seeds torch's global CPU generator inside, with one number drawn from `generator`, which is on the CPU.
 
-    It is put back afterwards, so that nothing else of a run depends on what was drawn here.
+    Restores the global generator afterwards. Nothing else in a run depends on what is drawn inside.
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Reading one image file with Pillow: its header, and its pixels as a tensor of the wanted shape."""
+"""Reads one image file with Pillow: its header, or its pixels as a tensor of the wanted shape."""
 
 import threading
 import warnings
@@ -38,7 +38,7 @@ EXTENSIONS = frozenset(
 )
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = 1
-TURNS = {  # what makes an image of an orientation upright, by Pillow's names
+TURNS = {  # orientation -> Pillow's name of the transposition that makes the image upright
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
@@ -48,30 +48,33 @@ TURNS = {  # what makes an image of an orientation upright, by Pillow's names
     8: "ROTATE_90",
 }
 SIDEWAYS = frozenset({5, 6, 7, 8})  # these swap width and height
-# What Pillow may take a file for, whatever it is called: its other readers run programs (EPS) or are seldom used.
-# AVIF comes last, as not all builds of Pillow have it.
+# The formats that Pillow may read, whatever the file is called. Its other readers run programs (EPS) or are seldom
+# used. AVIF comes last, because some builds of Pillow lack it.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
-PIXELS = 2**26  # of the largest image that is decoded
-BYTES_PER_PIXEL = 12  # that an image takes at most while it is decoded: as it is, converted, and as a tensor
-MEMORY = 3 * 2**28  # bytes that images take that are decoded at once
+PIXELS = 2**26  # in the largest image that is decoded
+BYTES_PER_PIXEL = 12  # at most, while an image is decoded: the original, the converted image and the tensor
+MEMORY = 3 * 2**28  # bytes for all images that are decoded at the same time
 STRIP = 2**20  # pixels that are converted at a time
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before its pixels are decoded."""
+    """What is known about an image before its pixels are decoded."""
 
     width: int
     height: int
     grey: bool
-    turned: bool = False  # by its EXIF orientation, which width and height have in them
+    turned: bool = False  # by its EXIF orientation; width and height are those of the upright image
     alpha: bool = False
     deep: bool = False  # more than 8 bits a channel
 
 
 def read_header(path: Path) -> Header:
-    """Raises DataError, naming the file, if Pillow cannot identify it. Call it inside `pillow_warnings`."""
+    """Reads the header of a file. Call it inside `pillow_warnings`.
+
+    Raises DataError, naming the file, if Pillow cannot identify it.
+    """
     with _opened(path) as image:
         turn = orientation(image)
         width, height = image.size if turn not in SIDEWAYS else reversed(image.size)
@@ -86,19 +89,20 @@ def read_header(path: Path) -> Header:
 
 
 def read_pixels(path: Path, *, channels: int, size: int | None) -> Tensor:
-    """Decode a file to (C, H, W) uint8. Call it inside `pillow_warnings`.
+    """Decodes a file to (C, H, W) uint8. Call it inside `pillow_warnings`.
 
-    channels: 1 (luminance) or 3 (RGB). The EXIF orientation is applied; transparency is laid over white; 16-bit
-    channels keep their upper 8 bits; of an animation the first frame is taken.
-    size: scale the shorter side to it (bilinear, antialiased) and crop the centre; None keeps the size of the file.
-    Raises DataError, naming the file, if it is damaged or too large to be decoded safely.
+    channels: 1 (luminance) or 3 (RGB). The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit
+    channels keep their upper 8 bits. Of an animation, the first frame is read.
+    size: the shorter side is scaled to it (bilinear, antialiased) and the centre is cropped; None keeps the file's
+    size.
+    Raises DataError, naming the file, if the file is damaged or too large to be decoded safely.
     """
     from PIL import Image, ImageOps
 
     with _opened(path) as image, _decoding.take(image.width * image.height * BYTES_PER_PIXEL):
         turn = orientation(image)
         if image.format == "TIFF":
-            image.filename = ""  # type: ignore[attr-defined]  # else Pillow maps the file, and garbles one that is turned
+            image.filename = ""  # type: ignore[attr-defined]  # else Pillow maps the file, and garbles a turned image
         converted = _convert(image, channels, path)
         if turn != UPRIGHT:
             converted = converted.transpose(Image.Transpose[TURNS[turn]])
@@ -110,26 +114,26 @@ def read_pixels(path: Path, *, channels: int, size: int | None) -> Tensor:
 
 
 def orientation(image: "Image.Image") -> int:
-    """The EXIF orientation that is left to apply, 1 to 8; 1, upright, where there is none or it cannot be read.
+    """Returns the EXIF orientation that is left to apply, 1 to 8; 1 (upright) if there is none or it cannot be read.
 
-    Pillow applies that of TIFF files itself. Call it before the pixels are loaded: of a PNG whose EXIF data come after
-    its pixels, Pillow would decode all of them to tell.
+    Pillow itself applies the orientation of TIFF files. Call this before the pixels are loaded. The EXIF data of a PNG
+    that come after its pixels are ignored, because Pillow would decode all pixels to read them.
     """
     late = image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys()
     if late or image.format == "TIFF":
         return UPRIGHT
     try:
         turn = image.getexif().get(ORIENTATION, UPRIGHT)
-    except Exception:  # Pillow raises whatever it meets in damaged metadata, which are no reason to refuse the pixels
+    except Exception:  # Pillow raises errors of any type for damaged metadata; the pixels may still be fine
         return UPRIGHT
     return turn if turn in TURNS else UPRIGHT
 
 
 @contextmanager
 def pillow_warnings() -> Iterator[None]:
-    """Turn Pillow's warning of a decompression bomb into an error, and silence what it says of odd metadata.
+    """Turns Pillow's warning of a decompression bomb into an error, and silences its warnings about odd metadata.
 
-    Around the thread pool, not in the threads: the filters of `warnings` belong to the whole process.
+    Use it around the thread pool, not in the threads: the filters of `warnings` belong to the whole process.
     """
     from PIL import Image
 
@@ -140,7 +144,7 @@ def pillow_warnings() -> Iterator[None]:
 
 
 class Share:
-    """Memory that threads take parts of, and wait for if there is not enough left."""
+    """An amount of memory that threads take parts of. A thread waits until enough is left."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -149,7 +153,7 @@ class Share:
 
     @contextmanager
     def take(self, part: int) -> Iterator[None]:
-        part = min(part, self._size)  # what needs more than there is comes alone
+        part = min(part, self._size)  # a part larger than the whole waits for the whole
         with self._returned:
             while part > self._left:
                 self._returned.wait()
@@ -187,7 +191,7 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
             f"{path} cannot be read as an image ({reason or error.strerror or ' '.join(str(error).split())})",
             fix="repair it, or remove it; data.damaged=skip leaves such files out",
         ) from error
-    # Pillow's decoders raise whatever they meet in a damaged file: OSError, SyntaxError, struct.error, IndexError ...
+    # Pillow's decoders raise many types of error for a damaged file: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
         raise DataError(
             f"{path} cannot be read as an image ({' '.join(str(error).split())})",
@@ -208,7 +212,7 @@ def _convert(image: "Image.Image", channels: int, path: Path) -> "Image.Image":
         return Image.fromarray((deep >> 8).astype(np.uint8)).convert(mode)
     if image.has_transparency_data:
         over_white = Image.new(mode, image.size)
-        # A few rows at a time: whole images of RGBA would take twice the memory of all the rest.
+        # A few rows at a time: a whole RGBA image would take twice the memory of everything else.
         rows = max(1, STRIP // image.width)
         image.load()
         for top in range(0, image.height, rows):

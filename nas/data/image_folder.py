@@ -1,4 +1,4 @@
-"""The user's own images, in one folder a class."""
+"""The user's own images, in one folder for each class."""
 
 import math
 import sys
@@ -21,28 +21,30 @@ from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
 from nas.runtime import distributed
 
-STATISTICS_IMAGES = 10_000  # how many training images give mean and std of a streamed data set
-STATISTICS_BYTES = 2**26  # that so many of them take as are in memory at once
-HEADERS = 10_000  # files that are looked at where the settings tell what the images come out as
+STATISTICS_IMAGES = 10_000  # training images that give mean and std of a streamed data set
+STATISTICS_BYTES = 2**26  # of these images in memory at the same time
+HEADERS = 10_000  # headers that are read if the settings give the shape of the images
 NAMED = 5  # damaged files that a warning names
-DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
+DECODE_CHUNK = 64  # images per task: with one image per task, threads decode half as many small images a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:
-    """Images as `root/train/<class>/*` and `root/test/<class>/*`, or as `root/<class>/*`, of which a stratified
-    `test_fraction` is held out, the same in every run. `val` (or `validation`, `valid`) stands in for `test`; its
-    images are for training where there are both.
+    """Images in one folder for each class.
 
-    Folders inside a class folder are searched too; hidden files and files that are no images are passed over. Classes
-    are numbered in the order of their names. Mean and std are those of the training images, or of 10,000 evenly
-    spaced ones of them if the data set is streamed.
+    The folders are `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*`. In the second case a
+    stratified `test_fraction` is held out, the same in every run. `val` (or `validation`, `valid`) is the test folder
+    if there is no `test`; if there are both, the images of `val` are for training.
+
+    Folders inside a class folder are searched too. Hidden files and files that are not images are passed over. Classes
+    are numbered in the order of their names. Mean and std are those of the training images, or of 10,000 evenly spaced
+    training images if the data set is streamed.
 
     image_size: scale and crop every image to a square of this side; None: all must have one size, square or not.
     channels: 1 or 3; None: 1 if every image is grey, else 3.
-    damaged: what is done about files that cannot be decoded: ``stop``, or ``skip``, which counts and names them, at the
-    cost of decoding every file once more before the start.
-    workers: processes that read the images if, as uint8, they do not fit into memory_limit_mb (MiB).
+    damaged: ``stop`` raises an error for a file that cannot be decoded. ``skip`` leaves such files out, and prints
+    their number and names; it decodes every file once more before the start.
+    workers: processes that read the images if the images, as uint8, do not fit into memory_limit_mb (MiB).
     """
 
     root: str
@@ -56,7 +58,8 @@ class ImageFolder:
     flip: bool = True
 
     def load(self) -> DataBundle:
-        """Raises ConfigError for a setting that cannot work, DataError for what is wrong with the files."""
+        """Loads the data set. Raises ConfigError if a setting cannot work, DataError if something is wrong with the
+        files."""
         self._check_settings()
         root = Path(self.root).expanduser()
         found = find_images(root, test_fraction=self.test_fraction)
@@ -78,11 +81,11 @@ class ImageFolder:
             else:
                 mean, std = channel_statistics(train_files.sample(STATISTICS_IMAGES))
                 splits = [self._split(files, in_memory=False) for files in (train_files, test_files)]
-        if std == (1.0,) * len(std) and distributed.first():  # of pixels that differ it is half at most
+        if std == (1.0,) * len(std) and distributed.first():  # the std of pixels that differ is at most 0.5
             values = ", ".join(str(round(value * 255)) for value in mean)
             print(
                 f"warning: every pixel of the {len(train.paths)} training images has the value {values}; of files with "
-                "16 bits a pixel the upper 8 are kept: scale what has fewer to the full range",
+                "16 bits a pixel only the upper 8 are kept: scale files with fewer bits to the full range",
                 file=sys.stderr,
             )
         files = train.paths + test.paths
@@ -104,10 +107,10 @@ class ImageFolder:
         )
 
     def to_score(self, spec: DataSpec, *, sample: tuple[str, ...]) -> tuple[DataBundle, int]:
-        """All labelled images of the root as the test split of a network, see `find_to_score`, and how many of them are
-        among those that it was trained on, as far as `sample` tells. spec: of its training, for names and numbers.
+        """Returns the images of `find_to_score` as a test split, and how many of them are known to be training images.
 
-        Raises DataError, ConfigError as `load` does.
+        spec: of the network's training, for class names and channels. sample: digests of its training files.
+        Raises DataError and ConfigError as `load` does.
         """
         self._check_settings()
         root = Path(self.root).expanduser()
@@ -119,7 +122,7 @@ class ImageFolder:
             files = ImageFiles(listing, shape=shape, size=self.image_size)
             fits = fits_in_memory(images=len(files), shape=shape, limit_mb=self.memory_limit_mb)
             test = self._split(files, in_memory=fits)
-        grey = ((0.5,) * shape[0], (0.5,) * shape[0])  # those of the training are used
+        grey = ((0.5,) * shape[0], (0.5,) * shape[0])  # not used: the network brings the statistics of its training
         known = set(sample)
         bundle = DataBundle(
             spec=self._spec(root, shape, spec.class_names, mean=grey[0], std=grey[1]),
@@ -134,7 +137,10 @@ class ImageFolder:
         return bundle, sum(digest_of_file(path) in known for path in listing.paths) if known else 0
 
     def is_trained_on(self, trained_on: str) -> bool:
-        """Whether `load` would train on the files of a training, by their names, wherever the root lay then."""
+        """Returns whether `load` would train on the files of an earlier training, and holds out its test images.
+
+        Compares the names of the files. The root may have moved since then.
+        """
         root = Path(self.root).expanduser()
         try:
             found = find_images(root, test_fraction=self.test_fraction)
@@ -187,7 +193,7 @@ class ImageFolder:
                 raise ConfigError(f"data.{field} must be >= 0, got {getattr(self, field)}", fix=f"set data.{field}=0")
 
     def _whole(self, listing: Listing, class_names: tuple[str, ...], split: str) -> Listing:
-        """Those of a split that can be decoded. Raises DataError if a class has none left to train on."""
+        """Returns the files of a split that can be decoded. Raises DataError if a class has none left to train on."""
 
         def problem(path: Path) -> str | None:
             try:
@@ -219,10 +225,12 @@ class ImageFolder:
     def _common_shape(
         self, paths: tuple[Path, ...], *, channels: int | None
     ) -> tuple[tuple[int, int, int], list[Header]]:
-        """(C, H, W) of the images once read, from the headers of the files unless the settings already tell, and the
-        headers: of some evenly spaced files, if the shape does not depend on all."""
-        told = self.image_size is not None and channels is not None
-        step = -(-len(paths) // HEADERS) if told else 1
+        """Returns the shape (C, H, W) that all images have once read, and the headers of the files.
+
+        If the settings give the shape, reads only the headers of some evenly spaced files.
+        """
+        shape_given = self.image_size is not None and channels is not None
+        step = -(-len(paths) // HEADERS) if shape_given else 1
         headers = [read_header(path) for path in paths[::step]]  # 40 us each, and slower in threads
         channels = channels or (1 if all(header.grey for header in headers) else 3)
         if self.image_size is not None:
@@ -239,9 +247,9 @@ class ImageFolder:
 
 
 class ImageFiles:
-    """Image files read one at a time (an `Source`), or many at once by threads.
+    """Image files that are read one at a time (a `Source`), or many at once by threads.
 
-    shape: (C, H, W) that every image comes out with.  size: as in `read_pixels`.
+    shape: (C, H, W) of every image once read. size: as in `read_pixels`.
     """
 
     def __init__(self, listing: Listing, *, shape: tuple[int, int, int], size: int | None) -> None:
@@ -265,14 +273,14 @@ class ImageFiles:
             for row in range(start, min(start + DECODE_CHUNK, len(indices))):
                 pixels[row] = self._read(indices[row])
 
-        # Threads, because Pillow decodes outside the interpreter lock and they all write into one tensor.
+        # Threads, because Pillow decodes outside the interpreter lock, and threads can write into one tensor.
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(fill, range(0, len(indices), DECODE_CHUNK)):
                 pass
         return pixels
 
     def sample(self, count: int) -> Iterator[Tensor]:
-        """At most `count` evenly spaced images, as many at a time as STATISTICS_BYTES hold: (n, C, H, W) uint8."""
+        """Yields at most `count` evenly spaced images, in tensors (n, C, H, W) uint8 of about STATISTICS_BYTES."""
         indices = range(0, len(self), -(-len(self) // count))
         chunk = max(1, STATISTICS_BYTES // math.prod(self._shape))
         for start in range(0, len(indices), chunk):

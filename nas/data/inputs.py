@@ -1,4 +1,4 @@
-"""What a network is given: one tensor, or a tuple of them for a network of several inputs."""
+"""The inputs of a network: one tensor, or a tuple of tensors for a network with several inputs."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ Inputs = Tensor | tuple[Tensor, ...]
 
 
 def each(inputs: Inputs) -> tuple[Tensor, ...]:
-    """The tensors, to be passed on as ``network(*each(inputs))``."""
+    """Returns the tensors, to call ``network(*each(inputs))``."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    """`function` of every tensor, in the form that `inputs` has."""
+    """Returns `function` of every tensor: one tensor or a tuple, as `inputs` is."""
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)

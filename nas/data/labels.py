@@ -1,4 +1,4 @@
-"""The labels of examples that have several, as of an image each pixel may have one."""
+"""Checks the labels of examples with several labels, e.g. one for each pixel of an image."""
 
 import torch
 
@@ -6,20 +6,21 @@ from nas.data.bundle import Split
 from nas.data.spec import DataSpec
 from nas.errors import DataError
 
-IGNORED = -100  # what torch's losses leave out: the label of a pixel that nobody has labelled, say
-READ_AHEAD = 64  # examples that are looked at together
+IGNORED = -100  # the label that torch's losses leave out, e.g. for a pixel that nobody has labelled
+READ_AHEAD = 64  # examples that are checked together
 
 
 def check_labels(split: Split, spec: DataSpec, what: str) -> None:
-    """Reads the whole split, where it is not in memory. what: which one it is, for messages.
+    """Checks every label of a split whose examples have several labels.
 
-    Raises DataError for a label that is neither a class nor IGNORED, and for an example that has no other: a batch of
-    such has no loss. Of examples with one label the data set knows all, and has checked them.
+    Reads the whole split, even if it is not in memory. what: names the split in messages. Raises DataError for a label
+    that is neither a class nor IGNORED, and for an example with IGNORED labels only: a batch of such examples has no
+    loss. Examples with one label are not checked here: the data set has checked them.
     """
     if not spec.class_names or not spec.target_shape:
         return
     order = torch.arange(len(split))
-    # A split of its own: the processes that read ahead here shall not stay, nor read for the CPU later on.
+    # A split of its own, because its worker processes end with it.
     batches = split.subset(order).batches(order.split(READ_AHEAD), device=torch.device("cpu"))
     for start, (_, targets) in zip(range(0, len(split), READ_AHEAD), batches, strict=True):
         labels = targets.flatten(1)
@@ -32,6 +33,6 @@ def check_labels(split: Split, spec: DataSpec, what: str) -> None:
             raise DataError(
                 f"item {start + row} of the {what} set of {spec.name!r} has "
                 f"{f'the label {strange[0]}' if strange else f'no label but {IGNORED}'}, expected labels from 0 to "
-                f"{spec.num_classes - 1}, and {IGNORED} for what is to be left out",
+                f"{spec.num_classes - 1}, and {IGNORED} for labels to ignore",
                 fix="correct its __getitem__, name all classes in data.classes, and leave items without labels out",
             )

@@ -23,18 +23,20 @@ T = TypeVar("T")
 
 
 class Loader:
-    """Batches of one split as the network gets them: images normalised, and augmented.
+    """Batches of one split as the network gets them: prepared, and for images normalised and augmented.
 
-    spec: says how to prepare them.  augment: None for none.  mix: of images, what makes mixed images and probabilities
-    of classes out of them and their labels; None for none.  shuffle: a fresh permutation every epoch.
-    drop_last: leave out the rest that does not fill a batch.
+    spec: prepares the inputs.
+    augment: None for no augmentation.
+    mix: makes mixed images and class probabilities from images and labels; None for no mixing.
+    shuffle: draw a new permutation every epoch.
+    drop_last: leave out the last batch if it is not full.
     what: the setting that gives the batch size, for messages, e.g. ``search.batch_size``.
-    share: what is yielded of every batch, and is what one process would have there: random numbers are drawn for whole
-    batches. So these are augmented as a whole, but of images only the share is read, unless they are mixed. A share
-    needs drop_last.
+    share: the part of every batch that this process gets. The part is the same as in a run of one process, because
+    random numbers are drawn for whole batches. Only the share is read, unless images are mixed or `augment` is a user's
+    function. A share needs drop_last.
+
     Two loaders with one seed and equally large splits draw equal permutations: give each loader of a run its own seed.
-    Raises ConfigError if batch_size < 1 or cannot be shared, DataError if the split is empty or has no full batch to
-    give.
+    Raises ConfigError if batch_size < 1 or cannot be shared, DataError if the split is empty or has no full batch.
     """
 
     def __init__(
@@ -73,29 +75,29 @@ class Loader:
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._share = share
-        # What a user's own function, or mixing, makes of an example may depend on the others.
+        # With a user's own function, or with mixing, an example may depend on the others of its batch.
         self._reads_share = share.of > 1 and mix is None and (augment is None or isinstance(augment, Augment))
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Returns the number of batches in an epoch."""
         full, rest = divmod(len(self._split), self._batch_size)
         return full + (rest > 0 and not self._drop_last)
 
     @property
     def examples(self) -> int:
-        """Of the split."""
+        """Returns the number of examples in the split."""
         return len(self._split)
 
     @property
     def left_out(self) -> int:
-        """Examples that an epoch does not use, as they fill no batch."""
+        """Returns how many examples an epoch does not use, because they do not fill a batch."""
         return len(self._split) % self._batch_size if self._drop_last else 0
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `start` on; those before it are not produced.
+        """Yields the batches of one epoch from number `start` on. Earlier batches are not produced.
 
-        Yields inputs (B, ...), of images (B, C, H, W) float32, and targets (B, ...), of classes int64 or, where they
-        are mixed, (B, classes) float32, on the device.
+        A batch is on the device. Inputs are (B, ...), for images (B, C, H, W) float32. Targets are (B, ...), for
+        classes int64, or (B, classes) float32 if images are mixed.
         """
         if self._shuffle:
             order = torch.randperm(len(self._split), generator=_generator(self._seed, epoch))
@@ -115,7 +117,7 @@ class Loader:
             yield mapped(self._share.rows, prepared), self._share.rows(targets)
 
     def _among_blanks(self, share: Tensor) -> Tensor:
-        """A whole batch that has the share in its place, and zeros elsewhere."""
+        """Returns a whole batch with the share in its place and zeros elsewhere."""
         batch = share.new_zeros(self._share.of * len(share), *share.shape[1:])
         self._share.rows(batch).copy_(share)
         return batch
@@ -124,10 +126,10 @@ class Loader:
 def search_batches(
     weight_loader: Loader, arch_loader: Loader, epoch: int, start: int = 0
 ) -> Iterator[tuple[Batch, Batch]]:
-    """Pairs (weight batch, architecture batch), one for every weight batch of the epoch from number `start` on.
+    """Yields pairs (weight batch, architecture batch), one for every weight batch of the epoch from number `start` on.
 
-    The architecture batches run on through permutation after permutation across the epochs, so every architecture
-    example is used equally often whichever of the two loaders is longer. A pure function of its arguments.
+    The architecture batches run on through one permutation after another across the epochs. Every architecture example
+    is therefore used equally often, whichever loader is longer. The result depends only on the arguments.
     """
     done = epoch * len(weight_loader) + start
     arch_batches = _endless(arch_loader, done)
@@ -135,7 +137,7 @@ def search_batches(
 
 
 def between_steps(batches: Iterable[T]) -> Iterator[T]:
-    """The batches of a training loop. A WorkerLostError is raised between two of its steps, and says so."""
+    """Yields the batches of a training loop. Marks a WorkerLostError as raised between two steps."""
     try:
         yield from batches
     except WorkerLostError as error:
@@ -151,6 +153,6 @@ def _endless(loader: Loader, position: int) -> Iterator[Batch]:
 
 
 def _generator(*key: int) -> Generator:
-    # A hash, because seeds built by arithmetic collide: seed + epoch is the same for (1, 2) and (2, 1).
+    # A hash, because sums of numbers collide: seed + epoch is the same for (1, 2) and (2, 1).
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: every image of a batch is mixed with another one, and their labels to the same parts."""
+"""Mixup and cutmix: mixes every image of a batch with another image, and their labels in the same proportion."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +13,18 @@ Mix = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 
 
 class Mixing:
-    """torchvision's MixUp and CutMix, on the device of the batch; the share is drawn on the CPU, once a batch.
+    """Applies torchvision's MixUp or CutMix to a batch, on the device of the batch.
 
-    mixup: alpha of Beta(alpha, alpha), the distribution of the share at which two images are blended, > 0, or 0 for
-    no mixup. cutmix: likewise of the area that stays when a rectangle is pasted. At least one is > 0; with both, every
-    batch gets one of them, each equally often.
+    The proportion is drawn on the CPU, once for each batch.
+    mixup: alpha of Beta(alpha, alpha), the distribution of the proportion in which two images are blended; 0 for no
+    mixup.
+    cutmix: the same for the part of the area that stays when a rectangle is pasted; 0 for no cutmix.
+    At least one is > 0. If both are, every batch gets one of the two, each with equal probability.
     Sources: Zhang et al. 2018 (mixup), Yun et al. 2019 (cutmix).
     """
 
     def __init__(self, *, classes: int, mixup: float = 0.0, cutmix: float = 0.0) -> None:
-        from torchvision.transforms import v2  # seconds: only for those who use it
+        from torchvision.transforms import v2  # takes seconds: imported only when used
 
         kinds: tuple[tuple[Any, float], ...] = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
         self._kinds = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha > 0]

@@ -1,7 +1,7 @@
-"""Augmentation policies: torchvision's operations on images, drawn for every image by itself.
+"""Augmentation policies: torchvision's operations on images, drawn for each image separately.
 
-torchvision draws one operation a call, so a call on a batch would treat all its images alike. One call an image takes
-about a tenth of a millisecond each on a CPU; on a GPU the geometric operations also wait for a small transfer each.
+torchvision draws one operation per call, so one call on a batch would treat all its images alike. One call per image
+takes about 0.1 ms on a CPU. On a GPU, each geometric operation also waits for a small transfer.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from nas.errors import ConfigError
 # (images (N, C, H, W) uint8, generator on the CPU) -> the same shape and type
 Policy = Callable[[Tensor, Generator], Tensor]
 
-STRENGTHS = 31  # of torchvision's scale, from no effect to the strongest
+STRENGTHS = 31  # steps of torchvision's scale, from no effect to the strongest
 
 
 class TrivialAugment:
-    """One operation of a random strength an image. Source: Mueller & Hutter 2021, the wide space."""
+    """Applies one operation of random strength to each image. Source: Mueller & Hutter 2021, the wide space."""
 
     def __init__(self) -> None:
-        from torchvision.transforms import v2  # seconds: only for those who use it
+        from torchvision.transforms import v2  # takes seconds: imported only when used
 
         self._transform = v2.TrivialAugmentWide(num_magnitude_bins=STRENGTHS)
 
@@ -31,9 +31,9 @@ class TrivialAugment:
 
 
 class RandAugment:
-    """`operations` drawn for an image, one after the other, all of strength `magnitude` of 0 to 30.
+    """Applies `operations` random operations to each image, one after the other, all of strength `magnitude`, 0 to 30.
 
-    Raises ConfigError for values outside of that. Source: Cubuk et al. 2020.
+    Raises ConfigError if `operations` is below 1 or `magnitude` is out of range. Source: Cubuk et al. 2020.
     """
 
     def __init__(self, *, operations: int = 2, magnitude: int = 9) -> None:
@@ -55,6 +55,6 @@ class RandAugment:
 
 
 def each_alone(transform: Callable[[Tensor], Tensor], images: Tensor, generator: Generator) -> Tensor:
-    """`transform` of every image, (C, H, W), as if there were no other."""
+    """Returns `transform` of every image, (C, H, W), applied to each image separately."""
     with drawing_from(generator):
         return torch.stack([transform(image) for image in images])

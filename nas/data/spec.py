@@ -1,4 +1,4 @@
-"""What a network, and an exported artefact, must know about the data."""
+"""The shapes, types, classes and statistics of a data set, for a network and for an exported artefact."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ from nas.data.inputs import Inputs
 from nas.data.transforms import Augment
 from nas.errors import DataError
 
-# A batch's inputs -> what the network gets; randomness from the generator, which is on the CPU.
+# (inputs of a batch, generator) -> inputs of the network. Random numbers come from the generator, which is on the CPU.
 Preparation = Callable[[Inputs, Generator], Inputs]
 
 
@@ -19,10 +19,10 @@ Preparation = Callable[[Inputs, Generator], Inputs]
 class DataSpec:
     """What a network, and an exported artefact, must know about its data.
 
-    input_shapes: of one example, a shape for each input of the network; input_dtypes: likewise, e.g. ``float32``.
-    target_shape: of one target; () for a class label or a number.
-    class_names: by label; empty where targets are not class labels.
-    Raises DataError if the fields do not fit each other.
+    input_shapes: the shape of each input of one example. input_dtypes: the type of each input, e.g. ``float32``.
+    target_shape: the shape of one target; () for a class label or a number.
+    class_names: the names by label; empty if targets are not class labels.
+    Raises DataError if the fields contradict each other.
     """
 
     name: str
@@ -48,17 +48,17 @@ class DataSpec:
 
     @property
     def num_classes(self) -> int:
-        """Raises DataError where targets are not class labels."""
+        """Returns the number of classes. Raises DataError if targets are not class labels."""
         if not self.class_names:
             raise DataError(
-                f"the data set {self.name!r} has no classes: its targets are no integers",
+                f"the data set {self.name!r} has no classes: its targets are not integers",
                 fix="return class labels as integers, or choose a model that does not ask for num_classes",
             )
         return len(self.class_names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of the only input. Raises DataError where there are several."""
+        """Returns the shape of the only input. Raises DataError if there are several inputs."""
         if len(self.input_shapes) > 1:
             raise DataError(
                 f"the data set {self.name!r} has {len(self.input_shapes)} inputs, expected one",
@@ -68,7 +68,7 @@ class DataSpec:
 
     @property
     def channels(self) -> int:
-        """The first size of the only input: C of (C, H, W), of (C, L) and of (C,)."""
+        """Returns the first size of the only input: C of (C, H, W), of (C, L) and of (C,)."""
         return self._sizes(1)[0]
 
     @property
@@ -90,7 +90,7 @@ class DataSpec:
         return shape
 
     def zeros(self, *, device: torch.device, batch: int = 1) -> Inputs:
-        """A batch of made-up examples."""
+        """Returns a batch of examples that are all zeros."""
         made = tuple(
             torch.zeros(batch, *shape, dtype=getattr(torch, dtype), device=device)
             for shape, dtype in zip(self.input_shapes, self.input_dtypes, strict=True)
@@ -98,13 +98,14 @@ class DataSpec:
         return made if len(made) > 1 else made[0]
 
     def preparation(self, augment: Augment | Preparation | None, device: torch.device) -> Preparation:
-        """What a batch goes through before the network, on `device`. augment: None for none."""
-        assert not isinstance(augment, Augment)  # of images, whose families hand out an ImageSpec
+        """Returns the function that prepares a batch for the network, on `device`. augment: None for none."""
+        assert not isinstance(augment, Augment)  # an Augment is for images, which have an ImageSpec
         return augment or (lambda inputs, generator: inputs)
 
     @property
     def must_match(self) -> dict[str, object]:
-        """What another data set must have in common to be scored by the same network, in words."""
+        """Returns what another data set must have in common to be scored by the same network: name for messages ->
+        value."""
         return {
             "inputs": self.input_shapes,
             "input types": self.input_dtypes,
@@ -114,20 +115,22 @@ class DataSpec:
 
     @property
     def description(self) -> str:
-        """The inputs of the network in words, for who makes them without this project."""
+        """Returns the inputs of the network as text, for a user who makes them without this project."""
         return ", ".join(
             f"{dtype} ({', '.join(map(str, ('batch', *shape)))})"
             for shape, dtype in zip(self.input_shapes, self.input_dtypes, strict=True)
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Plain lists, strings and numbers: what JSON keeps."""
+        """Returns the fields as plain lists, strings and numbers, which JSON can keep."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "DataSpec":
-        """The inverse of `to_dict`: an ImageSpec where there are pixel statistics. Raises DataError if a key is
-        missing, unknown, or of the wrong type."""
+        """The inverse of `to_dict`. Returns an ImageSpec if there are pixel statistics.
+
+        Raises DataError if a key is missing, unknown, or of the wrong type.
+        """
         kind = ImageSpec if {"mean", "std"} & values.keys() else DataSpec
         expected = {field.name for field in fields(kind)}
         if not expected - SINCE <= set(values) <= expected:
@@ -143,11 +146,11 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec(DataSpec):
-    """Of images with class labels: one input (C, H, W), in the splits uint8 pixels.
+    """What a network must know about images with class labels: one input (C, H, W), stored as uint8 pixels.
 
-    mean, std: per channel, of pixels scaled to [0, 1].
-    from_files: whether the pixels are those that nas.data.image_file reads. image_size: the side of the square that it
-    scales and crops them to; None for none.
+    mean, std: one value per channel, of pixels scaled to [0, 1].
+    from_files: whether the pixels were read by nas.data.image_file.
+    image_size: the side of the square to which that module scales and crops the images; None for no scaling.
     """
 
     mean: tuple[float, ...]
@@ -169,10 +172,10 @@ class ImageSpec(DataSpec):
             self._reject(f"std must be > 0, got {self.std}")
 
     def preparation(self, augment: Augment | Preparation | None, device: torch.device) -> Preparation:
-        """Augmentation and normalisation."""
+        """Returns the function that augments and normalises a batch."""
         chosen = augment or Augment()
         assert isinstance(chosen, Augment)
-        # Here, once: made for each batch, these small tensors would stall the GPU twice a step.
+        # Made once: if these small tensors were made for each batch, they would stall the GPU twice a step.
         mean, std = torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
 
         def prepare(images: Inputs, generator: Generator) -> Tensor:
@@ -198,7 +201,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(value: Any, *kinds: type) -> Any:
-    # bool is an int to Python, never to a user.
+    # To Python a bool is an int, to a user it is not.
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
     return value
@@ -221,7 +224,7 @@ def _tuple(value: Any, *kinds: type) -> tuple[Any, ...]:
 # Fields that checkpoints and exports of 0.1.0 lack.
 SINCE = {"from_files", "image_size"}
 
-# What the fields of a spec are made of when they come from a file.
+# Field of a spec -> the function that checks and converts its value from a file.
 _READ: dict[str, Callable[[Any], Any]] = {
     "name": _text,
     "input_shapes": lambda value: tuple(_tuple(shape, int) for shape in _tuple(value, list, tuple)),

@@ -1,4 +1,4 @@
-"""Where the examples of a split live: in memory, or where worker processes read them as they are needed."""
+"""Two kinds of splits: in memory, or read by worker processes when needed."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ MIB = 2**20
 
 
 def fits_in_memory(*, images: int, shape: tuple[int, int, int], limit_mb: int) -> bool:
-    """Whether `images` uint8 images of `shape` (C, H, W) take at most `limit_mb` MiB."""
+    """Returns whether `images` uint8 images of `shape` (C, H, W) take at most `limit_mb` MiB."""
     channels, height, width = shape
     return images * channels * height * width <= limit_mb * MIB
 
 
 class _Memory:
-    """All inputs of a data set, and one copy of them on the device that asked last; its subsets share both."""
+    """All inputs of a data set, and one copy on the device that was used last. Subsets share both."""
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         self.inputs = inputs
@@ -35,10 +35,10 @@ class _Memory:
 
 
 class TensorSplit:
-    """A split held in memory. It is moved to the device once, on first use, and indexed there: no workers, no copies.
+    """A split in memory. It is moved to the device once, on first use, and indexed there: no workers, no copies.
 
-    inputs: (N, ...), of images (N, C, H, W) uint8, or a tuple of such; targets: (N, ...). All on the CPU. Targets that
-    are one integer an example are class labels.
+    inputs: (N, ...), for images (N, C, H, W) uint8, or a tuple of such tensors. targets: (N, ...). All are on the CPU.
+    Targets are class labels if each is one integer.
     """
 
     def __init__(self, inputs: Inputs, targets: Tensor) -> None:
@@ -67,7 +67,7 @@ class TensorSplit:
         return part
 
     def contents(self) -> Iterator[bytes]:
-        """The bytes of every example's input, to find copies by. A search reads no more than this of a test split."""
+        """Yields the bytes of every example's input, to find copies. A search reads nothing else of a test split."""
         (inputs,) = self._memory.on(torch.device("cpu"))
         yield from (inputs[row].numpy().tobytes() for row in self._rows.tolist())
 
@@ -75,7 +75,7 @@ class TensorSplit:
         if not order:
             return
         inputs = self._memory.on(device)
-        # One transfer of all indices and targets, not two a batch.
+        # One transfer for all indices and one for all targets, not two per batch.
         flat = torch.cat(list(order))
         sizes = [len(indices) for indices in order]
         rows = torch.split(self._rows[flat].to(device), sizes)

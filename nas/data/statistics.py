@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel, in [0, 1] pixel units, of all images in `batches` (each (N, C, H, W) uint8).
+    """Returns mean and std per channel, in [0, 1] pixel units, of all images in `batches` (each (N, C, H, W) uint8).
 
-    Exact, from a histogram of the 256 pixel values: no float copy of the images is made. A channel that is constant
-    gets std 1, not 0, so that normalising it gives zeros and not NaN.
+    The values are exact: they come from a histogram of the 256 pixel values, without a float copy of the images. A
+    constant channel gets std 1, not 0, so that normalising it gives zeros and not NaN.
     """
     histogram = torch.stack([_histogram(images) for images in batches]).sum(0)
     values = torch.arange(256, dtype=torch.float64) / 255

@@ -1,4 +1,4 @@
-"""Splitting a labelled set in two so that both parts keep the proportions of the classes."""
+"""Splits a labelled set in two parts that both keep the proportions of the classes."""
 
 import math
 
@@ -11,11 +11,12 @@ HOLD_OUT_SEED = 0
 
 
 def stratified_indices(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split 0..N-1 in two: `fraction` of every class goes to the first part, the rest to the second.
+    """Splits 0..N-1 in two: `fraction` of every class goes to the first part, the rest to the second.
 
-    labels: (N,) int64. Returns two sorted, disjoint int64 vectors that together are 0..N-1. The sizes are those of
-    largest-remainder rounding, so the first part has round(N * fraction) images; then a class of two or more images
-    is given one in each part, and the only image of a class always goes to the first. A pure function of its arguments.
+    labels: (N,) int64. Returns two sorted, disjoint int64 vectors that together are 0..N-1. Sizes are rounded by
+    largest remainder, so the first part has round(N * fraction) images. After that, a class of two or more images gets
+    at least one in each part, and the only image of a class always goes to the first. The result depends only on the
+    arguments.
     """
     classes = [torch.nonzero(labels == label).flatten() for label in torch.unique(labels)]
     quotas = [fraction * len(members) for members in classes]
@@ -35,10 +36,10 @@ def stratified_indices(labels: Tensor, *, fraction: float, seed: int) -> tuple[T
 
 
 def hold_out(labels: Tensor, *, test_fraction: float) -> tuple[Tensor, Tensor]:
-    """(train, test) indices for a data set that comes without a test split, stratified as above.
+    """Returns (train, test) indices for a data set without a test split, stratified as in `stratified_indices`.
 
     The seed is fixed: the test images are the same in every run, and no choice made by a run can reach them.
-    Raises ConfigError if the fraction is outside (0, 1), DataError if no class has an image to spare.
+    Raises ConfigError if the fraction is outside (0, 1), DataError if every image is the only one of its class.
     """
     if not 0 < test_fraction < 1:
         raise ConfigError(

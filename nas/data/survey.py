@@ -1,4 +1,4 @@
-"""What a data set was found to consist of: facts for the record of a run, and the lines that tell a person."""
+"""Collects facts about a data set for the record of a run, and writes them as lines of text."""
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from nas.untrusted.escaping import printable
 
 NAMED = 5  # files, folders or extensions that a line lists
 PER_CLASS = 100  # classes whose numbers of examples are recorded one by one
-COMPARED_FILES = 20_000  # whose contents are read to find copies; more than these would take minutes
+COMPARED_FILES = 20_000  # that are read to find copies; more would take minutes
 
 
 def facts(bundle: DataBundle, *, scored: bool = False) -> dict[str, Any]:
-    """What manifest.json records of a data set, of plain Python values. scored: only its test split is used."""
+    """Returns what manifest.json records about a data set, as plain values. scored: only its test split is used."""
     spec, images = bundle.spec, isinstance(bundle.spec, ImageSpec)
     known: dict[str, Any] = {
         "name": spec.name,
@@ -39,7 +39,7 @@ def facts(bundle: DataBundle, *, scored: bool = False) -> dict[str, Any]:
 
 
 def lines(known: Mapping[str, Any]) -> Iterator[str]:
-    """What the facts say, a line for each kind of thing. Names are made fit to be printed."""
+    """Yields the facts as lines of text, one line for each kind of fact. Escapes names for printing."""
     what, test, train = known["examples"], known["test"], known.get("train")
     classes = f"{known['classes']:,} classes, " if "classes" in known else ""
     where = _sources(known.get("test_from"), test)
@@ -60,31 +60,31 @@ def lines(known: Mapping[str, Any]) -> Iterator[str]:
         yield f"  not used: {listed(unused)}"
     if known.get("validation"):
         yield (
-            f"  the images of {printable(known['validation'])} are for training, out of which a search takes those for "
-            "the architecture: nothing is chosen by them, and the test images are for the final score only"
+            f"  the images of {printable(known['validation'])} are for training; a search takes the images for the "
+            "architecture out of the training images; the test images are for the final score only"
         )
     if known.get("copies", 0) is None:
-        yield "  not looked for: exact copies of training images among the test images, of so many files"
+        yield "  not checked: whether test images are exact copies of training images, because there are too many files"
     if (copies := known.get("copies")) and "root" not in known:
         yield f"  {_copies(known, copies)}"
 
 
 def warnings(known: Mapping[str, Any]) -> Iterator[str]:
-    """What is likely to be a mistake in a folder of the user's."""
+    """Yields warnings about likely mistakes in a user's folder."""
     for names in known.get("alike", ()):
-        yield f"the class names {listed(names)} differ only in case, and are classes of their own"
+        yield f"the class names {listed(names)} differ only in case, but are different classes"
     if nested := known.get("nested"):
         inner = sorted({folder for folders in nested.values() for folder in folders})
         yield (
-            f"the images of {listed(list(nested))} lie in folders of their own ({listed(inner)}), which are no "
-            "classes: each class is all that is below one class folder"
+            f"the images of {listed(list(nested))} lie in folders of their own ({listed(inner)}), which are not "
+            "classes: a class is everything below one class folder"
         )
     if (copies := known.get("copies")) and "root" in known:
         yield _copies(known, copies)
 
 
 def of_folder(account: Account, class_names: Sequence[str], root: Path) -> dict[str, Any]:
-    """What the facts have of class folders."""
+    """Returns the facts about class folders."""
     cases: dict[str, list[str]] = {}
     for name in class_names:
         cases.setdefault(composed(name).casefold(), []).append(name)
@@ -105,7 +105,7 @@ def of_folder(account: Account, class_names: Sequence[str], root: Path) -> dict[
 
 
 def of_headers(headers: Sequence[Header], *, files: int, scaled_to: int | None) -> dict[str, Any]:
-    """What the facts have of the image files. files: how many there are, of which the headers may be a part."""
+    """Returns the facts about image files. files: the number of all files; `headers` may be those of a part."""
     by_area = sorted({(header.width * header.height, header.width, header.height) for header in headers})
     return {
         "sizes": [list(by_area[0][1:]), list(by_area[-1][1:])],  # (width, height) of the smallest and the largest
@@ -120,13 +120,12 @@ def of_headers(headers: Sequence[Header], *, files: int, scaled_to: int | None) 
 
 
 def copied_pixels(train: Split, test: Split) -> dict[str, Any]:
-    """How many images of the test split are in the training split, too, to the last pixel; nothing unless both are in
-    memory."""
+    """Returns how many test images equal a training image in every pixel; nothing unless both splits are in memory."""
     if not (isinstance(train, TensorSplit) and isinstance(test, TensorSplit)):
         return {}
     seen = {zlib.crc32(row) for row in train.contents()}
     suspects = [row for row in test.contents() if zlib.crc32(row) in seen]
-    if suspects:  # a checksum of 32 bits: some of them are chance
+    if suspects:  # a checksum has 32 bits: some may be equal by chance
         wanted = set(suspects)
         known = {row for row in train.contents() if row in wanted}
         suspects = [row for row in suspects if row in known]
@@ -134,8 +133,10 @@ def copied_pixels(train: Split, test: Split) -> dict[str, Any]:
 
 
 def copied_files(train: Sequence[Path], test: Sequence[Path]) -> dict[str, Any]:
-    """How many files of the test split have a file of equal contents in the training split, and an example; nothing
-    where too many would have to be read to tell. Raises DataError for a file that cannot be read."""
+    """Returns how many test files have the contents of a training file, and an example.
+
+    The number is None if too many files would have to be read. Raises DataError if a file cannot be read.
+    """
     by_size: dict[int, list[Path]] = {}
     for path in test:
         by_size.setdefault(path.stat().st_size, []).append(path)

@@ -1,4 +1,4 @@
-"""Made-up images for tests: a fixed pattern for each class under noise. No result on it means anything."""
+"""Generated images for tests: a fixed pattern for each class, under noise. Results on them mean nothing."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,10 @@ from nas.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """train, test: numbers of images; their classes take turns. size: height and width in pixels."""
+    """Generated images.
+
+    train, test: numbers of images; the classes take turns. size: height and width in pixels.
+    """
 
     train: int = 256
     test: int = 64

@@ -1,4 +1,4 @@
-"""Published data sets that torchvision can read and download: all fit in memory."""
+"""Published data sets that torchvision can read and download. All fit in memory."""
 
 import contextlib
 import http.client
@@ -37,8 +37,8 @@ class Cifar10:
             train=_nchw(train),
             test=_nchw(test),
             class_names=tuple(train.classes),
-            # The constants of the GDAS and NAS-Bench-201 code, so that accuracies compare. DARTS' are 0.4914, 0.4822,
-            # 0.4465 and 0.2470, 0.2435, 0.2616.
+            # The constants of the GDAS and NAS-Bench-201 code, so that accuracies can be compared. Those of the DARTS
+            # code are 0.4914, 0.4822, 0.4465 and 0.2470, 0.2435, 0.2616.
             statistics=(_pixels(125.3, 123.0, 113.9), _pixels(63.0, 62.1, 66.7)),
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
         )
@@ -71,7 +71,7 @@ class Cifar100:
 class SVHN:
     """Street View House Numbers, cropped digits: 73,257 + 26,032 colour images of 32x32 pixels, without the extra set.
 
-    Never flipped: a mirrored digit is no digit. Source: Netzer et al. 2011.
+    By default images are not flipped: a mirrored digit is not a digit. Source: Netzer et al. 2011.
     """
 
     root: str = "data"
@@ -120,16 +120,16 @@ class FashionMnist:
 
 
 def _read(title: str, split: Callable[..., Any], root: str, download: bool, files: str) -> tuple[Any, Any]:
-    """torchvision's (train, test) objects. files: what torchvision looks for under the root, for messages."""
+    """Returns torchvision's (train, test) objects. files: what torchvision looks for under the root, for messages."""
     path = Path(root).expanduser()
     try:
         with warnings.catch_warnings():  # numpy warns about the age of the CIFAR pickles
             warnings.simplefilter("ignore")
             return split(str(path), train=True, download=download), split(str(path), train=False, download=download)
-    # RuntimeError is what torchvision raises for a missing file and for a wrong checksum.
+    # torchvision raises RuntimeError for a missing file and for a wrong checksum.
     except (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException) as error:
         if download:
-            with contextlib.suppress(OSError):  # torchvision makes the folder before it tries; leave it if it has files
+            with contextlib.suppress(OSError):  # torchvision makes the folder first; keep the folder if it has files
                 path.rmdir()
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
@@ -159,7 +159,7 @@ def _bundle(
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
     augment: Augment,
 ) -> DataBundle:
-    # Contiguous, because indexing a transposed view gathers each image from all over memory.
+    # Contiguous, because indexing a transposed view collects each image from places far apart in memory.
     train_images, test_images = train[0].contiguous(), test[0].contiguous()
     mean, std = statistics or channel_statistics([train_images])
     return DataBundle(

@@ -1,8 +1,8 @@
-"""Augmentation and normalisation of a whole batch at once, on the device the images are on.
+"""Augmentation and normalisation of a whole batch at once, on the device of the images.
 
-The random numbers are drawn on the CPU, a few per image, and applied on the device: one seed gives the same crops on
-a CPU and on a GPU. Padding is black and added before normalisation, the hole of cutout is zero after it, as in the
-recipes of the NAS papers (Liu et al. 2019, sec. 3.1).
+The random numbers are drawn on the CPU, a few per image, and applied on the device: one seed gives the same crops on a
+CPU and on a GPU. Padding is black and added before normalisation. The hole of cutout is zero after normalisation. Both
+follow the recipes of the NAS papers (Liu et al. 2019, sec. 3.1).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from nas.errors import ConfigError
 
 
 def random_crop(images: Tensor, *, padding: int, generator: Generator) -> Tensor:
-    """Shift every image by up to `padding` pixels in each direction: pad with black, then crop back to its size.
+    """Shifts every image by up to `padding` pixels in each direction: pads with black, then crops to the old size.
 
     images: (N, C, H, W) uint8; returns the same shape. generator: on the CPU.
     """
@@ -25,19 +25,19 @@ def random_crop(images: Tensor, *, padding: int, generator: Generator) -> Tensor
     n, _, height, width = images.shape
     offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images.device, non_blocking=True)
     padded = F.pad(images, (padding,) * 4)
-    # A view of all (2 padding + 1)^2 crops of every image; indexing copies one of them each.
+    # A view of all (2 padding + 1)^2 crops of every image. Indexing copies one crop per image.
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     return crops[torch.arange(n, device=images.device), :, offsets[0], offsets[1]]
 
 
 def random_flip(images: Tensor, *, generator: Generator) -> Tensor:
-    """Mirror every image left to right with probability 1/2. images: (N, C, H, W); returns the same shape."""
+    """Mirrors every image left to right with probability 1/2. images: (N, C, H, W); returns the same shape."""
     flipped = torch.randint(2, (len(images), 1, 1, 1), generator=generator).to(images.device, non_blocking=True)
     return torch.where(flipped.bool(), images.flip(3), images)
 
 
 def cutout(images: Tensor, *, size: int, generator: Generator) -> Tensor:
-    """Set a square of `size` pixels to zero, its centre anywhere in the image, so that it may hang over the edge.
+    """Sets a square of `size` pixels to zero. Its centre is anywhere in the image, so it may hang over the edge.
 
     images: (N, C, H, W) float, normalised; returns the same shape. Raises ConfigError if the square is larger than the
     image. Source: DeVries and Taylor 2017; identical to the DARTS code for an even size.
@@ -60,8 +60,11 @@ def cutout(images: Tensor, *, size: int, generator: Generator) -> Tensor:
 
 
 def normalise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels to zero mean and unit deviation. images: (N, C, H, W) uint8; mean, std: (C,) float in [0, 1] units, on
-    the device of the images. Returns (N, C, H, W) float32."""
+    """Normalises pixels to zero mean and unit deviation.
+
+    images: (N, C, H, W) uint8. mean, std: (C,) float in [0, 1] units, on the device of the images. Returns (N, C, H, W)
+    float32.
+    """
     scale = (1 / (255 * std))[:, None, None]
     shift = (mean / std)[:, None, None]
     return images.float().mul_(scale).sub_(shift)
@@ -69,9 +72,9 @@ def normalise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augment:
-    """What a training batch goes through, in this order: crop, flip, policy, normalise, cutout. All off by default.
+    """Prepares a training batch, in this order: crop, flip, policy, normalise, cutout. By default it only normalises.
 
-    crop_padding: pixels to shift by at most.  flip: mirror left to right.  policy: of nas.data.policy.
+    crop_padding: pixels to shift by at most. flip: mirror left to right. policy: of nas.data.policy.
     cutout: side of the square hole, in pixels.
     """
 

@@ -1,16 +1,16 @@
-"""Processes that read batches ahead of the training loop.
+"""Worker processes that read batches ahead of the training loop.
 
-Not torch's DataLoader, which loses runs in places where this does not:
+Torch's DataLoader loses runs in places where these workers do not:
 
-- A batch travels in an anonymous memory file, not in ``/dev/shm``, of which a container has 64 MB. DataLoader waits
-  without an end when that is full.
-- The workers ignore the signals that a batch system or a terminal sends to all processes of a run. They leave when the
+- A batch travels in an anonymous memory file, not in ``/dev/shm``, which has 64 MB in a container. DataLoader waits for
+  ever when ``/dev/shm`` is full.
+- The workers ignore the signals that a batch system or a terminal sends to all processes of a run. They end when the
   training process closes their socket or is gone.
-- A worker that is killed is noticed at once, by its socket, and between two steps. DataLoader raises from a signal
-  handler, at any place of a step.
-- The workers start under joblib, whose processes start others in a way of their own, and in daemonic processes.
-- A worker takes three file descriptors of the training process. Workers that nobody reads from are closed where there
-  are too few.
+- A killed worker is noticed at once, through its socket, and between two steps. DataLoader raises from a signal
+  handler, anywhere in a step.
+- The workers also start in joblib's processes, which start processes in their own way, and in daemonic processes.
+- A worker takes three file descriptors of the training process. If there are too few, workers that nobody reads from
+  are closed.
 """
 
 import contextlib
@@ -41,16 +41,18 @@ from nas.errors import ConfigError, DataError, NasError, WorkerLostError
 from nas.storage.signals import SIGNALS
 
 AHEAD = 2  # batches that each worker is asked for before they are needed
-ALIGNMENT = 64  # bytes: the tensors of a memory file begin at multiples
-PATIENCE = 1.0  # seconds that a worker has to leave by itself, which it does unless it hangs in a read
-PARENT_CHECK = 5.0  # seconds between looks whether the training process is still there
+ALIGNMENT = 64  # bytes: the tensors of a memory file begin at multiples of this
+PATIENCE = 1.0  # seconds in which a worker can end by itself; it fails to only if it hangs in a read
+PARENT_CHECK = 5.0  # seconds between two checks that the training process still exists
 
 Batch = tuple[Inputs, Tensor]
 
 
 class Source(Protocol):
-    """Examples that are read one at a time. Item i is (inputs, target), of images ((C, H, W) uint8, label); it raises
-    DataError if unreadable."""
+    """Examples that are read one at a time. Item i is (inputs, target), for images ((C, H, W) uint8, label).
+
+    Reading an item raises DataError if it cannot be read.
+    """
 
     def __len__(self) -> int: ...
 
@@ -58,7 +60,7 @@ class Source(Protocol):
 
 
 def read_batch(source: Source, indices: Sequence[int]) -> Batch:
-    """The items at `indices`, stacked: inputs (B, ...) and targets (B, ...)."""
+    """Returns the items at `indices`, stacked: inputs (B, ...) and targets (B, ...)."""
     inputs, targets = zip(*(source[index] for index in indices), strict=True)
     stacked = tuple(torch.stack(tensors) for tensors in zip(*map(each, inputs), strict=True))
     return stacked if isinstance(inputs[0], tuple) else stacked[0], torch.stack(list(map(torch.as_tensor, targets)))
@@ -66,7 +68,7 @@ def read_batch(source: Source, indices: Sequence[int]) -> Batch:
 
 @dataclass
 class _Pass:
-    """One way through some batches. done: those that have come before they were asked for."""
+    """One iteration over some batches. done: number -> a batch or an error that has arrived but is not used yet."""
 
     done: dict[int, Batch | NasError | str] = field(default_factory=dict)
     abandoned: bool = False
@@ -74,7 +76,7 @@ class _Pass:
 
 @dataclass
 class _Member:
-    """A worker as the training process sees it. asked: for which batches, in the order in which they will come."""
+    """A worker as the training process sees it. asked: the batches it was asked for, in the order of their arrival."""
 
     number: int
     socket: connection.Connection
@@ -85,15 +87,16 @@ class _Member:
 def received_descriptor(socket: connection.Connection) -> int:
     try:
         return reduction.recv_handle(socket)
-    except RuntimeError as error:  # the system leaves it out where this process may not have one more
+    except RuntimeError as error:  # the system drops the descriptor if this process may not open one more
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
 
 
 class Workers:
     """`count` processes that read batches of `source`. They start with the first batch and stay.
 
-    Several passes can go on at the same time. Raises ConfigError if the processes cannot be started, DataError if an
-    item cannot be read, WorkerLostError if a worker is gone, RuntimeError with a worker's traceback for anything else.
+    Several passes can run at the same time. Raises ConfigError if the processes cannot be started, DataError if an item
+    cannot be read, WorkerLostError if a worker is gone, and RuntimeError with the worker's traceback for any other
+    error.
     """
 
     def __init__(self, source: Source, count: int) -> None:
@@ -101,23 +104,23 @@ class Workers:
         self._count = count
         self._members: list[_Member] = []
         self._finalizer: Any = None
-        self._passes = 0  # that go on
+        self._passes = 0  # that are not finished
 
     def batches(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """The batches of `order`, each a list of indices, one after the other."""
-        this, sent, members = _Pass(), 0, None
+        """Yields the batches of `order`, each a list of indices, one after the other."""
+        current, sent, members = _Pass(), 0, None
         self._passes += 1
         try:
             for number in range(len(order)):
-                if members is None or members is not self._members:  # or they were closed since the last batch
-                    this.done.clear()
+                if members is None or members is not self._members:  # the workers were closed since the last batch
+                    current.done.clear()
                     members, sent = self._members or self._start(), number
                 while sent < min(len(order), number + AHEAD * self._count):
-                    self._ask(members[sent % self._count], this, sent, order[sent])
+                    self._ask(members[sent % self._count], current, sent, order[sent])
                     sent += 1
-                while number not in this.done:
+                while number not in current.done:
                     self._receive(members[number % self._count])
-                got = this.done.pop(number)
+                got = current.done.pop(number)
                 if isinstance(got, NasError):
                     self.close()
                     raise got
@@ -127,11 +130,11 @@ class Workers:
                 yield got
         finally:
             self._passes -= 1
-            this.abandoned = True
-            this.done.clear()
+            current.abandoned = True
+            current.done.clear()
 
     def close(self) -> None:
-        """End the workers. The next pass starts new ones."""
+        """Ends the workers. The next pass starts new ones."""
         if self._finalizer is not None:
             self._finalizer()
         self._members, self._finalizer = [], None
@@ -143,7 +146,7 @@ class Workers:
             except OSError as error:
                 if error.errno not in _DESCRIPTORS:
                     raise
-                for other in list(_STARTED):  # of the search, for example, when a network is retrained
+                for other in list(_STARTED):  # e.g. the workers of the search, when a network is retrained
                     if not other._passes:
                         other.close()
                 return self._started()
@@ -153,13 +156,13 @@ class Workers:
             ) from error
 
     def _started(self) -> list[_Member]:
-        # multiprocessing would leave some open when there are too few.
+        # Checked first: if descriptors run out in the middle, multiprocessing leaves some open.
         _check_free_descriptors(3 * self._count + 4)
-        # Not the default context, which joblib sets to its own. Elsewhere than on Linux a fork is not safe.
+        # Not the default context, because joblib replaces it by its own. Outside Linux a fork is not safe.
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         members: list[_Member] = []
         _STARTED.add(self)
-        # Run by Python's own end of a process before it waits for children, and when nobody holds this object.
+        # Runs when Python ends, before Python waits for child processes, and when nobody holds this object.
         self._members, self._finalizer = members, util.Finalize(self, _end, args=(members,), exitpriority=10)
         try:
             for number in range(self._count):
@@ -175,15 +178,15 @@ class Workers:
             raise
         return members
 
-    def _ask(self, member: _Member, this: _Pass, number: int, indices: Sequence[int]) -> None:
+    def _ask(self, member: _Member, current: _Pass, number: int, indices: Sequence[int]) -> None:
         try:
             member.socket.send(list(indices))
-        except OSError:  # nobody reads it
+        except OSError:  # the worker does not read any more
             self._lost(member)
-        member.asked.append((this, number))
+        member.asked.append((current, number))
 
     def _receive(self, member: _Member) -> None:
-        """Wait for the next batch of a worker."""
+        """Waits for the next batch of a worker."""
         connection.wait([member.socket, member.process.sentinel])
         try:
             # A worker that has ended may have sent something before that.
@@ -195,9 +198,9 @@ class Workers:
         except OSError as error:
             self.close()
             raise ConfigError(f"a batch cannot be received ({_reason(error)})", fix=_fix(error)) from error
-        this, number = member.asked.popleft()
-        if not this.abandoned:
-            this.done[number] = message
+        current, number = member.asked.popleft()
+        if not current.abandoned:
+            current.done[number] = message
 
     def _unpacked(self, layout: list[Any], descriptor: int) -> Batch:
         try:
@@ -205,7 +208,7 @@ class Workers:
         finally:
             os.close(descriptor)
         several, *parts = layout
-        content = torch.frombuffer(memory, dtype=torch.uint8)  # which keeps the memory
+        content = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the memory alive
         *inputs, targets = (
             content[start : start + size].view(dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
             for start, size, dtype, shape in parts
@@ -227,15 +230,15 @@ class Workers:
         self.close()
         raise WorkerLostError(
             f"data worker {member.number} (process {pid}) {how}",
-            fix="see whether memory ran out; fewer data.workers, or a smaller batch, take less",
+            fix="check whether memory ran out; use fewer data.workers, or a smaller batch",
         )
 
 
-_STARTED: "weakref.WeakSet[Workers]" = weakref.WeakSet()  # whose sockets a new worker is not to hold open
+_STARTED: "weakref.WeakSet[Workers]" = weakref.WeakSet()  # a new worker closes the sockets of all these
 
 
 def _end(members: list[_Member]) -> None:
-    """Let workers leave, and kill those that do not. SIGTERM, which they ignore, would not end them."""
+    """Lets workers end, and kills those that do not. SIGTERM would not end them, because they ignore it."""
     for member in members:
         member.socket.close()
     deadline = time.monotonic() + PATIENCE
@@ -249,7 +252,7 @@ def _end(members: list[_Member]) -> None:
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """A process that is started inside has the signals blocked, until it ignores them."""
+    """Blocks the signals for a process that is started inside, until this process ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -259,8 +262,10 @@ def _blocked_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _children_allowed() -> Iterator[None]:
-    """Python refuses children to a daemonic process, such as a worker of a pool, because they could outlive it. These
-    do not."""
+    """Lets a daemonic process, such as a worker of a pool, start children.
+
+    Python forbids it because the children could outlive the process. These workers do not.
+    """
     settings: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     daemonic = settings.pop("daemon", None)
     try:
@@ -274,17 +279,17 @@ def _children_allowed() -> Iterator[None]:
 
 
 def _serve(socket: connection.Connection, source: Source, number: int, count: int, parent: int) -> None:
-    """Read what is asked for until the training process has closed the socket or is gone."""
+    """Reads the batches that are asked for, until the training process has closed the socket or is gone."""
     for stopping in SIGNALS:
         signal.signal(stopping, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    for workers in list(_STARTED):  # after a fork: as long as anybody holds them open, nobody sees them closed
+    for workers in list(_STARTED):  # after a fork: a socket looks open as long as any process holds it open
         for member in workers._members:
             member.socket.close()
     torch.set_num_threads(1)
     random.seed(number)
     torch.manual_seed(number)
-    # What torch.utils.data.get_worker_info() tells a user's data set, for example to open a file once in each worker.
+    # For torch.utils.data.get_worker_info(), which a user's data set may call, e.g. to open a file once per worker.
     torch_worker._worker_info = torch_worker.WorkerInfo(  # type: ignore[attr-defined]
         id=number,
         num_workers=count,
@@ -308,11 +313,11 @@ def _answer(socket: connection.Connection, source: Source, indices: list[int], n
         message = error
     except (OSError, MemoryError) as error:
         if not isinstance(error, MemoryError) and error.errno not in _SHORTAGES:
-            message = _told(number)
+            message = _with_traceback(number)
         else:
             message = DataError(f"data worker {number} cannot give a batch ({_reason(error)})", fix=_fix(error))
     except Exception:
-        message = _told(number)
+        message = _with_traceback(number)
     try:
         socket.send(message)
         if descriptor >= 0:
@@ -322,12 +327,12 @@ def _answer(socket: connection.Connection, source: Source, indices: list[int], n
             os.close(descriptor)
 
 
-def _told(number: int) -> str:
+def _with_traceback(number: int) -> str:
     return f"in data worker {number}:\n{traceback.format_exc()}"
 
 
 def _packed(batch: Batch) -> tuple[list[Any], int]:
-    """What lies where in a memory file, and its descriptor."""
+    """Writes a batch to a memory file. Returns where each tensor lies in it, and the file's descriptor."""
     inputs, targets = batch
     layout: list[Any] = [isinstance(inputs, tuple)]
     with _memory_file() as file:
@@ -349,14 +354,14 @@ def _memory_file() -> Any:
     return tempfile.TemporaryFile()
 
 
-# -- what there can be too little of
+# -- shortages of descriptors and memory
 
 _DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
 _SHORTAGES = (*_DESCRIPTORS, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
 
 
 def _check_free_descriptors(count: int) -> None:
-    """Raises OSError unless this process can open so many files more."""
+    """Raises OSError if this process cannot open `count` more files."""
     opened: list[int] = []
     try:
         opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(count))
@@ -369,7 +374,7 @@ def _reason(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     if error.errno in _DESCRIPTORS:
-        import resource  # which not every system has
+        import resource  # not every system has it
 
         return f"too few file descriptors: the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
     return error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""The files an exported network is written as, one format a module."""
+"""The file formats of an exported network, one format per module."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""The network in bfloat16: half the size, and faster on hardware that computes in it.
+"""Exports the network in bfloat16: half the size, and faster on hardware that computes in bfloat16.
 
-Not int8: torch.ao.quantization is deprecated and torch.export cannot save what it makes; its successor is a package of
-its own, torchao.
+Not int8: torch.ao.quantization is deprecated, and torch.export cannot save its results. Its successor, torchao, is a
+separate package.
 """
 
 import copy
@@ -15,7 +15,7 @@ from nas.formats.program import WARNING, program_code, write_program
 
 
 class InBFloat16(nn.Module):
-    """A copy of a network that computes in bfloat16; inputs and outputs stay as they are."""
+    """A copy of a network that computes in bfloat16. The types of inputs and outputs do not change."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class InBFloat16(nn.Module):
 
 
 class BFloat16:
-    """``model_bfloat16.pt2``: like ``model.pt2``, with what it reaches on the test split in the metadata."""
+    """``model_bfloat16.pt2``: like ``model.pt2``, with its score on the test split in the metadata."""
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
         file = "model_bfloat16.pt2"

@@ -1,4 +1,4 @@
-"""Export of a trained network: written, loaded back in a fresh process, compared, and only then kept."""
+"""Exports a trained network: writes files, loads them in a fresh process, compares outputs, and then keeps them."""
 
 import hashlib
 import os
@@ -28,7 +28,10 @@ GENOTYPE, METADATA, CARD = "genotype.json", "metadata.json", "MODEL_CARD.md"
 
 @dataclass(frozen=True)
 class Exported:
-    """paths: of all files that were written. left_out: format -> why the network cannot be had in it."""
+    """What an export wrote.
+
+    paths: of all files. left_out: format -> why the network cannot be exported in this format.
+    """
 
     paths: list[Path]
     left_out: dict[str, str]
@@ -43,17 +46,17 @@ def export(
     directory: Path,
     again: bool = False,
 ) -> Exported:
-    """Write the network to `directory` in the formats, with its genotype, metadata and a model card.
+    """Writes the network to `directory` in the formats, with its genotype, metadata and a model card.
 
-    metadata: what metadata.json holds beside what this adds, see `nas.cli.stages.export`.
-    again: in place of the files that the same run left there before it was killed.
-    Raises OutputError if the directory is not empty, unless `again`; if a file, loaded in a fresh process, does not
-    give the network's outputs; or if the network can be had in none of the formats. Nothing is written then. Of a
-    network that is random there are no files to compare, and the others are written.
+    metadata: the other contents of metadata.json, see `nas.cli.stages.export`.
+    again: replace the files that the same run left there before it was killed.
+    Raises OutputError, and writes nothing, if the directory is not empty, unless `again`; if a file, loaded in a fresh
+    process, does not give the network's outputs; or if no format can hold the network. A network with random outputs
+    cannot be compared: then only the other files are written.
     """
     if not again and directory.exists():
         check_empty(directory)
-    if again:  # in the directory of a run that is resumed, which somebody else may have prepared
+    if again:  # somebody else may have prepared the directory of a run that is resumed
         atomic.refuse_link(directory)
     try:
         with workplace(directory) as work:
@@ -68,7 +71,7 @@ def export(
                 "sha256": {path.name: digest(path) for path in sorted(staging.iterdir())},
                 "left_out": left_out,
             }
-            atomic.write_json(staging / METADATA, complete)  # which nas.load needs
+            atomic.write_json(staging / METADATA, complete)  # nas.load needs it
             differences = compared(subject, artefacts, staging)
             complete["artefacts"] = {
                 artefact.file: {
@@ -83,7 +86,7 @@ def export(
             }
             atomic.write_json(staging / METADATA, complete)
             (staging / CARD).write_text(model_card(complete, genotype), encoding="utf-8")
-            # The metadata last: whoever sees them sees everything.
+            # The metadata come last: if they are there, all files are there.
             names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
             (directory / METADATA).unlink(missing_ok=True)
             for name in names:
@@ -102,9 +105,9 @@ def export(
 
 
 def written(subject: Subject, formats: Mapping[str, Format], directory: Path) -> tuple[list[Artefact], dict[str, str]]:
-    """What could be written of the formats, and for the others, of which no file is left, why not.
+    """Writes the formats. Returns the artefacts, and for each other format the reason; it leaves no file.
 
-    Raises OutputError if that is all of them, unless the network is random: nothing could be compared with it then.
+    Raises OutputError if no format could be written, unless the network is random: then nothing can be compared.
     """
     if is_random(subject):
         return [], dict.fromkeys(formats, "the network gives other outputs each time it runs")
@@ -115,8 +118,8 @@ def written(subject: Subject, formats: Mapping[str, Format], directory: Path) ->
             artefacts.append(form.write(subject, directory))
         except NasError:
             raise
-        except Exception as error:  # a user's own modules do anything: no reason to lose the other formats
-            if (refusal := disk.refusal(error)) is not None:  # which says nothing about the format
+        except Exception as error:  # a user's own modules may raise any error; the other formats may still work
+            if (refusal := disk.refusal(error)) is not None:  # the fault of the disk, not of the format
                 raise disk.refused(refusal, directory, Path(tempfile.gettempdir())) from error
             foreseen = isinstance(error, UnavailableError)
             left_out[name] = str(error) if foreseen else f"making and trying it failed ({described(error)})"
@@ -124,7 +127,7 @@ def written(subject: Subject, formats: Mapping[str, Format], directory: Path) ->
                 path.unlink()
     if left_out and not artefacts:
         raise OutputError(
-            f"the network can be had in none of the formats {', '.join(formats)} ("
+            f"the network cannot be exported as {' or '.join(formats)} ("
             f"{'; '.join(f'{name}: {reason}' for name, reason in left_out.items())})",
             fix="the checkpoint is complete; choose others, e.g. "
             f"formats=[{'program' if 'weights' in formats else 'weights'}]",
@@ -134,9 +137,9 @@ def written(subject: Subject, formats: Mapping[str, Format], directory: Path) ->
 
 @torch.no_grad()
 def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -> dict[str, float]:
-    """The largest difference of each artefact's outputs, from a fresh process, to those of its network.
+    """Loads each artefact in a fresh process. Returns the largest difference of its outputs from its network's.
 
-    Raises OutputError, naming the file, if that is more than the artefact allows.
+    Raises OutputError, naming the file, if the difference is larger than the artefact allows.
     """
     if not artefacts:
         return {}
@@ -174,7 +177,7 @@ def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -
 
 @torch.no_grad()
 def is_random(subject: Subject) -> bool:
-    """As one is in which noise was derived."""
+    """Returns whether the network's outputs are random, e.g. because noise was derived."""
     first, second = (subject.network(*subject.examples) for _ in range(2))
     return not torch.allclose(first, second, rtol=0.0, atol=TOLERANCE, equal_nan=True)
 
@@ -185,7 +188,7 @@ def digest(path: Path) -> str:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Both are on one file system. Not copied, which would take the room twice."""
+    """Moves a file on the same file system. A copy would need the space twice."""
     with source.open("rb+") as stream:
         os.fsync(stream.fileno())
     os.replace(source, target)

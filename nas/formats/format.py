@@ -1,4 +1,4 @@
-"""What a format of exported networks is."""
+"""The interface of a format of exported networks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ TOLERANCE = 1e-4  # largest difference to its network that an artefact may show
 
 @dataclass(frozen=True)
 class Subject:
-    """What is exported.
+    """The network that is exported.
 
-    network: on the CPU, in eval mode. examples: a batch of at least two, a tensor for each of its inputs.
-    title: the network in words. load: the code that loads it with this project, run beside the files.
-    measure: a network of the same inputs and outputs -> what it reaches on the test split, by the metric's name.
-    unsaved: finds the buffers of it that no state dict holds, if its weights do not give its outputs without them.
+    network: on the CPU, in eval mode. examples: a batch of at least two examples, one tensor for each input.
+    title: describes the network. load: code that loads the network with this project, run beside the files.
+    measure: a network with the same inputs and outputs -> its score on the test split, by the metric's name.
+    unsaved: finds the network's buffers that no state dict holds, if the outputs depend on them.
     """
 
     network: nn.Module
@@ -32,13 +32,13 @@ class Subject:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """What the inputs are called in code: x, or x1, x2, ..."""
+        """Returns the names of the inputs in code: x, or x1, x2, ..."""
         count = len(self.examples)
         return ("x",) if count == 1 else tuple(f"x{number}" for number in range(1, count + 1))
 
     @property
     def call(self) -> str:
-        """The code that runs a module called ``network``."""
+        """Returns the code that runs a module called ``network``."""
         return f"with torch.no_grad():\n    y = network({', '.join(self.variables)})\n"
 
 
@@ -46,10 +46,10 @@ class Subject:
 class Artefact:
     """One file that was written.
 
-    about: what it is, in words. needs: the packages that loading it takes, as pip knows them. code: loads it from the
-    directory it is in, and computes y from the inputs of `Subject.variables`; the model card shows it and a fresh
-    process runs it. network: whose outputs these have to be, up to `tolerance`. facts: what else the metadata state.
-    warning: what whoever is given the file has to know before loading it.
+    about: describes the file. needs: the packages for loading it, by their names for pip. code: loads the file from its
+    directory, and computes y from the inputs of `Subject.variables`. The model card shows the code, and a fresh process
+    runs it. network: gives the expected outputs, up to `tolerance`. facts: more entries for the metadata. warning: what
+    a recipient must know before loading the file.
     """
 
     file: str
@@ -63,13 +63,15 @@ class Artefact:
 
 
 class UnavailableError(Exception):
-    """This network cannot be had in this format; the message says why. The other formats are written."""
+    """This network cannot be exported in this format. The message says why. The other formats are written."""
 
 
 class Format(Protocol):
-    """Built before any work is done, so that a package that is missing is noticed then."""
+    """Writes a network in one format. A constructor raises before any work is done if a package is missing."""
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
-        """Write a file into the directory. Raises UnavailableError; whatever else is raised, but for an error of the
-        user's or of the disk, leaves the format out as well."""
+        """Writes a file into the directory. Raises UnavailableError.
+
+        Other exceptions leave the format out too, except errors of the user's or of the disk.
+        """
         ...

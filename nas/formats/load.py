@@ -1,4 +1,4 @@
-"""A trained network in one line, from whatever a run left."""
+"""Loads a trained network in one line, from a run, a checkpoint or an export."""
 
 import hashlib
 from pathlib import Path
@@ -43,14 +43,14 @@ def load(path: str | Path, *, allow: Allowed, device: str) -> nn.Module:
 
 
 def from_export(directory: Path, *, allow: Allowed, device: str) -> nn.Module:
-    """From the genotype and the weights of an export; its model.py is never run.
+    """Loads a network from the genotype and the weights of an export. Its model.py is never run.
 
-    Raises CheckpointError if they are not what the metadata were written for.
+    Raises CheckpointError if these files are not those that the metadata were written for.
     """
     metadata = read_metadata(directory / METADATA)
     source = directory / METADATA
     with checkpoint_file.taken_from(source):
-        # Each is read once: what is checked is what is loaded.
+        # Each file is read once, so that the checked bytes are the loaded bytes.
         text, packed = (
             read_checked(directory / name, metadata["sha256"].get(name), limit=limit)
             for name, limit in ((GENOTYPE, GENOTYPE_LIMIT), (WEIGHTS, None))
@@ -72,16 +72,18 @@ def read_metadata(path: Path) -> dict[str, Any]:
         metadata = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path} is damaged, or not of an export ({reason})", fix=FIX) from error
+        raise CheckpointError(f"{path} is damaged, or does not belong to an export ({reason})", fix=FIX) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not of an export of this project", fix=FIX)
+        raise CheckpointError(f"{path} does not belong to an export of this project", fix=FIX)
     checkpoint_file.check_version(path, metadata.get("version"), VERSION)
     return metadata
 
 
 def read_checked(path: Path, expected: str | None, *, limit: int | None) -> bytes:
-    """A file's content. Raises CheckpointError unless its SHA-256 is the expected one: weights fit other networks of
-    the same shapes as well, so that loading them would not show a change."""
+    """Returns a file's content. Raises CheckpointError unless its SHA-256 is the expected one.
+
+    Weights also fit other networks with the same shapes, so loading them would not show a change.
+    """
     try:
         if expected is None or not path.exists():
             raise CheckpointError(
@@ -100,7 +102,7 @@ def read_checked(path: Path, expected: str | None, *, limit: int | None) -> byte
 
 
 def read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
-    """Of a file in the format of safetensors. Raises CheckpointError if it is none."""
+    """Returns the tensors of a file in the format of safetensors. Raises CheckpointError if it has another format."""
     from safetensors import SafetensorError
     from safetensors.torch import load as unpacked
 
@@ -113,7 +115,7 @@ def read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def without_auxiliary(network: nn.Module) -> nn.Module:
-    """The network, in place, without the head that only training uses."""
+    """Removes the head that only training uses from the network, in place, and returns the network."""
     for name, child in network.named_children():
         if isinstance(child, AuxiliaryHead):
             setattr(network, name, None)

@@ -1,4 +1,4 @@
-"""The network as ONNX, for runtimes outside of PyTorch."""
+"""Exports the network as ONNX, for runtimes outside of PyTorch."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Onnx:
-    """``model.onnx``: a batch of any size. Raises ConfigError if the packages of the extra ``onnx`` are missing."""
+    """``model.onnx``, for batches of any size. Raises ConfigError if the packages of the extra ``onnx`` are missing."""
 
     def __init__(self) -> None:
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -31,7 +31,7 @@ class Onnx:
         program = exported(subject.network, subject.examples)
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")  # of the exporter about itself
+                warnings.simplefilter("ignore")  # the exporter warns about itself
                 written = torch.onnx.export(
                     program,
                     subject.examples,
@@ -42,9 +42,9 @@ class Onnx:
                 )
                 assert written is not None  # as dynamo=True
                 content = written.model_proto.SerializeToString()  # one file
-        except Exception as error:  # an operation that ONNX does not have, most of all
+        except Exception as error:  # usually an operation that ONNX does not have
             raise UnavailableError(f"torch.onnx cannot write it ({described(error)})") from error
-        (directory / file).write_bytes(content)  # outside of the above: a full disk says nothing about ONNX
+        (directory / file).write_bytes(content)  # outside of the try: a full disk is not an error of ONNX
         inputs = ", ".join(f'"{name}": np.asarray({name})' for name in names)
         return Artefact(
             file=file,

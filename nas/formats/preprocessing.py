@@ -1,12 +1,14 @@
-"""How an image becomes the input of an exported network: for the model card in words and code, for metadata.json in
-fields."""
+"""Describes how an image becomes the input of an exported network.
+
+The model card has it as text and code, metadata.json as fields.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nas.data.spec import DataSpec, ImageSpec
 
-# Runs as it is where numpy and Pillow are; a test holds it equal to what the training read.
+# Needs only numpy and Pillow. A test checks that it gives what the training read.
 FROM_FILE = '''\
 import numpy as np
 from PIL import Image, ImageOps
@@ -39,7 +41,7 @@ def prepare(pixels):
 
 
 def preprocessing(spec: DataSpec) -> dict[str, Any] | None:
-    """Of images of 1 or 3 channels; None of anything else."""
+    """Returns the fields for images of 1 or 3 channels; None for anything else."""
     if not isinstance(spec, ImageSpec) or spec.channels not in (1, 3):
         return None
     grey, side = spec.channels == 1, spec.image_size
@@ -75,7 +77,7 @@ def preprocessing(spec: DataSpec) -> dict[str, Any] | None:
 
 
 def sentences(fields: Mapping[str, Any]) -> Iterator[str]:
-    """What the card lists, before the code."""
+    """Yields the sentences that the card lists before the code."""
     grey = fields["channel_order"] == "grey"
     yield f"Channels: {'one, grey' if grey else 'three, in the order red, green, blue (RGB)'}."
     if "orientation" in fields:

@@ -1,4 +1,4 @@
-"""The network as a program of torch.export: its graph and weights in one file, without any Python of the network."""
+"""Exports the network as a program of torch.export: graph and weights in one file, without the network's Python."""
 
 import contextlib
 import inspect
@@ -20,7 +20,7 @@ WARNING = (
 
 
 class Program:
-    """``model.pt2``: for torch.export.load, AOTInductor and ExecuTorch; a batch of any size."""
+    """``model.pt2``, for torch.export.load, AOTInductor and ExecuTorch. It takes batches of any size."""
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
         file = "model.pt2"
@@ -43,23 +43,26 @@ def write_program(network: nn.Module, examples: tuple[Tensor, ...], path: Path) 
     program = exported(network, examples)
     content = io.BytesIO()
     with warnings.catch_warnings():
-        # torch.export's own serialiser warns of parts of itself; nothing that a user could act on.
+        # torch.export's serialiser warns about its own code. A user can do nothing about that.
         warnings.simplefilter("ignore")
         torch.export.save(program, content)
     path.write_bytes(content.getvalue())  # not by torch, which aborts the process when the disk is full
 
 
 def exported(network: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """examples: a batch of at least two, because torch.export takes a size of 1 for a constant."""
+    """Returns the exported program for a batch of any size.
+
+    examples: a batch of at least two, because torch.export takes a size of 1 for a constant. Raises UnavailableError.
+    """
     batch = torch.export.Dim("batch", min=1)
     shapes: tuple[Any, ...] = tuple({0: batch} for _ in examples)
     first = next(iter(inspect.signature(network.forward).parameters.values()))
     if first.kind is first.VAR_POSITIONAL:  # all inputs are one argument to torch.export
         shapes = (shapes,)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it draws the graph it got stuck in
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints the unfinished graph there
             return torch.export.export(network, examples, dynamic_shapes=shapes)
-    except Exception as error:  # whatever the forward of a user's own model makes of being traced
+    except Exception as error:  # a user's own forward may raise any error while it is traced
         raise UnavailableError(
             f"torch.export cannot trace the network with a batch of any size ({described(error)}); "
             "let its forward use the sizes of its inputs, and no values of tensors"

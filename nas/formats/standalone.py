@@ -1,4 +1,4 @@
-"""The network as Python that a person can read, edit and train on, without this project."""
+"""Exports the network as Python that a person can read, edit and train without this project."""
 
 import runpy
 from pathlib import Path
@@ -15,7 +15,7 @@ FILE = "model.py"
 
 
 class Standalone:
-    """``model.py``: plain PyTorch that loads ``weights.safetensors`` and gives the very bits of the network."""
+    """``model.py``: plain PyTorch that loads ``weights.safetensors`` and gives the same outputs to the bit."""
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
         network = subject.network
@@ -25,12 +25,12 @@ class Standalone:
             raise UnavailableError(f"this network cannot be written as source: {error}") from error
         write_weights(network, directory)
         (directory / FILE).write_text(text, encoding="utf-8")
-        # A forward that asks whether its inputs are tensors, say, goes another way while it is traced.
+        # A forward may take another branch while it is traced, e.g. if it asks whether its inputs are tensors.
         again = runpy.run_path(str(directory / FILE), run_name="model")["build"]()
         again.load_state_dict(network.state_dict())
         with torch.no_grad():
             if not torch.equal(again.eval()(*subject.examples), network(*subject.examples)):
-                raise UnavailableError("this network does other things while it is traced than when it is run")
+                raise UnavailableError("this network computes something else while it is traced")
         return Artefact(
             file=FILE,
             about=f"plain PyTorch, to be read and edited; its load() takes the weights from {WEIGHTS}",

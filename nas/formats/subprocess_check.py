@@ -1,4 +1,4 @@
-"""Runs the code that loads artefacts in a fresh process, as its users will."""
+"""Runs the code that loads artefacts in a fresh process, as users will."""
 
 import io
 import os
@@ -22,14 +22,15 @@ def run(
     batches: Sequence[Mapping[str, Tensor]],
     directory: Path,
 ) -> dict[str, list[Tensor] | str]:
-    """name -> the value of y after its code ran, for each batch of variables; or the error it ended in.
+    """Returns name -> the value of y after its code ran, for each batch of variables; or the error as text.
 
-    alone: name -> code that runs where this project cannot be imported; with_project: where it can be. directory:
-    where the process is started. One process for all of them: importing torch takes seconds.
-    Raises OutputError if the process cannot do its work.
+    alone: name -> code that runs where this project cannot be imported. with_project: name -> code that runs where it
+    can. directory: the working directory of the process. One process runs all code, because importing torch takes
+    seconds.
+    Raises OutputError if the process fails.
     """
     code = Path(__file__).with_name("subprocess_main.py").read_text(encoding="utf-8")
-    # What this process can import; its packages may be installed anywhere.
+    # The new process can import what this one can: packages may be installed anywhere.
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
     with tempfile.TemporaryDirectory(prefix="nas-fresh-") as exchange:
         source, target = Path(exchange, "given"), Path(exchange, "results")
@@ -46,7 +47,7 @@ def run(
             env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             encoding="utf-8",
-            errors="replace",  # its messages may be in that of the locale
+            errors="replace",  # its messages may have the encoding of the locale
             check=False,
         )
         if done.returncode != 0:
@@ -54,8 +55,8 @@ def run(
             if (refusal := disk.refusal_in(last)) is not None:
                 raise disk.refused(refusal, Path(exchange), directory)
             raise OutputError(
-                f"the process that was to check the exported files stopped ({last})",
-                fix="see whether the machine has memory left; nothing was written",
+                f"the process that checks the exported files stopped ({last})",
+                fix="check whether memory ran out; nothing was written",
             )
         results: dict[str, list[Tensor] | str] = torch.load(target, weights_only=True)
     return results

@@ -1,7 +1,6 @@
-"""The other end of `nas.formats.subprocess_check.run`: runs code in a process that knows nothing of the
-network it was made from.
+"""The process of `nas.formats.subprocess_check.run`: runs code where the exported network does not exist.
 
-Started by its text, as ``python -c``, so that its directory is not searched for modules.
+It is started from its text, with ``python -c``, so that its directory is not searched for modules.
 """
 
 import io
@@ -19,12 +18,12 @@ class Hidden:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] == "nas":
-            raise ImportError("it imports this project, which it shall do without")
+            raise ImportError("it imports this project, which it must not need")
 
 
 @torch.no_grad()
 def outputs(code: str, batches: list[dict[str, Any]]) -> list[Any] | str:
-    """The y that a piece of code leaves for each batch, or what went wrong."""
+    """Returns the y that a piece of code computes for each batch, or the error as text."""
     with tempfile.TemporaryDirectory(prefix="nas-fresh-") as directory:
         file = Path(directory, "code.py")
         file.write_text(code, encoding="utf-8")
@@ -39,13 +38,13 @@ def main(source: str, target: str) -> None:
     torch.set_num_threads(given["threads"])
     hidden: Any = Hidden()
     results: dict[str, list[Any] | str] = {}
-    for project in (False, True):  # what needs this project comes last, for an import cannot be undone
+    for project in (False, True):  # code that needs this project comes last, because an import cannot be undone
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not hidden]
         if not project:
             sys.meta_path.insert(0, hidden)
         results |= {name: outputs(code, given["batches"]) for name, code in given["jobs"][project].items()}
     content = io.BytesIO()
-    torch.save(results, content)  # which would abort where the disk is full
+    torch.save(results, content)  # into memory: torch aborts the process if the disk is full
     Path(target).write_bytes(content.getvalue())
 
 

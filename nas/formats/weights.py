@@ -1,4 +1,4 @@
-"""The weights alone, as safetensors: no code in them, and every framework reads them."""
+"""Exports only the weights, as safetensors, which hold no code and which every framework can read."""
 
 from pathlib import Path
 
@@ -10,7 +10,10 @@ FILE = "weights.safetensors"
 
 
 class Weights:
-    """``weights.safetensors``: the network's state by name. This project makes the network from it and the genotype."""
+    """``weights.safetensors``: the network's state by name.
+
+    This project rebuilds the network from it and the genotype.
+    """
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
         if unsaved := subject.unsaved():
@@ -29,7 +32,7 @@ class Weights:
 
 
 def write_weights(network: nn.Module, directory: Path) -> None:
-    """Raises UnavailableError if the network's state is not of tensors alone, as its get_extra_state may return."""
+    """Writes the weights. Raises UnavailableError if the state has anything but tensors, e.g. from get_extra_state."""
     from safetensors.torch import save
 
     for name, value in network.state_dict().items():
@@ -37,6 +40,6 @@ def write_weights(network: nn.Module, directory: Path) -> None:
             raise UnavailableError(
                 f"{name} of the network's state is a {type(value).__name__}, and safetensors holds tensors only"
             )
-    # Copies, because safetensors refuses tensors that share their memory, such as those of a module used twice.
+    # Copies, because safetensors refuses tensors that share memory, e.g. those of a module that is used twice.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
     (directory / FILE).write_bytes(save(state, metadata={"format": "pt"}))

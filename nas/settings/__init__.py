@@ -1,1 +1,1 @@
-"""From YAML to objects: schemas, dotted names, checks of signatures, allowed targets."""
+"""Makes objects from YAML: schemas, dotted names, checks of signatures, allowed targets."""

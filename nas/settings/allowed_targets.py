@@ -1,4 +1,7 @@
-"""What may be built: what `names` lists, and what the caller or the command line allows. Never what a file says."""
+"""Which import paths may be built: those in `names`, and those that the caller or the command line allows.
+
+A file can never extend the list.
+"""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -14,8 +17,10 @@ Allowed = Sequence[str | Callable[..., Any]]
 
 
 def allowed(config: Any) -> list[str]:
-    """What a command line allows: ``allow_targets``, and the packages whose factories it names itself; not those of a
-    run that is resumed, see `nas.cli.resume.resumed`."""
+    """Returns what a command line allows: ``allow_targets``, and the packages of the factories that it names.
+
+    The factories of a resumed run are not allowed here, see `nas.cli.resume.resumed`.
+    """
     from omegaconf import OmegaConf
 
     if OmegaConf.select(config, "resume") is not None:
@@ -31,10 +36,10 @@ def trusted_by(config: Any) -> list[str]:
 
 
 def check_target(target: Any, allow: Allowed = ()) -> Callable[..., Any]:
-    """What a ``_target_`` stands for. Raises ConfigError unless it is listed in `nas.settings.names`, or allowed.
+    """Returns the object that a ``_target_`` names. Raises ConfigError unless it is in `nas.settings.names` or allowed.
 
-    An allowed name alone does not tell: ``my_package.os.remove`` begins with ``my_package``. So what is found must say
-    that it is defined in the package, too.
+    The name alone is not enough: ``my_package.os.remove`` begins with ``my_package``. The object that is found must
+    also say that it is defined in the package.
     """
     for one in allow:
         if not isinstance(one, str) and import_path(one) == target:
@@ -54,7 +59,7 @@ def check_target(target: Any, allow: Allowed = ()) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(
             f"_target_ {target!r} is a {type(found).__name__}, expected a function or class",
-            fix="add the name of what is to be called, as in package.module.function",
+            fix="add the name of a function or class, as in package.module.function",
         )
     home = getattr(found, "__module__", None)
     # One object that is allowed by its full path may be defined in another module of its package.
@@ -69,7 +74,7 @@ def check_target(target: Any, allow: Allowed = ()) -> Callable[..., Any]:
 
 
 def located(path: str) -> Any:
-    """The object at an import path that is listed or allowed. Raises ConfigError if there is none."""
+    """Returns the object at an import path that is listed or allowed. Raises ConfigError if there is none."""
     names = path.split(".")
     try:
         if not all(names):
@@ -80,7 +85,7 @@ def located(path: str) -> Any:
                 importlib.import_module(".".join(names[: position + 1]))
             found = getattr(found, name)
         return found
-    except Exception as error:  # importing a user's package runs it: whatever that raises is the reason
+    except Exception as error:  # importing a user's package runs its code, which may raise any error
         raise ConfigError(
             f"_target_ {path!r} does not exist, or cannot be imported ({described(error)})",
             fix="correct the name; your own package has to be installed, or in the directory the command is started in",

@@ -1,5 +1,7 @@
-"""Objects from plain descriptions, and descriptions of objects. What is checked is what is built: the same dicts and
-lists, in which nothing is left to be resolved."""
+"""Makes objects from plain descriptions, and descriptions of objects.
+
+The checks and the construction read the same dicts and lists, in which nothing is left to resolve.
+"""
 
 import dataclasses
 import functools
@@ -15,16 +17,18 @@ from nas.untrusted import plain_data
 
 
 def built(plain: Any, group: str, *, allow: Allowed = (), source: object = "the file") -> Any:
-    """The object that `described` gave as `plain`, which may come from anybody.
+    """Returns the object that a description `plain` from `described` stands for. The description may come from anybody.
 
-    group: what it must be, a group of `names.TABLE`, e.g. ``space``. allow: what else than the table's may be
-    used: packages, full import paths, or the functions and classes themselves. source: for messages.
+    group: what the object must be: a group of `names.TABLE`, e.g. ``space``. allow: what may be used beside the table:
+    packages, full import paths, or the functions and classes themselves. source: for messages.
     Raises ConfigError for anything else, and for arguments that do not fit.
     """
     try:
         plain_data.check(plain)
     except plain_data.NotPlainError as error:
-        raise ConfigError(f"the {group} in {source} is no plain description: {error}", fix="write it anew") from error
+        raise ConfigError(
+            f"the {group} in {source} is not a plain description: {error}", fix="write it anew"
+        ) from error
     if not isinstance(plain, dict) or NAME not in plain:
         raise ConfigError(
             f"the {group} in {source} has no {NAME}: it was written by release 0.1.0, or is not of this project",
@@ -34,8 +38,11 @@ def built(plain: Any, group: str, *, allow: Allowed = (), source: object = "the 
 
 
 def described(thing: Any) -> Any:
-    """Plain data that `built` makes an equal object of: of everything in the table, of partials of it, and of functions
-    and classes of the user's own, which are recorded by their import path. Raises ConfigError for other objects."""
+    """Returns plain data from which `built` makes an equal object.
+
+    The object may be anything in the table, a partial of it, or a user's own function or class, which is recorded by
+    its import path. Raises ConfigError for other objects.
+    """
     plain = as_target(thing)
     group, _ = TARGETS.get(plain.get(TARGET, ""), ("", "")) if isinstance(plain, dict) else ("", "")
     return to_names(plain, group)
@@ -46,7 +53,7 @@ def callable_itself(thing: Any) -> bool:
 
 
 def as_target(thing: Any) -> Any:
-    """An object as a plain configuration of it."""
+    """Returns an object as a plain configuration with targets."""
     if thing is None or isinstance(thing, str | int | float | bool):
         return thing
     if isinstance(thing, list | tuple):
@@ -65,7 +72,7 @@ def as_target(thing: Any) -> Any:
     if isinstance(thing, dict) or hasattr(thing, "items"):
         return as_targets(thing)
     raise ConfigError(
-        f"a {path} cannot be recorded in a file, expected something that ships, a function or a class",
+        f"a {path} cannot be recorded in a file, expected an object of this project, a function or a class",
         fix="give the function that makes it, with functools.partial for its arguments",
     )
 
@@ -75,8 +82,11 @@ def as_targets(arguments: Any) -> dict[str, Any]:
 
 
 def public_path(function: Any) -> str:
-    """The import path that the table has: nas.spaces.Darts, not nas.spaces.darts.Darts. Of others their own."""
-    import torch  # here, as starting a command takes no time without it
+    """Returns the import path in the table: nas.spaces.Darts, not nas.spaces.darts.Darts.
+
+    Others keep their own path.
+    """
+    import torch  # here, because commands start faster without it
 
     function = function.func if isinstance(function, functools.partial) else function
     for package in (torch.optim, torch.nn, torch.nn.functional):
@@ -90,8 +100,8 @@ def public_path(function: Any) -> str:
 
 
 def arguments_of(thing: Any) -> dict[str, Any]:
-    """The arguments that an object of ours was made with."""
-    if hasattr(thing, "described"):  # whose attributes are not its arguments
+    """Returns the arguments that an object of this project was made with."""
+    if hasattr(thing, "described"):  # its attributes are not its arguments
         return dict(thing.described())
     if dataclasses.is_dataclass(thing):
         return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init}
@@ -100,9 +110,9 @@ def arguments_of(thing: Any) -> dict[str, Any]:
 
 
 def construct(plain: Any, *, allow: Allowed = (), where: str = "", arguments: dict[str, Any] | None = None) -> Any:
-    """The object of a plain configuration with targets, or the dict of objects of a group of them.
+    """Returns the object of a plain configuration with targets, or a dict of objects for a group of configurations.
 
-    arguments: passed to what was built, when that is a partial. where: the setting, for messages.
+    arguments: passed to the result, if that is a partial. where: the setting, for messages.
     Raises ConfigError for a target that is not allowed, does not exist, or does not take its arguments.
     """
     plain = spelt_out(plain)
@@ -141,7 +151,7 @@ def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) 
         return function(**arguments)
     except NasError:
         raise
-    except Exception as error:  # of a user's own code, or of arguments that are not what it expects
+    except Exception as error:  # raised by a user's own code, or because of wrong arguments
         if problem == "refuses its arguments" and not isinstance(error, TypeError | ValueError):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -154,7 +164,7 @@ def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) 
 
 
 def spelt_out(node: Any) -> Any:
-    """A plain configuration with every factory that is just named as a target."""
+    """Returns a plain configuration in which factories that are given by name only are targets."""
     if isinstance(node, dict):
         spelt = {key: spelt_out(child) for key, child in node.items()}
         of_task = ("loss", "metric", "weight") if {"loss", "metric"} <= spelt.keys() else ()
@@ -166,7 +176,7 @@ def spelt_out(node: Any) -> Any:
 
 
 def foreign(plain: Any) -> list[str]:
-    """The packages of the user's own classes that a description names, for whoever has to allow them."""
+    """Returns the packages of a user's own classes that a description names. Loading it requires allowing them."""
     found: set[str] = set()
 
     def look(node: Any) -> None:

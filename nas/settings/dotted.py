@@ -3,17 +3,19 @@
 from collections.abc import Iterable
 from typing import Any
 
-# What a command line says of a resumption itself, and of whom it trusts: never read from what a run has left.
+# How the command line resumes a run, and whom it trusts: never read from the files of a run.
 OWN = ("resume", "may_change", "allow_targets", "lock")
-# Where the data lie. A resumed run may get another place, as the training examples themselves are compared.
+# Where the data lie. A resumed run may use another place, because the training examples themselves are compared.
 PLACES = ("data.root",)
-# Whether files are fetched, to a place that the run's configuration names: never read from what a run has left.
+# Whether files are downloaded to a place that the run's configuration names: never read from the files of a run.
 FETCH = "data.download"
 
 
 def leaves(node: Any, prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
-    """Dotted name -> value, of a plain configuration; empty nodes are values, and lists are, unless they are to be
-    gone through as well."""
+    """Returns dotted name -> value of a plain configuration.
+
+    Empty nodes are values. Lists are values too, unless `lists` is true: then their items are.
+    """
     if lists and isinstance(node, list):
         node = dict(enumerate(node))
     if not isinstance(node, dict) or not node:
@@ -26,5 +28,5 @@ def leaves(node: Any, prefix: str = "", *, lists: bool = False) -> dict[str, Any
 
 
 def among(setting: str, names: Iterable[str]) -> bool:
-    """Whether a setting is one of those named, or below one of them."""
+    """Returns whether a setting is one of `names`, or below one of them."""
     return any(setting == name or setting.startswith(f"{name}.") for name in names)

@@ -1,12 +1,12 @@
-"""The names that files have for what a run is made of, and the translation from configurations and back.
+"""The names that files use for the parts of a run, and their translation from and to import paths.
 
 Everything that this project writes (checkpoints, metadata.json, config.yaml) names a search space ``darts``, not by its
-import path. `TABLE` is all that such a name can stand for. The names stay when modules move, so that files stay
-readable; what a name stands for must do nothing but make an object when it is called with plain values.
+import path. `TABLE` lists all that such names can stand for. The names stay when modules move, so that old files can be
+read. Each must stand for something that only makes an object when it is called with plain values.
 
-A configuration of a command line has ``{_target_: nas.spaces.darts.Darts, cells: 8}`` where a file has
-``{_name_: darts, cells: 8}``. A user's own class has no short name: a file names it by its import path, for the record.
-Whoever reads the file must allow it.
+A configuration of a command line has ``{_target_: nas.spaces.darts.Darts, cells: 8}`` where a file has ``{_name_:
+darts, cells: 8}``. A user's own class has no short name: a file records its import path. Whoever reads the file must
+allow this path.
 """
 
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ from nas.errors import ConfigError
 
 NAME, TARGET, PARTIAL = "_name_", "_target_", "_partial_"
 
-# LBFGS is refused where an optimiser is made, in a line that says why.
+# LBFGS is listed, so that the error that says why it cannot be used is raised where an optimiser is made.
 OPTIMIZERS = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD LBFGS NAdam RAdam RMSprop Rprop SGD SparseAdam"
-# Those of torch.nn.functional that take outputs and targets.
+# The functions of torch.nn.functional that take outputs and targets.
 LOSSES = """
     binary_cross_entropy binary_cross_entropy_with_logits cosine_similarity cross_entropy hinge_embedding_loss
     huber_loss kl_div l1_loss mse_loss multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss nll_loss
     pairwise_distance poisson_nll_loss smooth_l1_loss soft_margin_loss
 """
-# Likewise those of torch.nn.
+# The modules of torch.nn that take outputs and targets.
 LOSS_MODULES = """
     BCELoss BCEWithLogitsLoss CrossEntropyLoss HingeEmbeddingLoss HuberLoss KLDivLoss L1Loss MSELoss
     MultiLabelMarginLoss MultiLabelSoftMarginLoss MultiMarginLoss NLLLoss PoissonNLLLoss SmoothL1Loss SoftMarginLoss
 """
 
-# group -> name -> what it stands for.
+# group -> name -> import path.
 TABLE: dict[str, dict[str, str]] = {
     "space": {
         "custom": "nas.spaces.Custom",
@@ -132,7 +132,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     target: (group, name) for group, names in TABLE.items() for name, target in names.items()
 }
 
-# Settings of a run's configuration -> the group of the things that are there.
+# Setting of a run's configuration -> the group of its value.
 SETTINGS = {
     **{group: group for group in TABLE if group not in ("operation", "loss", "schedule", "format", "optim", "policy")},
     "ops": "operation",
@@ -145,14 +145,14 @@ SETTINGS = {
     "retrain.lr": "schedule",
     "retrain.policy": "policy",
 }
-# Arguments of things -> the group of the things that they are made of.
+# Name of an argument -> the group of its value.
 ARGUMENTS = {"ops": "operation", "op": "operation", "weight": "schedule", "loss": "loss", "metric": "loss"}
-# What the code gives: where a run writes is never read from a file.
+# Arguments that only the code gives: where a run writes is never read from a file.
 GIVEN = {"tracker": {"directory"}, "saving": {"path", "kind", "resume", "writes"}}
 
 
 def to_names(node: Any, group: str | None = None, *, setting: str = "") -> Any:
-    """A plain configuration with names instead of targets. group: of the node; None for that of a whole run."""
+    """Returns a plain configuration with names instead of targets. group: of the node; None for a whole run."""
     if isinstance(node, list | tuple):
         return [to_names(child, group, setting=setting) for child in node]
     if not isinstance(node, dict):
@@ -172,9 +172,11 @@ def to_names(node: Any, group: str | None = None, *, setting: str = "") -> Any:
 
 
 def to_targets(node: Any, group: str | None = None, *, source: object, setting: str = "") -> Any:
-    """The inverse of `to_names`, of what was read from `source`: plain data. Import paths are left for
-    `allowed_targets` to judge. Raises ConfigError for a name that is not in the table, and for what no file that was
-    written here has."""
+    """The inverse of `to_names`, for plain data that were read from `source`.
+
+    Import paths are left for `allowed_targets` to check. Raises ConfigError for a name that is not in the table, and
+    for anything that this project does not write.
+    """
     if isinstance(node, list):
         return [to_targets(child, group, source=source, setting=setting) for child in node]
     if not isinstance(node, dict):
@@ -202,13 +204,13 @@ def to_targets(node: Any, group: str | None = None, *, source: object, setting: 
 
 
 def inside(key: Any, group: str | None, setting: str) -> tuple[str | None, str]:
-    """The group of what is at a key of a node that is no thing itself, and the setting that it is."""
+    """Returns the group of the value at a key of a node without a name, and the dotted name of its setting."""
     place = f"{setting}.{key}" if setting else str(key)
     return (SETTINGS.get(place) if group is None else group), place
 
 
 def check_keys(node: Mapping[Any, Any], source: object, setting: str) -> None:
-    """Raises ConfigError for keys with a meaning for whoever builds objects of a configuration."""
+    """Raises ConfigError for keys that have a meaning to the code that builds objects."""
     for key in node:
         if not isinstance(key, str):
             continue  # an ordinary key of a user's own arguments
@@ -224,10 +226,10 @@ def check_keys(node: Mapping[Any, Any], source: object, setting: str) -> None:
 
 
 def meant(name: Any, group: str | None, *, source: object, setting: str) -> tuple[str | None, str]:
-    """The group and the target of a name. An import path has no group."""
+    """Returns the group and the target of a name. An import path has no group."""
     if isinstance(name, str):
         other, slash, short = name.partition("/")
-        # What the thing around it was not made for: a part of a user's own class, say.
+        # Something in an argument that has no known group, e.g. of a user's own class.
         if slash and group == "" and other in TABLE and other not in GIVEN and short in TABLE[other]:
             return other, TABLE[other][short]
         if name in TABLE.get(group or "", {}):

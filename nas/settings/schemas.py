@@ -1,4 +1,4 @@
-"""What can be set: the schemas of the commands."""
+"""The settings of the commands, as schemas."""
 
 import os.path
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class SearchLoop:
 
 @dataclass
 class Keep:
-    """What networks of a space keep: how many edges of a group (None: all), and which candidates never."""
+    """What the networks of a space keep: how many edges of a group (None: all), and which candidates are excluded."""
 
     count: int | None = MISSING
     exclude: list[str] = MISSING
@@ -34,7 +34,7 @@ class Keep:
 
 @dataclass
 class RetrainLoop:
-    """optim, lr and policy are groups of their own, so they are left open here."""
+    """The settings of retraining. optim, lr and policy are groups of their own, so any value is accepted here."""
 
     epochs: int = MISSING
     batch_size: int = MISSING
@@ -56,7 +56,7 @@ class RetrainLoop:
 
 @dataclass
 class RunConfig:
-    """Of nas-run and nas-search; the groups are checked by the classes they name."""
+    """The settings of nas-run and nas-search. The classes that the groups name check the groups."""
 
     seed: int = MISSING
     name: str = MISSING
@@ -90,7 +90,7 @@ class RunConfig:
 
 @dataclass
 class RetrainConfig(RunConfig):
-    """Merged after what run.yaml chose, so that a None here would undo it."""
+    """The settings of nas-retrain. Merged after run.yaml: a None here would replace what run.yaml chose."""
 
     benchmark: Any = MISSING
     genotype: str = MISSING
@@ -98,7 +98,7 @@ class RetrainConfig(RunConfig):
 
 @dataclass
 class TrainedConfig:
-    """What nas-evaluate and nas-export share. data None: as the checkpoint says."""
+    """The common settings of nas-evaluate and nas-export. data: None for the data set of the checkpoint."""
 
     name: str = MISSING
     batch_size: int = MISSING
@@ -115,7 +115,7 @@ class LatencyConfig:
 
 @dataclass
 class EvaluateConfig(TrainedConfig):
-    """One of checkpoint and genotype is None."""
+    """The settings of nas-evaluate. Either checkpoint or genotype is None."""
 
     checkpoint: str | None = None
     genotype: str | None = None
@@ -131,7 +131,7 @@ class ExportConfig(TrainedConfig):
 
 @dataclass
 class DrawConfig:
-    """Of nas-draw."""
+    """The settings of nas-draw."""
 
     genotype: str = MISSING
     out: str = MISSING
@@ -143,7 +143,7 @@ class DrawConfig:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra under the names that the root YAML files use."""
+    """Registers the schemas with Hydra under the names that the root YAML files use."""
     store = ConfigStore.instance()
     for name, schema in (
         ("run_schema", RunConfig),
@@ -154,19 +154,19 @@ def register_schemas() -> None:
     ):
         node = OmegaConf.structured(schema)
         if issubclass(schema, RunConfig):
-            # Its keys are the fields of whatever space is chosen, so they cannot be listed in a schema.
+            # The keys are the fields of the chosen space, so a schema cannot list them.
             OmegaConf.set_struct(node.retrain.network, False)
         store.store(name, node)
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
     OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
-    # Likewise: the arguments of a factory are whatever it takes.
+    # The same holds for the arguments of a factory.
     node = OmegaConf.create({"arguments": {}})
     OmegaConf.set_struct(node.arguments, False)
     store.store("factory_schema", node)
 
 
 def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Settings that no schema has: Hydra's ``+key=value`` adds them, and nothing would ever read them."""
+    """Yields settings that no schema has. Hydra's ``+key=value`` adds them, and no code reads them."""
     schema = OmegaConf.get_type(config)
     known = {one.name for one in fields(schema)} if schema is not None and is_dataclass(schema) else set(config)
     for key in map(str, config):
@@ -178,7 +178,7 @@ def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def file_name(text: str) -> str:
-    """The text itself. Raises ConfigError if it is not the name of one file: as a part of a path it would climb."""
+    """Returns the text. Raises ConfigError if it is not the name of one file, e.g. if it leads to another directory."""
     if not text.isprintable() or set(text) & set("/\\"):
         raise ConfigError(f"name must be a part of a file name, got {text!r}", fix="set name=my_run")
     return text

@@ -1,4 +1,4 @@
-"""What the signatures of targets say of plain values: a wrong one is told before the target makes something of it."""
+"""Checks plain values against the signatures of their targets, before a target is called."""
 
 import inspect
 import pydoc
@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 
 from nas.errors import ConfigError
 
-# Of plain types: what they are called, and one of them.
+# Plain type -> its name in messages, and an example.
 PLAIN: dict[Any, tuple[str, str]] = {
     bool: ("true or false", "true"),
     int: ("a whole number", "1"),
@@ -19,11 +19,11 @@ LISTS = (list, tuple, Sequence)
 
 
 def typed(node: Any, *, where: str) -> Any:
-    """A plain configuration, its targets being allowed, with whole numbers as texts where a signature has texts: a
-    folder may be called 2024.
+    """Checks a plain configuration against the signatures of its targets, which must be allowed.
 
-    where: the setting that it is. Raises ConfigError for a value that is none of the plain types, or lists of them,
-    that a signature has; what it has as anything else is let through.
+    Returns it with whole numbers as text where a signature has text: a folder may be called 2024. where: the setting,
+    for messages. Raises ConfigError for a value that does not fit the plain types, or lists of them, in a signature.
+    Values of other types are not checked.
     """
     if isinstance(node, list):
         return [typed(child, where=f"{where}[{index}]") for index, child in enumerate(node)]
@@ -40,28 +40,28 @@ def typed(node: Any, *, where: str) -> Any:
 
 
 def parameters_of(target: Any) -> Mapping[str, inspect.Parameter]:
-    """By name; empty where they cannot be told."""
+    """Returns the parameters of a target by name; none if they are unknown."""
     try:
         found = pydoc.locate(target) if isinstance(target, str) else None
         return signature(found).parameters if callable(found) else {}
-    except Exception:  # of code that is not ours: it has no signature, or cannot be imported, which is told elsewhere
+    except Exception:  # a user's code may have no signature, or fail to import, which is reported elsewhere
         return {}
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
-    except NameError:  # of types that are imported for type checkers alone
+    except NameError:  # a type may be imported for type checkers only
         return inspect.signature(function)
 
 
 def fitting(value: Any, annotation: Any, setting: str) -> Any:
-    """The value, or the text that a whole number was written as. Raises ConfigError if it is not of the annotation."""
+    """Returns the value, or a whole number as text. Raises ConfigError if the value does not fit the annotation."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     lists = [kind for kind in kinds if get_origin(kind) in LISTS]
     if not all(kind in PLAIN or kind is NoneType or kind in lists for kind in kinds):
         return value
-    if isinstance(value, dict) and "_target_" in value:  # of which something is built that may fit
+    if isinstance(value, dict) and "_target_" in value:  # an object will be built from it, and may fit
         return value
     if isinstance(value, list) and lists:
         members = get_args(lists[0])[:1] or (Any,)

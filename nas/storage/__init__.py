@@ -1,4 +1,4 @@
-"""What a run leaves on the disk, and what it takes to leave it there."""
+"""Writes the files of a run: checkpoints, metrics, the manifest, and the locks that protect them."""
 
 from typing import Any
 

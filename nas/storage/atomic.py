@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete, whatever interrupts the writing."""
+"""Writes files that appear under their name only when they are complete, even if the writing is interrupted."""
 
 import errno
 import json
@@ -12,16 +12,16 @@ from typing import Any, BinaryIO
 
 from nas.errors import OutputError
 
-LEFT = re.compile(r"\..+\.\d+\.nas\.tmp")  # what `temporary` gives; nobody else calls a file so
+LEFT = re.compile(r"\..+\.\d+\.nas\.tmp")  # the names that `temporary` returns; nobody else uses such names
 
 
 def temporary(path: Path) -> Path:
-    """The name of what becomes `path` once it is complete."""
+    """Returns the name of the temporary file that is renamed to `path` when it is complete."""
     return path.with_name(f".{path.name}.{os.getpid()}.nas.tmp")
 
 
 def remove_left(directory: Path) -> None:
-    """Remove what processes that were killed have left of their writing in a directory, and nothing else."""
+    """Removes the temporary files and directories that killed processes left in a directory, and nothing else."""
     for left in directory.iterdir() if directory.is_dir() and not directory.is_symlink() else ():
         if LEFT.fullmatch(left.name):
             if left.is_dir() and not left.is_symlink():
@@ -33,15 +33,15 @@ def remove_left(directory: Path) -> None:
 def write(
     path: Path, fill: Callable[[BinaryIO], object], *, before_rename: Callable[[], object] = lambda: None
 ) -> None:
-    """Let `fill` write a temporary file beside `path`, flush it to the disk and rename it to `path`.
+    """Lets `fill` write a temporary file beside `path`, flushes it to the disk and renames it to `path`.
 
-    before_rename: called when the temporary file is complete, to put away what is at `path`.
-    Raises OutputError when the directory cannot be written or the disk is full; a file that was there is untouched.
+    before_rename: called when the temporary file is complete, to put away the old file at `path`.
+    Raises OutputError if the directory cannot be written or the disk is full. The old file is then unchanged.
     """
     unfinished = temporary(path)
     try:
         try:
-            unfinished.unlink(missing_ok=True)  # of a killed process of that number, or a link that leads elsewhere
+            unfinished.unlink(missing_ok=True)  # left by a killed process of this number, or a link to elsewhere
             with open(unfinished, "xb") as stream:
                 fill(stream)
                 stream.flush()
@@ -59,22 +59,24 @@ def write(
 
 
 def flush_directory(path: Path) -> None:
-    """Flush the names in a directory to the disk: without this a rename may be lost in a crash."""
-    if os.name == "nt":  # which opens no directories
+    """Flushes the names in a directory to the disk. Without this, a crash may lose a rename."""
+    if os.name == "nt":  # Windows cannot open directories
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that cannot do that
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # the file system does not support it
             raise
     finally:
         os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory inside of one that somebody else may have prepared. Raises OutputError for a link, or for
-    something that is no directory, in its place."""
+    """Makes a directory inside one that somebody else may have prepared.
+
+    Raises OutputError if a link, or anything else that is not a directory, is in its place.
+    """
     refuse_link(path)
     try:
         path.mkdir(exist_ok=True)
@@ -83,7 +85,7 @@ def make_directory(path: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raises OutputError for a link: what is written into it would go to where the link leads."""
+    """Raises OutputError if `path` is a link: files would be written to where the link leads."""
     if path.is_symlink():
         raise OutputError(f"{path} is a link, expected a directory", fix="remove it, or give another directory")
 
@@ -93,7 +95,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented, so that people can read and diff it. Numbers that are not finite, which JSON has not, become null."""
+    """Writes indented JSON that people can read and compare. Numbers that are not finite become null."""
     write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically with a checksum, read without running anything that is in them."""
+"""Checkpoint files: written atomically with a checksum, read without running anything in them."""
 
 import hashlib
 import io
@@ -21,20 +21,21 @@ from nas.untrusted import plain_data, regular_file
 
 FORMAT = "nas-checkpoint"
 VERSION = 2
-VALUES = 2_000_000  # of a state; a supernet of 20,000 candidates has 400,000
-# The classes and functions that the pickle of a state names; torch would let some more pass, which take any memory.
+VALUES = 2_000_000  # at most in a state; the state of a supernet of 20,000 candidates has 400,000
+# The classes and functions that the pickle of a state may name. torch allows more, which can take any amount of memory.
 GLOBALS = re.compile(
     rb"torch\._utils\n(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|collections\nOrderedDict|_codecs\nencode|"
     rb"torch\n(\w+Storage|Size|device|b?float\w+|u?int\d+|complex\d+|bool)|torch\.storage\nUntypedStorage"
 )
-EXPANDED = 2**26  # bytes that tensors may be larger than what they hold, all together
+EXPANDED = 2**26  # bytes by which all tensors together may be larger than their storages
 DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
 
 
 def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None:
-    """Write `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``.
+    """Writes `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``.
 
-    keep: how many are kept: what was at `path` becomes ``<name>.1``, and so on. At any moment a complete one is there.
+    keep: how many checkpoints are kept. The old file at `path` becomes ``<name>.1``, and so on. A complete checkpoint
+    is there at any moment.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, buffer)
@@ -43,7 +44,7 @@ def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None
 
 
 def older(path: Path, age: int) -> Path:
-    """Where the checkpoint that was at `path` `age` saves ago is kept."""
+    """Returns the path of the checkpoint that was at `path` `age` saves ago."""
     return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
 
 
@@ -54,12 +55,14 @@ def rotate(path: Path, keep: int) -> None:
 
 
 def newest(path: Path, kind: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest state that can be read of those that `save` has kept at `path`, None if there is none, and what was
-    wrong with those that were passed over. Raises CheckpointError if none of several can be read."""
+    """Returns the newest readable state that `save` wrote to `path`, or None, and the problems of the damaged ones.
+
+    Raises CheckpointError if there are checkpoints and none can be read.
+    """
     problems: list[str] = []
     for age in itertools.count():
         one = older(path, age)
-        if not one.exists() and age > 0:  # a crash may have left no newest one, only those before it
+        if not one.exists() and age > 0:  # after a crash the newest may be missing, and older ones be there
             break
         if one.exists():
             try:
@@ -72,9 +75,9 @@ def newest(path: Path, kind: str) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def sealed(archive: bytes) -> bytes:
-    """A zip archive with the SHA-256 of all before it as its comment: still an archive, for torch.load and for unzip.
+    """Returns a zip archive with a comment: the SHA-256 of all bytes before it. torch.load and unzip can still read it.
 
-    torch does not compare the checksums of a zip's records, so a flipped bit would load as another weight.
+    torch does not compare the checksums in a zip file, so a flipped bit would load as another weight.
     """
     # The last two bytes of an archive without a comment are the comment's length.
     content = archive[:-2] + DIGEST_LENGTH.to_bytes(2, "little")
@@ -82,10 +85,10 @@ def sealed(archive: bytes) -> bytes:
 
 
 def load(path: str | Path, kind: str) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU.
+    """Returns the state that `save` wrote, on the CPU.
 
-    Only tensors and plain values are unpickled (weights_only). Raises CheckpointError for a file that is missing,
-    truncated, of another project, version or kind, or that carries code.
+    Only tensors and plain values are unpickled (weights_only). Raises CheckpointError if the file is missing,
+    truncated, of another project, version or kind, or if it carries code.
     """
     path = Path(path)
     fix = f"give a checkpoint.pt that the {kind} stage wrote"
@@ -107,7 +110,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, or carries code; nothing of it was run", fix=fix
         ) from error
-    except Exception as error:  # a file from anywhere: the unpickler meets garbage in every way there is
+    except Exception as error:  # a file from anywhere: for garbage the unpickler raises errors of any type
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is damaged, or not a checkpoint of this project", fix=fix)
@@ -118,12 +121,12 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def check_version(path: Path, version: Any, expected: int) -> None:
-    """Raises CheckpointError, saying what to do with files of release 0.1.0."""
+    """Raises CheckpointError for another version. Says what to do with a file of release 0.1.0."""
     if type(version) is int and version == expected:
         return
     if type(version) is int and version == 1:
         raise CheckpointError(
-            f"{path} was written by release 0.1.0, whose files name what they are built of by import paths",
+            f"{path} was written by release 0.1.0, whose files contain import paths",
             fix="use it with release 0.1.0, or retrain the network of its genotype.json, which this release reads",
         )
     raise CheckpointError(
@@ -133,22 +136,25 @@ def check_version(path: Path, version: Any, expected: int) -> None:
 
 
 def check_archive(archive: bytes) -> None:
-    """Raises ValueError for a zip archive of which more comes out than is in it: torch writes none, and would unpack it
-    whatever its size. Raises UnpicklingError for a pickle that names what no state is made of."""
+    """Raises ValueError if a zip archive unpacks to more bytes than it has.
+
+    torch writes no such archive, but would unpack it whatever its size. Raises UnpicklingError if a pickle names a
+    class or function that no state uses.
+    """
     with zipfile.ZipFile(io.BytesIO(archive)) as records:
         names = records.namelist()
         if sum(record.file_size for record in records.infolist()) > len(archive) or len(set(names)) < len(names):
             raise ValueError("compressed")
         pickles = [records.read(name) for name in names if name.endswith(".pkl")]
     for content in pickles:
-        # All of the opcode GLOBAL, and perhaps a text that looks like one.
+        # Finds every opcode GLOBAL, and perhaps a text that looks like one.
         for named in re.findall(rb"c([\w.]+\n[\w.]+)\n", content):
             if not GLOBALS.fullmatch(named):
                 raise pickle.UnpicklingError(named.decode())
 
 
 def check_state(state: Any) -> None:
-    """Raises ValueError for what is more to walk through, or to copy, than a few bytes of a file may make it."""
+    """Raises ValueError if walking through or copying a state would cost far more than its bytes in the file."""
     plain_data.check(
         state,
         leaves=(Tensor, nn.Parameter, bytes, torch.Size, torch.device, torch.dtype),
@@ -159,7 +165,7 @@ def check_state(state: Any) -> None:
     for tensor in tensors(state):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise ValueError("it has tensors of another kind")
-        # One number, expanded to any shape.
+        # A tensor may be one number that is expanded to any shape.
         copied += max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())
     if copied > EXPANDED:
         raise ValueError("it has tensors that are larger than what they hold")
@@ -175,18 +181,20 @@ def tensors(node: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def taken_from(source: str | Path) -> Iterator[None]:
-    """Raises CheckpointError, naming `source`, where what is looked up in what it held is not there, or of another
-    type: it was written by another program, or changed by somebody."""
+    """Raises CheckpointError, naming `source`, if a lookup inside fails: a value is missing or has another type.
+
+    The file was then written by another program, or changed by somebody.
+    """
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{source} is incomplete, or was changed ({described(error)})", fix="give it as this project wrote it"
+            f"{source} is incomplete, or was changed ({described(error)})", fix="use the file as this project wrote it"
         ) from error
 
 
 def restore(model: nn.Module, weights: dict[str, Any], *, source: str | Path) -> None:
-    """Load weights into a model. Raises CheckpointError, naming `source`, if they do not fit."""
+    """Loads weights into a model. Raises CheckpointError, naming `source`, if they do not fit."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The checkpoints of a stage: when its state is saved, how many are kept, and where a run stops."""
+"""The checkpoints of a stage: when its state is saved, how many are kept, and where a run stops on a signal."""
 
 import multiprocessing
 import os
@@ -19,14 +19,15 @@ State = dict[str, Any]
 
 
 class Checkpoints(Interruption):
-    """Of one stage of a run, at `path`. Inside its context a signal makes the stage save, and then raise Interrupted.
+    """The checkpoints of one stage of a run, at `path`. A signal inside its context saves, and then raises Interrupted.
 
-    kind: of the checkpoints. resume: whether there may be some already. writes: whether this process saves; of several,
-    which call all of this together, one does, and stops last: a signal to one of them stops all.
-    every_steps, every_minutes: when to save within an epoch, None for not at all.
-    share: of the time, that saving at the ends of epochs takes at most. Where epochs are too short for that not all of
-    them are saved, but the first and the last are. None: all are.
-    keep: how many are kept, the newest and those before it.
+    kind: of the checkpoints. resume: whether there may be checkpoints already.
+    writes: whether this process saves. Several processes call all methods together; one saves, and stops last. A signal
+    to one process stops all.
+    every_steps, every_minutes: when to save within an epoch; None: never within an epoch.
+    share: the part of the time that saving at the ends of epochs may take. If epochs are too short, only some are
+    saved, but always the first and the last. None: every epoch is saved.
+    keep: how many checkpoints are kept, the newest first.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Checkpoints(Interruption):
     ) -> None:
         super().__init__(several=distributed.world() > 1 or multiprocessing.parent_process() is not None)
         for name, value, fix in (
-            ("every_steps", every_steps, "null, to save after each epoch alone"),
-            ("every_minutes", every_minutes, "null, to save after each epoch alone"),
+            ("every_steps", every_steps, "null, to save only after epochs"),
+            ("every_minutes", every_minutes, "null, to save only after epochs"),
             ("share", share, "null, to save after each epoch"),
             ("keep", keep, "2"),
         ):
@@ -59,16 +60,19 @@ class Checkpoints(Interruption):
         self._share = share
         self._keep = keep
         self._steps, self._saved_at = 0, time.monotonic()
-        self._saved = False  # what there is now
+        self._saved = False  # whether the present state is saved
         self._parent = os.getppid()
         self._raised = False  # that a signal was received
-        self._state: Callable[[], State] | None = None  # what there is to save once a step is done
-        self._began_at, self._seconds = time.monotonic(), 0.0  # that saving at the ends of epochs has taken since
+        self._state: Callable[[], State] | None = None  # makes the state after the last step
+        self._began_at, self._seconds = (
+            time.monotonic(),
+            0.0,
+        )  # seconds spent since then on saving at the ends of epochs
 
     def newest(self) -> State | None:
-        """What to go on from: the newest state that is whole; None to start from the beginning.
+        """Returns the newest whole state to go on from, or None to start from the beginning.
 
-        Names those that are damaged on standard error. Raises CheckpointError if all are.
+        Names damaged checkpoints on standard error. Raises CheckpointError if all are damaged.
         """
         if not self._resume:
             return None
@@ -78,13 +82,13 @@ class Checkpoints(Interruption):
         return state
 
     def save(self, state: State) -> None:
-        """Raises OutputError when it cannot be written; those that were there are untouched."""
+        """Saves `state`. Raises OutputError if it cannot be written; older checkpoints are then unchanged."""
         if self._writes:
             checkpoint_file.save(self.path, self._kind, state, keep=self._keep)
         self._steps, self._saved_at, self._saved = 0, time.monotonic(), True
 
     def after_step(self, state: Callable[[], State]) -> None:
-        """Save if that is due after a step. Raises Interrupted, once saved, if a signal was received."""
+        """Saves if saving is due after a step. If a signal was received, saves and raises Interrupted."""
         self._steps += 1
         self._saved, self._state = False, state
         minutes = (time.monotonic() - self._saved_at) / 60
@@ -97,8 +101,10 @@ class Checkpoints(Interruption):
             self.stop_if_asked(state)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Saves, too, if a worker was lost between two steps. Several processes do not: the others wait in a step.
-        Raises Interrupted if a signal came after the last step, when all is saved."""
+        """Raises Interrupted if a signal came after the last step, when all is saved.
+
+        Saves if a data worker was lost between two steps, but not with several processes, as the others wait in a step.
+        """
         super().__exit__(kind, error, trace)
         if error is None and not self._raised:
             _, received = self._agreed(False)
@@ -109,23 +115,23 @@ class Checkpoints(Interruption):
                 if not self._saved and self._state is not None:
                     self.save(self._state())
                 error.saved = f"all that was done is saved, resume={self.path.parent.parent} goes on"
-            except NasError as failed:  # the worker is what to tell of
+            except NasError as failed:  # the error to raise is still that of the worker
                 error.saved = f"the last steps cannot be saved ({failed.problem})"
 
     def after_epoch(self, state: Callable[[], State], *, last: bool) -> None:
-        """Save if the share of the time allows it, and after the last epoch."""
+        """Saves if `share` allows it, and after the last epoch."""
         self._saved = False
         started = time.monotonic()
         within = self._share is None or self._seconds <= self._share * (started - self._began_at)
-        # The process that saves knows what that took; the others follow it.
+        # Only the process that saves knows how long saving took; the others follow it.
         due, _ = self._agreed(last or (self._writes and within))
         if due:
             self.save(state())
             self._seconds += time.monotonic() - started
 
     def stop_if_asked(self, state: Callable[[], State]) -> None:
-        """To be called when all is logged. Raises Interrupted, once saved, if a signal was received."""
-        _, received = self._agreed(False)  # together, so that none ends before the one that saves has saved
+        """Raises Interrupted, after saving, if a signal was received. Call it when all is logged."""
+        _, received = self._agreed(False)  # together: no process may end before the state is saved
         if received is not None:
             if not self._saved:
                 self.save(state())
@@ -134,8 +140,10 @@ class Checkpoints(Interruption):
             raise Interrupted(received)
 
     def _agreed(self, due: bool) -> tuple[bool, signal.Signals | None]:
-        """Whether any process finds that saving is due, and a signal that any has received."""
+        """Returns whether saving is due in any process, and a signal that any process has received, or None."""
         if self._several and self.received is None and os.getppid() != self._parent:
-            self.received = signal.SIGTERM  # whoever was to pass it on is gone: torchrun dies of SIGUSR1, for example
+            self.received = (
+                signal.SIGTERM
+            )  # the parent that passes signals on is gone: SIGUSR1 kills torchrun, for example
         any_due, number = distributed.highest([due, self.received or 0])
         return bool(any_due), signal.Signals(number) if number else None

@@ -1,4 +1,4 @@
-"""Where a disk has refused to take something, in whatever words a library says that."""
+"""Recognises the errors of a full or unwritable disk, in the words of any library."""
 
 import errno
 import os
@@ -11,13 +11,12 @@ from nas.errors import OutputError
 
 # A full disk, a quota, a limit of the size of files, a disk that became read-only or is broken.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-# Libraries in C++ and Rust raise errors of their own, with the system's text in them.
+# Libraries in C++ and Rust raise their own types of error, which contain the system's text.
 TEXTS = re.compile("|".join(re.escape(os.strerror(number)) for number in REFUSALS))
 
 
 def refusal(error: BaseException) -> OSError | None:
-    """The disk's refusal that an error comes from, through any number of errors that were raised of it; None if it
-    comes from something else."""
+    """Returns the disk error that caused `error`, through any number of errors in between; None if there is none."""
     for one in causes(error):
         if isinstance(one, OSError) and one.errno in REFUSALS:
             return one
@@ -27,7 +26,7 @@ def refusal(error: BaseException) -> OSError | None:
 
 
 def refusal_in(text: str) -> OSError | None:
-    """The same of a text, such as the last line of another process."""
+    """Returns the disk error that a text names, e.g. the last line of another process; None if there is none."""
     if (found := TEXTS.search(text)) is None:
         return None
     number = next(number for number in REFUSALS if os.strerror(number) == found[0])
@@ -44,7 +43,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def refused(refusal: OSError, *places: Path) -> OutputError:
-    """An error that names where: the file, if the refusal has it, else the one of `places` with the least room."""
+    """Returns an error that names the file if `refusal` has it, or else the place with the least free space."""
     place = refusal.filename or least_room(places)
     inside = Path(tempfile.gettempdir()).resolve()
     temporary = Path(os.fsdecode(place)).resolve().is_relative_to(inside)
@@ -59,11 +58,11 @@ def least_room(places: Iterable[Path]) -> Path:
 
 
 def free(place: Path) -> float:
-    """Bytes that can be written at a place, or would be where its first parent is that exists."""
+    """Returns how many bytes can be written at a place. If it does not exist, its first existing parent counts."""
     while not place.exists() and place != place.parent:
         place = place.parent
     try:
         found = os.statvfs(place)
-    except (AttributeError, OSError):  # a system that does not say
+    except (AttributeError, OSError):  # the system cannot tell
         return float("inf")
     return found.f_bavail * found.f_frsize

@@ -1,17 +1,20 @@
-"""What of the metrics TensorBoard shows, and under which names: grouped by purpose, one card a choice at most."""
+"""Chooses the metrics that TensorBoard shows, and their tags: grouped by purpose, at most one card per choice."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-MOST_CHOICES = 30  # with a card of their own; of more there are pictures and histograms alone
-OWN_GROUPS = ("gap", "collapse")  # of the search's metrics that are a group of their own
+MOST_CHOICES = 30  # that get cards; with more choices there are only pictures and histograms
+OWN_GROUPS = ("gap", "collapse")  # metrics of the search that TensorBoard shows as separate groups
 Probabilities = dict[str, dict[str, float]]
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """(tag, value) of the cards. A choice gets one, ``arch/<choice>``: the probability of its leading operation.
-    Of the entropies the mean gets one; `histograms` has all."""
+    """Yields (tag, value) for the cards.
+
+    A choice gets one card, ``arch/<choice>``: the probability of its leading operation. Only the mean of the entropies
+    gets a card; `histograms` has all entropies.
+    """
     stage = line["stage"]
     for name, value in line.items():
         group = name.partition("/")[0]
@@ -32,7 +35,7 @@ def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 
 def probabilities(line: Mapping[str, Any]) -> Probabilities:
-    """choice key -> operation -> probability, of a line of the search."""
+    """Returns choice key -> operation -> probability, from a line of the search."""
     found: Probabilities = {}
     for name, value in line.items():
         if line["stage"] == "search" and name.startswith("probability/") and value is not None:
@@ -42,7 +45,7 @@ def probabilities(line: Mapping[str, Any]) -> Probabilities:
 
 
 def histograms(line: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[float]]]:
-    """All entropies, and all probabilities, of a line of the search."""
+    """Yields all entropies and all probabilities of a line of the search, each with its tag."""
     of_choices = (name for name in line if name.startswith("entropy/") and name != "entropy/mean")
     entropies = [line[name] for name in of_choices if line[name] is not None]
     drawn = [value for of in probabilities(line).values() for value in of.values()]
@@ -55,14 +58,16 @@ def histograms(line: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[float]]]
 
 
 def stage(tag: str) -> str:
-    """Of the card with a tag; empty for what no epoch wrote."""
+    """Returns the stage of the card with this tag; empty if no epoch wrote it."""
     group = tag.partition("/")[0]
     return group if group == "retrain" else "search" if group in ("search", "arch", *OWN_GROUPS) else ""
 
 
 def layout(line: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """Charts of several curves for TensorBoard's custom scalars, from a line of the search: both levels, temperature
-    and entropy, the gap, and the leading probabilities of all choices of a cell."""
+    """Returns charts with several curves for TensorBoard's custom scalars, from a line of the search.
+
+    They show both levels, temperature and entropy, the gap, the collapse, and the leading probabilities of each cell.
+    """
     tags = [tag for tag, _ in scalars(line)]
     cells: dict[str, list[str]] = {}
     for tag in tags:
@@ -87,6 +92,8 @@ def layout(line: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def pictured(epoch: int) -> bool:
-    """Whether heat map and history are drawn after an epoch: each of the first ten, then one in ten. A picture takes as
-    many bytes as a hundred epochs of a curve."""
+    """Returns whether heat map and history are drawn after an epoch: after the first ten, then after every tenth.
+
+    A picture takes as many bytes as a hundred epochs of a curve.
+    """
     return epoch < 10 or (epoch + 1) % 10 == 0

@@ -1,4 +1,4 @@
-"""Descriptors that a forked process is not to have, such as that of a lock: it would hold the lock on."""
+"""Closes descriptors in forked processes that must not have them. A forked copy would keep a lock locked."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ _registered = False
 
 
 def close_in_children(descriptor: int) -> None:
-    """Close it in every process that Python forks from this one from now on, as long as it is of the same file."""
+    """Closes the descriptor in every process that Python forks from now on, while it belongs to the same file."""
     global _registered
-    if not _registered:  # for good: Python cannot take it back
+    if not _registered:  # Python cannot undo it
         os.register_at_fork(after_in_child=_close_all)
         _registered = True
     _private[descriptor] = _file(descriptor)
@@ -23,7 +23,7 @@ def _file(descriptor: int) -> tuple[int, int]:
 
 def _close_all() -> None:
     for descriptor, file in _private.items():
-        with contextlib.suppress(OSError):  # it is closed here, too
+        with contextlib.suppress(OSError):  # already closed
             if _file(descriptor) == file:
                 os.close(descriptor)
     _private.clear()

@@ -1,4 +1,4 @@
-"""A lock on a directory, which the system takes back when the process that holds it ends, however it ends."""
+"""A lock on a directory. The system releases it when the process that holds it ends in any way."""
 
 import errno
 import os
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from nas.errors import OutputError
 
-# What file systems say that have no locks, such as some of networks, of containers and of object stores.
+# The errors of file systems without locks, e.g. some of networks, containers and object stores.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-TRIES, PAUSE = 10, 0.05  # whoever removes an empty directory holds its lock for a moment
+TRIES, PAUSE = 10, 0.05  # seconds; a process that removes an empty directory holds its lock for a moment
 
 
 def take(path: Path) -> int | None:
-    """The descriptor of a directory with a lock; None if another process has it. Makes the directory.
+    """Makes and locks a directory. Returns its descriptor, or None if another process has the lock.
 
-    Raises OutputError where there are no locks.
+    Raises OutputError if the file system has no locks.
     """
     for _ in range(TRIES):
         try:
@@ -25,7 +25,7 @@ def take(path: Path) -> int | None:
         except FileNotFoundError:  # another process has just removed it, or one above it
             continue
         except PermissionError as error:
-            if os.name == "nt":  # which opens no directories
+            if os.name == "nt":  # Windows cannot open directories
                 raise without(path, "this system has none for directories") from error
             raise
         try:
@@ -40,9 +40,9 @@ def take(path: Path) -> int | None:
 
 
 def attempt(descriptor: int, path: Path) -> bool:
-    """Whether nobody else has the lock. Raises OutputError where there are none."""
+    """Returns whether the lock was free and is now taken. Raises OutputError if there are no locks."""
     try:
-        import fcntl  # which not every system has
+        import fcntl  # not every system has it
     except ImportError as error:
         raise without(path, "this system has none") from error
     try:
@@ -57,7 +57,7 @@ def attempt(descriptor: int, path: Path) -> bool:
 
 
 def is_still(path: Path, descriptor: int) -> bool:
-    """Whether the directory that is open is the one of this name: not if it was removed before the lock was taken."""
+    """Returns whether the open directory still has this path. It may have been removed before the lock was taken."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

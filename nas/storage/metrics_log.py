@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: always ``metrics.jsonl``, by default TensorBoard as well."""
+"""Logs the metrics of a run: always to ``metrics.jsonl``, by default also to TensorBoard."""
 
 import json
 import math
@@ -24,16 +24,16 @@ Line = dict[str, Any]
 STAGES = ("search", "retrain")
 SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about two million
 
-OURS = ".nas"  # how the names of our event files end: others' are left alone
-RECORD_LIMIT = 10_000_000  # bytes of an event; a number of ours takes a hundred, a picture twenty thousand
+OURS = ".nas"  # suffix of our event files; other event files are left alone
+RECORD_LIMIT = 10_000_000  # bytes of an event; a number takes a hundred, a picture twenty thousand
 PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history")
-HUES = "pictures/history"  # which needs more colours, as thin lines of eight hues get few pixels
+HUES = "pictures/history"  # needs more colours, because its thin lines of eight hues have few pixels
 BINS = 20  # of a histogram
-HISTORY = 60  # epochs that a picture of a history is drawn from
+HISTORY = 60  # epochs that a picture of the history shows
 
 
 class JsonLines:
-    """Appends one line an epoch to ``metrics.jsonl``: {"stage": ..., "epoch": ..., <metric>: <value>, ...}."""
+    """Appends one line per epoch to ``metrics.jsonl``: {"stage": ..., "epoch": ..., <metric>: <value>, ...}."""
 
     def __init__(self, *, directory: Path) -> None:
         self._path = directory / "metrics.jsonl"
@@ -43,7 +43,7 @@ class JsonLines:
         self._stream = self._opened()
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """stage: ``search`` or ``retrain``; epoch: from 0."""
+        """Logs the metrics of one epoch. stage: ``search`` or ``retrain``. epoch: from 0."""
         # JSON has no NaN and no infinity.
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._lines.append({"stage": stage, "epoch": epoch, **finite})
@@ -51,8 +51,10 @@ class JsonLines:
         self._stream.flush()
 
     def resume(self, stage: str, epochs: int, metrics: Mapping[str, float]) -> None:
-        """Bring what was logged of a stage to where its checkpoint is: `epochs` epochs done, and the metrics of the
-        last of them, which a crash may have kept from being logged."""
+        """Cuts the log of a stage back to its checkpoint, which has `epochs` finished epochs.
+
+        metrics: of the last of these epochs. They are logged if a crash prevented that.
+        """
         kept = [line for line in self._lines if line["stage"] != stage or line["epoch"] < epochs]
         complete = any(line["stage"] == stage and line["epoch"] == epochs - 1 for line in kept)
         if len(kept) < len(self._lines):
@@ -61,14 +63,22 @@ class JsonLines:
             self.log(stage, epochs - 1, metrics)
 
     def derived(self, choices: Mapping[str, str | None]) -> None:
-        """What was derived after the epoch that is logged next; for pictures."""
+        """Takes the choices that were derived after the epoch that is logged next.
+
+        Only TensorBoard uses them, for pictures.
+        """
 
     def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
-        """Once, when a run begins. texts: title -> text. settings: by which runs are compared; scores: tags of the
-        cards by which runs are ranked."""
+        """Takes a description of the run, once, when it begins. Only TensorBoard writes it.
+
+        texts: title -> text. settings: for comparing runs. scores: tags of the cards by which runs are ranked.
+        """
 
     def finish(self, scores: Mapping[str, float], *, texts: Mapping[str, str]) -> None:
-        """Once, when a run ends. scores: tag -> value."""
+        """Takes the final scores and texts, once, when a run ends.
+
+        Only TensorBoard writes them. scores: tag -> value.
+        """
 
     def _replace(self, lines: list[Line]) -> None:
         self._stream.close()
@@ -80,7 +90,7 @@ class JsonLines:
         atomic.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
 
     def _opened(self) -> TextIO:
-        # Not through a link that somebody has put there since it was written.
+        # Does not follow a link that somebody has put there since the file was written.
         return open(self._path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
 
     def close(self) -> None:
@@ -94,7 +104,7 @@ class JsonLines:
 
 
 class Silent(JsonLines):
-    """Logs nothing: of processes that write nothing."""
+    """Logs nothing. For processes that write no files."""
 
     def __init__(self) -> None:
         pass
@@ -110,12 +120,13 @@ class Silent(JsonLines):
 
 
 class TensorBoard(JsonLines):
-    """The same as cards in groups (see `nas.storage.event_tags`), pictures, histograms and texts, in an event file in
-    the run's directory. Its steps are the epochs from 1, as the console counts them.
+    """Also writes cards in groups (see `nas.storage.event_tags`), pictures, histograms and texts for TensorBoard.
 
-    Of a run that is resumed the file is written anew from ``metrics.jsonl``: events cannot be taken out of one, and the
-    steps that a second file repeats would be shown twice. The times of day of what the old file had are kept, and so
-    are its pictures, as ``metrics.jsonl`` does not say what was derived.
+    They are in an event file in the run's directory. The steps are the epochs, counted from 1 as on the console.
+
+    When a run is resumed, the file is written again from ``metrics.jsonl``. Events cannot be removed from a file, and
+    steps that a second file repeats would be shown twice. The old file's times of day are kept. Its pictures are kept
+    too, because ``metrics.jsonl`` does not have what was derived.
     """
 
     def __init__(self, *, directory: Path) -> None:
@@ -128,7 +139,7 @@ class TensorBoard(JsonLines):
         self._start()
 
     def _start(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and not everybody's choice
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and not everybody uses it
 
         before = list(self._directory.glob(f"events.out.tfevents.*{OURS}"))
         mine = [old for old in before if old.is_file()]
@@ -159,7 +170,7 @@ class TensorBoard(JsonLines):
         self._files.add_summary(Summary(value=[value]), step, walltime=time)
 
     def _draw(self, line: Line, *, time: float | None = None) -> None:
-        """time: of day, in seconds since 1970; None for now."""
+        """Writes the cards of a line. time: of day, in seconds since 1970; None for now."""
         step = line["epoch"] + 1
         for tag, value in event_tags.scalars(line):
             self._writer.add_scalar(tag, math.nan if value is None else value, step, walltime=time)
@@ -197,7 +208,7 @@ class TensorBoard(JsonLines):
             self._draw_probabilities()
 
     def _draw_probabilities(self) -> None:
-        """Heat map and history of the last epoch of the search, unless they are drawn already."""
+        """Writes heat map and history after the last epoch of the search, unless they are written already."""
         if self._due is None:
             return
         epoch, choices = self._due
@@ -227,7 +238,7 @@ class TensorBoard(JsonLines):
 
         self._described = {"texts": texts, "settings": settings, "scores": scores}
         self._write_texts(texts)
-        # The summaries that add_hparams would write into a second run below this one.
+        # The same summaries as those of add_hparams, which would write them into a second run below this one.
         experiment, start, self._end = hparams(dict(settings), dict.fromkeys(scores, 0.0))
         for summary in (experiment, start):
             self._files.add_summary(summary)
@@ -247,7 +258,7 @@ class TensorBoard(JsonLines):
     def _replace(self, lines: list[Line]) -> None:
         super()._replace(lines)
         self._due = None
-        self._writer.close()  # first, so that all is in the file whose times are read
+        self._writer.close()  # first, so that the file is complete when its times are read
         self._start()
 
     def close(self) -> None:
@@ -257,10 +268,10 @@ class TensorBoard(JsonLines):
 
 
 def read_lines(path: Path) -> tuple[list[Line], bool]:
-    """What was logged, nothing if there is no file; and whether that is all that the file holds.
+    """Returns the logged lines, none if there is no file, and whether the file is undamaged.
 
-    A last line that a crash has cut is left out, and so is any other that is damaged, which is named on standard error.
-    Raises OutputError for a file that cannot be read.
+    Leaves out a last line that a crash has cut. Leaves out other damaged lines too, and names them on standard error.
+    Raises OutputError if the file cannot be read.
     """
     try:
         content = regular_file.read(path, limit=SIZE_LIMIT)
@@ -280,7 +291,7 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
 
 
 def parsed(text: str) -> Line | None:
-    """None for what is no line of metrics."""
+    """Returns the line of metrics that a text holds, or None."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -289,7 +300,7 @@ def parsed(text: str) -> Line | None:
 
 
 def wall_times(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
-    """((stage, epoch), time of day) of the cards in a file, as far as it is whole."""
+    """Yields ((stage, epoch), time of day) for the cards in a file, up to the first damaged event."""
     for event in events(path):
         for value in event.summary.value:
             if value.WhichOneof("value") == "simple_value":
@@ -297,7 +308,7 @@ def wall_times(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
 
 
 def events(path: Path) -> Iterator[Any]:
-    """The events in a file, as far as it is whole.
+    """Yields the events in a file, up to the first damaged event.
 
     A record is its length (uint64), a checksum (uint32), an Event of TensorBoard's protocol, a checksum.
     """
@@ -322,5 +333,5 @@ def is_line(line: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Of those that JSON and an event file can hold."""
+    """Returns whether JSON and an event file can hold the value as a number."""
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max

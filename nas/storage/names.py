@@ -1,4 +1,4 @@
-"""Whose a directory is: what is in the way of a new run, names that no other run has, and who may remove it."""
+"""Finds a directory for a new run: which files are in the way, which names are taken, and what may be removed."""
 
 import contextlib
 import fnmatch
@@ -11,21 +11,21 @@ from pathlib import Path
 from nas.errors import OutputError
 from nas.storage import lock
 
-CLAIM = ".claimed"  # a file that only one process can create; it stands for the run until there is a manifest
+CLAIM = ".claimed"  # a file that only one process can create; it marks the directory of a run without a manifest
 
-# What may be in a directory that a run is to begin in: what others put there before it or beside it. Names that begin
-# with a dot are among them (.hydra, .nfs..., .snapshot, .DS_Store).
+# Files of other programs, which may be in the directory of a new run. Names that begin with a dot are among them
+# (.hydra, .nfs..., .snapshot, .DS_Store).
 OTHERS = (
     ".*",
-    "lost+found",  # of a disk's own top
+    "lost+found",  # at the top of a disk
     *("*.log", "*.log.*", "log", "log[._-]*", "*.out", "*.err", "stdout*", "stderr*", "nohup.out"),
     *("events.out.tfevents.*", "wandb", "mlruns"),  # trackers
 )
-HYDRA = frozenset({"config.yaml", "hydra.yaml", "overrides.yaml"})  # what Hydra records of a run
+HYDRA = frozenset({"config.yaml", "hydra.yaml", "overrides.yaml"})  # that Hydra writes for a run
 
 
 def in_the_way(directory: Path) -> list[str]:
-    """The names in a directory that a new run would mix with."""
+    """Returns the names in a directory that a new run would mix with."""
     names = sorted(path.name for path in directory.iterdir())
     hydra = HYDRA if HYDRA.issubset(names) else frozenset()  # for hydra.output_subdir=.
     return [
@@ -38,12 +38,12 @@ def in_the_way(directory: Path) -> list[str]:
 
 
 def of_hydra(path: Path) -> bool:
-    """Whether it is the directory of Hydra's own files: hydra.output_subdir may call it as it likes."""
+    """Returns whether `path` is the directory of Hydra's own files. hydra.output_subdir may give it any name."""
     return path.is_dir() and {one.name for one in path.iterdir()} == HYDRA
 
 
 def check_empty(directory: Path) -> None:
-    """Raises OutputError, naming it, if there is anything in a directory that a new run would mix with."""
+    """Raises OutputError, naming the directory, if it has anything that a new run would mix with."""
     if found := in_the_way(directory):
         listed = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         raise OutputError(
@@ -53,9 +53,10 @@ def check_empty(directory: Path) -> None:
 
 
 def claimed(directory: Path) -> Path:
-    """A directory for one run alone: this one, or the first of ``<name>_2``, ``<name>_3``, ... that nobody has.
+    """Returns a directory for one run alone: this one, or the first free one of ``<name>_2``, ``<name>_3``, ...
 
-    Whoever creates the file CLAIM in it has it; file systems let one process do so, whether they have locks or not.
+    The process that creates the file CLAIM in a directory owns it. A file system lets only one process create a file,
+    with or without locks.
     """
     for number in itertools.count(1):
         candidate = directory if number == 1 else directory.with_name(f"{directory.name}_{number}")
@@ -67,21 +68,21 @@ def claimed(directory: Path) -> Path:
 
 
 def claim(directory: Path) -> bool:
-    """Whether nobody had it before."""
+    """Claims a directory. Returns whether nobody had claimed it before."""
     while True:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with open(directory / CLAIM, "x", encoding="utf-8") as claim:
                 claim.write(owner())
             return True
-        except FileNotFoundError:  # somebody has removed it who had no use for it
+        except FileNotFoundError:  # another process did not need the directory and has removed it
             continue
         except FileExistsError:
             return False
 
 
 def release(directory: Path) -> None:
-    """End a claim of this process: there is a manifest, which says the same, or no use for the directory."""
+    """Removes this process's claim: there is a manifest now, or the directory is not needed."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if (directory / CLAIM).read_text(encoding="utf-8", errors="replace") == owner():
             (directory / CLAIM).unlink()
@@ -92,13 +93,13 @@ def owner() -> str:
 
 
 def absent(directory: Path) -> frozenset[Path]:
-    """Of a directory and those above it, which are not there."""
+    """Returns which of a directory and its parents do not exist."""
     directory = directory.absolute()
     return frozenset(path for path in (directory, *directory.parents) if not path.exists())
 
 
 def remove_if_empty(directory: Path, *, above: Collection[Path]) -> None:
-    """Remove a directory that nothing is in and that no other process holds, and then those of `above` it."""
+    """Removes a directory if it is empty and no other process holds it, and then those of `above` that are empty."""
     with contextlib.suppress(OSError):  # not empty, or not there
         if not any(directory.iterdir()) and (held := held_or_without(directory)) is not False:
             try:
@@ -114,7 +115,7 @@ def remove_if_empty(directory: Path, *, above: Collection[Path]) -> None:
 
 
 def held_or_without(directory: Path) -> int | bool | None:
-    """The lock of a directory; False if another process has it; None where there are no locks."""
+    """Returns the lock of a directory, False if another process has it, or None if there are no locks."""
     try:
         taken = lock.take(directory)
     except OutputError:

@@ -1,4 +1,4 @@
-"""The one place where a run leaves everything."""
+"""The directory in which a run leaves all its files."""
 
 import contextlib
 import datetime
@@ -30,7 +30,7 @@ MANIFEST, CONFIG = "manifest.json", "config.yaml"
 SUBDIRECTORIES = ("search", "retrain", "export")
 SIZE_LIMIT = 1_000_000  # bytes of a manifest that is read; one takes about a thousand
 
-# What is read of it again, and its types.
+# The fields of a manifest that are read again -> their types.
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "status": str,
     "command": list,
@@ -51,10 +51,10 @@ class RunDirectory:
     """A directory that belongs to one run, and to one process at a time.
 
     Use it as a context: it records how the run ended. config: the resolved configuration as YAML.
-    resume: go on with the run that is there. writes: whether this process does; of several only one.
+    resume: continue the run in the directory. writes: whether this process writes; only one of several does.
     lock: whether to keep other processes out, which some file systems cannot.
-    Raises OutputError if the directory holds another run, or none that could be resumed, or if another process is
-    writing into it, or if it cannot be locked.
+    Raises OutputError if the directory holds another run, or no run to resume, if another process is writing into it,
+    or if it cannot be locked.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RunDirectory:
             "versions": {
                 "gumbel-nas": __version__,
                 "python": platform.python_version(),
-                "torch": torch.__version__,  # unlike the metadata it names the CUDA it was built for
+                "torch": torch.__version__,  # names the CUDA version, unlike the metadata
                 **{name: metadata.version(name) for name in ("torchvision", "hydra-core", "numpy")},
             },
             "platform": platform.platform(),
@@ -111,7 +111,7 @@ class RunDirectory:
             atomic.write_text(path / CONFIG, config)
         self.record()
         if writes:
-            names.release(path)  # the manifest stands for it from now on
+            names.release(path)  # the manifest replaces the claim
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +134,7 @@ class RunDirectory:
             os.close(self._lock)
 
     def record(self, **facts: Any) -> None:
-        """Add to the manifest."""
+        """Adds facts to the manifest."""
         self._manifest |= facts
         if self.writes:
             atomic.write_json(self.path / MANIFEST, self._manifest)
@@ -147,7 +147,7 @@ class RunDirectory:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Of the run in a directory. Raises OutputError if there is none, or not one that a run has written."""
+    """Returns the manifest of the run in a directory. Raises OutputError if there is none, or if it is damaged."""
     try:
         manifest = plain_data.from_json(regular_file.read(path / MANIFEST, limit=SIZE_LIMIT))
         if isinstance(manifest, dict) and all(has_type(manifest, *field) for field in FIELDS.items()):
@@ -161,7 +161,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def has_type(manifest: dict[str, Any], field: str, kind: type | tuple[type, ...]) -> bool:
-    """Of a field; of a list, whether it is one of strings. All but the first may be missing."""
+    """Returns whether a field has its type; a list or dict must hold strings.
+
+    All fields but the status may be missing.
+    """
     if field not in manifest:
         return field != "status"
     value = manifest[field]
@@ -170,8 +173,10 @@ def has_type(manifest: dict[str, Any], field: str, kind: type | tuple[type, ...]
 
 
 def recorded(path: Path) -> dict[str, Any] | None:
-    """What the run in a directory recorded of itself, for an export; None where it is not there, for checkpoints get
-    copied, or not as a run writes it."""
+    """Returns what an export keeps of the manifest; None if there is no manifest, or if it is damaged.
+
+    There may be none, because people copy checkpoints.
+    """
     try:
         found = read_manifest(path)
     except OutputError:
@@ -180,20 +185,21 @@ def recorded(path: Path) -> dict[str, Any] | None:
 
 
 def check_processes(manifest: dict[str, Any], now: int, *, may_change: Sequence[str]) -> None:
-    """Raises ConfigError if a run is to go on in another number of processes than before, unless that is allowed."""
+    """Raises ConfigError if a run continues with another number of processes than before, unless that is allowed."""
     before = manifest.get("processes", now)
     if before != now and not among("processes", may_change):
         raise ConfigError(
-            f"the run was started with processes={before}, got processes={now}, which give other bits",
+            f"the run was started with processes={before}, got processes={now}, which changes the results",
             fix=f"start {before}{', by torchrun' if before > 1 else ', without torchrun'}, or allow it: "
             "may_change=[processes]",
         )
 
 
 def check_new(path: Path, *, config: str | None = None) -> None:
-    """Raises OutputError if a directory holds a run, or anything else that one would mix with.
+    """Raises OutputError if a directory holds a run, or anything else that a new run would mix with.
 
-    config: of the run that is to begin. One that was killed before it had a manifest left no more than that.
+    config: of the new run. A run that was killed before it had a manifest left only its configuration; if both are
+    equal, the new run may use the directory.
     """
     if (path / MANIFEST).exists():
         raise OutputError(
@@ -206,9 +212,9 @@ def check_new(path: Path, *, config: str | None = None) -> None:
 
 
 def locked(path: Path) -> int:
-    """The descriptor of a directory with a lock, which the system takes back when this process ends, however it ends.
+    """Locks a directory and returns its descriptor. The system releases the lock when this process ends in any way.
 
-    Raises OutputError if another process has it, or if there are no locks.
+    Raises OutputError if another process has the lock, or if there are no locks.
     """
     descriptor = locks.take(path)
     if descriptor is None:
@@ -218,12 +224,12 @@ def locked(path: Path) -> int:
         raise OutputError(
             f"{path} is being written by another process ({owner})", fix="wait for it, or set hydra.run.dir to another"
         )
-    forks.close_in_children(descriptor)  # or a lost run's workers would hold it
+    forks.close_in_children(descriptor)  # otherwise workers of a killed run would keep the lock
     return descriptor
 
 
 def commit() -> str | None:
-    """The commit of the checkout this code runs from, with ``-dirty`` if it was changed; None for an installation."""
+    """Returns the commit of this code's checkout, with ``-dirty`` if files were changed; None for an installation."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None

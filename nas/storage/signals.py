@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it finishes the step it is in, saves, and ends so that it can be resumed."""
+"""Signals that ask a run to stop: the run finishes its step, saves, and ends so that it can be resumed."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ SIGNALS = [
 
 
 class Interrupted(BaseException):
-    """The run has stopped by a signal and can be resumed. Not an Exception, like KeyboardInterrupt."""
+    """A signal has stopped the run, which can be resumed. Not an Exception, like KeyboardInterrupt."""
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(received.name)
@@ -22,13 +22,14 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """A context in which the first signal is only noted, as `received`. A second Ctrl-C interrupts at once, unless
-    there are several processes: they may get one from torchrun or a launcher beside that of the terminal.
+    """A context that only keeps the first signal, as `received`. A second Ctrl-C raises KeyboardInterrupt at once.
 
-    At its end a handler that was there before is called with the signal, for example that of submitit, which puts the
-    job into the queue again. Of contexts inside each other the outermost does so.
-    A signal stays as it is if it has a handler that Python does not know, as of faulthandler, and SIGHUP if it is
-    ignored, as by nohup. Outside of a process's main thread, where Python takes no signals, nothing is ever received.
+    With several processes a second Ctrl-C does not: each process may get one from the terminal and one from torchrun or
+    a launcher.
+    When the context ends, the handler that was set before is called with the signal. Submitit's handler, for example,
+    puts the job into the queue again. With nested contexts, the outermost one calls it.
+    Signals with a handler that Python does not know, e.g. of faulthandler, are not handled here. Nor is SIGHUP if it is
+    ignored, e.g. by nohup. Outside of the main thread Python handles no signals, and `received` stays None.
     """
 
     def __init__(self, *, several: bool = False) -> None:
@@ -71,10 +72,10 @@ class Interruption:
 
 
 class AtOnce(Interruption):
-    """A context around a whole run: outside of an `Interruption` in it, the first signal raises Interrupted, so that
-    what is under way is cleared up. Later ones are ignored, as they would stop that.
+    """A context around a whole run. Outside of an `Interruption` in it, the first signal raises Interrupted.
 
-    control_c: take Ctrl-C, too, for which Python raises KeyboardInterrupt.
+    The run then cleans up. Later signals are ignored, because they would stop the cleaning up.
+    control_c: also handle Ctrl-C, for which Python raises KeyboardInterrupt.
     """
 
     def __init__(self, *, control_c: bool = False) -> None:
@@ -89,7 +90,7 @@ class AtOnce(Interruption):
 
 
 def leave_terminal() -> None:
-    """Let nothing be written to a terminal that is closed: each attempt would be an error."""
+    """Redirects output from a closed terminal to the null device, because each write would be an error."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):

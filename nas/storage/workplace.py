@@ -1,4 +1,4 @@
-"""Temporary files where their result will be, as that is where there is room."""
+"""Puts temporary files beside their results, because there is room for them."""
 
 import contextlib
 import multiprocessing.util
@@ -11,23 +11,24 @@ from pathlib import Path
 
 from nas.storage import atomic
 
-# Where Python, C and C++ libraries and torch's compiler put theirs; the last one is set by torch itself on first use.
+# The variables that say where Python, C and C++ libraries and torch's compiler put temporary files. torch itself sets
+# the last one on first use.
 VARIABLES = ("TMPDIR", "TEMP", "TMP", "TORCHINDUCTOR_CACHE_DIR")
 
 
 @contextmanager
 def workplace(directory: Path) -> Iterator[Path]:
-    """A temporary directory inside of `directory`, which is made if it is not there, and goes again if it stays empty.
+    """Makes a temporary directory inside `directory`, for all temporary files of this process and its child processes.
 
-    Inside, all temporary files of this process and of those that it starts go there.
+    Makes `directory` if it does not exist, and then removes it afterwards if it is empty.
     """
-    # This one lives as long as the process, and holds sockets, whose paths are not to be long.
+    # Made here, outside: this directory lives as long as the process and holds sockets, whose paths must be short.
     with contextlib.suppress(OSError):
         multiprocessing.util.get_temp_dir()
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     place = atomic.temporary(directory / "work").absolute()
-    shutil.rmtree(place, ignore_errors=True)  # of a dead process that had our number
+    shutil.rmtree(place, ignore_errors=True)  # left by a dead process of the same number
     variables, default = {name: os.environ.get(name) for name in VARIABLES}, tempfile.tempdir
     try:
         place.mkdir()

@@ -1,4 +1,4 @@
-"""Training one network: loop, task, metrics, schedules, evaluation."""
+"""Trains one network: loop, tasks, metrics, schedules, evaluation."""
 
 from typing import Any
 

@@ -1,6 +1,7 @@
-"""Which statistics the batch norms of a model normalise with.
+"""Controls which statistics the batch norms of a model normalise with.
 
-Left alone, they take those of the batch in training mode and their running ones in evaluation mode.
+By default a batch norm uses the statistics of the batch in training mode, and its running statistics in evaluation
+mode.
 """
 
 import functools
@@ -19,13 +20,13 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def frozen_norms(model: nn.Module) -> list[_BatchNorm]:
-    """Those that are kept in evaluation mode while the model is in training mode, as in a pretrained part."""
+    """Returns the norms in evaluation mode of a model in training mode, e.g. those of a pretrained part."""
     return [norm for norm in batch_norms(model) if model.training and not norm.training]
 
 
 @contextmanager
 def batch_statistics(model: nn.Module, *, but: Collection[_BatchNorm] = ()) -> Iterator[None]:
-    """Inside, every batch norm takes the statistics of the batch itself; its running ones are not read, nor moved.
+    """Inside, every batch norm uses the statistics of the batch. It neither reads nor updates its running statistics.
 
     but: norms that are left alone.
     """
@@ -40,15 +41,15 @@ def batch_statistics(model: nn.Module, *, but: Collection[_BatchNorm] = ()) -> I
 
 
 def recalibrate(model: nn.Module, run: Callable[[], None], *, but: Collection[_BatchNorm] = ()) -> None:
-    """Replace the running statistics by the plain average over the batches that `run` passes through the model.
+    """Replaces the running statistics by the plain average over the batches that `run` passes through the model.
 
-    Those of a norm that no batch reaches are reset. Nothing is run for a model without batch norms. but: norms that are
-    left alone.
+    The statistics of a norm that no batch reaches are reset. `run` is not called for a model without batch norms. but:
+    norms that are left alone.
     """
     before = [(norm, norm.training, norm.momentum) for norm in batch_norms(model) if norm not in but]
     for norm, _, _ in before:
         norm.reset_running_stats()
-        norm.training, norm.momentum = True, None  # None: an average that weighs all batches equally
+        norm.training, norm.momentum = True, None  # None: all batches have the same weight in the average
     try:
         if before:
             run()
@@ -59,11 +60,11 @@ def recalibrate(model: nn.Module, run: Callable[[], None], *, but: Collection[_B
 
 @contextmanager
 def synchronised(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norms on a GPU take the statistics of a batch from all processes that share it.
+    """Inside, batch norms on a GPU use the statistics of the whole batch that several processes share.
 
-    On a CPU, for which torch has no such thing, each process goes on with those of its own share, and the first says
-    so once. Inside, the norms are torch's SyncBatchNorm over the same weights and statistics; afterwards they are what
-    they were, so that no export meets it.
+    On a CPU torch cannot do this: each process uses the statistics of its own share, and the first process warns once.
+    Inside, the norms are torch's SyncBatchNorm with the same weights and statistics. Afterwards they are the old norms
+    again, so that no export sees a SyncBatchNorm.
     """
     norms = batch_norms(model)
     if distributed.world() == 1 or not norms:
@@ -94,10 +95,10 @@ def on_cpu(norms: list[_BatchNorm]) -> bool:
 
 @functools.cache
 def say_statistics_differ() -> None:
-    """Once in a process, however many models it trains."""
+    """Prints the warning once per process, for any number of models."""
     if distributed.first():
         print(
-            f"warning: on CPUs each of the {distributed.world()} processes has batch norms of its own: they take the "
+            f"warning: on CPUs each of the {distributed.world()} processes has its own batch norms: they use the "
             "statistics of its share of a batch, and those of the first process are kept",
             file=sys.stderr,
         )

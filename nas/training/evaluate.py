@@ -1,4 +1,4 @@
-"""Scores and sizes of a network."""
+"""Scores a network, and counts its parameters and multiply-accumulates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,8 +19,10 @@ from nas.training.weighing import MeanLoss
 
 @dataclass(frozen=True)
 class Score:
-    """The task's metric and its loss, means over `examples` examples, in the loss as the task weighs them; measures:
-    what else the task measures."""
+    """The task's metric and its loss over `examples` examples, and the task's other `measures`.
+
+    Both are means. In the loss, examples have the weights that the task gives them.
+    """
 
     metric: float
     loss: float
@@ -30,7 +32,7 @@ class Score:
 
 @torch.no_grad()
 def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Score:
-    """The network in eval mode on every example of the loader, once. The device is waited for at the end only."""
+    """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end."""
     network.eval()
     metric: Tensor | float = 0.0
     loss = MeanLoss(task)
@@ -47,21 +49,23 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
 
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
-    """The trainable ones, without those of an auxiliary head, which no inference uses."""
+    """Yields the trainable parameters, without those of an auxiliary head, which inference does not use."""
     for name, parameter in network.named_parameters():
         if parameter.requires_grad and not name.startswith("auxiliary."):
             yield parameter
 
 
 def count_parameters(network: nn.Module) -> int:
-    """How many numbers `counted_parameters` has."""
+    """Returns how many numbers the parameters of `counted_parameters` have."""
     return sum(parameter.numel() for parameter in counted_parameters(network))
 
 
 @torch.no_grad()
 def count_macs(network: nn.Module, spec: DataSpec) -> int:
-    """Multiply-accumulates of one example's forward pass in eval mode, convolutions and matrix products, as torch's own
-    FLOP counter sees them (two operations each)."""
+    """Returns the multiply-accumulates of one example's forward pass in eval mode.
+
+    Counts convolutions and matrix products as torch's own FLOP counter does (two operations each).
+    """
     network.eval()
     tensors = (*network.parameters(), *network.buffers())
     device = tensors[0].device if tensors else torch.device("cpu")
@@ -71,8 +75,8 @@ def count_macs(network: nn.Module, spec: DataSpec) -> int:
 
 
 def macs_or_reason(network: nn.Module, spec: DataSpec) -> dict[str, Any]:
-    """``macs``, or None with a ``macs_reason`` where they cannot be counted: no result is worth losing for them."""
+    """Returns ``macs``, or None and a ``macs_reason`` if counting fails: this must not cost a result."""
     try:
         return {"macs": count_macs(network, spec)}
-    except Exception as error:  # whatever a user's model raises at a batch of one example of zeros
+    except Exception as error:  # a user's model may raise any error for one example of zeros
         return {"macs": None, "macs_reason": described(error)}

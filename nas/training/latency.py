@@ -1,4 +1,4 @@
-"""How long a network takes for a batch."""
+"""Measures how long a network takes for a batch."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ MOST_RUNS = 1000
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a forward pass; runs: how many were measured."""
+    """Milliseconds of a forward pass. runs: how many passes were measured."""
 
     batch: int
     median_ms: float
@@ -27,10 +27,10 @@ class Latency:
 
 @torch.no_grad()
 def latency(network: nn.Module, inputs: Inputs, *, batch: int, seconds: float) -> Latency:
-    """Of forward passes in eval mode, of `batch` examples that are on the device already.
+    """Measures forward passes in eval mode, of `batch` examples that are on the device already.
 
-    inputs: one or more examples, taken in turn to fill the batch. seconds: to measure for, after a fifth of it to warm
-    up, for 10 to 1000 passes.
+    inputs: one or more examples, repeated in turn to fill the batch. seconds: how long to measure, for 10 to 1000
+    passes. A warm-up of a fifth of this time comes first.
     """
     network.eval()
     examples = tuple(tensor[torch.arange(batch, device=tensor.device) % len(tensor)] for tensor in each(inputs))
@@ -45,13 +45,13 @@ def latency(network: nn.Module, inputs: Inputs, *, batch: int, seconds: float) -
     # The first passes choose algorithms and allocate memory.
     timed(run, seconds / 5)
     measured = timed(run, seconds)
-    # Inclusive: of the passes that were measured, not of all that could have been.
+    # Inclusive: the quantile of the measured passes themselves, not of a population that they are drawn from.
     p95 = statistics.quantiles(measured, n=20, method="inclusive")[-1]
     return Latency(batch, 1000 * statistics.median(measured), 1000 * p95, len(measured))
 
 
 def timed(run: Callable[[], float], seconds: float) -> list[float]:
-    """What `run` returns, again and again for so long."""
+    """Calls `run` again and again for `seconds`. Returns what it returned."""
     started, measured = time.perf_counter(), [run()]
     while len(measured) < LEAST_RUNS or (time.perf_counter() - started < seconds and len(measured) < MOST_RUNS):
         measured.append(run())

@@ -1,4 +1,4 @@
-"""What steps measure, averaged over an epoch without waiting for the device in between."""
+"""Averages what the steps of an epoch measure, without waiting for the device at each step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,10 @@ from nas.runtime import distributed
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured, still on the device: reading it is left to whoever can afford to wait.
+    """What a step measured, still on the device. Reading a value waits for the device.
 
-    loss: mean over the batch; metric: the task's, summed over the batch; examples: in the batch; grad_norm: before
-    clipping. skipped: it counts for nothing, as it was not finite.
+    loss: mean over the batch. metric: the task's metric, summed over the batch. examples: number in the batch.
+    grad_norm: before clipping. skipped: a value was not finite, so the step is not counted.
     """
 
     loss: Tensor
@@ -25,8 +25,10 @@ class StepResult:
 
 
 class Meter:
-    """Sums step results on the device and reads them once, in `summary`: over all processes, which call it together.
-    metric: its name."""
+    """Sums step results on the device and reads the sums once, in `summary`.
+
+    All processes call `summary` together; it covers all of them. metric: the metric's name.
+    """
 
     def __init__(self, metric: str) -> None:
         self._examples = 0
@@ -38,7 +40,7 @@ class Meter:
 
     @property
     def examples(self) -> int:
-        """Of all processes, which have equally many."""
+        """Returns the number of examples in all processes, which have equally many."""
         return self._examples * distributed.world()
 
     def add(self, result: StepResult) -> None:
@@ -51,25 +53,27 @@ class Meter:
         self._grad_norm += result.grad_norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Of all processes, which call it together, so that as many others can go on from it."""
+        """Returns the sums of all processes, which call it together. As many other processes can continue from it."""
         sums = [torch.as_tensor(value).clone() for value in (self._loss, self._metric, self._grad_norm)]
         if (world := distributed.world()) > 1:
             loss, metric, grad_norm = distributed.means(value.double() for value in sums)
-            sums = [world * loss, world * metric, grad_norm]  # which all have measured of the same steps
+            sums = [world * loss, world * metric, grad_norm]  # grad_norm is the same in all processes
         return {"examples": self.examples, "steps": self._steps, "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
-        """device: where the steps to come will be measured."""
+        """Loads the sums. device: where the next steps are measured."""
         world = distributed.world()
         self._examples, self._steps = state["examples"] // world, state["steps"]
         loss, metric, grad_norm = (value.to(device) for value in state["sums"])
-        if world > 1:  # in the type that steps are measured in, to go on with the same roundings
+        if world > 1:  # in the type of the steps, for the same rounding as before
             loss, metric, grad_norm = (loss / world).float(), (metric / world).float(), grad_norm.float()
         self._loss, self._metric, self._grad_norm = loss, metric, grad_norm
 
     def summary(self, prefix: str) -> dict[str, float]:
-        """``<prefix>/loss`` and ``<prefix>/<metric>`` by example, ``<prefix>/grad_norm`` by step; empty before the
-        first step."""
+        """Returns ``<prefix>/loss`` and ``<prefix>/<metric>`` per example, and ``<prefix>/grad_norm`` per step.
+
+        Returns nothing before the first step.
+        """
         if not self._steps:
             return {}
         sums = [float(self._loss), float(self._metric), float(self._grad_norm)]

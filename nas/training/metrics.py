@@ -1,6 +1,6 @@
-"""What the final score measures beside a task's loss and metric, as sums over examples.
+"""Measures for the final score beside a task's loss and metric, computed from sums over examples.
 
-Sums, because they need no more memory for more examples, add up over processes, and are read from the device once.
+Sums take no more memory for more examples, can be added over processes, and are read from the device once.
 """
 
 import math
@@ -17,26 +17,27 @@ from nas.errors import described
 NORMAL_95 = 1.959963984540054  # two-sided 95 % point of the standard normal distribution
 CALIBRATION_BINS = 15
 TOP = 5
-LARGEST_TABLE = 2048  # classes whose table of confusions is kept in one piece: 32 MB
-MOST_PAIRS = 2**20  # of a true and a predicted class, of which a table is written: some 30 MB of JSON
+LARGEST_TABLE = 2048  # classes for which a whole table of confusions is kept: 32 MB
+MOST_PAIRS = 2**20  # pairs of a true and a predicted class that are written at most: about 30 MB of JSON
 
 
 class Measures(Protocol):
     """Collects batches of one pass over a split."""
 
     def add(self, outputs: Tensor, targets: Tensor, metric: Tensor) -> None:
-        """metric: (B,), the task's, of the examples. Nothing here may wait for the device."""
+        """Adds a batch. metric: (B,), the task's metric of each example. Must not wait for the device."""
         ...
 
     def results(self) -> dict[str, Any]:
-        """name -> value, of plain Python values."""
+        """Returns name -> value, as plain Python values."""
         ...
 
 
 class Optional:
-    """Other measures, which cost no score if they fail: then each of them is None, and ``measures_reason`` says why.
+    """Measures that may fail without losing the score. After an error, each result is None.
 
-    make: builds the measures. Their `names`, if they have that, are the results that become None.
+    ``measures_reason`` then has the error. make: builds the measures. Their `names`, if they have that attribute, are
+    the results that become None.
     """
 
     def __init__(self, make: Callable[[], Measures]) -> None:
@@ -61,12 +62,12 @@ class Optional:
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception as error:  # out of memory as well as whatever a user's own measures raise
+        except Exception as error:  # out of memory, or any error of a user's own measures
             self._reason = described(error)
 
 
 class MetricInterval:
-    """For any task: a 95 % interval of its metric's mean. name: the metric's."""
+    """A 95 % interval of the mean of any task's metric. name: the metric's name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -76,7 +77,7 @@ class MetricInterval:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the results."""
+        """Returns the names of the results."""
         return (f"{self._name}_interval",)
 
     def add(self, outputs: Tensor, targets: Tensor, metric: Tensor) -> None:
@@ -91,19 +92,21 @@ class MetricInterval:
 
 
 class ClassificationMeasures(MetricInterval):
-    """Of (B, classes, ...) scores and (B, ...) labels; where an example has several labels, as every pixel has one,
-    all but the interval count labels, not examples. Labels that are IGNORED count for nothing.
+    """Measures for (B, classes, ...) scores and (B, ...) labels.
 
-    - ``<metric>_interval``: Wilson's, where an example is right or wrong;
-    - ``top5_accuracy``, of more than five classes;
+    If an example has several labels, e.g. one for each pixel, all measures but the interval count labels, not examples.
+    Labels that are IGNORED are not counted.
+
+    - ``<metric>_interval``: Wilson's, if an example is right or wrong;
+    - ``top5_accuracy``: only for more than five classes;
     - ``balanced_accuracy`` and ``worst_class``: see `over_classes`;
-    - ``negative_log_likelihood``: mean of -log p(label), whatever the loss was;
+    - ``negative_log_likelihood``: mean of -log p(label), for any training loss;
     - ``expected_calibration_error``: see `calibration_error`;
-    - ``per_class``: accuracy (None of a class without examples) and number of examples;
-    - ``confusion``: true class -> predicted class -> how often, without zeros; None, with a ``confusion_reason``, where
-      that would have more than MOST_PAIRS entries.
+    - ``per_class``: accuracy (None for a class without examples) and number of examples;
+    - ``confusion``: true class -> predicted class -> count, without zeros. If there are more than MOST_PAIRS entries,
+      it is None and ``confusion_reason`` says why.
 
-    Memory grows with the classes and with the pairs of classes that are met, not with the square of the classes.
+    Memory grows with the number of classes and of pairs that occur, not with the square of the number of classes.
     """
 
     def __init__(self, name: str, class_names: Sequence[str]) -> None:
@@ -111,8 +114,8 @@ class ClassificationMeasures(MetricInterval):
         self._classes = class_names
         self._binary = True
         self._confusion: Confusion | None = None
-        self._per_class: Tensor | None = None  # (classes, 2): how many there are, how many were right
-        self._bins: Tensor | None = None  # (CALIBRATION_BINS, 3): how many, their confidence, how many were right
+        self._per_class: Tensor | None = None  # (classes, 2): number of labels, number of right predictions
+        self._bins: Tensor | None = None  # (CALIBRATION_BINS, 3): number, sum of confidences, number right
         self._likelihood: Tensor | float = 0.0
         self._top: Tensor | int = 0
 
@@ -133,7 +136,7 @@ class ClassificationMeasures(MetricInterval):
             self._confusion = Confusion(classes, labels.device)
             self._per_class = labels.new_zeros(classes, 2)
             self._bins = precise(scores.new_zeros(CALIBRATION_BINS, 3))
-        # Multiplied by 0 what does not count, rather than left out, for which the device would be waited for.
+        # Ignored labels are multiplied by 0. Removing them would wait for the device.
         self._confusion.add(labels * counted, predicted, counted)
         self._per_class.index_add_(0, labels * counted, torch.stack([counted, correct & counted], 1).to(labels.dtype))
         # Bin m of 1 .. M holds the confidences in ((m - 1)/M, m/M].
@@ -152,7 +155,7 @@ class ClassificationMeasures(MetricInterval):
         counts: list[list[int]] = self._per_class.tolist()
         labels, right = (sum(column) for column in zip(*counts, strict=True))
         if not labels:
-            raise ValueError("no label of the split counts, all of them are to be ignored")
+            raise ValueError("no label of the split counts, all are ignored")
         results = super().results()
         if self._binary:
             results = {f"{self._name}_interval": list(wilson_interval(right, labels))}
@@ -176,9 +179,10 @@ CLASSIFICATION = ("negative_log_likelihood", "expected_calibration_error", "per_
 
 
 class Confusion:
-    """How often one class is taken for another.
+    """Counts how often one class is taken for another.
 
-    Of few classes in one table; of many the pairs that are met, so that memory grows with these: see MOST_PAIRS.
+    For few classes it keeps one table. For many it keeps the pairs that occur, so memory grows with their number: see
+    MOST_PAIRS.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
@@ -186,13 +190,13 @@ class Confusion:
         self._table: Tensor | None = None  # (classes^2,)
         if classes <= LARGEST_TABLE:
             self._table = torch.zeros(classes**2, dtype=torch.int64, device=device)
-        self._new: list[tuple[Tensor, Tensor]] = []  # pairs as they came, and how often each is to count
+        self._new: list[tuple[Tensor, Tensor]] = []  # pairs that are not merged yet, and whether each counts
         self._waiting = 0
-        self._met: tuple[Tensor, Tensor] | None = None  # pairs and how often, on the CPU
+        self._met: tuple[Tensor, Tensor] | None = None  # pairs and their counts, on the CPU
         self._too_many = False
 
     def add(self, labels: Tensor, predicted: Tensor, counts: Tensor) -> None:
-        """labels, predicted: (n,) int64; counts: (n,) bool, whether a label is to count."""
+        """Adds labels. labels, predicted: (n,) int64. counts: (n,) bool, whether a label is counted."""
         pairs = labels * self._classes + predicted
         if self._table is not None:
             self._table.index_add_(0, pairs, counts.to(pairs.dtype))
@@ -203,7 +207,7 @@ class Confusion:
                 self._merge()
 
     def _merge(self) -> None:
-        """Count the pairs that are new together with those that were met before."""
+        """Adds the new pairs to the counts of the earlier pairs."""
         pairs = [pairs[counts].cpu() for pairs, counts in self._new]
         self._new, self._waiting = [], 0
         many = [torch.ones_like(some) for some in pairs]
@@ -233,8 +237,10 @@ class Confusion:
 
 
 class RegressionMeasures(MetricInterval):
-    """Of outputs and targets of equal shape: ``root_mean_squared_error``, and ``r_squared``, the part of the targets'
-    variance that the outputs explain (None if they have none)."""
+    """Measures for outputs and targets of equal shape: ``root_mean_squared_error`` and ``r_squared``.
+
+    ``r_squared`` is the part of the targets' variance that the outputs explain; None if the targets do not vary.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -266,8 +272,12 @@ class RegressionMeasures(MetricInterval):
 
 
 def over_classes(per_class: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """``balanced_accuracy``, the mean of the accuracies of the classes that have examples, which a common class cannot
-    carry alone; and ``worst_class``, the one of the lowest accuracy, of several that with the most examples."""
+    """Returns ``balanced_accuracy`` and ``worst_class``.
+
+    ``balanced_accuracy`` is the mean accuracy of the classes that have examples, so that a common class has no more
+    weight. ``worst_class`` is the class of the lowest accuracy; of several such classes, the one with the most
+    examples.
+    """
     measured = {name: one for name, one in per_class.items() if one["accuracy"] is not None}
     if not measured:
         return {"balanced_accuracy": None, "worst_class": None}
@@ -279,23 +289,28 @@ def over_classes(per_class: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def precise(values: Tensor) -> Tensor:
-    """In the precision that sums over a whole data set need: double, where the device has it."""
+    """Returns the values in double precision, for sums over a whole data set; in float if the device has no double."""
     return values.float() if values.device.type == "mps" else values.double()
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % score interval of a proportion: of all p, those from which the observed one is less than 1.96 standard
-    errors away. Unlike the normal approximation it stays in [0, 1] and is no point at 0 and 1. Source: Wilson 1927."""
+    """Returns the 95 % score interval of a proportion.
+
+    It has all p from which the observed proportion is less than 1.96 standard errors away. Unlike the normal
+    approximation it stays in [0, 1], and it is not a single point at 0 and 1. Source: Wilson 1927.
+    """
     p, z2 = successes / trials, NORMAL_95**2
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = NORMAL_95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
-    # Rounding could leave the observed proportion itself outside when it is 0 or 1.
+    # Without min and max, rounding could put an observed proportion of 0 or 1 outside its own interval.
     return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def mean_interval(total: float, squares: float, count: int) -> tuple[float, float]:
-    """95 % interval of the mean of `count` values by the normal approximation. total, squares: the sums of the values
-    and of their squares."""
+    """Returns the 95 % interval of the mean of `count` values, by the normal approximation.
+
+    total, squares: the sums of the values and of their squares.
+    """
     mean = total / count
     variance = max(0.0, squares - total * mean) / max(1, count - 1)
     half = NORMAL_95 * math.sqrt(variance / count)
@@ -303,9 +318,11 @@ def mean_interval(total: float, squares: float, count: int) -> tuple[float, floa
 
 
 def calibration_error(bins: Sequence[Sequence[float]]) -> float:
-    """Expected calibration error: the mean over examples of |accuracy - confidence| of the bin an example is in, where
-    the bins are equally wide in confidence, the largest softmax probability.
+    """Returns the expected calibration error.
 
-    bins: for each, how many, the sum of their confidences, and how many were right. Source: Guo et al. 2017, eq. 3.
+    This is the mean over examples of |accuracy - confidence| of the example's bin. The confidence is the largest
+    softmax probability; all bins are equally wide in confidence.
+    bins: for each bin, the number of examples, the sum of their confidences, and the number that were right. Source:
+    Guo et al. 2017, eq. 3.
     """
     return sum(abs(right - confidence) for _, confidence, right in bins) / sum(count for count, _, _ in bins)

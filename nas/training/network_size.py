@@ -1,4 +1,4 @@
-"""Bounds what is built of a description that somebody else wrote by the size of the weights that come with it."""
+"""Limits the size of a network that is built from somebody else's description, by the size of its weights."""
 
 import threading
 from collections.abc import Iterator
@@ -10,22 +10,22 @@ from torch.nn.modules import module as registration
 
 from nas.errors import CheckpointError
 
-# A network is built with all candidates of its choices, of which a genotype keeps few: up to 8 times as many modules in
-# the spaces that ship, and 20 times as many numbers where it keeps those without weights.
+# A network is built with all candidates of its choices, and a genotype keeps few of them. In the spaces that ship, the
+# network first has up to 8 times as many modules, and 20 times as many numbers if the kept ones have no weights.
 MODULES, MODULES_PER_TENSOR = 5_000, 200
 NUMBERS, NUMBERS_PER_NUMBER = 20_000_000, 200
 
 
 @contextmanager
 def as_large_as(weights: Any, *, source: object) -> Iterator[None]:
-    """A context in which building modules stops with CheckpointError once they are far larger than the weights.
+    """A context that raises CheckpointError once the modules built in it are far larger than the weights.
 
-    weights: of a network, by name, as they were read from `source`.
+    weights: of a network, by name, as read from `source`.
     """
     tensors = [one for one in weights.values() if isinstance(one, Tensor)] if isinstance(weights, dict) else []
     modules_left = MODULES + MODULES_PER_TENSOR * len(tensors)
     numbers_left = NUMBERS + NUMBERS_PER_NUMBER * sum(tensor.numel() for tensor in tensors)
-    thread = threading.get_ident()  # other threads may build what they want
+    thread = threading.get_ident()  # the limit is for this thread only
 
     def count(*, modules: int = 0, numbers: int = 0) -> None:
         nonlocal modules_left, numbers_left
@@ -35,14 +35,15 @@ def as_large_as(weights: Any, *, source: object) -> Iterator[None]:
         numbers_left -= numbers
         if modules_left < 0 or numbers_left < 0:
             raise CheckpointError(
-                f"{source} describes a network that is far larger than its weights", fix="give it as it was written"
+                f"{source} describes a network that is far larger than its weights",
+                fix="use the file as it was written",
             )
 
     def on_module(parent: nn.Module, name: str, child: nn.Module | None) -> None:
         count(modules=1)
 
     def on_parameter(parent: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        # Before its memory is written to, which is when the system hands it out.
+        # Called before the parameter's memory is written: the system allocates memory only then.
         count(numbers=0 if parameter is None else parameter.numel())
 
     handles = [

@@ -1,4 +1,4 @@
-"""Puts back, to the bit, what a trial changes: weights, buffers, modes, optimisers, scalers, attributes, generators."""
+"""Restores, bit for bit, what a trial changes: weights, buffers, modes, optimisers, scalers, attributes, generators."""
 
 import copy
 import functools
@@ -15,21 +15,20 @@ from torch.optim import Optimizer
 PutBack = Callable[[], object]
 FIXED = (int, float, str, type(None))
 HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
-DEEPEST = 3  # containers in containers that are put back
+DEEPEST = 3  # levels of containers in containers that are restored
 
 
 @contextmanager
 def all_put_back(objects: Iterable[object], *, device: torch.device) -> Iterator[None]:
-    """At the end, also after an error, the objects are what they were before, and so are the global generators of
-    Python, NumPy and torch, on the CPU and on the device.
+    """Restores the objects at the end, also after an error, and the global random generators.
 
-    objects: modules with all that is below them, but for hooks; optimisers; and anything else whose attributes are to
-    be put back.
-    Weights are copied to the CPU, so that a GPU shows the memory that the trial itself takes.
+    objects: modules with all their submodules, but without hooks; optimisers; and any other objects whose attributes
+    are restored. The generators are those of Python, NumPy and torch, on the CPU and on the device.
+    Weights are copied to the CPU, so that the memory used on a GPU is that of the trial itself.
     """
     seen: set[int] = set()
     actions = [action for one in objects for action in of_object(one, seen)]
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the global one, which users draw from
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  users draw from the global one
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
@@ -41,7 +40,7 @@ def all_put_back(objects: Iterable[object], *, device: torch.device) -> Iterator
 
 
 def of_object(value: object, seen: set[int]) -> Iterator[PutBack]:
-    """What puts back the attributes of an object, and of the modules below it."""
+    """Yields the functions that restore the attributes of an object and of the modules below it."""
     if isinstance(value, Optimizer):
         yield of_optimizer(value)
     elif isinstance(value, nn.Module):
@@ -49,7 +48,7 @@ def of_object(value: object, seen: set[int]) -> Iterator[PutBack]:
             entries = dict(vars(module))
             yield functools.partial(refill, vars(module), entries)
             for name, one in entries.items():
-                # A module has ten empty dicts of hooks: looking into each takes longer than all that may have changed.
+                # Skips a module's ten empty dicts of hooks: reading them takes longer than reading everything else.
                 if not isinstance(one, FIXED) and not name.endswith(HOOKS):
                     yield from of_value(one, seen, DEEPEST)
     elif value is not None and hasattr(value, "__dict__"):
@@ -57,7 +56,7 @@ def of_object(value: object, seen: set[int]) -> Iterator[PutBack]:
 
 
 def of_value(value: Any, seen: set[int], depth: int) -> Iterator[PutBack]:
-    """What puts back the contents of a value that can change in place."""
+    """Yields the functions that restore the contents of a value that can change in place."""
     if depth < 0 or id(value) in seen:
         return
     if isinstance(value, Tensor):
@@ -92,7 +91,7 @@ def refill(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
 
 
 def of_tensor(tensor: Tensor) -> PutBack:
-    """Its numbers, its gradient, and whether it takes one."""
+    """Returns a function that restores a tensor's numbers, its gradient and its requires_grad."""
     if tensor.is_inference() or tensor.device.type == "meta" or not tensor.is_leaf:
         return lambda: None
     numbers = tensor.detach().to("cpu", copy=True)
@@ -107,7 +106,7 @@ def of_tensor(tensor: Tensor) -> PutBack:
 
 
 def of_optimizer(optimizer: Optimizer) -> PutBack:
-    """Its state, the settings of its groups, and its attributes."""
+    """Returns a function that restores an optimiser's state, the settings of its groups, and its attributes."""
     state = {weight: copy.deepcopy(held) for weight, held in optimizer.state.items()}
     groups = [
         {name: value if name == "params" else copy.deepcopy(value) for name, value in group.items()}

@@ -1,7 +1,7 @@
 """Schedules: pure functions of progress in [0, 1], for temperatures, learning rates and drop-path.
 
-0 is the first point of a run and 1 the last, whatever the number of epochs, so a resumed run needs only to know
-where it is. Published codes move their learning rates once an epoch instead: see `CosineByEpoch`.
+Progress is 0 at the first point of a run and 1 at the last, for any number of epochs. A resumed run therefore needs
+only its position. Published codes change their learning rates once an epoch instead: see `CosineByEpoch`.
 """
 
 import math
@@ -17,13 +17,16 @@ Schedule = Callable[[float], float]
 
 
 def progress(position: float, length: int) -> float:
-    """Where `position` stands among `length` points 0 .. length-1: the first is 0, the last is 1, a lone one is 0."""
+    """Returns the progress of `position` among `length` points 0 ..
+
+    length-1: 0 at the first, 1 at the last, 0 if there is one.
+    """
     return min(1.0, position / max(1, length - 1))
 
 
 @dataclass(frozen=True)
 class Constant:
-    """value throughout. `start` is accepted so that it can stand where a decay from `start` does."""
+    """The same value throughout. `start` is accepted so that it can replace a schedule that decays from `start`."""
 
     value: float | None = None
     start: float | None = None
@@ -40,7 +43,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from start to end. GDAS cools from 10 to 0.1 so."""
+    """A straight line from start to end. GDAS lowers its temperature from 10 to 0.1 in this way."""
 
     start: float
     end: float
@@ -77,11 +80,11 @@ class Cosine:
 
 @dataclass(frozen=True)
 class CosineByEpoch:
-    """Half a cosine that moves once an epoch, as torch's CosineAnnealingLR does in the published codes.
+    """Half a cosine that changes once an epoch, as torch's CosineAnnealingLR does in the published codes.
 
-    Epoch e of E has end + (start - end) (1 + cos(pi e / E)) / 2 in all its steps, so `end` itself is never reached.
-    warmup_epochs: first epochs, that rise by step from 0 to start; the cosine spans the others. epochs: the length of
-    the cosine with its warm-up, None for the run's own; a run that is shorter stops within the cosine.
+    In epoch e of E, all steps have end + (start - end) (1 + cos(pi e / E)) / 2, so `end` itself is never reached.
+    warmup_epochs: the first epochs, which rise step by step from 0 to start; the cosine spans the other epochs. epochs:
+    the length of the cosine with its warm-up; None: the length of the run. A shorter run ends within the cosine.
     """
 
     start: float
@@ -99,7 +102,7 @@ class CosineByEpoch:
             )
 
     def in_epoch(self, position: float, epochs: int) -> float:
-        """position: in epochs from 0, e.g. 2.5 in the middle of the third. epochs: of the run."""
+        """Returns the value at a position in epochs from 0, e.g. 2.5 in the middle of the third. epochs: of the run."""
         if position < self.warmup_epochs:
             return self.start * position / self.warmup_epochs
         length = max(1, (self.epochs or epochs) - self.warmup_epochs)
@@ -108,7 +111,10 @@ class CosineByEpoch:
 
 
 def learning_rate(schedule: "Schedule | CosineByEpoch", epoch: int, step: int, *, steps: int, epochs: int) -> float:
-    """Of one step, counted from 0, of an epoch of `steps` steps in a run of `epochs` epochs."""
+    """Returns the learning rate of one step, counted from 0.
+
+    The step is one of `steps` steps of an epoch, in a run of `epochs` epochs.
+    """
     if isinstance(schedule, CosineByEpoch):
         return schedule.in_epoch(epoch + step / steps, epochs)
     return schedule(progress(epoch * steps + step, epochs * steps))
@@ -116,9 +122,9 @@ def learning_rate(schedule: "Schedule | CosineByEpoch", epoch: int, step: int, *
 
 @dataclass(frozen=True)
 class LinearByEpoch:
-    """start + per_epoch * e in epoch e, from 0, whatever the length of the run.
+    """start + per_epoch * e in epoch e, counted from 0, for any length of the run.
 
-    epochs: of the run, for the epoch that a progress stands for.
+    epochs: of the run, to compute the epoch from the progress.
     """
 
     per_epoch: float
@@ -131,9 +137,9 @@ class LinearByEpoch:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Half a cosine up to start, the peak, and half a cosine down to end. The momentum stays as it is.
+    """Half a cosine up to start, the peak, and then half a cosine down to end. The momentum does not change.
 
-    warmup: the fraction of the run that rises; initial: the first value, as a fraction of the peak.
+    warmup: the fraction of the run that rises. initial: the first value, as a fraction of the peak.
     Source: Smith & Topin 2018, in the form of torch's OneCycleLR.
     """
 
@@ -173,13 +179,13 @@ class Exponential:
             )
 
     def __call__(self, progress: float) -> float:
-        # The power leaves a rounding error at 1, where the end shall be exact.
+        # At 1 the power would have a rounding error, and the end must be exact.
         return self.end if progress >= 1 else self.start * (self.end / self.start) ** progress
 
 
 @dataclass(frozen=True)
 class Step:
-    """Piecewise constant: start, multiplied by `factor` each time another `every` of the run is over.
+    """Piecewise constant: start, multiplied by `factor` after each `every` of the run.
 
     every: a fraction of the run in (0, 1].
     """
@@ -195,14 +201,14 @@ class Step:
             )
 
     def __call__(self, progress: float) -> float:
-        # 0.3 / 0.1 is 2.9999999999999996: a step that is due is not missed by a rounding error.
+        # 1e-9, because 0.3 / 0.1 is 2.9999999999999996: a rounding error must not delay a step.
         return self.start * self.factor ** math.floor(progress / self.every + 1e-9)
 
 
 def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
-    """The schedule itself, once it is known to stay above 0 all the way.
+    """Returns the schedule if it is above 0 at all of `points` points.
 
-    Raises ConfigError naming `what` (a setting, e.g. ``temperature``) otherwise.
+    Raises ConfigError, naming `what` (a setting, e.g. ``temperature``), otherwise.
     """
     lowest = min(schedule(progress(i, points)) for i in range(points))
     if not lowest > 0:
@@ -213,8 +219,11 @@ def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
 
 
 def keep_ratios(optimizer: Optimizer) -> None:
-    """Remember the learning rates that an optimiser's parameter groups were made with, for `set_lr`. They are kept when
-    a checkpoint is loaded, which one of an earlier release does not have, or has of other settings."""
+    """Stores the learning rates that an optimiser's parameter groups were made with, for `set_lr`.
+
+    Loading a checkpoint does not change them: checkpoints of earlier releases lack them, or have those of other
+    settings.
+    """
     initial = [float(group["lr"]) for group in optimizer.param_groups]
 
     def remember(optimizer: Optimizer) -> None:
@@ -226,7 +235,7 @@ def keep_ratios(optimizer: Optimizer) -> None:
 
 
 def initial_lr(optimizer: Optimizer) -> float:
-    """What a schedule of the learning rate is of: that of the first parameter group that learns."""
+    """Returns the initial learning rate of the first parameter group that learns. Schedules refer to this group."""
     for group in optimizer.param_groups:
         if "initial_lr" not in group:
             group["initial_lr"] = float(group["lr"])
@@ -234,15 +243,15 @@ def initial_lr(optimizer: Optimizer) -> float:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give the optimiser the learning rate that a schedule says.
+    """Sets the optimiser's learning rate to the value of a schedule.
 
-    The rates of parameter groups keep the ratios that they were made with, as under torch's schedulers: the first group
-    that learns has `lr` itself.
+    The parameter groups keep the ratios of the rates that they were made with, as under torch's schedulers. The first
+    group that learns has `lr` itself.
     """
     first = initial_lr(optimizer)
     for group in optimizer.param_groups:
         scaled = lr * (group["initial_lr"] / first) if first else lr
-        if isinstance(group["lr"], Tensor):  # as graphs of the step need it, which read it where it is
+        if isinstance(group["lr"], Tensor):  # CUDA graphs read the rate from this tensor, so it is changed in place
             group["lr"].fill_(scaled)
         else:
             group["lr"] = scaled

@@ -1,4 +1,4 @@
-"""What fails in a step on trial, in one line: which module of the model it was, and what helps."""
+"""Explains an error in a trial step in one line: which module of the model raised it, and what helps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from nas.runtime.precision import Precision
 
 @dataclass(frozen=True)
 class Trial:
-    """What a step on trial is, for messages.
+    """Describes a trial step, for messages.
 
-    step: in words, e.g. ``a step of the search``. batch_setting: what gives the number of examples of a pass.
-    optim_setting: what gives the optimiser.
+    step: as text, e.g. ``a step of the search``. batch_setting: the setting of the number of examples in a pass.
+    optim_setting: the setting of the optimiser.
     """
 
     step: str
@@ -25,8 +25,10 @@ class Trial:
 
     @contextmanager
     def explained(self, model: nn.Module, precision: Precision) -> Iterator[None]:
-        """Raises SpaceError, with the path of the module that it came from, for whatever is raised inside; errors of
-        this project as they are."""
+        """Raises SpaceError for any error inside, with the path of the module that raised it.
+
+        Errors of this project are not changed.
+        """
         try:
             yield
         except NasError:
@@ -38,7 +40,7 @@ class Trial:
             ) from error
 
     def help_for(self, error: Exception, precision: Precision) -> str:
-        """The setting that helps, where the error is a known one."""
+        """Returns the setting that helps, if the error is known, or else general help."""
         text = str(error)
         for pieces, fix in (
             (("view size is not compatible",), "use reshape there, or set runtime.memory_format=contiguous"),
@@ -60,8 +62,10 @@ class Trial:
 
 
 def place(model: nn.Module, trace: TracebackType | None) -> str:
-    """`` in <path> (<class>)`` of the innermost module of the model that was running; empty if none was, as in the
-    backward pass and in the optimiser."""
+    """Returns `` in <path> (<class>)`` of the innermost module of the model that was running.
+
+    Empty if no module was running, as in the backward pass and in the optimiser.
+    """
     paths = {id(module): path for path, module in model.named_modules()}
     found = ""
     while trace is not None:

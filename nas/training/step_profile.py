@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace of a few steps, and a table of the operators that took most of it."""
+"""Profiles a few steps: a trace, and a table of the operators that take most of the time."""
 
 import os
 from pathlib import Path
@@ -16,11 +16,12 @@ ROWS = 15
 
 
 class StepProfile:
-    """Records steps of a stage into `directory`: ``steps.pt.trace.json``, which Perfetto, chrome://tracing and
-    TensorBoard's profiler plugin read, and ``operators.txt``, which is printed at the end too.
+    """Records steps of a stage into `directory`: ``steps.pt.trace.json`` and ``operators.txt``.
 
-    directory: None for none. Use it as a context, and call `step` after each step. It computes nothing by itself: a
-    stage gives the same bits with and without it. Of a stage with fewer steps than it skips nothing is recorded.
+    Perfetto, chrome://tracing and TensorBoard's profiler plugin read the trace. The table is also printed at the end.
+
+    directory: None records nothing. Use it as a context, and call `step` after each step. It does not change the
+    results of a stage by a bit. If a stage has fewer steps than it skips, nothing is recorded.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -34,7 +35,7 @@ class StepProfile:
 
     def __enter__(self) -> Self:
         if self._directory is not None:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report on standard error where it starts
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it prints to standard error when it starts
             self._profiler = torch.profiler.profile(
                 schedule=torch.profiler.schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1),
                 on_trace_ready=self._write,
@@ -51,12 +52,12 @@ class StepProfile:
             print(f"\n{self._table}")
 
     def _write(self, profiler: torch.profiler.profile) -> None:
-        assert self._directory is not None  # or there were no profiler
+        assert self._directory is not None  # without a directory there is no profiler
         trace = self._directory / "steps.pt.trace.json"
         trace.unlink(missing_ok=True)  # perhaps a link that leads elsewhere
         profiler.export_chrome_trace(str(trace))
         events = profiler.key_averages()
-        # The steps themselves are events, of the name ProfilerStep#number; the table has means over them.
+        # The steps themselves are events, named ProfilerStep#number. The table has means over the steps.
         steps = sum(event.count for event in events if str(event.key).startswith("ProfilerStep"))
         operators = [event for event in events if not str(event.key).startswith("ProfilerStep")]
         self._table = table(operators, steps=max(1, steps))
@@ -64,7 +65,7 @@ class StepProfile:
 
 
 def table(operators: list[FunctionEventAvg], *, steps: int) -> str:
-    """The operators with most time of their own, on the CPU and, where there is a GPU, on it; means of a step."""
+    """Returns a table of the operators with the most time of their own, on the GPU if there is one; means per step."""
     on_gpu = any(event.self_device_time_total for event in operators)
     operators = sorted(operators, key=lambda event: own_time(event, on_gpu), reverse=True)[:ROWS]
     width = max(len(str(event.key)) for event in operators)

@@ -1,6 +1,6 @@
-"""Tasks: what a network is trained for, and by what it is judged.
+"""Tasks: what a network is trained for, and how it is scored.
 
-A task is any class of the form of `Task`. Both levels of a search, retraining and the final score go through it.
+A task is any class with the methods of `Task`. Both levels of a search, retraining and the final score use it.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from nas.training.weighing import OnDevice, Weigh, known_weights, label_weights
 
 @dataclass(frozen=True)
 class Metric:
-    """What a task reports beside its loss: a mean over the examples.
+    """The metric that a task reports beside its loss: a mean over the examples.
 
-    name: as in ``metrics.jsonl`` and ``result.json``, e.g. ``accuracy``. percent: shown to people as a percentage.
+    name: as in ``metrics.jsonl`` and ``result.json``, e.g. ``accuracy``. percent: printed as a percentage.
     """
 
     name: str
@@ -35,41 +35,50 @@ class Metric:
 
 
 class Task(Protocol):
-    """outputs: what the network returned for a batch; targets: of the batch. Nothing here may wait for the device.
+    """What a network is trained for. No method may wait for the device.
 
-    output: what the network's output is, in words, for who uses an exported one.
+    outputs: what the network returned for a batch. targets: of the batch.
+    output: describes the network's output, for users of an exported network.
     """
 
     metric: Metric
     output: str
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over the batch, a scalar: of its examples, each as `weights` says."""
+        """Returns the loss of a batch, a scalar: the mean over its examples, with the weights of `weights`."""
         ...
 
     def weights(self, targets: Tensor) -> Tensor | None:
-        """(B,), at least 0: how each example weighs in the mean that the loss is, e.g. how many of its labels count;
-        None where all weigh alike. The loss of a batch in parts, and of a whole split, is put together by it."""
+        """Returns (B,), at least 0: the weight of each example in the mean of the loss, or None if all are equal.
+
+        The weight is e.g. the number of labels of the example that count. The losses of parts of a batch, and of the
+        batches of a split, are combined by these weights.
+        """
         ...
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(B,): the metric of every example."""
+        """Returns (B,): the metric of every example."""
         ...
 
     def measures(self, spec: DataSpec) -> Measures:
-        """Of the final score, beside loss and metric: a new collector for data of that kind."""
+        """Returns a new collector of other measures for the final score, for data described by `spec`."""
         ...
 
     def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
-        """Called before training on a batch of one or two examples. Raises DataError or SpaceError, saying which of
-        the data and the model does not suit the task."""
+        """Checks a batch of one or two examples before training.
+
+        Raises DataError if the data do not suit the task, SpaceError if the model does not.
+        """
         ...
 
 
 class Classification:
-    """Cross-entropy and accuracy. outputs: (B, classes, ...) scores; targets: (B, ...) int64 labels, or in training
-    (B, classes, ...) probabilities, of which a prediction earns that of its class. Of several labels of an example
-    some may be IGNORED, and count for nothing."""
+    """Cross-entropy and accuracy.
+
+    outputs: (B, classes, ...) scores. targets: (B, ...) int64 labels, or in training (B, classes, ...) probabilities; a
+    prediction then scores the probability of its class. If an example has several labels, those that are IGNORED are
+    not counted.
+    """
 
     metric = Metric("accuracy", higher_is_better=True, percent=True)
     output = "float32 (batch, classes): scores before the softmax, in the order of class_names"
@@ -88,7 +97,7 @@ class Classification:
             correct = predicted == targets
         if correct.ndim == 1:
             return correct
-        # Of a label for every pixel, an example's accuracy is that of its pixels.
+        # If every pixel has a label, the accuracy of an example is that of its pixels.
         counted = torch.ones_like(predicted) if targets.is_floating_point() else targets != IGNORED
         return correct.flatten(1).sum(dim=1) / counted.flatten(1).sum(dim=1)
 
@@ -149,11 +158,12 @@ class Custom:
     """A loss and a metric of the user's own.
 
     loss: (outputs, targets) -> scalar, the mean over the batch.
-    metric: (outputs, targets) -> (B,), the value of every example; `name` is what it is called.
-    weight: (targets) -> (B,), how each example weighs in the mean that the loss is, e.g. how many of its labels count.
-    None: as torch's cross-entropy and negative log-likelihood weigh, if the loss is one of these, or else all alike.
+    metric: (outputs, targets) -> (B,), the value of every example. name: of the metric.
+    weight: (targets) -> (B,), the weight of each example in the mean of the loss, e.g. how many of its labels count.
+    None: the weights of torch's cross-entropy or negative log-likelihood, if the loss is one of them; else equal
+    weights.
     loss and metric may be modules, such as torch.nn.CrossEntropyLoss, or partials of modules and functions.
-    Raises ConfigError for a loss of torch's that is a sum over the batch.
+    Raises ConfigError if the loss is one of torch's and sums over the batch.
     """
 
     output = "what the model returns"
@@ -173,10 +183,10 @@ class Custom:
         self._loss = OnDevice(loss)
         self._measure = OnDevice(metric)
         self._weight = weight
-        known_weights(self._loss.function)  # refuses sums
+        known_weights(self._loss.function)  # raises for a sum over the batch
 
     def described(self) -> dict[str, object]:
-        """The arguments it was made with."""
+        """Returns the arguments of the constructor."""
         name, higher, percent = self.metric.name, self.metric.higher_is_better, self.metric.percent
         return {**self._given, "name": name, "higher_is_better": higher, "percent": percent, "weight": self._weight}
 
@@ -207,7 +217,7 @@ class Custom:
                 value: Any = function(*given)
             except NasError:
                 raise
-            except Exception as error:  # whatever a user's own function makes of them
+            except Exception as error:  # a user's own function may raise any error
                 forms = " and ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in given)
                 raise ConfigError(
                     f"task.{what} fails on {'targets' if what == 'weight' else 'outputs and targets'} of {forms} "
@@ -225,8 +235,10 @@ class Custom:
 
 
 def check_targets(task: Task, spec: DataSpec, **splits: Split) -> None:
-    """Of whole splits, by name, what `Task.check` cannot see of two examples. A loss of the user's own may know other
-    labels. Raises DataError."""
+    """Checks whole splits for what `Task.check` cannot see in two examples: the labels of all examples.
+
+    splits: name -> split. Does nothing for a user's own task, which may have other labels. Raises DataError.
+    """
     if isinstance(task, Classification):
         for what, split in splits.items():
             check_labels(split, spec, what)

@@ -1,4 +1,4 @@
-"""What retraining leaves: a network that can be scored, exported and loaded again."""
+"""A retrained network, which can be scored, exported and loaded again."""
 
 import math
 import sys
@@ -33,8 +33,10 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """A retrained network and what it takes to use it, as its checkpoint holds them. trained_on, sample: of a
-    `DataBundle`."""
+    """A retrained network and what is needed to use it, as in its checkpoint.
+
+    trained_on, sample: as in `DataBundle`.
+    """
 
     network: nn.Module
     genotype: Genotype
@@ -46,12 +48,15 @@ class Trained:
 
     @classmethod
     def load(cls, path: str | Path, *, allow: Allowed, runtime: Runtime) -> "Trained":
-        """Raises CheckpointError; ConfigError if the checkpoint names what is neither ours nor allowed."""
+        """Loads a checkpoint.
+
+        Raises CheckpointError, or ConfigError if the checkpoint names a class that is not allowed.
+        """
         return cls.from_state(checkpoint_file.load(path, "retrain"), source=path, allow=allow, runtime=runtime)
 
     @classmethod
     def from_state(cls, state: dict[str, Any], *, source: str | Path, allow: Allowed, runtime: Runtime) -> "Trained":
-        """Of what was saved at `source`. Raises as `load` does."""
+        """Builds the network from a state that was saved at `source`. Raises the errors of `load`."""
         with checkpoint_file.taken_from(source):
             config, spec = state["config"], DataSpec.from_dict(state["data"])
             genotype = Genotype.from_dict(state["genotype"], source=f"the genotype in {source}")
@@ -68,9 +73,10 @@ class Trained:
 
 
 def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_size: int = EVALUATION_BATCH) -> Loader:
-    """The test split as the network wants it: not augmented, images normalised with the constants of its training.
+    """Returns a loader of the test split, not augmented, with images normalised by the constants of the training.
 
-    Raises DataError if the data are not of the kind that the network was trained on, or of a size it cannot take.
+    Raises DataError if the data are of another kind than those of the training, or of a size that the network cannot
+    take.
     """
     for what, expected in trained.spec.must_match.items():
         got = data.spec.must_match.get(what)
@@ -92,8 +98,10 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
 
 
 def check_size(trained: Trained, spec: DataSpec) -> None:
-    """Raises DataError if the network, trained on inputs of another size, cannot take those of `spec`, and tells of
-    them if it can."""
+    """Raises DataError if the network cannot take inputs of the sizes in `spec`.
+
+    If the sizes differ from those of the training and the network can take them, prints a warning.
+    """
     if spec.input_shapes == trained.spec.input_shapes:
         return
     made = spec.zeros(device=next(trained.network.parameters()).device)
@@ -117,9 +125,9 @@ def shapes(spec: DataSpec) -> str:
 
 
 def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, Any]:
-    """What ``result.json`` holds: the score on the test split, ``test_...``, and the network's size.
+    """Returns the contents of ``result.json``: the score on the test split, ``test_...``, and the network's size.
 
-    spec: of the data that the loader gives, which may be another set than that of the training.
+    spec: of the loader's data, which may be another data set than that of the training.
     """
     tested = score(trained.network, loader, trained.task, trained.spec)
     metric = trained.task.metric
@@ -137,20 +145,22 @@ def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, 
 
 
 def check_finite(result: dict[str, Any]) -> None:
-    """Of a `final_result`, once it is written. Raises DivergenceError if the loss is not finite: the network is of no
-    use then, though its weights are finite."""
+    """Raises DivergenceError if the loss in a `final_result` is not finite. Call it when the result is written.
+
+    The network is then of no use, though its weights are finite.
+    """
     if not math.isfinite(loss := result["test_loss"]):
         raise DivergenceError(
             f"the loss of the trained network on the test split is {loss}, expected a finite number: its outputs, or "
-            "what the loss makes of them, are not finite",
-            fix="see which of its operations these inputs break, or train it with a lower retrain.optim.lr",
+            "the losses of these outputs, are not finite",
+            fix="find out which operations these inputs break, or train it with a lower retrain.optim.lr",
         )
 
 
 def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: float) -> dict[str, Any]:
-    """What nas-evaluate adds to it: latency in batches of each of those sizes, and the memory this process took.
+    """Returns the latency in batches of each size, and the memory that this process took. For nas-evaluate only.
 
-    Only there: beside a training the memory would be that of the training.
+    After a training the memory would be that of the training.
     """
     inputs, _ = next(loader.epoch(0))
     device = each(inputs)[0].device
@@ -159,11 +169,11 @@ def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: 
         "device": describe(device),
         "latency": [asdict(one) for one in measured],
         "peak_memory_bytes": peak_memory(device),
-        # Either way with the test split, if it is kept in memory.
+        # Both include the test split, if it is kept in memory.
         "peak_memory_of": "allocated on the device" if device.type == "cuda" else "of the process, torch included",
     }
 
 
 def objective(result: dict[str, Any]) -> float:
-    """What a sweeper is given of a result: the task's metric on the test split."""
+    """Returns the number that a sweeper gets: the task's metric on the test split."""
     return float(result[f"test_{result['metric']['name']}"])

@@ -1,4 +1,4 @@
-"""One step of training on trial, before anything is written: what would fail in it fails here."""
+"""Tries one training step before anything is written, so that errors are raised early."""
 
 from dataclasses import replace
 
@@ -31,11 +31,11 @@ def try_training(
     decay: float = 0.999,
     trial: Trial = TRAINING,
 ) -> None:
-    """One forward pass, backward pass, step of the optimiser and averaging of the weights on the smallest part of a
-    batch. All state is put back to the bit: that of the network, the optimiser, the task, and the global generators.
+    """Tries one training step on the smallest part of a batch: forward, backward, optimiser, averaging of the weights.
 
-    step: what a training step consists of. decay: of the average, in [0, 1); 0 for none.
-    Raises SpaceError, naming the module, for what fails in it.
+    All state is restored bit for bit: that of the network, the optimiser, the task, and the global generators.
+    step: the settings of a training step. decay: of the average, in [0, 1); 0 for no average.
+    Raises SpaceError, naming the module, if something in it fails.
     """
     step = TrainingStep() if step is None else step
     (*_, part) = parts(*batch, step.accumulation)
@@ -65,17 +65,17 @@ def try_training(
         except UngatedError as error:
             raise SpaceError(
                 f"the derived network still runs a choice: {error.problem}",
-                fix="let the model reach its choices as registered children only, by no closure or list",
+                fix="let the model reach its choices as registered children only, not through a closure or a list",
             ) from error
 
 
 def try_small(network: nn.Module, batch: Batch, *, task: Task, step: TrainingStep) -> None:
-    """`try_training` on two examples with a plain optimiser, for a network whose training is not known yet."""
+    """Calls `try_training` on two examples with a plain optimiser, for a network without training settings."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         return
     inputs, targets = batch
-    if len(targets) == 1:  # a batch norm of the network needs two, whatever the batches of the search
+    if len(targets) == 1:  # a batch norm of the network may need two examples
         inputs = (
             tuple(x.repeat_interleave(2, 0) for x in inputs)
             if isinstance(inputs, tuple)

@@ -1,8 +1,8 @@
-"""How the examples of a batch weigh in its loss, which is a mean over them.
+"""The weights of the examples of a batch in its loss, which is a mean over them.
 
-The loss of a whole batch is the mean of the losses of its parts, each times the part's weight. Parts are what gradient
-accumulation, several processes and the batches of a score make. A part weighs as much as it has examples, unless the
-loss leaves labels out or weighs classes.
+The loss of a whole batch is the weighted mean of the losses of its parts. Gradient accumulation, several processes and
+the batches of a score make such parts. The weight of a part is its number of examples, unless the loss ignores some
+labels or weighs classes.
 """
 
 import functools
@@ -19,7 +19,7 @@ from nas.errors import ConfigError
 from nas.runtime import distributed
 from nas.training.metrics import precise
 
-# (targets) -> (B,): the weight of each example, at least 0; None where all weigh alike.
+# (targets) -> (B,): the weight of each example, at least 0; None if all are equal.
 Weigh = Callable[[Tensor], Tensor | None]
 
 WEIGHTED_FUNCTIONS = (F.cross_entropy, F.nll_loss)
@@ -27,18 +27,20 @@ WEIGHTED_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def weights_of(task: Any, targets: Tensor) -> Tensor | None:
-    """(B,): how each example weighs in the task's loss, float64 where the device has it; None where all weigh alike, as
-    for a task that has no `weights`."""
+    """Returns (B,): the weight of each example in the task's loss, or None if all are equal.
+
+    The type is float64 if the device has it. A task without a method `weights` has equal weights.
+    """
     weigh = getattr(task, "weights", None)
     found: Tensor | None = None if weigh is None else weigh(targets)
     return None if found is None else precise(found)
 
 
 def label_weights(targets: Tensor, *, ignore_index: int, weight: Tensor | None = None) -> Tensor | None:
-    """(B,): the weights of examples in torch's cross-entropy.
+    """Returns (B,): the weights of examples in torch's cross-entropy, or None if all are equal.
 
-    targets: (B, ...) labels, of which each weighs as its class, `weight` being (classes,), and those equal to
-    `ignore_index` weigh nothing. Probabilities of classes, which are floats, weigh alike: None.
+    targets: (B, ...) labels. A label has the weight of its class in `weight`, (classes,), or 0 if it equals
+    `ignore_index`. Targets that are floats are probabilities of classes, and have equal weights.
     """
     if targets.is_floating_point():
         return None
@@ -50,8 +52,10 @@ def label_weights(targets: Tensor, *, ignore_index: int, weight: Tensor | None =
 
 
 def known_weights(loss: Callable[..., Any], *, name: str = "task.loss") -> Weigh | None:
-    """How examples weigh in torch's cross-entropy and negative log-likelihood: functions, modules, and partials of
-    them. None for any other loss. Raises ConfigError for one of these that is a sum over the batch."""
+    """Returns how examples are weighed in torch's cross-entropy or negative log-likelihood; None for any other loss.
+
+    The loss may be a function, a module, or a partial of one. Raises ConfigError if such a loss sums over the batch.
+    """
     given: dict[str, Any] = {}
     while isinstance(loss, functools.partial):
         given = loss.keywords | given
@@ -68,10 +72,10 @@ def known_weights(loss: Callable[..., Any], *, name: str = "task.loss") -> Weigh
 
 
 class OnDevice:
-    """A loss or metric whose tensors follow the outputs it is given, to their device.
+    """A loss or metric whose tensors are moved to the device of the outputs it gets.
 
-    function: a function, a module, or a partial of one. A partial of a class, as a configuration has, is the object
-    that it makes. Lists in a partial become tensors where the signature has a tensor.
+    function: a function, a module, or a partial of one. A partial of a class, as in a configuration, is called to make
+    the object. Lists in a partial become tensors if the signature has a tensor there.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -89,7 +93,10 @@ class OnDevice:
         return self.function(outputs, targets)
 
     def _move(self, device: torch.device, double: bool) -> None:
-        """To the device; numbers in float64 if the outputs are, or else left in the type that they have."""
+        """Moves the tensors to the device.
+
+        Floats become float64 if the outputs are float64, or else keep their type.
+        """
         if isinstance(self.function, nn.Module):
             self.function.to(device)
             if double:
@@ -103,12 +110,15 @@ class OnDevice:
 
 
 def with_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A partial whose lists of numbers are tensors where its signature has one: a configuration has no tensors."""
+    """Returns a partial with its lists of numbers as tensors where the signature has tensors.
+
+    A configuration cannot hold tensors.
+    """
     if not isinstance(function, functools.partial):
         return function
     try:
         parameters = inspect.signature(function.func).parameters
-    except (TypeError, ValueError):  # some functions that are not written in Python
+    except (TypeError, ValueError):  # some functions that are not written in Python have no signature
         return function
     keywords = {
         key: torch.tensor(value, dtype=torch.get_default_dtype())
@@ -120,10 +130,11 @@ def with_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class WeighedLoss:
-    """Makes the losses of the parts of one batch, `count` in this process, add up to the whole batch's.
+    """Scales the losses of the parts of one batch, so that they add up to the loss of the whole batch.
 
-    targets: of this process's share of the batch. Several processes build it together: the mean over them of what
-    `part` returns, summed over the parts, is the loss of the whole batch.
+    targets: of this process's share of the batch. count: number of parts in this process. Several processes build it
+    together. The loss of the whole batch is the mean over the processes of the sum over the parts of what `part`
+    returns.
     """
 
     def __init__(self, task: Any, targets: Tensor, *, count: int = 1) -> None:
@@ -131,7 +142,7 @@ class WeighedLoss:
         self._examples = len(targets)
         self._weights: Sequence[Tensor] | None = None
         if count == 1 and distributed.world() == 1:
-            return  # the whole batch: its loss is right as it is
+            return  # the part is the whole batch
         weights = weights_of(task, targets)
         if weights is not None:
             (whole,) = distributed.means([weights.sum()])
@@ -139,14 +150,14 @@ class WeighedLoss:
             self._weights = [part.sum() for part in weights.tensor_split(count)]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The task's, where the batch has one part here."""
+        """Returns the scaled loss of the task, if the batch has one part in this process."""
         return self.part(self._task.loss, outputs, targets)
 
     def part(self, loss: Callable[[Any, Tensor], Tensor], outputs: Any, targets: Tensor, number: int = 0) -> Tensor:
-        """The loss of a part, counted from 0, times its weight in the batch. outputs: a tensor, or a tuple of such.
+        """Returns the loss of a part, counted from 0, times its weight in the batch.
 
-        In a part in which nothing counts the loss is 0 / 0. It adds 0, and no gradient; in a batch in which nothing
-        counts it stays so.
+        outputs: a tensor or a tuple of tensors. If no label of a part counts, its loss is 0 / 0. Such a part adds 0 and
+        no gradient. If no label of the whole batch counts, the loss stays NaN.
         """
         if self._weights is None:
             share = len(targets) / self._examples  # the parts may differ by one example
@@ -161,12 +172,12 @@ class WeighedLoss:
 
 
 def gradient_if(counts: Tensor, gradient: Tensor) -> Tensor:
-    """Zeros in the place of a gradient that may be NaN. Not a question to the host, which would wait for a device."""
+    """Returns zeros instead of a gradient that may be NaN. An `if` would make the host wait for the device."""
     return torch.where(counts, gradient, 0)
 
 
 class MeanLoss:
-    """The loss over many batches, each with its weight, summed on the device."""
+    """The mean loss over many batches, each with its weight, summed on the device."""
 
     def __init__(self, task: Any) -> None:
         self._task = task
@@ -174,7 +185,7 @@ class MeanLoss:
         self._weight: Tensor | float = 0.0
 
     def add(self, loss: Tensor, targets: Tensor) -> None:
-        """loss: of one batch."""
+        """Adds the loss of one batch."""
         weights = weights_of(self._task, targets)
         if weights is None:
             self._loss += loss * len(targets)
@@ -185,11 +196,11 @@ class MeanLoss:
         self._weight += weight
 
     def sums(self) -> tuple[float, float]:
-        """Of loss times weight, and of weights. The device is waited for."""
+        """Returns the sums of loss times weight, and of the weights. Waits for the device."""
         return float(self._loss), float(self._weight)
 
     def result(self) -> float:
-        """NaN if nothing counts."""
+        """Returns the mean, or NaN if nothing counts."""
         return mean(*self.sums())
 
 

@@ -1,1 +1,1 @@
-"""What scripts/torture is made of."""
+"""The parts of scripts/torture."""

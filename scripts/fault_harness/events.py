@@ -1,4 +1,4 @@
-"""Kills at events of the file system: every opening, renaming, removing and flushing in a run's directory is one."""
+"""Kills runs at events of the file system: every opening, renaming, removing and flushing in a run's directory."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ WATCHED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", 
 
 
 def counted(directory, *, kill_at=None, report=None):
-    """What a run is to call first: it counts the events in `directory`, and is killed before number `kill_at`.
+    """Returns a function that a run calls first. It counts the events in `directory`.
 
-    report: a file that the count is written to at each event.
+    kill_at: the run is killed before the event of this number. report: a file for the count, written at each event.
     """
 
     def begin():
@@ -47,7 +47,7 @@ def inside(argument, place):
 
 
 def killed_at_events(runs, count, expected, rng):
-    """(fault, what is wrong; None for nothing) of `count` runs that are killed at an event each."""
+    """Yields (fault, problem or None) for `count` runs, each killed at one event."""
     if not count or sys.platform != "linux":
         return
     whole = Path("counted").resolve()
@@ -61,7 +61,7 @@ def killed_at_events(runs, count, expected, rng):
     for number in sorted(rng.sample(range(1, total + 1), count)):
         directory = Path(f"event{number}").resolve()
         code = finish(runs.start(directory, before=counted(directory, kill_at=number)))
-        # Few more or less are written where saving takes another share of the time.
+        # If saving takes another share of the time, there are a few more or fewer checkpoints, and events.
         wrong = None if code == 0 else code_or(code, -signal.SIGKILL) or runs.resumed(directory, expected)
         yield f"killed at event {number} of {total} of the file system", wrong
         if wrong is None:

@@ -1,4 +1,4 @@
-"""Faults of a table, one after the other: damaged checkpoints, kills in the export, disks, clocks, a second process."""
+"""The faults of a table: damaged checkpoints, kills in the export, disks, clocks, a second process."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ from fault_harness.runs import code_or, finish, resume
 
 
 def stopped_in_retraining(runs, directory, before=lambda: None):
-    """Start a run and stop it by SIGTERM once it retrains. Returns its exit code. before: as in `Runs.start`."""
+    """Starts a run and stops it with SIGTERM once it retrains. Returns its exit code. before: as in `Runs.start`."""
     child = runs.start(directory, before=before)
     wait_for_retraining(directory)
     os.kill(child, signal.SIGTERM)
@@ -21,17 +21,17 @@ def stopped_in_retraining(runs, directory, before=lambda: None):
 
 
 def wait_for_retraining(directory):
-    """Until there are two checkpoints of it."""
+    """Waits until the retraining has two checkpoints."""
     while not (directory / "retrain" / "checkpoint.1.pt").exists():
         time.sleep(0.002)
 
 
 def without_privileges():
-    """Let the permissions of files count for root as well (capabilities(7), of Linux), as for everybody else."""
+    """Makes file permissions apply to root too, as to everybody else (capabilities(7), Linux)."""
     head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.capget(head, sets) == 0:
-        sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of what is effective
+        sets[0] &= ~0b110  # removes CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH from the effective set
         libc.capset(head, sets)
 
 
@@ -45,7 +45,7 @@ def damage(path, how):
 
 
 def faults(runs, expected):
-    """(fault, what is wrong; None for nothing) one after the other."""
+    """Yields (fault, problem or None) for one fault after the other."""
     for how in ("truncated", "bit flipped"):
         directory = Path(how.replace(" ", "_")).resolve()
         code = stopped_in_retraining(runs, directory)
@@ -64,8 +64,8 @@ def faults(runs, expected):
     directory = Path("full").resolve()
 
     def small_disk():
-        os.truncate("log", 0)  # which that would concern as well
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails then, as on a full disk
+        os.truncate("log", 0)  # the limit applies to the log too
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
 
     code = finish(runs.start(directory, before=small_disk))

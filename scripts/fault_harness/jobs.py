@@ -1,4 +1,4 @@
-"""Jobs of torchrun of which a process is killed."""
+"""Kills one process of a torchrun job."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from fault_harness.runs import code_or, last_words
 
 
 def killed_processes(runs, count, rng):
-    """(fault, what is wrong; None for nothing) of `count` jobs of which a process is killed."""
+    """Yields (fault, problem or None) for `count` jobs, each with one killed process."""
     if not count:
         return
     whole = Path("whole_job").resolve()

@@ -1,4 +1,4 @@
-"""Kills at random moments of the search and of the retraining."""
+"""Kills runs at random moments of the search and of the retraining."""
 
 import collections
 import os
@@ -18,7 +18,7 @@ def writing(directory):
 
 
 def reached(directory):
-    """Which of PLACES a run is at."""
+    """Returns which of PLACES a run has reached."""
     if (directory / "result.json").exists():
         return PLACES[3]
     if (directory / "retrain").exists():
@@ -27,7 +27,7 @@ def reached(directory):
 
 
 def durations(directory):
-    """stage -> seconds that it took."""
+    """Returns stage -> seconds that it took."""
     began, searched, retrained = (
         (directory / name).stat().st_mtime for name in ("config.yaml", "search/checkpoint.pt", "retrain/checkpoint.pt")
     )
@@ -35,7 +35,10 @@ def durations(directory):
 
 
 def killed(runs, directory, stage, seconds, in_write, rng):
-    """Start a run and kill it at a random moment of the `seconds` of a stage. Returns whether that hit it alive."""
+    """Starts a run and kills it at a random moment of the `seconds` of a stage.
+
+    Returns whether the run was still alive.
+    """
     child = runs.start(directory)
     deadline = None
     while alive(child):
@@ -50,8 +53,10 @@ def killed(runs, directory, stage, seconds, in_write, rng):
 
 
 def kill_and_resume(runs, kills, expected, rng):
-    """Kill and resume. Returns how many of `kills` resumed runs were identical, how many there were at each of PLACES,
-    and likewise how many of these in the middle of writing a checkpoint."""
+    """Kills and resumes runs. Returns how many of `kills` resumed runs were identical, and two counters over PLACES.
+
+    The counters are the kills at each place, and those of them in the middle of writing a checkpoint.
+    """
     identical = done = 0
     seconds = durations(Path("undisturbed"))
     places, writes = collections.Counter(), collections.Counter()
@@ -59,7 +64,7 @@ def kill_and_resume(runs, kills, expected, rng):
         directory = Path(f"run{done}").resolve()
         in_write, stage = done % 2 == 1, ("search", "retrain")[done // 2 % 2]
         if not killed(runs, directory, stage, seconds[stage], in_write, rng):
-            seconds = durations(directory)  # it was faster than the one before: the machine has less to do
+            seconds = durations(directory)  # the run ended before the kill: the machine is less busy than before
             shutil.rmtree(directory)
             continue
         place = reached(directory)

@@ -1,4 +1,4 @@
-"""What a run leaves, and where it differs from what another one leaves."""
+"""Reads the results of a run, and compares them with those of another run."""
 
 import json
 
@@ -6,15 +6,17 @@ TIMES = {"seconds", "seconds_per_step", "examples_per_second"}
 
 
 def left_by(directory):
-    """What a run is to leave whatever happens to it: the last states, the genotype, the metrics, the result and the
-    names of what is exported."""
+    """Returns the results that a run must have after any fault.
+
+    These are the last states, the genotype, the metrics, the result and the names of the exported files.
+    """
     from nas.storage import checkpoint_file
 
     states = {
         stage: checkpoint_file.load(directory / stage / "checkpoint.pt", stage) for stage in ("search", "retrain")
     }
     for state in states.values():
-        del state["config"]  # which names the directory
+        del state["config"]  # has the name of the directory
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((directory / "result.json").read_text())
     return {
@@ -27,7 +29,7 @@ def left_by(directory):
 
 
 def difference(one, other, place=""):
-    """Where two of these differ first, None if they do not."""
+    """Returns the first difference between two results, or None."""
     import torch
 
     if isinstance(one, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Places that are small: file systems that a process mounts for itself alone."""
+"""Small file systems, which a process mounts only for itself."""
 
 import ctypes
 import os
@@ -13,8 +13,10 @@ NOT_POSSIBLE = 77
 
 
 def mount_small(place, size):
-    """Mount an empty file system of that size on a directory, for this process and its children. Linux; raises OSError
-    where that is not allowed."""
+    """Mounts an empty file system of that size on a directory, for this process and its children. Linux only.
+
+    Raises OSError if this is not allowed.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
     if libc.unshare(CLONE_NEWNS | CLONE_NEWUSER) != 0:
@@ -27,7 +29,7 @@ def mount_small(place, size):
 
 
 def small_temporary_directory(runs):
-    """(fault, what is wrong; None for nothing) of a run that exports where TMPDIR is full."""
+    """Yields (fault, problem or None) for a run that exports while TMPDIR is full."""
     if sys.platform != "linux":
         return
     small, directory = Path("small").resolve(), Path("full_tmpdir").resolve()

@@ -1,4 +1,4 @@
-"""Runs of nas-run as child processes, and how they end."""
+"""Starts runs of nas-run as child processes, and waits for their end."""
 
 import os
 import shutil
@@ -17,20 +17,20 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Runs:
-    """Starts runs that are alike, each in a directory of its own. What they print goes to ``log``, where this one runs.
+    """Starts equal runs, each in its own directory. Their output goes to ``log`` in the current directory.
 
-    overrides: of nas-run, beside those that make it tiny.
+    overrides: of nas-run, beside those that make the runs tiny.
     """
 
     def __init__(self, overrides):
         self.arguments = [*TINY, *overrides]
 
     def start(self, directory, *overrides, before=lambda: None):
-        """Fork a run. Returns its process id. before: called in it first."""
+        """Forks a run. Returns its process id. before: called first in the run."""
         return forked([*self.arguments, f"hydra.run.dir={directory}", *overrides], before)
 
     def job(self, directory):
-        """Start a run of two processes, which torchrun starts anew when one of them dies."""
+        """Starts a run of two processes. torchrun starts them again when one of them dies."""
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
         with open("log", "a") as log:
             return subprocess.Popen(
@@ -41,10 +41,10 @@ class Runs:
             )
 
     def resumed(self, directory, expected):
-        """Resume to the end. Returns what is wrong then, None if nothing is. expected: what an undisturbed run left."""
+        """Resumes a run to the end. Returns the problem, or None. expected: the results of an undisturbed run."""
         if (directory / "manifest.json").exists():
             child = resume(directory)
-        else:  # killed before it had begun
+        else:  # killed before it had a manifest
             shutil.rmtree(directory, ignore_errors=True)
             child = self.start(directory)
         if (code := finish(child)) != 0:
@@ -53,12 +53,12 @@ class Runs:
 
 
 def resume(directory):
-    """Fork what goes on with a run. Returns its process id."""
+    """Forks a process that resumes a run. Returns its process id."""
     return forked([f"resume={directory}"])
 
 
 def forked(arguments, before=lambda: None):
-    """Fork nas-run. Returns its process id. before: called in it first."""
+    """Forks nas-run. Returns its process id. before: called first in the child."""
     child = os.fork()
     if child:
         return child
@@ -81,7 +81,7 @@ def forked(arguments, before=lambda: None):
 
 
 def finish(child):
-    """Its exit code, or minus the signal that ended it."""
+    """Waits for a child. Returns its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -90,7 +90,7 @@ def alive(child):
 
 
 def code_or(code, expected):
-    """What is wrong with an exit code, None if nothing is."""
+    """Returns the problem with an exit code, or None."""
     return None if code == expected else f"it ended with {code}, expected {expected}"
 
 

@@ -1,4 +1,4 @@
-"""Runs that stream images: signals to the whole process group, killed workers, a small /dev/shm."""
+"""Faults in runs that stream images: signals to the whole process group, killed workers, a small /dev/shm."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from fault_harness.outcome import difference, left_by
 from fault_harness.runs import CHECKOUT, code_or, finish, last_words, resume
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
-LONG = 300  # seconds after which a run that should have ended hangs
+LONG = 300  # seconds after which a run that should have ended counts as hanging
 
 
 def images(root):
@@ -30,13 +30,13 @@ def images(root):
 
 
 def streamed(runs, root):
-    """The arguments of runs that stream them."""
+    """Returns the arguments of runs that stream the images of `root`."""
     others = [argument for argument in runs.arguments if not argument.startswith("data")]
     return [*others, "data=image_folder", f"data.root={root}", "data.memory_limit_mb=0", "data.workers=2"]
 
 
 def started(arguments, *, module="nas.cli.run", before=None):
-    """A command in a process group of its own."""
+    """Starts a command in its own process group."""
     with open("log", "a") as log:
         return subprocess.Popen(
             [*(before or ()), sys.executable, "-m", module, *arguments],
@@ -48,7 +48,7 @@ def started(arguments, *, module="nas.cli.run", before=None):
 
 
 def ended(process):
-    """Its exit code; None, when it is killed, if it hangs."""
+    """Returns the exit code. Kills a process that hangs, and returns None."""
     try:
         return process.wait(LONG)
     except subprocess.TimeoutExpired:
@@ -58,7 +58,7 @@ def ended(process):
 
 
 def wait_until(there, process):
-    """Returns whether that came before the process ended."""
+    """Waits until `there` returns true. Returns False if the process ends before."""
     while not there():
         if process.poll() is not None:
             return False
@@ -71,7 +71,7 @@ def status(directory):
 
 
 def stopped_wrongly(directory, code, number):
-    """What is wrong with a run that a signal has stopped, None if nothing is."""
+    """Returns the problem with a run that a signal has stopped, or None."""
     wrong = code_or(code, 128 + number)
     if wrong is None and (found := status(directory)) != "interrupted":
         wrong = f"its status is {found}, expected interrupted"
@@ -79,8 +79,10 @@ def stopped_wrongly(directory, code, number):
 
 
 def group_signals(runs, count, rng):
-    """(fault, what is wrong; None for nothing) of `count` signals to the groups of streamed runs, by turns of one
-    that is alone and of two side by side by joblib."""
+    """Yields (fault, problem or None) for `count` signals to the process groups of streamed runs.
+
+    The groups are of a single run, and of two jobs of joblib side by side, in turns.
+    """
     if not count:
         return
     root = Path("images").resolve()
@@ -123,10 +125,10 @@ def group_signals(runs, count, rng):
 
 
 def killed_workers(runs):
-    """(fault, what is wrong; None for nothing) of a worker that is killed in each stage."""
+    """Yields (fault, problem or None) for killed workers in each stage, and for a small /dev/shm."""
     root, whole = Path("images").resolve(), Path("whole_streamed")
     if not (whole / "result.json").exists():
-        return  # as has been said
+        return  # `group_signals` has reported it
     expected = left_by(whole)
     for stage in ("search", "retrain"):
         directory = Path(f"worker_{stage}").resolve()

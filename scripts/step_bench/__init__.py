@@ -1,1 +1,1 @@
-"""What scripts/bench_step is made of."""
+"""The parts of scripts/bench_step."""

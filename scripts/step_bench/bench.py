@@ -1,4 +1,4 @@
-"""A search that is about to take steps, timed beside its floor."""
+"""Times the next steps of a search beside their floor."""
 
 import copy
 import gc
@@ -13,7 +13,7 @@ from nas.methods.sampler import Uniform, draw
 from nas.runtime.runtime import MEMORY_FORMATS, synchronise
 from step_bench.floor import Floor, plain_network
 
-# Images like CIFAR's, unless the user says which; before what the user says.
+# Images like CIFAR's, unless the user chooses the data. The user's overrides come after these.
 DEFAULTS = [
     "data=synthetic",
     "data.train=1024",
@@ -24,12 +24,12 @@ DEFAULTS = [
     "search.batch_size=64",
 ]
 SIDES = ("floor", "search")
-RECORDED = 100  # iterations after which next to every candidate has been drawn and recorded
-CLOCK, CPU = 0, 1  # of a pair of seconds
+RECORDED = 100  # iterations after which almost every candidate has been drawn and recorded
+CLOCK, CPU = 0, 1  # positions in a pair of seconds
 
 
 class Bench:
-    """A search that is about to take steps, and the floors of these."""
+    """A search whose next steps are timed, and the floors of these steps."""
 
     def __init__(self, overrides):
         from hydra import compose, initialize_config_dir
@@ -53,23 +53,23 @@ class Bench:
         self.state.supernet.train()
         self.steps = itertools.count()
         self.losses = {}  # of the last weight step
-        self.draws = True  # one operation a choice
+        self.draws = True  # whether the sampler draws one operation per choice
 
     def next_batches(self):
-        """The next pair of batches, and the seconds that it took."""
+        """Returns the next pair of batches, and the seconds that this took."""
         started = time.perf_counter()
         pair = next(self.batches)
         synchronise(self.device)
         return pair, time.perf_counter() - started
 
     def record(self):
-        """Where steps are replayed, take as many as it takes to record them."""
+        """Takes enough steps to record them, if steps are replayed."""
         if self.runtime.cuda_graphs:
             for _ in range(RECORDED):
                 self.search_times(self.next_batches()[0])
 
     def coming(self):
-        """The choices of the weight step and of the architecture step that come next, without drawing them."""
+        """Returns the choices of the next weight step and architecture step, without drawing them."""
         arch, generator = self.state.arch, torch.Generator()
         generator.set_state(self.state.generator.get_state())
         sampler = self.stage.sampler
@@ -80,7 +80,7 @@ class Bench:
         return [self.named(row) for row in drawn]
 
     def named(self, drawn):
-        """key -> candidate."""
+        """Returns key -> candidate."""
         arch = self.state.arch
         return {key: arch.candidates[key][index] for key, index in zip(arch.keys, drawn.tolist(), strict=True)}
 
@@ -95,8 +95,10 @@ class Bench:
         return Floor(network, self.stage.setup.task, settings, self.runtime.precision)
 
     def best_format(self):
-        """Of the floor: the memory format in which its steps are the faster, over several architectures, as in one of
-        few convolutions it makes no difference."""
+        """Returns the memory format in which the floor's steps are faster, over several architectures.
+
+        One architecture is not enough: with few convolutions, the format makes no difference.
+        """
         (batch, _), _ = self.next_batches()
         clock = CPU if self.device.type == "cpu" else CLOCK
         draws = torch.Generator().manual_seed(0)
@@ -109,7 +111,7 @@ class Bench:
         return min(totals, key=totals.__getitem__)
 
     def timed(self, run, *arguments):
-        """Seconds by the clock, and of the process on the CPU."""
+        """Returns the seconds by the clock, and those of the process on the CPU."""
         synchronise(self.device)
         started = time.perf_counter(), time.process_time()
         run(*arguments)
@@ -117,7 +119,7 @@ class Bench:
         return time.perf_counter() - started[0], time.process_time() - started[1]
 
     def search_times(self, pair):
-        """Seconds of the two steps, with all that the loop over batches does around them."""
+        """Returns the seconds of the two steps, with everything that the loop over batches does around them."""
         weight_batch, arch_batch = pair
         state = self.state
 
@@ -144,14 +146,17 @@ class Bench:
         return times, self.timed(floors[1].arch_step, pair[1])
 
     def check_agreement(self):
-        """Whether the floor computes what the search does. Not for a sampler that runs every operation."""
+        """Raises RuntimeError if floor and search differ in the loss.
+
+        Does nothing if the sampler runs every operation.
+        """
         floor, search = float(self.losses["floor"]), float(self.losses["search"])
         if self.draws and abs(floor - search) > 1e-3 * abs(search):
             raise RuntimeError(f"the floor of a weight step has the loss {floor}, the search {search}")
 
 
 def compare(overrides, pairs, warmup=3):
-    """The times of both sides, pair by pair."""
+    """Returns the times of both sides, pair by pair."""
     bench = Bench(overrides)
     memory_format = bench.best_format()
     bench.record()

@@ -1,4 +1,4 @@
-"""What steps of a search and of its floor cost, counted: operators, and transfers to the host."""
+"""Counts the operators and the transfers to the host in steps of a search and of its floor."""
 
 import warnings
 
@@ -10,8 +10,10 @@ from step_bench.bench import Bench
 
 
 class Operators(TorchDispatchMode):
-    """Counts what is dispatched inside, by name, backward passes included. Views and allocations cost next to nothing
-    and are counted all the same."""
+    """Counts the operators that are dispatched inside, by name, with backward passes.
+
+    Views and allocations cost almost nothing, but are counted too.
+    """
 
     def __init__(self):
         super().__init__()
@@ -28,7 +30,7 @@ class Operators(TorchDispatchMode):
 
 
 class HostTransfers(TorchFunctionMode):
-    """Counts the calls inside that make the host wait for numbers on the device, whatever the device is."""
+    """Counts the calls inside that make the host wait for numbers on the device, for any device."""
 
     NAMES = frozenset(
         (
@@ -57,7 +59,7 @@ class HostTransfers(TorchFunctionMode):
 
 
 def counted(step, *arguments):
-    """Operators and host transfers of a step."""
+    """Returns the operators and host transfers of a step."""
     with Operators() as operators, HostTransfers() as transfers:
         step(*arguments)
     return operators, transfers
@@ -89,7 +91,7 @@ def counts(overrides):
 
 
 def synchronisations(step, *arguments):
-    """How often a step on a GPU waits for it, by CUDA's own count."""
+    """Returns how often a step on a GPU waits for the GPU, as counted by CUDA."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:

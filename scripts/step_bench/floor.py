@@ -1,4 +1,4 @@
-"""The floor of a step: the plain network that was drawn, and what its steps cost."""
+"""The floor of a step: the same step of the plain network that was drawn."""
 
 import functools
 import operator
@@ -13,9 +13,9 @@ from nas.supernet.choice import freeze
 
 
 class PlainCell(nn.Module):
-    """The living edges of a frozen cell, and nothing else.
+    """The edges of a frozen cell that are not dead, and nothing else.
 
-    plan: node -> its (source, module) pairs; zeros: node -> what gives 0, of those that have to be there all the same.
+    plan: node -> its (source, module) pairs. zeros: node -> the module that gives 0, for dead nodes that are outputs.
     """
 
     def __init__(self, cell):
@@ -38,7 +38,7 @@ class PlainCell(nn.Module):
         self.count, self.needed = count, needed
         self.modules_of = nn.ModuleList(edge for node in into if node in wanted for _, edge in into[node])
         self.plan = {node: edges for node, edges in into.items() if node in wanted and edges}
-        # What comes from the cell's first input can only be `none` there, or the node would not be dead.
+        # The edge from the cell's first input is `none` at these nodes: otherwise they would not be dead.
         self.zeros = {node: cell.edges[node - cell.inputs][0] for node in needed if node not in alive}
         self.to_inputs = False  # whether the backward pass ends at the inputs
 
@@ -54,7 +54,7 @@ class PlainCell(nn.Module):
 
 
 def plain_network(supernet, chosen):
-    """The floor's network: a copy of the supernet with the chosen operations only. Takes the supernet for itself."""
+    """Returns a supernet with the chosen operations only. Changes the supernet, so give it a copy."""
     network = freeze(supernet, chosen)
     for module in network.modules():
         for name, child in list(module.named_children()):
@@ -71,7 +71,7 @@ class Floor:
         self.cells = [module for module in network.modules() if isinstance(module, PlainCell)]
         self.weights = list(network.parameters())
         self.optim = torch.optim.SGD(self.weights, **settings, fused=True)
-        # Momentum of all weights, as after many steps.
+        # All weights have momentum, as after many steps.
         for weight in self.weights:
             self.optim.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
@@ -95,6 +95,6 @@ class Floor:
 
     def arch_step(self, batch):
         loss = self.loss(batch)
-        if loss.requires_grad:  # not where everything that can be chosen is dead
+        if loss.requires_grad:  # false if all choices are dead
             loss.backward()
         return loss.detach()

@@ -1,4 +1,4 @@
-"""How the time and memory of a step grow with the size of what is searched."""
+"""Measures how the time and memory of a step grow with the size of a search."""
 
 import itertools
 import statistics
@@ -18,7 +18,7 @@ CURVES = {
 
 
 def growth(overrides, pairs, curves):
-    """sampler -> curve -> size -> milliseconds of an iteration and peak memory."""
+    """Returns sampler -> curve -> size -> milliseconds of an iteration and peak memory."""
     found = {}
     for sampler, (curve, sizes) in itertools.product(("gdas", "softmax"), curves.items()):
         settings = {size: [*overrides, f"sampler={sampler}", *sized(curve, size)] for size in sizes}
@@ -44,8 +44,10 @@ def growth(overrides, pairs, curves):
 
 
 def sized(curve, size):
-    """The overrides of one point: a small NAS-Bench-201 network whose candidates cost the same, so that what is drawn
-    does not matter."""
+    """Returns the overrides of one point of a curve: a small NAS-Bench-201 network.
+
+    All its candidates cost the same, so that the drawn architecture does not matter.
+    """
     point = {"candidates": 4, "cells": 1, "batch": 32, "image size": 32, curve: size}
     ops = ", ".join(
         f"conv{index}: {{_target_: nas.spaces.ReLUConvBN, _partial_: true, kernel_size: 3}}"

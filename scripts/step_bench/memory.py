@@ -1,4 +1,4 @@
-"""The peak memory of a search and of its floor, each in a process of its own."""
+"""Measures the peak memory of a search and of its floor, each in its own process."""
 
 import copy
 import gc
@@ -16,19 +16,22 @@ from nas.supernet.choice import choices
 from step_bench.bench import Bench
 from step_bench.floor import Floor, plain_network
 
-COMMAND = Path(__file__).parents[1] / "bench_step"  # whose --child is one of the processes
+COMMAND = Path(__file__).parents[1] / "bench_step"  # with --child it is one of the processes
 MIB = 2**20
 
 
 def status(field):
-    """Bytes, of /proc/self/status."""
+    """Returns a field of /proc/self/status, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
 def child(side, overrides, steps, exchange):
-    """What a process does of which the peak memory counts, of steps alone: on Linux the peak of what came before them
-    is forgotten. The search leaves what it drew for the floor to follow."""
+    """Runs the steps of one side in this process and returns its memory in bytes.
+
+    On Linux with a CPU, only the peak of the steps counts, not what came before them. The search writes the drawn
+    architectures to `exchange`, and the floor reads them.
+    """
     bench = Bench(overrides)
     measures_start = bench.device.type == "cpu" and sys.platform == "linux"
     start = 0
@@ -50,7 +53,7 @@ def child(side, overrides, steps, exchange):
         undrawn = max(undrawn_bytes(bench, one) for architectures in drawn for one in architectures)
         return {"peak": peak(), "start": start, "undrawn": undrawn}
     supernet = bench.state.supernet.cpu()
-    # What the process of the search has and this one must not: everything that is not drawn.
+    # The process of the floor must not hold the operations that are not drawn.
     spaced = copy.deepcopy(supernet) if bench.device.type == "cuda" else supernet
     del bench.state.supernet, bench.searcher
     if bench.device.type == "cuda":
@@ -73,7 +76,7 @@ def child(side, overrides, steps, exchange):
 
 
 def undrawn_bytes(bench, chosen):
-    """Of the weights that an architecture leaves out, three times: with gradients and momentum."""
+    """Returns the bytes of the weights that an architecture leaves out, times three for gradients and momentum."""
     left_out = 0
     for key, sharing in choices(bench.state.supernet).items():
         for choice in sharing:

@@ -1,1 +1,1 @@
-"""What a trained supernet knows of its candidates, and which gradient estimators find it out."""
+"""Studies what a trained supernet knows about its candidates, and which gradient estimators find this out."""

@@ -1,8 +1,8 @@
-"""Gradient estimators on the supernet of a search, against the gradient that the losses of many drawn networks give.
+"""Compares gradient estimators, on the supernet of a search, with the gradient from the losses of many drawn networks.
 
-The reference: networks drawn from softmax(logits), each on one architecture batch, and a regression of their losses on
-which candidate each choice drew. Its effects are E[L | candidate] - E[L], as the choices are drawn independently, and
-the gradient of E[L] in a logit is p_k (E[L | k] - E[L]).
+The reference: networks are drawn from softmax(logits), each is run on one architecture batch, and their losses are
+regressed on the candidate that each choice drew. The effects are E[L | candidate] - E[L], because the choices are drawn
+independently, and the gradient of E[L] in a logit is p_k (E[L | k] - E[L]).
 """
 
 import dataclasses
@@ -25,8 +25,11 @@ from nas.supernet.choice import gates
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An estimator. steps: how often it is asked, in multiples of the number that the command line gives: those that
-    run every candidate cost as much more as there are candidates."""
+    """An estimator.
+
+    steps: number of its steps, as a multiple of the number on the command line. Estimators that run every candidate
+    cost as many times more as there are candidates, and get fewer steps.
+    """
 
     name: str
     sampler: object
@@ -49,7 +52,10 @@ CASES = (
 
 
 def opened(path, *, allow=(), data_root=None):
-    """The search that wrote a checkpoint, where it stood. data_root: where its data are now, None: where they were."""
+    """Returns the search that wrote a checkpoint, in the state of the checkpoint.
+
+    data_root: where its data are now; None if they have not moved.
+    """
     state = checkpoint_file.load(path, "search")
     cfg = from_plain(state["config"], path)
     cfg.allow_targets, cfg.resume, cfg.benchmark = list(allow), None, None
@@ -66,7 +72,7 @@ def endless(loader):
 
 @torch.no_grad()
 def losses_of_draws(stage, batches, count, generator):
-    """drawn (count, choices) and their losses (count,): each network on a batch of its own."""
+    """Returns the drawn candidates (count, choices) and the losses (count,), each network on a batch of its own."""
     searcher, arch = stage.searcher, stage.state.arch
     sampler, drawn, losses = ScoreFunction(), [], []
     for _ in range(count):
@@ -78,7 +84,7 @@ def losses_of_draws(stage, batches, count, generator):
 
 
 def main_effects(drawn, losses, probs):
-    """(choices, candidates): E[L | candidate] - E[L] by least squares; and the part of the variance they explain."""
+    """Returns (choices, candidates): E[L | candidate] - E[L] by least squares, and the explained share of variance."""
     indicators = one_hot(drawn, probs.shape[1]).flatten(1).double()
     centred = indicators - indicators.mean(dim=0)
     differences = losses.double() - losses.double().mean()
@@ -89,7 +95,7 @@ def main_effects(drawn, losses, probs):
 
 
 def gradients(stage, case, batches, steps, generator):
-    """(steps, logits): the gradients of steps that move nothing; and seconds a step."""
+    """Returns (steps, logits): the gradients of steps that change nothing; and the seconds per step."""
     arch = stage.state.arch
     searcher = FirstOrder(
         supernet=stage.state.supernet,
@@ -110,7 +116,7 @@ def gradients(stage, case, batches, steps, generator):
 
 
 def compared(found, true):
-    """Cosines with the true gradient, of the mean and of one step, and the length of the mean over its noise."""
+    """Returns the cosines of the mean and of one step with the true gradient, and the mean's length over its noise."""
     mean = found.mean(dim=0)
     noise = (found.var(dim=0).sum() / len(found)).sqrt()
     return {
@@ -123,7 +129,7 @@ def compared(found, true):
 
 
 def table_effects(table, keys, candidates):
-    """(edges, operations): the mean accuracy of the benchmark's cells that have the operation there, less the mean."""
+    """Returns (edges, operations): mean accuracy of the benchmark's cells with this operation, less the total mean."""
     cells = [table.genotype(index) for index in range(len(table))]
     accuracies = np.array([table.look_up(cell)[table.columns[0]].accuracy for cell in cells])
     return torch.tensor(
@@ -135,8 +141,11 @@ def table_effects(table, keys, candidates):
 
 
 def agreement(effects, known):
-    """How the effects on the loss and those on the accuracy agree: correlation over all, edges with the same best one,
-    and with the same order throughout."""
+    """Returns how far the effects on the loss and on the accuracy agree.
+
+    These are the correlation over all effects, the number of edges with the same best operation, and the number of
+    edges with the same order.
+    """
     better = -effects
     return {
         "correlation": float(np.corrcoef(better.flatten(), known.flatten())[0, 1]),
@@ -147,7 +156,7 @@ def agreement(effects, known):
 
 
 def study(stage, *, draws, steps, seed, table=None, uniform=False, cases=CASES, say=print):
-    """All that the script writes of one supernet. uniform: look at equal logits instead of those that it has."""
+    """Returns everything that the script writes about one supernet. uniform: use equal logits instead of its own."""
     arch = stage.state.arch
     if uniform:
         arch.logits.data.zero_()

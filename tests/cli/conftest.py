@@ -1,4 +1,4 @@
-"""The commands, run in this process as a shell would run them."""
+"""Fixtures that run the commands in this process, as a shell would run them."""
 
 import importlib
 import sys
@@ -22,7 +22,7 @@ TINY = (
     "space.channels=4",
     "retrain.network.channels=4",
     "runtime.device=cpu",
-    "formats=[]",  # each takes seconds; see test_export_command.py
+    "formats=[]",  # each takes seconds; see test_export.py
 )
 
 

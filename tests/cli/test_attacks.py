@@ -1,4 +1,4 @@
-"""Files and settings of strangers: what is in them is not run, and leads nowhere outside of the run's directory."""
+"""Hostile files and settings: nothing in them is run, and nothing is written outside of the run's directory."""
 
 import ast
 import io

@@ -1,4 +1,4 @@
-"""The main job through the commands: what a run leaves, and that the same seed leaves the same."""
+"""Search, retraining and export through the commands: the files of a run, and equal results for equal seeds."""
 
 import json
 import subprocess

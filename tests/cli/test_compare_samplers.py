@@ -1,4 +1,4 @@
-"""scripts/compare_samplers: searches, looked up and set side by side."""
+"""scripts/compare_samplers: runs searches, looks their cells up, and compares them."""
 
 import importlib.machinery
 import importlib.util

@@ -1,4 +1,4 @@
-"""One line of our own where Hydra's, or Python's, would not tell a user what to do."""
+"""Messages of one line, where the message of Hydra or Python would not say what to do."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a mistake gets: one line on standard error, exit code 2, nothing on disk, a traceback only with --debug."""
+"""A user's mistakes: one line on standard error, exit code 2, no files, and a traceback only with --debug."""
 
 import json
 from collections.abc import Callable
@@ -234,7 +234,7 @@ MISTAKES = {
     ),
     "saving steps": (
         ("saving.every_steps=0",),
-        "saving.every_steps must be > 0, got 0; set saving.every_steps=null, to save after each epoch alone",
+        "saving.every_steps must be > 0, got 0; set saving.every_steps=null, to save only after epochs",
     ),
     "saving nothing": (
         ("saving.keep=0",),
@@ -242,7 +242,7 @@ MISTAKES = {
     ),
     "saving minutes": (
         ("saving.every_minutes=-1",),
-        "saving.every_minutes must be > 0, got -1; set saving.every_minutes=null, to save after each epoch alone",
+        "saving.every_minutes must be > 0, got -1; set saving.every_minutes=null, to save only after epochs",
     ),
     "what is done about NaN": (
         ("runtime.on_nonfinite=halt",),

@@ -1,4 +1,4 @@
-"""Where the files of a run go."""
+"""The places to which a run writes its files."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A network of the user's own images, and what may be scored on by it when they have changed."""
+"""A network trained on the user's own images, and which images it may be scored on when they have changed."""
 
 import json
 import shutil

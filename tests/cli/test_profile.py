@@ -1,4 +1,4 @@
-"""runtime.profile: what it leaves, and that it changes nothing else."""
+"""runtime.profile: the files it writes, and that it changes nothing else."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tables at the end of a command show names as they are."""
+"""The tables at the end of a command print names unchanged."""
 
 import io
 

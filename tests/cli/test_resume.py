@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed: bit for bit what they would have been, or a refusal that says why."""
+"""Runs that are stopped and resumed: they give the same bits as an unbroken run, or are refused with a reason."""
 
 import json
 import os
@@ -247,8 +247,8 @@ def test_another_number_of_processes_is_refused_unless_it_is_allowed(stopped: Pa
     outcome = nas("run", f"resume={stopped}")
     assert (outcome.code, outcome.err) == (
         2,
-        "error: the run was started with processes=2, got processes=1, which give other bits; start 2, by torchrun, "
-        "or allow it: may_change=[processes]\n",
+        "error: the run was started with processes=2, got processes=1, which changes the results; start 2, by "
+        "torchrun, or allow it: may_change=[processes]\n",
     )
     assert nas("run", f"resume={stopped}", "may_change=[processes]").code == 0
     assert manifest(stopped)["processes"] == 1

@@ -1,4 +1,4 @@
-"""What regularisers, the collapse monitor and samplers get through the command, and what bad values of theirs get."""
+"""Settings of regularisers, the collapse monitor and samplers: what the command passes to them, and bad values."""
 
 import json
 import math
@@ -122,7 +122,7 @@ def test_a_trained_network_whose_outputs_are_not_finite_is_an_error_after_it_is_
         assert (outcome.code, outcome.err) == (
             2,
             "error: the loss of the trained network on the test split is nan, expected a finite number: its outputs, "
-            "or what the loss makes of them, are not finite; see which of its operations these inputs break, or train "
+            "or the losses of these outputs, are not finite; find out which operations these inputs break, or train "
             "it with a lower retrain.optim.lr\n",
         )
     for directory in ("out", "retrain", "evaluate"):

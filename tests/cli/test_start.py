@@ -1,4 +1,4 @@
-"""What a command imports before it has something to compute: counted, as the time of an import depends on the day."""
+"""The modules that a command imports before it computes anything. They are counted, because import times vary."""
 
 import subprocess
 import sys

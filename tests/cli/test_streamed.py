@@ -1,4 +1,4 @@
-"""Runs that stream images, and what may happen to their workers."""
+"""Runs that stream images, and failures of their workers."""
 
 import json
 import multiprocessing.util

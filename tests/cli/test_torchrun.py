@@ -1,4 +1,4 @@
-"""The commands in two processes: they leave what one leaves, and no more."""
+"""The commands in two processes: they write the same files as one process, and no more."""
 
 import json
 import sys
@@ -102,7 +102,7 @@ def test_two_processes_leave_what_one_leaves(nas: Nas, tmp_path: Path, sweep: tu
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
     for once_an_epoch_or_run in ("examples/s", "Everything is in", "test accuracy"):
         assert ended.stdout.count(once_an_epoch_or_run) == alone.out.count(once_an_epoch_or_run) > 0
-    assert ended.stderr.count("each of the 2 processes has batch norms of its own") == 1
+    assert ended.stderr.count("each of the 2 processes has its own batch norms") == 1
     for number, name in enumerate({**PRESETS, **BATCH_NORM}):
         one, two = (list(Path(runs).glob(f"*_{number}")) for runs in ("one", "two"))
         assert len(one) == len(two) == 1

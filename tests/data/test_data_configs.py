@@ -1,4 +1,4 @@
-"""Every YAML of configs/data names a class and spells out its arguments, with the defaults of the class."""
+"""Every YAML in configs/data names a class and lists all its arguments, with the defaults of the class."""
 
 import inspect
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Labels of every pixel, each checked before anything is trained."""
+"""Labels of every pixel: all are checked before anything is trained."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: the labels are mixed to the parts that the images are."""
+"""Mixup and cutmix: labels are mixed in the same proportion as images."""
 
 import pytest
 import torch

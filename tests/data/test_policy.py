@@ -1,4 +1,4 @@
-"""Policies: torchvision's operations, for every image by itself, and from our generator only."""
+"""Policies: torchvision's operations, drawn for each image separately, and only from the given generator."""
 
 from collections.abc import Callable
 

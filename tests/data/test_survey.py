@@ -43,12 +43,12 @@ def test_all_that_is_said_of_a_folder(root: Path) -> None:
         "kept; 1 grey",
         "  passed over: 3 other files (.heic 2, without extension 1)",
         "  not used: other",
-        "  the images of val are for training, out of which a search takes those for the architecture: nothing is "
-        "chosen by them, and the test images are for the final score only",
+        "  the images of val are for training; a search takes the images for the architecture out of the training "
+        "images; the test images are for the final score only",
     ]
     alike, nested, copies = warnings(known)
-    assert alike == "the class names Cat, cat differ only in case, and are classes of their own"
-    assert nested.startswith("the images of Cat lie in folders of their own (deep), which are no classes")
+    assert alike == "the class names Cat, cat differ only in case, but are different classes"
+    assert nested.startswith("the images of Cat lie in folders of their own (deep), which are not classes")
     assert copies.startswith("1 of the 2 test images is an exact copy of training images, e.g. ")
     assert known["per_class"] == {"train": {"Cat": 1, "cat": 3}, "test": {"Cat": 1, "cat": 1}}
 

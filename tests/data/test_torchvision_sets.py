@@ -1,4 +1,4 @@
-"""Small data sets in the original file formats. torchvision checks MD5 sums: each test gives it those of its files."""
+"""Small data sets in the original file formats. torchvision checks MD5 sums: each test sets those of its files."""
 
 import gzip
 import hashlib

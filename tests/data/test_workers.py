@@ -1,4 +1,4 @@
-"""Processes that read data: what ends them, what they outlive, and what is said when one is lost."""
+"""Worker processes that read data: what ends them, what they survive, and the message when a worker is lost."""
 
 import contextlib
 import gc
@@ -88,7 +88,7 @@ def test_a_worker_is_started_with_signals_blocked_so_that_none_can_end_it_before
 )
 def test_a_lost_worker_is_named(what: Callable[[], Any], how: str) -> None:
     began = time.monotonic()
-    with pytest.raises(WorkerLostError, match=rf"^data worker 1 \(process \d+\) {how}; see whether memory ran out"):
+    with pytest.raises(WorkerLostError, match=rf"^data worker 1 \(process \d+\) {how}; check whether memory ran out"):
         read(Does(what))
     assert time.monotonic() - began < 20
 

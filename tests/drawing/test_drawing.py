@@ -1,4 +1,4 @@
-"""Pictures of architectures: what they show, and names that would be markup."""
+"""Pictures of architectures: what they show, and that names cannot become markup."""
 
 import io
 import subprocess

@@ -1,4 +1,4 @@
-"""What nas-run exports, in all formats: made once, loaded as its users will. And what is not exported."""
+"""The exports of nas-run in all formats, made once and loaded as users load them; and what is not exported."""
 
 import io
 import json
@@ -253,10 +253,10 @@ def test_the_fresh_process_knows_nothing_of_this_project_and_names_what_fails(sp
     )
     assert torch.equal(results["right"][0], torch.full((2,), 2.0))
     assert torch.equal(results["with it"][0], torch.ones(2))
-    assert results["project"] == "ImportError: it imports this project, which it shall do without"
+    assert results["project"] == "ImportError: it imports this project, which it must not need"
     assert results["nothing"] == "ZeroDivisionError: division by zero"
     assert results["none"] == "KeyError: 'y'"
-    with pytest.raises(OutputError, match="the process that was to check the exported files stopped"):
+    with pytest.raises(OutputError, match="the process that checks the exported files stopped"):
         subprocess_check.run({"exit": "import os; os._exit(3)"}, {}, batches=batches, directory=tmp_path)
 
 
@@ -312,7 +312,7 @@ def test_a_format_that_a_network_cannot_be_had_in_is_named_and_the_others_are_wr
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert "Not there: program, because torch.export cannot trace" in card
     assert "the checkpoint was not in the directory of its run" in card
-    with pytest.raises(OutputError, match=r"in none of the formats program \(program: torch\.export cannot trace"):
+    with pytest.raises(OutputError, match=r"cannot be exported as program \(program: torch\.export cannot trace"):
         exported(network, spec, tmp_path / "none", program=Program())
     assert not (tmp_path / "none").exists()
 
@@ -405,7 +405,9 @@ def test_weights_that_do_not_give_the_network_are_left_out(spec, tmp_path):
     given = replace(subject(network, spec, x), unsaved=lambda: ("average",))
     with pytest.raises(UnavailableError, match="without average, which training changed and no state dict holds"):
         Weights().write(given, tmp_path)
-    with pytest.raises(UnavailableError, match="Centred holds a tensor at table that is no parameter or buffer of its"):
+    with pytest.raises(
+        UnavailableError, match="Centred holds a tensor at table that is not a parameter or buffer of its"
+    ):
         Standalone().write(given, tmp_path)
     assert list(tmp_path.iterdir()) == []
     Program().write(given, tmp_path)
@@ -434,7 +436,7 @@ def test_a_fresh_process_takes_code_that_is_not_ascii(tmp_path, monkeypatch):
 
 
 def test_source_that_is_not_the_network_is_not_written(spec, tmp_path):
-    with pytest.raises(OutputError, match="this network does other things while it is traced than when it is run"):
+    with pytest.raises(OutputError, match="this network computes something else while it is traced"):
         exported(Untruthful(), spec, tmp_path / "out", standalone=Standalone())
     assert not (tmp_path / "out").exists()
 
@@ -442,7 +444,7 @@ def test_source_that_is_not_the_network_is_not_written(spec, tmp_path):
 def test_of_a_random_network_there_are_no_files(spec, tmp_path):
     network = nn.Sequential(Noise(3, 3, 1, True), *linear())
     given = subject(network, spec, torch.randn(2, 3, 8, 8))
-    with pytest.raises(UnavailableError, match="this network does other things while it is traced than when it is run"):
+    with pytest.raises(UnavailableError, match="this network computes something else while it is traced"):
         Standalone().write(given, tmp_path)
     done = exported(network, spec, tmp_path / "out", standalone=Standalone(), weights=Weights())
     reason = "the network gives other outputs each time it runs"

@@ -1,4 +1,4 @@
-"""nas.load: the network that was trained, from whatever a run left, and from nothing else."""
+"""nas.load returns the trained network from the files of a run or an export, and refuses all other files."""
 
 import json
 import shutil
@@ -121,10 +121,10 @@ def resealed(directory):
 
 DAMAGE = {
     "truncated weights": (truncate("weights.safetensors"), "weights.safetensors is damaged, or is not the one"),
-    "truncated metadata": (truncate("metadata.json"), "metadata.json is damaged, or not of an export"),
+    "truncated metadata": (truncate("metadata.json"), "metadata.json is damaged, or does not belong to an export"),
     "another genotype": (other_genotype, "genotype.json is damaged, or is not the one that was exported"),
     "weights of another size": (resealed, "weights.safetensors do not fit its network"),
-    "another project": (edit(format="timm"), "metadata.json is not of an export of this project"),
+    "another project": (edit(format="timm"), "metadata.json does not belong to an export of this project"),
     "another version": (edit(version=3), "metadata.json has version 3, expected 2; use the release"),
     "release 0.1.0": (edit(version=1), "was written by release 0.1.0, .*; use it with release 0.1.0, or retrain"),
     "no weights": (lambda path: (path / "weights.safetensors").unlink(), "has no weights.safetensors; export again"),

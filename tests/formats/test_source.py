@@ -1,4 +1,4 @@
-"""The source of a network: what it computes, and how it reads. That a fresh process loads it is in test_export.py."""
+"""The source of a network: what it computes, and how it reads. test_export.py loads it in a fresh process."""
 
 import ast
 import re
@@ -321,7 +321,7 @@ class Recurrent(nn.Module):
     ("network", "message"),
     [
         (Sized(), "the forward of Sized cannot be traced"),
-        (Held(), "Held holds a tensor at constant that is no parameter or buffer"),
+        (Held(), "Held holds a tensor at constant that is not a parameter or buffer"),
         (hooked(), "a Linear has hooks"),
         (Twice(), "Scaled has weights of its own, and is not called with tensors alone"),
         (Reordered(), "a Flexible is called with different arguments"),

@@ -1,6 +1,6 @@
-"""Files of strangers do nothing but make objects of a closed table, and none of them hangs, grows or writes elsewhere.
+"""Hostile files can only make objects of the table. They cannot hang, take more memory, or write elsewhere.
 
-Each attack changes a file that is good otherwise, and has a valid checksum: only the content is hostile.
+Each attack changes a good file and gives it a valid checksum: only the content is hostile.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Kinds of candidates, told from the modules, and the collapse monitor."""
+"""The collapse monitor, and how it finds the kinds of candidates from their modules."""
 
 import custom_models
 import torch

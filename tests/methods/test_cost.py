@@ -1,4 +1,4 @@
-"""Costs of architectures against frozen networks, and expectations and extremes against enumeration."""
+"""Costs of architectures, compared with frozen networks; expectations and extremes, compared with enumeration."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Cost targets: what they pull to and what they refuse."""
+"""Regularisers with a cost target: where they pull the architecture, and what they refuse."""
 
 import custom_models
 import pytest

@@ -1,4 +1,4 @@
-"""Supernets by replay compute what they compute without. On a CPU the recorder is one that does the work again."""
+"""Supernets with replay compute the same as without. On a CPU, the recorder computes again instead of replaying."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""The discretisation gap through the commands: what is logged, and that looking changes nothing."""
+"""The discretisation gap through the commands: what is logged, and that measuring it changes nothing."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What the estimators of a hard gate restrict to and add, through the supernet; and averages over several draws."""
+"""The estimators of a hard gate in a supernet: which candidates they use, what they add, and averages of draws."""
 
 import pytest
 import torch

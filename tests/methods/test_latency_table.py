@@ -1,4 +1,4 @@
-"""Latency tables: what a measured one holds and what reading one refuses."""
+"""Latency tables: what a measured table has, and what is refused when a table is read."""
 
 import json
 import math

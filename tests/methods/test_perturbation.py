@@ -1,4 +1,4 @@
-"""Perturbation as its authors' code does it: rounds, ties, edges that come back, the whole split, tuning."""
+"""Perturbation as in its authors' code: rounds, ties, edges that come back, the whole split, tuning."""
 
 import copy
 

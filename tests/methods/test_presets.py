@@ -1,4 +1,4 @@
-"""The presets have the settings of their authors, and say where these come from."""
+"""The presets have the settings of their authors, and name the source of these settings."""
 
 import pytest
 from hydra import compose, initialize_config_dir

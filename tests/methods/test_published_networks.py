@@ -1,4 +1,4 @@
-"""Published genotypes by name, GDAS' own skeleton and the sets of operations of the published searches."""
+"""Published genotypes by name, GDAS' own skeleton, and the sets of operations of the published searches."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is said at the start of a search whose method lacks settings of its authors."""
+"""The message at the start of a search that lacks the published settings of its method."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Schedules of the published codes, which move once an epoch, against the formulas."""
+"""Schedules of the published codes, which change once an epoch, compared with their formulas."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The score function against the exact gradient of the expected loss, and what a search with it does and refuses."""
+"""The score function, compared with the exact gradient of the expected loss; searches with it, and refused settings."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The second-order step against closed forms and against what torch's own SGD does."""
+"""The second-order step, compared with closed forms and with torch's own SGD."""
 
 import copy
 

@@ -1,7 +1,7 @@
-"""What a step of the search costs beside a step of the plain network that it drew: counted, not timed.
+"""The cost of a search step, compared with a step of the plain network that it drew. Counted, not timed.
 
-The search and its floor are those of scripts/bench_step, which builds the plain network without asking the supernet
-what is dead in it.
+The search and the plain network are those of scripts/bench_step, which builds the plain network without asking the
+supernet which of its parts are dead.
 """
 
 import collections

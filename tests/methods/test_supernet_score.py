@@ -1,4 +1,4 @@
-"""What a judge scores, with which statistics, and that it leaves no trace."""
+"""The networks that a judge scores, the batch-norm statistics it uses, and that it changes nothing."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""scripts/supernet_study: what compare_estimators says of the supernet of a search."""
+"""scripts/supernet_study: what compare_estimators measures in the supernet of a search."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""The step on trial: what it finds, in which words, and that it leaves no trace."""
+"""The trial step: the errors it finds, their messages, and that it changes nothing."""
 
 import copy
 import random

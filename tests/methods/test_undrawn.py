@@ -1,4 +1,4 @@
-"""searcher.undrawn: what SGD does to operations that are not drawn, against its formulas in float64."""
+"""searcher.undrawn: how SGD changes operations that are not drawn, compared with its formulas in float64."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process: counted in page faults, in a fresh one."""
+"""Freed memory stays with the process. Counted in page faults, in a fresh process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Buffers that are no part of a state dict: checkpoints hold them all the same."""
+"""Checkpoints hold buffers that are not in the state dict."""
 
 import copy
 

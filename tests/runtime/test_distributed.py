@@ -1,4 +1,4 @@
-"""What several processes share. What needs two of them is asserted in exchange.py, inside of both."""
+"""What several processes share. exchange.py has the assertions that need two processes."""
 
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def test_on_a_cpu_norms_stay_and_the_first_process_says_so_once(second_of_two, m
     with synchronised(nn.Linear(2, 2)):
         pass
     assert capsys.readouterr().err == (
-        "warning: on CPUs each of the 2 processes has batch norms of its own: they take the statistics of its share of "
+        "warning: on CPUs each of the 2 processes has its own batch norms: they use the statistics of its share of "
         "a batch, and those of the first process are kept\n"
     )
 

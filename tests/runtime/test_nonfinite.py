@@ -1,4 +1,4 @@
-"""Numbers that are not finite, put in at the loss, at a gradient, at a weight and at the logits."""
+"""Numbers that are not finite, in the loss, a gradient, a weight and the logits."""
 
 import copy
 

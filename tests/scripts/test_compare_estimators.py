@@ -1,4 +1,4 @@
-"""scripts/compare_estimators: the reference that it compares with, and what it prints."""
+"""scripts/compare_estimators: its reference, and what it prints."""
 
 import importlib.machinery
 import importlib.util

@@ -22,9 +22,9 @@ GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.n
 OPTIONS = [
     (group, path.stem)
     for group in GROUPS
-    if group not in ("experiment", "data", "benchmark")  # below, in tests/data and in test_benchmark.py
+    if group not in ("experiment", "data", "benchmark")  # below, in tests/data and in test_nas_bench_201_table.py
     for path in sorted((ROOT / group).glob("*.yaml"))
-    # These need something of the user's own: in test_custom.py, test_cost_target.py and test_latency.py.
+    # These need settings of the user's own: see test_custom.py, test_search_settings.py and test_measure_latency.py.
     if path.stem != "custom" and path.stem not in ("parameters", "macs", "latency")
 ]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""The whole job on models, data and tasks that the framework has never seen, and what bad ones get."""
+"""Search, retraining and export with a user's own models, data and tasks; and with mistakes in them."""
 
 import importlib
 import json
@@ -410,7 +410,7 @@ MISTAKES = {
     "no function": (
         "HERE",
         ("space.factory=custom_models", *SIGNALS),
-        "_target_ 'custom_models' is a module, expected a function or class; add the name of what is to be called, as "
+        "_target_ 'custom_models' is a module, expected a function or class; add the name of a function or class, as "
         "in package.module.function",
     ),
     "no module": (
@@ -500,7 +500,7 @@ MISTAKES = {
     "no classes": (
         "Signals",
         PAIRS,
-        "the data set 'pairs' has no classes: its targets are no integers; return class labels as integers, or choose "
+        "the data set 'pairs' has no classes: its targets are not integers; return class labels as integers, or choose "
         "a model that does not ask for num_classes",
     ),
     "values to classify": (
@@ -535,13 +535,13 @@ MISTAKES = {
     "mixup of signals": (
         "Signals",
         (*SIGNALS, "retrain.mixup=0.2"),
-        "retrain.mixup is 0.2 and retrain.cutmix 0.0, but the examples of 'signals' are no images; set retrain.mixup=0 "
-        "and retrain.cutmix=0",
+        "retrain.mixup is 0.2 and retrain.cutmix 0.0, but the examples of 'signals' are not images; set "
+        "retrain.mixup=0 and retrain.cutmix=0",
     ),
     "policy for signals": (
         "Signals",
         (*SIGNALS, "policy@retrain.policy=rand_augment"),
-        "retrain.policy is RandAugment, but the examples of 'signals' are no images; set policy@retrain.policy=null",
+        "retrain.policy is RandAugment, but the examples of 'signals' are not images; set policy@retrain.policy=null",
     ),
     "smoothing of values": (
         "TwoInputs",
@@ -552,7 +552,7 @@ MISTAKES = {
     "cutout of signals": (
         "Signals",
         (*SIGNALS, "retrain.cutout=4"),
-        "retrain.cutout is 4, but the examples of 'signals' are no images; set retrain.cutout=0",
+        "retrain.cutout is 4, but the examples of 'signals' are not images; set retrain.cutout=0",
     ),
     "several inputs": (
         "Signals",
@@ -612,7 +612,7 @@ ITEMS = {
     "(float32 (2,)) with target int64 () as in the first training item",
     "target": "item 1 of the training set of custom_models.items is (float32 (2,)) with target float32 (), expected "
     "(float32 (2,)) with target int64 () as in the first training item",
-    "random": "item 0 of the training set of custom_models.items is something else each time it is read, expected the "
+    "random": "item 0 of the training set of custom_models.items is different each time it is read, expected the "
     "same: put what is random into data.augment",
 }
 
@@ -691,8 +691,8 @@ def test_a_network_that_cannot_be_traced_leaves_its_result_and_says_so(tmp_path,
     assert run(tmp_path / "out", "untraceable", *SIGNALS, "formats=[program]") == 2
     message = capsys.readouterr().err
     assert message.startswith(
-        "error: the network can be had in none of the formats program (program: torch.export cannot trace the network "
-        "with a batch of any size ("
+        "error: the network cannot be exported as program (program: torch.export cannot trace the network with a batch "
+        "of any size ("
     )
     assert message.endswith("the checkpoint is complete; choose others, e.g. formats=[weights]\n")
     assert (tmp_path / "out" / "result.json").is_file()

@@ -1,4 +1,4 @@
-"""The published skeletons of DARTS: parameter by parameter, and a training step of each at its full size."""
+"""The published skeletons of DARTS: every parameter, and one training step of each at full size."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What is dead in a drawn cell does not run, and nothing but that changes."""
+"""Dead edges of a drawn cell do not run, and nothing else changes."""
 
 import pytest
 import torch

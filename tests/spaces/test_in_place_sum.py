@@ -1,4 +1,4 @@
-"""Sums that take the place of a term whose value nobody needs any more."""
+"""Sums that are written into a term whose value is not needed any more."""
 
 import pytest
 import torch

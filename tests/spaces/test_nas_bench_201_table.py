@@ -1,4 +1,4 @@
-"""The NAS-Bench-201 table: what it says, what it refuses, and the commands that use it."""
+"""The NAS-Bench-201 table: its values, what it refuses, and the commands that use it."""
 
 import csv
 import itertools

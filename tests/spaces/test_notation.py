@@ -1,4 +1,4 @@
-"""Genotypes as JSON and in the published notations: round trips, and what is refused where."""
+"""Genotypes as JSON and in the published notations: round trips, and errors."""
 
 import contextlib
 import os

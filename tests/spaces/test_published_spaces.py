@@ -1,4 +1,4 @@
-"""S1 to S4 (Zela et al. 2020) and the MBConv space (Cai et al. 2019): tables, operations and networks by hand."""
+"""S1 to S4 (Zela et al. 2020) and the MBConv space (Cai et al. 2019): tables, operations and hand-made networks."""
 
 import pytest
 import torch

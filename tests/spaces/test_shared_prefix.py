@@ -1,4 +1,4 @@
-"""Operations that leave one node share what they begin with, and compute what they compute alone."""
+"""Operations on the same node share their common first layers, and give the same outputs as alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""When the state of a stage is saved, what is kept of it, and signals that stop a run."""
+"""When the state of a stage is saved, which checkpoints are kept, and signals that stop a run."""
 
 import faulthandler
 import os

@@ -1,4 +1,4 @@
-"""A lock is this process's alone."""
+"""A lock belongs to one process and not to its forks."""
 
 import multiprocessing
 import os

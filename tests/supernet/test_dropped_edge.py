@@ -1,4 +1,4 @@
-"""Edges that are dropped where a sum is not what follows."""
+"""Dropped edges whose outputs are not simply added."""
 
 import copy
 

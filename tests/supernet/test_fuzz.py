@@ -1,6 +1,6 @@
-"""Files and words of anybody, made up by hypothesis: an error of ours or a result, nothing else, nothing written, soon.
+"""Arbitrary files and texts, made by hypothesis, give a result or an error of this project, and write nothing.
 
-The examples are the same in every run.
+They also end soon. The examples are the same in every run.
 """
 
 import contextlib

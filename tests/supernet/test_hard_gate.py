@@ -1,4 +1,4 @@
-"""A drawn candidate under its gate; the products themselves are tested in test_choice.py."""
+"""A drawn candidate under its gate. test_choice.py tests the products themselves."""
 
 import copy
 

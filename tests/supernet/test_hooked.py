@@ -1,4 +1,4 @@
-"""Hooks on choices and on candidates, and choices where torch does not see them."""
+"""Hooks on choices and candidates, and choices that torch does not see."""
 
 import functools
 

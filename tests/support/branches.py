@@ -1,5 +1,7 @@
-"""What two processes train whose shares of a batch take other branches, asserted in each of them: a script for
-test_processes.py to start."""
+"""Trains in two processes whose shares of a batch take different branches, with assertions in each process.
+
+A script that test_distributed.py starts.
+"""
 
 import copy
 import functools
@@ -38,14 +40,14 @@ TASK = Custom(
 
 
 class Experts(nn.Module):
-    """Each example is the work of one expert. The last expert never gets any."""
+    """Each example is handled by one expert. The last expert never gets an example."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
         self.frozen = nn.Linear(4, 6).requires_grad_(False)
         self.experts = nn.ModuleList(nn.Linear(6, width) for width in (6, 6, 6))
-        self.wide = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 6))  # unlike the others in size
+        self.wide = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 6))  # another size than the other experts
         self.choice = Choice({"tanh": nn.Tanh(), "linear": nn.Linear(6, 6)})
         self.head = nn.Linear(6, CLASSES)
         self.double()
@@ -83,14 +85,14 @@ class Noisy(nn.Module):
 
 
 def batches():
-    """Of one process: in each the first half has few labels that count, and only negative inputs."""
+    """Returns the batches of one process. In the first half of each, few labels count, and all inputs are negative."""
     generator = torch.Generator().manual_seed(0)
     for step in range(STEPS):
         x = torch.randn(BATCH, 4, generator=generator, dtype=torch.float64)
         x[: BATCH // 2, 0] = -x[: BATCH // 2, 0].abs()
         x[BATCH // 2 :, 0] = x[BATCH // 2 :, 0].abs()
         y = torch.randint(CLASSES, (BATCH,), generator=generator)
-        y[: BATCH // 2 - 1] = 7  # with two parts, the first part of the first process has no label at all
+        y[: BATCH // 2 - 1] = 7  # with two parts, no label counts in the first part of the first process
         y[-(step % 4 + 1) :] = 7
         yield x, y
 
@@ -165,11 +167,11 @@ def main(directory, expected):
             for (path, weight), other in zip(model.named_parameters(), alone.parameters(), strict=True):
                 assert torch.allclose(weight, other, rtol=0, atol=1e-6), (name, path)
             initial = dict(Experts().named_parameters())
-            assert torch.equal(model.experts[2].weight, initial["experts.2.weight"])  # no decay where nothing came
+            assert torch.equal(model.experts[2].weight, initial["experts.2.weight"])  # no weight decay without examples
             assert not torch.equal(model.wide[0].weight, initial["wide.0.weight"])
             distributed.check_equal_weights(dict(model.named_parameters()))
 
-        # One weight of one process differs by a bit.
+        # One weight of one process differs by one bit.
         weights = {"a": torch.zeros(3), "b": torch.arange(9.0).bfloat16(), "c": torch.ones(2, dtype=torch.complex64)}
         distributed.check_equal_weights(weights)
         if rank:
@@ -196,7 +198,7 @@ def main(directory, expected):
         assert all(map(torch.equal, noisy(resumed, 5, STEPS), weights))
         assert resumed.network.drawn == state.network.drawn[5:]
 
-        # Of a checkpoint that one process left, the second goes on with numbers that the checkpoint decides.
+        # After a checkpoint of one process, the checkpoint decides the random numbers of the second process.
         del saved["random"]["others"]
         for _ in range(2):
             fresh().load_state_dict(saved, source="memory")

@@ -1,4 +1,4 @@
-"""A model in which numbers go wrong at a forward pass of one's choice."""
+"""A model in which numbers become non-finite at a chosen forward pass."""
 
 import torch
 from torch import nn
@@ -17,8 +17,10 @@ class BrokenGradient(torch.autograd.Function):
 
 
 class Broken(nn.Module):
-    """what: ``loss`` or ``gradient``; passes: in which forward passes of training, counted from 1. ``score``: in all
-    others."""
+    """what: ``loss`` or ``gradient``. passes: the forward passes of training that break, counted from 1.
+
+    With ``score``, every forward pass outside of training breaks.
+    """
 
     def __init__(self, in_channels, num_classes, what="loss", passes=()):
         super().__init__()

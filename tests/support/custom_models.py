@@ -1,4 +1,4 @@
-"""Models and data as a user would write them, in a package of the user's own that knows of nas only `Choice`."""
+"""Models and data as a user would write them. They import only `Choice` from nas."""
 
 import math
 import warnings
@@ -33,7 +33,7 @@ class Depths(nn.Module):
     def __init__(self, in_channels, num_classes, affine, width=4, depth=2):
         super().__init__()
         self.stem = Choice({"1x1": conv(in_channels, width, 1, affine), "3x3": conv(in_channels, width, 3, affine)})
-        # Reads tensors while it is built, as drop-path rates often are: this cannot be done without storage.
+        # Reads tensors while it is built, as drop-path rates often are. This fails for tensors without storage.
         self.scales = torch.linspace(0.5, 1, depth).tolist()
         self.blocks = nn.ModuleList(self.Block(width, affine) for _ in range(depth))
         self.head = Choice(
@@ -54,7 +54,7 @@ class Depths(nn.Module):
 
 
 def shared_key(spec, affine):
-    """Every activation is the same choice, and one module is used at two places."""
+    """All activations are one choice, and one module is used at two places."""
 
     def activation():
         return Choice({"relu": nn.ReLU(), "silu": nn.SiLU(), "tanh": nn.Tanh()}, key="activation")
@@ -92,7 +92,7 @@ class Bilinear(nn.Bilinear):
 
 
 class TwoInputs(nn.Module):
-    """A vector and a sequence of tokens -> one number; how they are joined is a choice with two inputs."""
+    """A vector and a sequence of tokens -> one number. The module that joins them is a choice with two inputs."""
 
     def __init__(self, spec, width=6):
         super().__init__()
@@ -129,7 +129,7 @@ class Signals(nn.Module):
 
 
 class BuiltInEvalMode(Signals):
-    """Notes in which mode it is trained."""
+    """Records the mode in which it is trained."""
 
     modes: ClassVar = []
 
@@ -170,7 +170,7 @@ class Frequencies(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Three branches that compete: a derivation may drop some of them, and an edge that is dropped adds nothing."""
+    """Three branches that compete. A derivation may drop some of them, and a dropped edge adds nothing."""
 
     def __init__(self, in_channels, num_classes):
         super().__init__()
@@ -230,7 +230,7 @@ def pairs():
 
 
 def pixels(label=-100):
-    """Images whose pixels are to be told dark from bright, but for the first row, which has the label given."""
+    """Images whose pixels are classified as dark or bright. The pixels of the first row have the given label."""
 
     def some(count, seed):
         inputs = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -248,7 +248,7 @@ def pixelwise(num_classes):
 
 
 def noisy_shift(signals, generator):
-    """An augmentation: every signal rolled by its own random number of samples."""
+    """An augmentation that rolls every signal by its own random number of samples."""
     length = signals.shape[-1]
     shifts = torch.randint(length, (len(signals), 1, 1), generator=generator)
     return signals.gather(-1, (torch.arange(length) + shifts) % length)
@@ -266,7 +266,7 @@ def regressor(spec):
 
 
 def within(outputs, targets, tolerance):
-    """A metric: whether all of an example's outputs are within the tolerance."""
+    """A metric: whether all outputs of an example are within the tolerance."""
     return ((outputs - targets).abs() < tolerance).all(1).float()
 
 
@@ -294,7 +294,7 @@ def one_candidate(inside):
 
 
 def unlike_shapes(in_channels, num_classes):
-    """The choice whose candidates differ is inside of one that is not the first candidate of another."""
+    """A choice whose candidates have different shapes, inside a later candidate of another choice."""
     inner = nn.Sequential(Choice({"same": nn.Conv2d(4, 4, 3, padding=1), "valid": nn.Conv2d(4, 4, 3)}))
     return nn.Sequential(
         nn.Conv2d(in_channels, 4, 1),
@@ -304,13 +304,13 @@ def unlike_shapes(in_channels, num_classes):
 
 
 def lazy_candidate(num_classes):
-    with warnings.catch_warnings(action="ignore"):  # torch's, of a new feature
+    with warnings.catch_warnings(action="ignore"):  # torch warns about a new feature
         lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
     return nn.Sequential(Choice({"lazy": lazy, "other": nn.Identity()}))
 
 
 class Encoder(nn.Module):
-    """A choice in the place of a linear layer, whose weight torch reads in evaluation mode."""
+    """A choice that replaces a linear layer whose weight torch reads in evaluation mode."""
 
     def __init__(self, in_channels, num_classes):
         super().__init__()
@@ -330,7 +330,7 @@ def tuple_candidate(in_channels):
 
 
 def too_narrow(num_classes):
-    """One score too few."""
+    """Has one score too few."""
     size = 3 * 8 * 8
     return nn.Sequential(
         nn.Flatten(), Choice({"a": nn.Linear(size, num_classes - 1), "b": nn.Linear(size, num_classes - 1)})
@@ -338,7 +338,7 @@ def too_narrow(num_classes):
 
 
 def column(spec):
-    """(B, 1) where targets are (B,)."""
+    """Returns (B, 1) for targets of shape (B,)."""
 
     class Column(TwoInputs):
         def forward(self, vector, tokens):

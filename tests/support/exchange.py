@@ -1,4 +1,4 @@
-"""What two processes exchange, asserted in each of them: a script for test_processes.py to start."""
+"""Exchanges data between two processes, with assertions in each process. A script that test_distributed.py starts."""
 
 import os
 import sys
@@ -40,7 +40,7 @@ def main(directory):
         assert distributed.means([]) == []
         assert distributed.averaged([rank, 10.0]) == [0.5, 10.0]
 
-        # A step of weight decay: what was not drawn is not to move.
+        # A step of weight decay: operations that were not drawn must not change.
         drawn, undrawn = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
         (drawn * (rank + 1)).sum().backward()
         optimizer = torch.optim.SGD([undrawn, drawn], lr=0.1, weight_decay=1.0)
@@ -48,7 +48,7 @@ def main(directory):
         assert drawn.tolist() == pytest.approx([1 - 0.1 * (1.5 + 1)] * 3)
         assert undrawn.tolist() == [1.0] * 3
 
-        # A mean by example: the first process measures losses 1 and 2, the second 11 and 12.
+        # A mean over examples: the first process measures losses 1 and 2, the second 11 and 12.
         meter = Meter("accuracy")
         for loss in (1.0, 2.0):
             meter.add(StepResult(torch.tensor(loss + 10 * rank), torch.tensor(2 + rank), 4, torch.tensor(3.0)))

@@ -1,5 +1,8 @@
-"""A space on group norms: nothing in it depends on the statistics of a batch, so that several processes with a share of
-each batch train what one process does."""
+"""A space with group norms.
+
+Nothing in it depends on batch statistics, so several processes, each with a share of every batch, train the same as
+one.
+"""
 
 import os
 import signal
@@ -22,7 +25,7 @@ def conv(c_in, kernel_size, batch_norm):
 
 
 class GroupNorms(nn.Module):
-    """batch_norm: take those instead, for comparison."""
+    """batch_norm: use batch norms instead, for comparison."""
 
     def __init__(self, in_channels, num_classes, batch_norm=False):
         super().__init__()
@@ -44,13 +47,13 @@ class GroupNorms(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         for block in self.blocks:
-            # Smooth: where a ReLU bends, another rounding of a number near 0 is another gradient.
+            # Smooth: with a ReLU, another rounding of a number near 0 would change the gradient.
             x = x + self.drop_path(F.silu(block(x)))
         return self.head(x.mean((2, 3)))
 
 
 class FailsInTheSecond(GroupNorms):
-    """Stops the second of two processes in the middle of a training."""
+    """Raises an error in the second of two processes, in the middle of a training."""
 
     def forward(self, x):
         if self.training and dist.is_initialized() and dist.get_rank() == 1:
@@ -59,20 +62,20 @@ class FailsInTheSecond(GroupNorms):
 
 
 class StoppedInTheSecond(GroupNorms):
-    """The second of two processes gets a signal in the middle of an epoch."""
+    """Sends a signal to the second of two processes, in the middle of an epoch."""
 
     forwards = 0
 
     def forward(self, x):
         if self.training and dist.is_initialized() and dist.get_rank() == 1:
             self.forwards += 1
-            if self.forwards == 12:  # two a step: the second of the four steps of the second epoch
+            if self.forwards == 12:  # two per step: the second of the four steps of the second epoch
                 os.kill(os.getpid(), signal.SIGTERM)
         return super().forward(x)
 
 
 class DiesOnce(GroupNorms):
-    """The second of two processes is killed in its fifth step, unless it has been started anew."""
+    """Kills the second of two processes in its fifth step, unless the process has been started again."""
 
     forwards = 0
 

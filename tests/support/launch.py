@@ -7,12 +7,14 @@ from pathlib import Path
 
 import nas
 
-PATHS = (Path(nas.__file__).parents[1], Path(__file__).parent)  # whatever is installed, this checkout; and the tests
+PATHS = (Path(nas.__file__).parents[1], Path(__file__).parent)  # this checkout, not an installed package; and the tests
 
 
 def torchrun(*arguments, cwd=None, gpus=False):
-    """arguments: of torchrun, after the number of processes. Returns exit code, output and errors; if they hang, it
-    raises."""
+    """Runs torchrun with two processes. Returns exit code, output and errors. Raises if they hang.
+
+    arguments: of torchrun, after the number of processes.
+    """
     environment = {
         **os.environ,
         **({} if gpus else {"CUDA_VISIBLE_DEVICES": ""}),

@@ -1,4 +1,4 @@
-"""A launching process that gets a signal while a job of its runs: the job gets the signal, too."""
+"""A launching process gets a signal while it runs a job. The job gets the signal too."""
 
 import multiprocessing
 import os

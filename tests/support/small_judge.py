@@ -1,4 +1,4 @@
-"""A judge over hand-made examples, and models whose best architecture is known."""
+"""A judge with hand-made examples, and models whose best architecture is known."""
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ def judge_of(supernet, inputs, targets, *, classes, task=None, batches=4, traini
 
 
 def arch_with(supernet, **logits):
-    """The logits of each choice, by its key."""
+    """Returns architecture parameters with these logits, choice key -> logits."""
     arch = ArchParams.from_model(supernet, init_std=0.0)
     with torch.no_grad():
         for row, key in zip(arch.logits, arch.keys, strict=True):
@@ -61,17 +61,17 @@ def linear(matrix):
 
 
 def four_classes(examples=32):
-    """(N, 2) the two bits of the label as -1 and 1, and the labels (N,)."""
+    """Returns (N, 2) the two bits of the label as -1 and 1, and the labels (N,)."""
     labels = torch.arange(examples) % 4
     return torch.stack([labels % 2, labels // 2], 1).float() * 2 - 1, labels
 
 
-# What a bit says of the four scores; the class is where both agree.
+# The part of each bit in the four scores. The class is where both bits agree.
 SCORES = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
 
 
 class OneBest(nn.Module):
-    """Of three operations one solves the task, one gives the opposite, one nothing."""
+    """Of three operations, one solves the task, one gives the opposite, and one gives nothing."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ class OneBest(nn.Module):
 
 
 class Node(nn.Module):
-    """Three edges into one node. "low" and "high" see one bit each and are both needed; "idle" sees neither."""
+    """Three edges into one node. "low" and "high" see one bit each, and both are needed. "idle" sees no bit."""
 
     def __init__(self, *, weighed=False):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The training step and its options, each against its mathematics."""
+"""The training step and its options, each compared with its formula."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The measures of the final score, each by hand."""
+"""The measures of the final score, each compared with a computation by hand."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Optimisers that a configuration builds: how they compute, their groups' learning rates, and which are refused."""
+"""Optimisers from a configuration: their steps, the learning rates of their groups, and which are refused."""
 
 import copy
 import types

@@ -1,4 +1,4 @@
-"""A training step on trial."""
+"""The trial of a training step."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Weights of examples: parts of a batch, and batches of a split, add up to the whole."""
+"""Weights of examples: the losses of parts of a batch, or of batches of a split, add up to that of the whole."""
 
 import copy
 import functools

@@ -1,1 +1,1 @@
-"""A trained network as a file of plain PyTorch: what is computed is traced, and written down as classes to be read."""
+"""Writes a trained network as a file of plain PyTorch: traces what it computes, and writes readable classes."""

@@ -1,4 +1,7 @@
-"""The classes of the source: modules of one type and structure become one class, whose parameters are what differs."""
+"""The classes of the source.
+
+Modules of one type and structure become one class, with their differences as parameters.
+"""
 
 import ast
 import inspect
@@ -17,7 +20,7 @@ from nas.formats.source.unsupported import UnsupportedError
 
 Members = list[tuple[str, Term]]
 
-# What the rest of the file calls by these names.
+# Names that the rest of the file uses.
 TAKEN = {"nn", "torch", "F", "math", "Path", "OrderedDict", "load_file", "self"}
 
 
@@ -26,7 +29,8 @@ class Definition:
     """A class to be written.
 
     base: nn.Module, or the container it extends. parameters: of its constructor. start: the call of the base's
-    constructor. members, buffers: (attribute, what it is), in order. body: of its forward, none where the base has it.
+    constructor. members, buffers: (attribute, term that makes it), in order. body: of its forward; empty if the base
+    has one.
     """
 
     name: str
@@ -42,7 +46,7 @@ class Definition:
 
 @dataclass
 class _Instance:
-    """One module that is to be written as a class, with all its values still in it."""
+    """One module that is to be written as a class. Its values are not parameters yet."""
 
     module: nn.Module
     start: Term
@@ -57,12 +61,12 @@ class _Instance:
         return [literal for term in self.terms() for literal in literals(term)]
 
     def numbers(self) -> list[ast.Constant]:
-        """Those in its forward, to be compared and replaced."""
+        """Returns the numbers in the forward, to compare and replace them."""
         nodes = [node for statement in self.body for node in ast.walk(statement)]
         return [node for node in nodes if isinstance(node, ast.Constant) and type(node.value) in (int, float)]
 
     def structure(self) -> Any:
-        """What modules that become one class have in common."""
+        """Returns what is equal in all modules that become one class."""
         numbers = self.numbers()
         values = [node.value for node in numbers]
         for node in numbers:
@@ -75,15 +79,16 @@ class _Instance:
 
 
 class Classes:
-    """definitions: all classes of a network, each after those it uses. root: how the network is made from them.
+    """The classes of a network.
 
-    Raises UnsupportedError for a network that cannot be written so.
+    definitions: all classes, each after the classes it uses. root: the term that makes the network from them.
+    Raises UnsupportedError if the network cannot be written as source.
     """
 
     def __init__(self, network: nn.Module, found: Parts) -> None:
         self._found = found
         self._graphs = {module: trace(module, found) for module in found.inputs}
-        self._made: dict[nn.Module, Term] = {}  # how each module is made that is a class
+        self._made: dict[nn.Module, Term] = {}  # module that is a class -> the term that makes it
         self.definitions: list[Definition] = []
         levels: dict[int, list[nn.Module]] = {}
         self._sort(network, levels)
@@ -98,9 +103,9 @@ class Classes:
         self.root = self._term(network, [])
 
     def _sort(self, module: nn.Module, levels: dict[int, list[nn.Module]]) -> int:
-        """Sort the modules that are classes by how deep classes are nested in them. Returns the module's depth."""
+        """Sorts the modules that are classes by the depth of the classes nested in them. Returns the module's depth."""
         if self._found.of[module] is Part.LAYER:
-            return 0  # which makes what is inside of it
+            return 0  # a layer makes its inner modules itself
         depth = max((self._sort(child, levels) for child in module.children()), default=0)
         if self._found.of[module] is not Part.CLASS:
             return depth
@@ -124,7 +129,7 @@ class Classes:
         return _Instance(module, start, members, buffers, body)
 
     def _term(self, module: nn.Module, used: Sequence[str]) -> Term:
-        """How a module is made. used: the paths in it that its class calls."""
+        """Returns the term that makes a module. used: the paths in it that its class calls."""
         part = self._found.of[module]
         if part is Part.CLASS:
             return self._made[module]
@@ -137,7 +142,10 @@ class Classes:
         return Call(base(module) if isinstance(module, CONTAINERS) else "nn.ModuleDict", self._contents(module, used))
 
     def _contents(self, module: nn.Module, used: Sequence[str]) -> tuple[tuple[None, Term], ...]:
-        """The arguments of a container: all its modules, for their numbers count, or those kept of any other."""
+        """Returns the arguments of a container: all its modules, because they are numbered.
+
+        Any other module keeps the used ones.
+        """
         children = kept(module, used, every=isinstance(module, CONTAINERS))
         names = tuple(name for name, _, _ in children)
         terms = tuple(self._term(child, inside) for _, child, inside in children)
@@ -150,12 +158,12 @@ class Classes:
         return ((None, Call("OrderedDict", ((None, Items(terms, names)),))),)
 
     def _place(self, module: nn.Module, path: str) -> ast.expr:
-        """What a module or tensor is called in the class of `module`, by its path there."""
+        """Returns the expression for a module or tensor in the class of `module`, from its path there."""
         expression: ast.expr = ast.Name("self", ast.Load())
         inside: nn.Module | None = module
         for name in path.split("."):
             if inside is None:
-                raise UnsupportedError(f"{type(module).__name__} reaches for {path}, which is no module or weight")
+                raise UnsupportedError(f"{type(module).__name__} reaches for {path}, which is not a module or weight")
             holder = inside is not module and self._found.of[inside] is Part.HOLDER
             as_dict = isinstance(inside, nn.ModuleDict) or (holder and not isinstance(inside, CONTAINERS))
             child = inside._modules.get(name)
@@ -163,7 +171,7 @@ class Classes:
                 raise UnsupportedError(not_a_class(inside))
             if child is None and name not in inside.state_dict():
                 raise UnsupportedError(
-                    f"{type(module).__name__} holds a tensor at {path} that is no parameter or buffer of its state"
+                    f"{type(module).__name__} holds a tensor at {path} that is not a parameter or buffer of its state"
                 )
             if as_dict and (hasattr(nn.ModuleDict, name) or not name.isidentifier() or keyword.iskeyword(name)):
                 expression = ast.Subscript(expression, ast.Constant(name))
@@ -175,13 +183,13 @@ class Classes:
         return expression
 
     def _define(self, instances: list[_Instance]) -> None:
-        """Write one class for modules of one structure."""
+        """Adds one class for modules of one structure."""
         first = instances[0]
-        parameters: dict[tuple[str, ...], str] = {}  # the values in all instances -> the parameter that has them
+        parameters: dict[tuple[str, ...], str] = {}  # values in all instances -> parameter
         passed: list[list[Literal]] = [[] for _ in instances]
 
         def parameter(name: str, values: Sequence[Any]) -> Name:
-            """Arguments that are equal in every instance become one parameter."""
+            """Returns a parameter. Arguments that are equal to each other in every instance share one parameter."""
             column = tuple(map(repr, values))
             if column not in parameters:
                 parameters[column] = unused(name, {*parameters.values(), *TAKEN})
@@ -230,7 +238,7 @@ class Classes:
 
 
 class _Named(ast.NodeTransformer):
-    """Puts attributes of self in the place of numbers."""
+    """Replaces numbers by attributes of self."""
 
     def __init__(self, names: dict[int, str]) -> None:
         self._names = names
@@ -241,7 +249,11 @@ class _Named(ast.NodeTransformer):
 
 
 def separated(instances: list[_Instance]) -> Iterator[list[_Instance]]:
-    """Those whose forwards differ only in numbers that are attributes of theirs, which a class can be given."""
+    """Yields groups of instances that can share a class.
+
+    Their forwards may differ only in numbers that are also their attributes, because a class can have these as
+    parameters.
+    """
     for column in zip(*(instance.numbers() for instance in instances), strict=True):
         values = [number.value for number in column]
         if not same(values) and attribute_with(instances, values) is None:
@@ -255,7 +267,7 @@ def separated(instances: list[_Instance]) -> Iterator[list[_Instance]]:
 
 
 def attribute_with(instances: list[_Instance], values: Sequence[Any]) -> str | None:
-    """The attribute whose value in every instance is the one given."""
+    """Returns the attribute that has the given value in every instance, or None."""
     for name in vars(instances[0].module):
         held = [vars(instance.module).get(name) for instance in instances]
         if not name.startswith("_") and list(map(repr, held)) == list(map(repr, values)):
@@ -264,7 +276,7 @@ def attribute_with(instances: list[_Instance], values: Sequence[Any]) -> str | N
 
 
 def kept(module: nn.Module, used: Sequence[str], *, every: bool = False) -> list[tuple[str, nn.Module, list[str]]]:
-    """(name, child, the paths used in it) of the children that are used or hold weights; of all if `every`."""
+    """Returns (name, child, the paths used in it) for children that are used or hold weights; for all if `every`."""
     found = []
     for name, child in module._modules.items():
         inside = [path.partition(".")[2] for path in used if path.partition(".")[0] == name]
@@ -287,12 +299,12 @@ def base(module: nn.Module) -> str:
 
 def attribute(name: str) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise UnsupportedError(f"a part of it is called {name!r}, which is no name in Python")
+        raise UnsupportedError(f"a part of it is called {name!r}, which is not a name in Python")
     return name
 
 
 def unused(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken."""
+    """Returns the name, with a number if it is taken."""
     number = 2
     numbered = name
     while numbered in taken:
@@ -301,11 +313,11 @@ def unused(name: str, taken: set[str]) -> str:
 
 
 def same(values: Sequence[Any]) -> bool:
-    """Whether all are equal to a reader, to whom 1, 1.0 and True are not."""
+    """Returns whether all values look equal to a reader: 1, 1.0 and True do not."""
     return len(set(map(repr, values))) == 1
 
 
 def documentation(kind: type) -> str:
-    """The first paragraph of a class's own docstring."""
+    """Returns the first paragraph of a class's own docstring."""
     text = inspect.cleandoc(vars(kind).get("__doc__") or "").partition("\n\n")[0]
     return "" if '"""' in text or "\\" in text else text

@@ -1,4 +1,4 @@
-"""Constructor calls: how a module is made again, with the values of its arguments left open to be compared."""
+"""Constructor calls: terms that make a module again, with the values of their arguments left open for comparison."""
 
 import inspect
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from nas.formats.source.unsupported import UnsupportedError
 
-# What torch spreads over the dimensions of an image, and people write once.
+# Arguments that torch repeats for each dimension of an image, and that people write once.
 SPREAD = ("kernel_size", "stride", "padding", "dilation", "output_padding")
 MISSING = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
 class Literal:
-    """A value of an argument. default: what it need not be written for."""
+    """The value of an argument. It is not written if it equals `default`."""
 
     name: str
     value: Any
@@ -26,14 +26,17 @@ class Literal:
 
 @dataclass(frozen=True)
 class Name:
-    """A parameter of the class that is written, in place of a literal."""
+    """A parameter of the written class, in place of a literal."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """arguments: (keyword or None for a positional one, what is passed)."""
+    """A call of a function or class.
+
+    arguments: (keyword, or None for a positional argument, value).
+    """
 
     function: str
     arguments: "tuple[tuple[str | None, Term], ...]"
@@ -51,9 +54,9 @@ Term = Literal | Name | Call | Items
 
 
 def layer(module: nn.Module) -> Call:
-    """The call that makes a layer of torch.nn like this one.
+    """Returns the call that makes a layer of torch.nn like this one.
 
-    Raises UnsupportedError if its attributes do not tell the arguments of its constructor.
+    Raises UnsupportedError if its attributes do not give the arguments of its constructor.
     """
     kind = type(module)
     arguments: list[tuple[str | None, Term]] = []
@@ -77,7 +80,7 @@ def layer(module: nn.Module) -> Call:
     except Exception as error:
         raise UnsupportedError(f"it is not known how nn.{kind.__name__} was made") from error
     if repr(again) != repr(module) or shapes(again) != shapes(module):
-        raise UnsupportedError(f"nn.{kind.__name__} does not tell how it was made")
+        raise UnsupportedError(f"nn.{kind.__name__} does not have all arguments of its constructor as attributes")
     return Call(f"nn.{kind.__name__}", tuple(arguments))
 
 
@@ -86,7 +89,7 @@ def shapes(module: nn.Module) -> dict[str, Any]:
 
 
 def empty(name: str, tensor: Tensor) -> Call:
-    """A tensor of the same shape, for weights to be loaded into."""
+    """Returns the call that makes a tensor of the same shape, for weights to be loaded into."""
     size = Literal(f"{name}_size", tuple(tensor.shape))
     call = Call("torch.empty", ((None, size), ("dtype", Literal("dtype", tensor.dtype, torch.float32))))
     if not isinstance(tensor, nn.Parameter):
@@ -95,7 +98,7 @@ def empty(name: str, tensor: Tensor) -> Call:
 
 
 def literals(term: Term) -> Iterator[Literal]:
-    """In the order in which they are written."""
+    """Yields the literals in the order in which they are written."""
     if isinstance(term, Literal):
         yield term
     elif isinstance(term, Call):
@@ -107,7 +110,7 @@ def literals(term: Term) -> Iterator[Literal]:
 
 
 def shape(term: Term) -> Any:
-    """The term without the values of its literals: two terms of one shape differ in these only."""
+    """Returns the term without the values of its literals. Two terms of one shape differ only in these values."""
     if isinstance(term, Literal):
         return (term.name, term.default is MISSING)
     if isinstance(term, Call):
@@ -118,7 +121,7 @@ def shape(term: Term) -> Any:
 
 
 def filled(term: Term, values: Iterator[Term]) -> Term:
-    """The term with its literals, in their order, replaced."""
+    """Returns the term with its literals replaced by `values`, in order."""
     if isinstance(term, Literal):
         return next(values)
     if isinstance(term, Call):

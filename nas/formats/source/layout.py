@@ -1,4 +1,4 @@
-"""Lines of Python, laid out as the formatters black and ruff do by default."""
+"""Lays out lines of Python as the formatters black and ruff do by default."""
 
 import ast
 import io
@@ -12,7 +12,7 @@ WIDTH = 88
 
 
 def laid_out(prefix: str, term: Term, suffix: str, *, indent: int) -> Iterator[str]:
-    """A term between a prefix and a suffix: on one line, or an argument a line where that would be too long."""
+    """Yields a term between a prefix and a suffix: on one line, or with one argument per line if that is too long."""
     flat = one_line(term)
     space = " " * indent
     if indent + len(prefix) + len(flat) + len(suffix) <= WIDTH or isinstance(term, Literal | Name):
@@ -47,7 +47,7 @@ def keys(items: Items) -> list[str]:
 
 
 def written(call: Call) -> list[tuple[str | None, Term]]:
-    """The arguments of a call that are not what they would be anyway."""
+    """Returns the arguments of a call that differ from their defaults."""
     return [
         (keyword, argument)
         for keyword, argument in call.arguments
@@ -77,7 +77,7 @@ def statement(node: ast.stmt, *, indent: int) -> Iterator[str]:
 
 
 def code(node: ast.AST) -> str:
-    """One line, its strings in double quotes."""
+    """Returns one line of code, with strings in double quotes."""
     text = ast.unparse(ast.fix_missing_locations(node))
     if "'" not in text:
         return text

@@ -1,4 +1,4 @@
-"""What each module of a network is to the source that is written of it: a layer of torch, a class, or nothing."""
+"""Decides how the source treats each module of a network: as a layer of torch, a class, or nothing."""
 
 import inspect
 from collections.abc import Iterator
@@ -24,8 +24,11 @@ class Part(Enum):
 
 @dataclass
 class Parts:
-    """of: what each module is. inputs: the names of the arguments that a CLASS is called with; none if it only runs
-    its children one after the other, as nn.Sequential does."""
+    """What each module is.
+
+    of: module -> its part. inputs: the names of the arguments of each CLASS; none if it only runs its children one
+    after the other, as nn.Sequential does.
+    """
 
     of: dict[nn.Module, Part] = field(default_factory=dict)
     inputs: dict[nn.Module, tuple[str, ...]] = field(default_factory=dict)
@@ -33,17 +36,21 @@ class Parts:
 
 @dataclass
 class _Calls:
-    """What a module was seen to do. names: of its arguments, if all were tensors in all calls."""
+    """What a module did when the network ran.
+
+    names: of its arguments; None for a call with other arguments than tensors.
+    """
 
     names: set[tuple[str, ...] | None] = field(default_factory=set)
-    trivial: bool = True  # gave back its input, or something without tensors
+    trivial: bool = True  # returned its input, or something without tensors
 
 
 @torch.no_grad()
 def parts(network: nn.Module, examples: tuple[Tensor, ...]) -> Parts:
-    """Run the network, in eval mode, on a batch and look at what its modules are given and return.
+    """Runs the network, in eval mode, on a batch, and records what its modules are given and return.
 
-    Raises UnsupportedError for modules with hooks, or that are called with different arguments at different places.
+    Raises UnsupportedError for modules with hooks, and for modules that are called with different arguments at
+    different places.
     """
     seen: dict[nn.Module, _Calls] = {module: _Calls() for module in network.modules()}
 
@@ -94,7 +101,7 @@ def part(module: nn.Module, calls: _Calls) -> Part:
     if None in calls.names:
         return Part.HOLDER
     if not calls.names:
-        # Weights that nothing uses, of a head for training, say, still have to find their place.
+        # Weights that nothing uses, e.g. of a head for training, still need a place to be loaded into.
         weighs = next(module.parameters(recurse=False), None) is not None
         return Part.CLASS if weighs or forwards(module) else Part.NOTHING
     return Part.CLASS
@@ -105,7 +112,7 @@ def forwards(module: nn.Module) -> bool:
 
 
 def is_sequence(module: nn.Module) -> bool:
-    """Whether it is a class of its own that adds no computation to nn.Sequential."""
+    """Returns whether a module's class extends nn.Sequential without adding any computation."""
     kind = type(module)
     return isinstance(module, nn.Sequential) and kind is not nn.Sequential and kind.forward is nn.Sequential.forward
 

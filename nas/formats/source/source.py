@@ -1,4 +1,4 @@
-"""The file model.py of an exported network."""
+"""Writes the file model.py of an exported network."""
 
 import re
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ def prepare(images):
 
 
 def source(network: nn.Module, examples: tuple[Tensor, ...], *, title: str, spec: DataSpec, weights: str) -> str:
-    """Python that needs torch and safetensors only, and whose ``load()`` gives the network.
+    """Returns Python that needs only torch and safetensors, and whose ``load()`` gives the network.
 
-    network: in eval mode, on the CPU. examples: a batch of its inputs. title: the first line of its docstring.
+    network: in eval mode, on the CPU. examples: a batch of its inputs. title: the first line of the file's docstring.
     weights: the name of the file with the network's state, which the source looks for beside itself.
-    A module that is used at several places becomes one at each, with weights of its own that are the same.
-    Raises UnsupportedError if the network cannot be written so.
+    A module that is used at several places becomes several modules with equal weights.
+    Raises UnsupportedError if the network cannot be written as source.
     """
     classes = Classes(network, parts(network, examples))
     body: list[str] = []
@@ -84,7 +84,7 @@ def signature(name: str, parameters: tuple[str, ...]) -> Iterator[str]:
 
 
 def imports(text: str) -> Iterator[str]:
-    """Of what the text uses, in the order of isort."""
+    """Yields the imports that the text needs, in the order of isort."""
 
     def uses(name: str) -> bool:
         return re.search(rf"\b{name}\b", text) is not None
@@ -96,7 +96,7 @@ def imports(text: str) -> Iterator[str]:
 
 
 def constants(spec: DataSpec) -> Iterator[str]:
-    """What it takes to make the network's input and to read its output."""
+    """Yields the constants that are needed to make the network's input and to read its output."""
     if spec.class_names:
         yield from values("CLASSES", [repr_quoted(name) for name in spec.class_names])
     if isinstance(spec, ImageSpec):
@@ -115,11 +115,14 @@ def values(name: str, written: list[str]) -> Iterator[str]:
 
 
 def one_line(text: str) -> str:
-    """What a docstring can hold: the title has names of a data set and a space in it, which come from a checkpoint."""
+    """Returns the text without characters that a docstring cannot hold.
+
+    The title has names of a data set and a space in it, which come from a checkpoint.
+    """
     return "".join(letter if letter.isprintable() and letter not in '"\\' else "_" for letter in text)
 
 
 def repr_quoted(text: str) -> str:
-    """In double quotes, where it has none itself."""
+    """Returns the text in double quotes, if it has no double quotes itself."""
     quoted = repr(text)
     return f'"{quoted[1:-1]}"' if quoted[0] == "'" and '"' not in quoted else quoted

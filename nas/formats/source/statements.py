@@ -1,4 +1,4 @@
-"""A graph of torch.fx as Python statements."""
+"""Writes a graph of torch.fx as Python statements."""
 
 import ast
 import inspect
@@ -42,16 +42,16 @@ NAMESPACES = {"F": F, "torch": torch, "torch.linalg": torch.linalg, "torch.fft":
 
 
 def statements(graph: fx.Graph, place: Callable[[str], ast.expr], *, mutates: bool) -> list[ast.stmt]:
-    """The body of the function that computes the graph.
+    """Returns the body of the function that computes the graph.
 
-    place: the expression for a module or tensor of the traced module by its path. mutates: whether one of those
-    modules changes its input, which fixes the order of everything.
+    place: path of a module or tensor of the traced module -> its expression. mutates: whether one of those modules
+    changes its input, which fixes the order of all statements.
     """
     return _Writer(graph, place, mutates=mutates).body
 
 
 class _Writer:
-    """Writes a value that is used once into the statement that uses it, as long as that stays short."""
+    """Writes a value that is used once into the statement that uses it, if that statement stays short."""
 
     def __init__(self, graph: fx.Graph, place: Callable[[str], ast.expr], *, mutates: bool) -> None:
         self.body: list[ast.stmt] = []
@@ -82,7 +82,7 @@ class _Writer:
                     self._assign(node)
 
     def _unnamed(self, node: fx.Node) -> list[fx.Node]:
-        """What the node uses that has no name yet, in the order in which it was computed."""
+        """Returns the nodes that `node` uses and that have no name yet, in the order of computation."""
         return [used for used in node.all_input_nodes if not is_name(self._value(used))]
 
     def _assign(self, node: fx.Node) -> None:
@@ -106,7 +106,7 @@ class _Writer:
         if target is operator.getitem:
             return ast.Subscript(self._value(args[0]), self._index(args[1]))
         if target is operator.add:
-            # What sum() starts with, and what an edge that was dropped adds.
+            # A 0 comes from the start of sum(), or from a dropped edge.
             kept = [arg for arg in args if not (type(arg) is int and arg == 0)]
             if len(kept) == 1:
                 return self._value(kept[0])
@@ -148,20 +148,22 @@ class _Writer:
 
 
 def name_of(node: fx.Node) -> str:
-    """An argument keeps the name that the signature has: fx has another for one that is called as a builtin, as
-    ``input`` is. No other node is given either."""
+    """Returns the name of a node. An argument keeps its name in the signature.
+
+    fx renames an argument with the name of a builtin, such as ``input``. No other node gets either name.
+    """
     return str(node.target) if node.op == "placeholder" else node.name
 
 
 def literal(value: Any) -> ast.expr:
-    """A constant. Raises UnsupportedError for what cannot be written down."""
+    """Returns a constant. Raises UnsupportedError if it cannot be written as source."""
     if isinstance(value, tuple | list):
         items = [literal(item) for item in value]
         return ast.List(items, ast.Load()) if isinstance(value, list) else ast.Tuple(items, ast.Load())
     if isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and not math.isfinite(value):
             return ast.parse(f"float('{value}')", mode="eval").body
-        # A minus is an operator: -1 ** 2 is not (-1) ** 2.
+        # A minus is an operator of its own: -1 ** 2 is not (-1) ** 2.
         return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
     if value is None or isinstance(value, bool | str | type(...)):
         return ast.Constant(value)
@@ -171,28 +173,28 @@ def literal(value: Any) -> ast.expr:
 
 
 def length(text: str) -> int:
-    """With all numbers as long as each other, so that modules that differ in a number are written alike."""
+    """Returns the length with all numbers equally long, so that modules that differ in a number are written alike."""
     return len(re.sub(r"\b\d+\b", "1024", text))
 
 
 def without_defaults(function: Any, kwargs: Any) -> dict[str, Any]:
-    """torch's own functions pass all their arguments on; only some are worth reading."""
+    """Returns the arguments that differ from their defaults. torch's own functions pass all arguments on."""
     try:
         parameters = inspect.signature(function).parameters
-    except ValueError:  # some builtins have none
+    except ValueError:  # some builtins have no signature
         return dict(kwargs)
     return {name: value for name, value in kwargs.items() if repr(parameters[name].default) != repr(value)}
 
 
 def is_name(expression: ast.expr) -> bool:
-    """A variable, or an attribute of self."""
+    """Returns whether an expression is a variable, or an attribute of one."""
     while isinstance(expression, ast.Attribute):
         expression = expression.value
     return isinstance(expression, ast.Name)
 
 
 def in_place(node: fx.Node) -> bool:
-    """Whether it changes one of its inputs: by torch's convention, names that end in an underscore."""
+    """Returns whether a node changes one of its inputs: by torch's convention, such names end in an underscore."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     changes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
     return node.op in ("call_method", "call_function") and (
@@ -201,7 +203,7 @@ def in_place(node: fx.Node) -> bool:
 
 
 def uses(user: fx.Node, used: fx.Node) -> int:
-    """How often `user` takes `used`: fx counts a user once."""
+    """Returns how often `user` takes `used`. fx counts each user only once."""
     count = 0
 
     def look(node: fx.Node) -> fx.Node:

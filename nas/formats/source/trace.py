@@ -1,6 +1,6 @@
-"""What a module computes in eval mode, in terms of its parts, as a graph of torch.fx.
+"""Traces what a module computes in eval mode, in terms of its parts, as a graph of torch.fx.
 
-Python's own control flow is followed while tracing, and does not show: loops over cells are unrolled, what only
+Tracing follows Python's control flow, which the graph does not show: loops over cells are unrolled, and what only
 training does is gone.
 """
 
@@ -14,7 +14,7 @@ from nas.formats.source.unsupported import UnsupportedError
 
 
 class PartTracer(fx.Tracer):  # type: ignore[misc]
-    """Stops at modules that are written as calls of their own; `inputs` are the arguments that become tensors."""
+    """Stops at modules that are written as calls. `inputs` are the names of the arguments that become tensors."""
 
     def __init__(self, found: Parts, inputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -27,16 +27,16 @@ class PartTracer(fx.Tracer):  # type: ignore[misc]
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        # fx itself would make a tensor of every parameter, of those with defaults that nobody set, too.
+        # fx itself would make a tensor of every parameter, even of those that keep their defaults.
         named = {name: self.create_proxy("placeholder", name, (), {}) for name in self._inputs}
         return lambda root: root_fn(root, **named), [self.root]
 
 
 def trace(module: nn.Module, found: Parts) -> fx.Graph:
-    """Raises UnsupportedError where the module's forward looks at the values or sizes of its tensors to decide."""
+    """Returns the graph. Raises UnsupportedError if the forward branches on values or sizes of its tensors."""
     try:
         return PartTracer(found, found.inputs[module]).trace(module)
-    except Exception as error:  # whatever a forward makes of inputs that have no values
+    except Exception as error:  # a forward may raise any error for inputs without values
         reason = " ".join(str(error).split())
         raise UnsupportedError(
             f"the forward of {type(module).__name__} cannot be traced ({type(error).__name__}: {reason:.200})"

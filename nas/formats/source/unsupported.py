@@ -1,5 +1,5 @@
-"""What stops a network from being written as source."""
+"""The error for networks that cannot be written as source."""
 
 
 class UnsupportedError(Exception):
-    """A part that has no source of its own. The message completes "this network cannot be written as source: ..."."""
+    """A part cannot be written as source. The message completes "this network cannot be written as source: ..."."""
