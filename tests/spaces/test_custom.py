@@ -459,14 +459,14 @@ MISTAKES = {
     "unlike shapes": (
         "unlike_shapes",
         IMAGES,
-        "the candidates of the choice at '1.candidates.1.0' give outputs of different shapes: same (2, 4, 8, 8), valid "
-        "(2, 4, 6, 6); make them equal, by padding, striding or a 1x1 convolution",
+        "the candidates of the choice at '1.candidates.1.0' return outputs of different shapes: same (2, 4, 8, 8), "
+        "valid (2, 4, 6, 6); make the shapes equal, by padding, striding or a 1x1 convolution",
     ),
     "no tensor": (
         "tuple_candidate",
         (*SIGNALS, "data.arguments.length=8"),
-        "candidate 'rnn' of the choice at '0' returns a tuple, expected one tensor; wrap it in a module that returns "
-        "the tensor",
+        "candidate 'rnn' of the choice at '0' returns a tuple, expected one tensor; wrap the candidate in a module "
+        "that returns one tensor",
     ),
     "a lazy module": (
         "lazy_candidate",
