@@ -576,7 +576,7 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
         (
             "retrain",
             ("genotype=5",),
-            "the genotype 5 is an index, and there is no table to look it up in; add "
+            "the genotype 5 is a benchmark index, but no benchmark table was given; add "
             "benchmark=nas_bench_201 benchmark.table=<csv>",
         ),
         (
