@@ -140,7 +140,7 @@ class NasBench201Table:
         expected = {f"cell/{edge}": sorted(OPS) for edge in EDGES}
         if {key: sorted(names) for key, names in options.items()} != expected:
             raise ConfigError(
-                f"the benchmark covers the published space with 4 nodes and the operations {', '.join(OPS)}, got "
+                f"the benchmark covers the published space, 4 nodes and the operations {', '.join(OPS)}, got "
                 f"{len(options)} choices, the first between {', '.join(next(iter(options.values())))}",
                 fix="set space=nas_bench_201 space.nodes=4 ops=nas_bench_201, or benchmark=null",
             )

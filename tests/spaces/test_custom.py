@@ -423,14 +423,14 @@ MISTAKES = {
         (*SIGNALS, "space.arguments.wdith=3"),
         "space.factory custom_models.Signals(in_channels, num_classes, affine, width=8) was given the arguments "
         "num_classes, in_channels, affine, wdith: got an unexpected keyword argument 'wdith'; correct "
-        "space.arguments; it gets spec, num_classes, in_channels, affine if its signature names them",
+        "space.arguments; the factory also gets spec, num_classes, in_channels, affine if its signature names them",
     ),
     "wrong size": (
         "Signals",
         (*SIGNALS, "retrain.network.depth=3"),
         "space.factory custom_models.Signals(in_channels, num_classes, affine, width=8) was given the arguments "
         "num_classes, in_channels, affine, depth: got an unexpected keyword argument 'depth'; correct "
-        "space.arguments; it gets spec, num_classes, in_channels, affine if its signature names them",
+        "space.arguments; the factory also gets spec, num_classes, in_channels, affine if its signature names them",
     ),
     "no choice": (
         "no_choice",
