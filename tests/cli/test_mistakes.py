@@ -213,8 +213,8 @@ MISTAKES = {
     "cost that cannot be reached": (
         ("regulariser=parameters", "regulariser.parameters.target=1"),
         "regulariser.parameters.target is 1 parameters, which no architecture of the space can reach, "
-        "expected 4,775 to 23,255 at the size it is retrained in; set regulariser.parameters.target "
-        "within that range, or change retrain.network",
+        "expected 4,775 to 23,255 for the network that is retrained; set regulariser.parameters.target "
+        "within this range, or change retrain.network",
     ),
     "architecture steps": (
         ("search.arch_every=0",),
