@@ -10,10 +10,9 @@ class CollapseMonitor:
     Differentiable search tends to prefer such operations, above all skips (Zela et al. 2020; DARTS+, Liang et al. 2019,
     stops when a cell has two skips).
 
-    skips, parameter_free: the largest allowed fractions of the derived choices; None for no limit. patience: the number
-    of consecutive epochs over a limit that counts as collapse, as the first epochs derive random architectures. stop:
-    end the search at a collapse; otherwise the search prints a warning and continues.
-    kinds: the kinds of the supernet's candidates.
+    skips, parameter_free: the largest allowed fractions of the derived choices; None for no limit. patience: epochs in a
+    row over a limit that count as collapse, as the first epochs derive random architectures. stop: end the search at
+    a collapse; otherwise it prints a warning and continues. kinds: of the supernet's candidates.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class Buffers:
 def unsaved(model: nn.Module) -> dict[str, Tensor]:
     """name -> buffer, for the buffers that a state dict leaves out (``persistent=False``). Training may change them."""
     saved = model.state_dict()
-    # Detached, as in a state dict: torch.compile leaves attributes on buffers, and a checkpoint cannot hold attributes.
+    # Detached, as in a state dict: torch.compile leaves attributes on buffers that a checkpoint cannot hold.
     return {name: buffer.detach() for name, buffer in model.named_buffers() if name not in saved}
 
 

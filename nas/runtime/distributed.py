@@ -90,10 +90,7 @@ def number_on_machine() -> int:
 
 
 def first_to(act: str) -> bool:
-    """Whether this process is the first that asks for this `act`.
-
-    Waits for no other process, so that a process that fails can use it to print an error once.
-    """
+    """Whether this process is the first to ask for `act`. Does not wait, so that a failing process can print once."""
     return not dist.is_initialized() or dist.distributed_c10d._get_default_store().add(f"nas/{act}", 1) == 1
 
 
@@ -152,7 +149,7 @@ def average(gradients: Sequence[Tensor]) -> None:
 
 
 def missing_somewhere(there: Sequence[bool]) -> list[bool]:
-    """For each of several things, whether another process has the thing and this process lacks it.
+    """Whether each thing is missing in this process but not in another.
 
     there: whether this process has each thing, in the same order in all processes. All processes call it together. The
     message travels between CPUs, so that no process waits for its device.
@@ -189,10 +186,9 @@ def reduced(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Yields positions of tensors that travel in one message.
+    """Yields the positions of tensors that travel in one message, which have the same device and dtype.
 
-    The tensors of a message have the same device and dtype, and at most BUCKET numbers, unless a single tensor has
-    more.
+    They have at most BUCKET numbers, unless a single tensor has more.
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for position, tensor in enumerate(tensors):

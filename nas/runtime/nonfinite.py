@@ -16,7 +16,7 @@ from nas.runtime.buffers import Buffers
 
 ACTIONS = ("stop", "skip")
 
-# Returns the name of a parameter, for an error about numbers that are not finite.
+# Names a parameter in an error message.
 Naming = Callable[[Tensor], str]
 
 
@@ -27,8 +27,7 @@ class OnNonfinite:
     action: ``stop`` the run, or ``skip`` the step, which then changes neither weights nor their momentum nor logits.
     max_skipped: the number of steps that a stage may skip. One more stops the stage.
 
-    With ``stop`` the error comes one step late, so that the host does not wait for the GPU. With ``skip`` the host
-    waits for the GPU in every step.
+    With ``stop`` the host never waits for a GPU: the error comes one step late. With ``skip`` it waits in every step.
     """
 
     action: str = "stop"
@@ -49,7 +48,7 @@ class OnNonfinite:
 
 @dataclass(frozen=True)
 class Level:
-    """The parameters that a step updates, for error messages. lr: the setting that the error advises to lower."""
+    """The kind of parameters that a step updates. lr: the setting that errors advise to lower."""
 
     name: str
     lr: str
@@ -90,7 +89,7 @@ class Reading:
         return None
 
     def sent(self) -> "Reading":
-        """Starts the transfer of the values to the host and returns a reading that can wait for the transfer."""
+        """Starts the transfer of the values to the host, and returns the new reading without waiting."""
         if self.values.device.type != "cuda":
             return self
         values = torch.empty(self.values.shape, pin_memory=True).copy_(self.values, non_blocking=True)
@@ -120,27 +119,24 @@ class Guard:
 
     @contextmanager
     def at(self, epoch: int, step: int) -> Iterator[None]:
-        """Wraps a step of both levels. Adds the place to a DivergenceError that is raised inside.
-
-        epoch, step: counted from 0.
-        """
+        """Wraps a step of both levels, counted from 0. Adds the place to a DivergenceError that is raised inside."""
         self.place = (epoch, step)
         try:
             yield
         except DivergenceError as error:
-            self._read_all()  # an earlier step may be the cause, and its error comes first
+            self._read_all()  # an earlier step may be the cause
             raise located(error, self.place) from error
         before = [reading for reading in self._unread if reading.place != self.place]
         self._unread = [reading for reading in self._unread if reading.place == self.place]
         self._read(before)
 
     def begin(self, model: nn.Module) -> None:
-        """Saves the buffers before a step's forward pass, as a NaN would stay in the running statistics for good."""
+        """Saves the buffers before a forward pass, as a NaN would stay in the running statistics for good."""
         if self.skips:
             self._buffers = Buffers(model)
 
     def passes(self, reading: Reading) -> bool:
-        """Whether the optimiser may take the step whose gradients `reading` describes. False skips the step.
+        """Whether the optimiser may take the step. False skips the step.
 
         Raises DivergenceError if a value is not finite and the run must stop. Several processes pass the same numbers,
         so all of them raise. If the check is late, `at` and `check` raise the error.
@@ -222,17 +218,14 @@ class Watch:
 
 
 def located(error: DivergenceError, place: tuple[int, int]) -> DivergenceError:
-    """Returns the error with the epoch and step in its message, counted from 1 there."""
+    """Returns the error with epoch and step, counted from 1, in its message."""
     epoch, step = place
     return DivergenceError(f"epoch {epoch + 1}, step {step + 1}, {error.problem}", fix=error.fix)
 
 
 @torch.no_grad()
 def broken(parameters: Iterable[Tensor], naming: Naming) -> str | None:
-    """Names the first parameter that is not finite. Returns None if all are finite.
-
-    Checks single parameters only if their norms show a problem.
-    """
+    """Names the first parameter that is not finite, or returns None. Checks the norms of all parameters first."""
     parameters = list(parameters)
     if not parameters or each_norm(parameters).isfinite().all():
         return None

@@ -76,8 +76,8 @@ def take_step(
     clipping. watch: decides what happens if a number is not finite; None for no check.
 
     Several processes call it together and step by the mean of their gradients. A gradient that some processes lack
-    counts as zeros there. The watched loss and the tensors in `measured` are replaced by their means over the
-    processes, so that all processes report the same numbers.
+    counts as zeros there. The watched loss and the floating-point tensors in `measured` are replaced by their means
+    over the processes, so that all processes report the same numbers.
     Raises ConfigError if the optimiser cannot take its first step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -85,7 +85,7 @@ def take_step(
     learning = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in learning]
     # Average before any check, so that all processes decide and step alike, to the last bit.
-    counted = [one for one in measured if one.is_floating_point()]  # integer counts are not averaged
+    counted = [one for one in measured if one.is_floating_point()]  # integer sums stay exact without a mean here
     distributed.average([*gradients, *([] if watch is None else [watch.loss]), *counted])
     if not gradients:
         nothing = torch.zeros(()) if watch is None else torch.zeros_like(watch.loss)
@@ -96,7 +96,7 @@ def take_step(
     if watch is not None:
         judged, total = norms, norm
         if scaler.is_enabled():
-            # The scaler skips steps that overflow and lowers its scale. An overflow is an error at a scale below 1.
+            # The scaler skips steps that overflow and lowers its scale. Overflow is an error only at a scale below 1.
             low = scaler.scale(torch.ones_like(norm)) < 1
             judged, total = torch.where(low, norms, 0.0), torch.where(low, norm, 0.0)
         if not watch.passes(learning, judged, total):

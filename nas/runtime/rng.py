@@ -1,9 +1,8 @@
 """Saves and restores the states of the global random generators.
 
-Checkpoints hold the states, and forward passes that are compared share them. The layers draw from the global
-generators: dropout, drop path, noise. Each of several processes has its own examples, so its layers draw their own
-numbers, see `nas.runtime.runtime.seed_layers`. Gates and batches must be the same in all processes, and come from
-separate generators.
+Checkpoints hold the states, and forward passes that are compared share them. Layers draw from these generators:
+dropout, drop path, noise. Each of several processes has its own examples, so its layers draw their own numbers, see
+`seed_layers`. Gates and batches must be the same in all processes, and come from separate generators.
 """
 
 import hashlib
@@ -29,8 +28,7 @@ def seed_everything(seed: int) -> None:
 def random_state() -> dict[str, Any]:
     """The states of Python, NumPy, and torch on the CPU and on every GPU, as tensors and plain values.
 
-    Several processes call it together. Then it returns the state of the first process, with the states of the other
-    processes, in order, under ``others``.
+    Several processes call it together, and get the state of the first, with the other states, in order, as ``others``.
     """
     first, *others = distributed.of_all(own_state())
     return first | {"others": others} if others else first
@@ -58,10 +56,10 @@ def gpu_states() -> list[Tensor]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores a state that `random_state` returned. States of GPUs that no longer exist are ignored.
+    """Restores a state that `random_state` returned. Ignores the states of GPUs that no longer exist.
 
-    Each of several processes takes its own state. If fewer processes saved the state, a process without a state is
-    seeded from the first process's state and its own number, so that it draws other numbers than the first process.
+    Each of several processes takes its own state. A process without a saved state, because fewer processes saved it, is
+    seeded from the first state and its own number, so that it draws other numbers than the first process.
     """
     number = distributed.share().index
     others = state.get("others", [])

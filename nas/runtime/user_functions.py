@@ -20,9 +20,9 @@ def import_path(factory: Factory) -> str:
 def plain_partial(function: Callable[..., Made]) -> Callable[..., Made]:
     """Converts Hydra's partial object (``_partial_: true``) to a functools.partial. Returns any other value unchanged.
 
-    The partial of newer Hydra releases (1.3.8) checks its target again at every call. The check takes as long as
-    building a candidate, and a supernet has hundreds of candidates. `nas.settings.allowed_targets.check_target` and
-    Hydra have already checked the target when the configuration was built.
+    The partial of newer Hydra releases (1.3.8) checks its target at every call, which takes as long as building a
+    candidate, and a supernet has hundreds. `nas.settings.allowed_targets.check_target` and Hydra have already checked
+    the target when the configuration was built.
     """
     if isinstance(function, functools.partial) and type(function).__module__.startswith("hydra."):
         return functools.partial(function.func, *function.args, **function.keywords)

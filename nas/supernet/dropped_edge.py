@@ -32,9 +32,9 @@ class OutputForm:
 
     @classmethod
     def of(cls, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> "OutputForm":
-        """Runs the module once, in evaluation mode and without gradients, and returns the form of its output.
+        """The form of the module's output, from one run in evaluation mode without gradients.
 
-        Restores the module's modes, its buffers and torch's random state.
+        Restores the modes, the buffers and torch's random state.
         """
         given = first_tensor((*inputs, *named.values()))
         modes, buffers = [(part, part.training) for part in module.modules()], Buffers(module)
@@ -54,7 +54,7 @@ class OutputForm:
 
 
 def copied(values: Iterable[Any]) -> list[Any]:
-    """Clones the tensors, because a module may write into its input and other modules read the same input."""
+    """Clones the tensors, because a module may write into its input, which other modules read."""
     return [value.clone() if isinstance(value, Tensor) else value for value in values]
 
 
@@ -104,7 +104,7 @@ class DroppedTensor(nn.Module):
 def settle(model: nn.Module, batch: Callable[[torch.device], tuple[Tensor, ...]]) -> None:
     """Runs one forward pass, in which every dropped edge of the model records its output form.
 
-    A model that is traced or copied later needs no first call then. Restores modes, buffers and the random state.
+    So tracing and copying need no first call. Restores modes, buffers and the random state.
 
     batch: returns the inputs on a device, with a batch size of at least 2.
     """
