@@ -10,8 +10,8 @@ class CollapseMonitor:
     Differentiable search tends to prefer such operations, above all skips (Zela et al. 2020; DARTS+, Liang et al. 2019,
     stops when a cell has two skips).
 
-    skips, parameter_free: the largest allowed fractions of the derived choices; None for no limit. patience: epochs in a
-    row over a limit that count as collapse, as the first epochs derive random architectures. stop: end the search at
+    skips, parameter_free: the largest allowed fractions of the derived choices; None for no limit. patience: epochs in
+    a row over a limit that count as collapse, as the first epochs derive random architectures. stop: end the search at
     a collapse; otherwise it prints a warning and continues. kinds: of the supernet's candidates.
     """
 
