@@ -32,7 +32,7 @@ class ScoreFunction:
     def __init__(self, *, samples: int = 2, control: bool = False, memory: float = 400, ridge: float = 10.0) -> None:
         if samples < 2:
             raise ConfigError(
-                f"sampler.samples must be at least 2, as each network is a baseline for the others, got {samples}",
+                f"sampler.samples must be at least 2, got {samples}, as each network is a baseline for the others",
                 fix="set sampler.samples=2",
             )
         self.samples = samples

@@ -159,7 +159,7 @@ MISTAKES = {
     "no samples": (("sampler.samples=0",), "sampler.samples must be at least 1, got 0; set sampler.samples=1"),
     "one draw without others": (
         ("sampler=score_function", "sampler.samples=1"),
-        "sampler.samples must be at least 2, as each network is a baseline for the others, got 1; set "
+        "sampler.samples must be at least 2, got 1, as each network is a baseline for the others; set "
         "sampler.samples=2",
     ),
     "shares without a gradient": (
