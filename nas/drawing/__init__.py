@@ -1,1 +1,1 @@
-"""Pictures of architectures: cells, lists, heat maps; as SVG, PNG and text. Imports neither torch nor numpy."""
+"""Draws architectures as cells, lists and heat maps, in SVG, PNG and text. Imports neither torch nor numpy."""

@@ -1,17 +1,17 @@
-"""Which choices of an architecture are edges of cells, read from their keys: ``normal/0-2`` is an edge of a cell."""
+"""Finds the cells of an architecture from its choice keys: ``normal/0-2`` is an edge of the cell ``normal``."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 EDGE = re.compile(r"(.*?)/?([0-9]{1,3})-([0-9]{1,3})", re.DOTALL)
-MOST_NODES = 24  # of a cell that is drawn; choices of a larger one are listed
-CONCATENATED = ("normal", "reduce")  # cells of NASNet's kind, whose output is all their nodes
+MOST_NODES = 24  # of a drawn cell; the choices of a larger cell are listed
+CONCATENATED = ("normal", "reduce")  # cells as in NASNet, whose output is the concatenation of their nodes
 
 
 @dataclass(frozen=True)
 class Cell:
-    """edges: (source, node) -> the operation, None for a dropped edge. keys: of the same edges' choices."""
+    """A cell. edges: (source, node) -> operation, None for a dropped edge. keys: (source, node) -> choice key."""
 
     name: str
     edges: Mapping[tuple[int, int], str | None]
@@ -35,7 +35,7 @@ class Cell:
 
 
 def parted(choices: Mapping[str, str | None]) -> tuple[list[Cell], dict[str, str | None]]:
-    """The cells of an architecture, and the choices that are no edges of a cell."""
+    """Splits an architecture into its cells and the choices that are not edges of a cell."""
     edges: dict[str, dict[tuple[int, int], str]] = {}
     for key in choices:
         found = EDGE.fullmatch(key)

@@ -1,4 +1,4 @@
-"""A picture of an architecture: its cells, and a list of its other choices."""
+"""Draws an architecture: its cells, and a list of its other choices."""
 
 from collections.abc import Mapping
 
@@ -20,11 +20,11 @@ from nas.drawing.canvas import (
 
 Probabilities = Mapping[str, Mapping[str, float]]  # choice key -> candidate -> probability
 
-LABEL = 11.0  # size of an operation's name
-PILL = 20.0  # height of the box around it
-LEVEL = 31.0  # how much higher an edge runs over one node more
+LABEL = 11.0  # font size of an operation's name
+PILL = 20.0  # height of the box around the name
+LEVEL = 31.0  # extra height of an edge for each node that it passes over
 NODE_WIDTH, NODE_HEIGHT = 52.0, 30.0
-ROWS = 28  # of a list in one column
+ROWS = 28  # rows in one column of a list
 
 
 def draw_architecture(
@@ -34,9 +34,9 @@ def draw_architecture(
     probabilities: Probabilities | None = None,
     stacked: bool = False,
 ) -> Picture:
-    """Cells side by side, or one below the other if `stacked`; below them the choices that are no edges.
+    """Draws cells side by side, or one below the other if `stacked`, with the other choices below the cells.
 
-    probabilities: those of the edges are drawn as the widths of their lines.
+    probabilities: set the line widths of the edges.
     """
     cells, others = parted(choices)
     parts = []
@@ -58,7 +58,7 @@ def pill_text(name: str, probability: float | None) -> str:
 
 
 def draw_cell(cell: Cell, probabilities: Probabilities) -> Picture:
-    """Nodes on a line; every edge is an arc over it, as high as it is long, so that no two labels meet."""
+    """Draws the nodes on a line, and each edge as an arc over it. Longer arcs are higher, so that no labels overlap."""
 
     def probability(edge: tuple[int, int]) -> float | None:
         name = cell.edges[edge]
@@ -69,7 +69,7 @@ def draw_cell(cell: Cell, probabilities: Probabilities) -> Picture:
     unit = max([NODE_WIDTH + 40, *(width + 10 for width in pills.values())])
     side = max(NODE_WIDTH / 2, max(pills.values(), default=0) / 2 - unit / 2) + 18
     longest = max(node - source for source, node in cell.edges)
-    line = 38 + longest * LEVEL + PILL / 2 + 12 + NODE_HEIGHT / 2  # where the nodes are
+    line = 38 + longest * LEVEL + PILL / 2 + 12 + NODE_HEIGHT / 2  # y of the nodes
     computed = [node for node in cell.nodes if node not in cell.inputs]
     last = len(cell.nodes) - 1
     below = 34 + 7 * len(computed) if cell.concatenated else 18
@@ -83,13 +83,13 @@ def draw_cell(cell: Cell, probabilities: Probabilities) -> Picture:
         return side + unit * node
 
     def port(node: int, others: list[int], other: int, side: int) -> float:
-        """Where on a node an edge ends: the longer, the nearer to the middle of the node."""
+        """The x where an edge meets a node. A longer edge ends nearer to the middle of the node."""
         ordered = sorted(others, key=lambda one: -abs(one - node))
         return x(node) + side * (NODE_WIDTH / 2 - 6) * (ordered.index(other) + 1) / (len(ordered) + 0.6)
 
     labels: list[Shape] = []
     top = line - NODE_HEIGHT / 2
-    # Dropped edges first, so that others run over them.
+    # Dropped edges are drawn first, so that other edges cover them.
     for edge, name in sorted(cell.edges.items(), key=lambda item: item[1] is not None):
         source, node = edge
         start = port(source, [b for a, b in cell.edges if a == source], node, 1)
@@ -116,7 +116,7 @@ def draw_cell(cell: Cell, probabilities: Probabilities) -> Picture:
         for index, node in enumerate(reversed(computed)):
             depth = line + NODE_HEIGHT / 2 + 10 + 7 * index
             corners = [(x(node), line), (x(node), depth), ((x(node) + out) / 2, depth), (out, depth), (out, line)]
-            picture.shapes.append(Curve(corners, "faint", 1.4))  # five points: four would be a curve
+            picture.shapes.append(Curve(corners, "faint", 1.4))  # five points, as four points make a Bezier curve
         node_box(picture, out, line, "out", computed=False)
         picture.shapes.append(Text(16, picture.height - 16, "out: all nodes concatenated", "muted", 10, "start"))
     for node in cell.nodes:
@@ -135,7 +135,7 @@ def node_box(picture: Picture, x: float, y: float, text: str, *, computed: bool)
 
 
 def draw_list(choices: Mapping[str, str | None]) -> Picture:
-    """What was decided at every choice, under headings where keys share what is before their last slash."""
+    """Lists the chosen operation of every choice. The part of a key before its last slash becomes a heading."""
     rows: list[tuple[str, str | None, bool]] = []  # text, operation, whether it is a heading
     last = ""
     for key, name in choices.items():

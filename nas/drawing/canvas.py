@@ -1,4 +1,4 @@
-"""What a picture is made of: shapes with named colours. `svg` and `png` write a picture."""
+"""Pictures made of shapes with named colours. `svg` and `png` write a picture."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ COLOURS = {
     "white": ("#ffffff", "#ffffff"),
     "heat": ("#1d5fbf", "#3b82e0"),
     "mark": ("#c2410c", "#fb923c"),
-    # Kinds of operations. White text on them has a contrast of 4.5 at least.
+    # Kinds of operations. White text on these colours has a contrast of at least 4.5.
     "skip": ("#9a5b00", "#9a5b00"),
     "pool": ("#067a57", "#067a57"),
     "separable": ("#1463b8", "#1463b8"),
@@ -27,7 +27,7 @@ COLOURS = {
     "convolution": ("#b3325f", "#b3325f"),
     "none": ("#667080", "#667080"),
     "other": ("#0e7490", "#0e7490"),
-    # Their lines: brighter in the dark.
+    # The lines of these kinds, brighter on a dark background.
     "skip line": ("#9a5b00", "#e2a33d"),
     "pool line": ("#067a57", "#35c496"),
     "separable line": ("#1463b8", "#5aa5f5"),
@@ -36,7 +36,7 @@ COLOURS = {
     "none line": ("#667080", "#9aa4b2"),
     "other line": ("#0e7490", "#3fc0dd"),
 }
-CHARACTER = 0.602  # width of a character of a monospaced font, in its size
+CHARACTER = 0.602  # width of a character of a monospaced font, relative to the font size
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle, filled, with a border if `border` names a colour."""
+    """A filled rectangle, with a border if `border` names a colour."""
 
     x: float
     y: float
@@ -76,7 +76,7 @@ class Triangle:
 
 @dataclass(frozen=True)
 class Text:
-    """One line; (x, y) is the middle of its height. anchor: start, middle or end. turned: degrees, to the right."""
+    """One line of text; y is the middle of its height. anchor: start, middle or end. turned: degrees, clockwise."""
 
     x: float
     y: float
@@ -93,7 +93,7 @@ Shape = Curve | Box | Triangle | Text
 
 @dataclass
 class Picture:
-    """width, height: in pixels. title: what the picture shows; description: the same in words."""
+    """A list of shapes. width, height: in pixels. title: a short title. description: the content as text."""
 
     width: float
     height: float
@@ -128,7 +128,7 @@ def moved(shape: Shape, x: float, y: float) -> Shape:
 
 
 def beside(pictures: Sequence[Picture], *, title: str, gap: float = 28, stacked: bool = False) -> Picture:
-    """One picture of several, side by side or one below the other."""
+    """Joins pictures into one picture, side by side or one below the other."""
     if stacked:
         width = max(one.width for one in pictures)
         height = sum(one.height for one in pictures) + gap * (len(pictures) - 1)
@@ -144,7 +144,7 @@ def beside(pictures: Sequence[Picture], *, title: str, gap: float = 28, stacked:
 
 
 def framed(inner: Picture, *, margin: float = 20) -> Picture:
-    """With a heading and a margin, on a background."""
+    """Adds a background, a margin and the title as a heading."""
     heading = 30.0
     width = max(inner.width, text_width(inner.title, 15)) + 2 * margin
     whole = Picture(width, inner.height + heading + 2 * margin, inner.title, inner.description)
@@ -155,12 +155,12 @@ def framed(inner: Picture, *, margin: float = 20) -> Picture:
 
 
 def text_width(text: str, size: float) -> float:
-    """Of a text in a monospaced font."""
+    """The width of a text in a monospaced font, in pixels."""
     return columns(text) * size * CHARACTER
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal, or of a monospaced font, a text takes."""
+    """The number of columns that a text takes in a terminal or a monospaced font."""
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text
@@ -168,7 +168,7 @@ def columns(text: str) -> int:
 
 
 def short(text: str, limit: int = 22) -> str:
-    """A name on one line; of one that is too long the middle is left out."""
+    """A name on one line. Leaves out the middle of a name longer than `limit` characters."""
     text = printable(text)
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}..{text[-(limit - limit // 2 - 1) :]}"
 
@@ -193,13 +193,13 @@ NAMES = {
 
 
 def kind(operation: str) -> str:
-    """The kind of an operation, told from its name: a drawing has no modules to look at."""
+    """The kind of an operation, guessed from its name, because a drawing has no modules to inspect."""
     lower = operation.lower()
     return next((found for found, words in WORDS if any(word in lower for word in words)), "other")
 
 
 def legend(kinds: Sequence[str]) -> Picture:
-    """A row that says which colour is which kind of operation."""
+    """A row that shows the colour of each kind of operation."""
     row, x = Picture(0, 18, "legend"), 0.0
     for one in (name for name in NAMES if name in kinds):
         row.shapes.append(Box(x, 3, 12, 12, one, 3))

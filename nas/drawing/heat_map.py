@@ -1,4 +1,4 @@
-"""A heat map: a row for each choice, a column for each operation, the colour the probability."""
+"""Draws a heat map: one row per choice, one column per operation. The colour shows the probability."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from nas.drawing.architecture import parted
 from nas.drawing.architecture_picture import Probabilities
 from nas.drawing.canvas import Box, Picture, Text, beside, framed, short, text_width
 
-WIDTH, HEIGHT = 46.0, 24.0  # of a field
+WIDTH, HEIGHT = 46.0, 24.0  # the size of a field
 MOST_COLUMNS = 40
 MOST_ROWS = 60
 
@@ -19,7 +19,7 @@ def draw_heat_map(
     chosen: Mapping[str, str | None] | None = None,
     stacked: bool = False,
 ) -> Picture:
-    """chosen: the derived operations, which get a frame. Cells side by side, or one below the other if `stacked`."""
+    """Draws cells side by side, or one below the other if `stacked`. chosen: derived operations, which get a frame."""
     cells, others = parted(dict.fromkeys(probabilities))
     tables = [(cell.title, {f"{a}-{b}": key for (a, b), key in cell.keys.items()}) for cell in cells]
     if others or not cells:
@@ -33,7 +33,7 @@ def draw_heat_map(
 def draw_table(
     name: str, rows: Mapping[str, str], probabilities: Probabilities, chosen: Mapping[str, str | None]
 ) -> Picture:
-    """rows: text -> key of a choice."""
+    """Draws one table. rows: text -> key of a choice."""
     left_out = len(rows) - MOST_ROWS
     rows = dict(list(rows.items())[:MOST_ROWS])
     names = list(dict.fromkeys(name for key in rows.values() for name in probabilities[key]))

@@ -1,4 +1,4 @@
-"""How the probabilities of every choice went: one small chart a choice, with a line for each of its operations."""
+"""Draws the probabilities over the epochs: one small chart per choice, with a line for each operation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ LINES = ("separable", "mark", "pool", "dilated", "skip line", "convolution", "ot
 ACROSS = 5  # charts in a row
 WIDTH, HEIGHT, GAP = 168.0, 84.0, 14.0
 MOST = 40  # charts
-POINTS = 60  # of a line
+POINTS = 60  # the most points of a line
 
 
 def draw_history(history: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) -> Picture:
-    """history: choice key -> operation -> its probability after each epoch."""
+    """Draws the charts of a search. history: choice key -> operation -> its probability after each epoch."""
     keys = list(history)[:MOST]
     names = list(dict.fromkeys(name for key in keys for name in history[key]))
     across = min(ACROSS, max(1, len(keys)))
@@ -45,7 +45,7 @@ def colour(index: int) -> str:
 
 
 def points(values: Sequence[float], x: float, y: float, width: float, height: float) -> list[Point]:
-    """Of a line over all epochs, with 1 at the top; five at least, as four would be a curve."""
+    """The points of a line over all epochs, with 1 at the top. At least five, as four points make a Bezier curve."""
     many = max(5, min(POINTS, len(values)))
     last = len(values) - 1
     found = []

@@ -1,4 +1,4 @@
-"""A picture as PNG, drawn by Pillow from the same shapes as the SVG."""
+"""Writes a picture as PNG. Pillow draws the same shapes as the SVG."""
 
 import functools
 import io
@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nas.drawing.canvas import COLOURS, Box, Curve, Picture, Point, Shape, Text, Triangle, columns
 
-FINE = 2  # pixels drawn for one of the result, which smooths lines
-LARGEST = 4000  # pixels of a side; what is larger is scaled down
+FINE = 2  # drawn pixels per pixel of the result, in each direction, to smooth lines
+LARGEST = 4000  # pixels per side; a larger picture is scaled down
 
 
 def to_png(picture: Picture, *, theme: str = "light", colours: int = 64) -> tuple[bytes, int, int]:
-    """The file, its width and its height. theme: ``light`` or ``dark``.
+    """Returns the file, its width and its height. theme: ``light`` or ``dark``.
 
-    colours: of the palette; so few make a third of the bytes.
+    colours: the size of the palette. 64 colours make a third of the bytes.
     """
     shade = ("light", "dark").index(theme)
     scale = min(1.0, LARGEST / max(picture.width, picture.height))
@@ -60,7 +60,7 @@ class Pen:
         return point[0] * self._scale, point[1] * self._scale
 
     def _colour(self, name: str, opacity: float = 1.0) -> tuple[int, int, int]:
-        """Mixed with the background: what is below it is nearly always that."""
+        """The colour mixed with the background, which is nearly always below the shape."""
         over, under = (bytes.fromhex(COLOURS[one][self._shade][1:]) for one in (name, "surface"))
         red, green, blue = (round(a * opacity + b * (1 - opacity)) for a, b in zip(over, under, strict=True))
         return red, green, blue
@@ -92,12 +92,12 @@ class Pen:
 
 @functools.lru_cache(maxsize=16)
 def face(size: int) -> Any:
-    """Pillow's own font, so that pictures need none of the system."""
+    """Pillow's own font, so that pictures need no system font."""
     return ImageFont.load_default(size=max(1, size))
 
 
 def bezier(points: Sequence[Point], steps: int = 40) -> list[Point]:
-    """Points of a cubic curve."""
+    """Points on a cubic Bezier curve."""
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = points
     found = []
     for step in range(steps + 1):

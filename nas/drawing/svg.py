@@ -1,4 +1,4 @@
-"""A picture as SVG: one file without references to others, for light and dark surroundings."""
+"""Writes a picture as SVG: one file without external references, for light and dark backgrounds."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -10,7 +10,7 @@ FONTS = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace
 
 
 def to_svg(picture: Picture, *, theme: str = "auto") -> str:
-    """theme: ``light``, ``dark``, or ``auto`` for what the reader's system prefers."""
+    """Returns the SVG text. theme: ``light``, ``dark``, or ``auto`` to follow the reader's system."""
     body = "\n".join(element(shape) for shape in picture.shapes)
     used = [name for name in COLOURS if f"f-{css(name)}" in body or f"s-{css(name)}" in body]
     light, dark = ("".join(rules(name, shade) for name in used) for shade in (0, 1))
@@ -84,7 +84,7 @@ def opaque(opacity: float, name: str = "opacity") -> str:
 
 
 def text(of: str) -> str:
-    """No markup, and nothing that XML cannot hold: lone surrogates, control characters, U+FFFE."""
+    """Escapes markup, and characters that XML cannot contain: lone surrogates, control characters, U+FFFE."""
     return escape("".join(xml_letters(printable(of))))
 
 

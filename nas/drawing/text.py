@@ -1,17 +1,19 @@
-"""An architecture's cells as a small drawing of characters, for a terminal."""
+"""Draws the cells of an architecture with characters, for a terminal."""
 
 from itertools import zip_longest
 
 from nas.drawing.architecture import Cell
 from nas.drawing.canvas import columns, short
 
-LINES = "─┐┴┤▶"  # along, first of several, last of several, between, arrow
+LINES = "─┐┴┤▶"  # line, first of several, last of several, between them, arrow
 PLAIN = str.maketrans({"─": "-", "┐": "+", "┴": "+", "┤": "+", "▶": ">"})
 
 
 def draw_cells(cells: list[Cell], *, width: int, encoding: str = "utf-8") -> str:
-    """A paragraph for each cell, side by side if `width` columns are enough. encoding: of the terminal; where it has
-    no lines, plain characters are drawn."""
+    """Draws a paragraph for each cell, side by side if `width` columns are enough.
+
+    encoding: of the terminal. If the encoding lacks the line characters, ASCII characters replace them.
+    """
     drawn = [cell_lines(cell) for cell in cells]
     try:
         LINES.encode(encoding)
@@ -28,7 +30,7 @@ def draw_cells(cells: list[Cell], *, width: int, encoding: str = "utf-8") -> str
 
 
 def cell_lines(cell: Cell) -> list[str]:
-    """The edges into every node, one below the other, that join before it."""
+    """The lines of one cell. The edges into a node stand below one another and join before the node."""
     kept: dict[int, list[tuple[str, str]]] = {}
     for (source, node), name in sorted(cell.edges.items(), key=lambda item: (item[0][1], item[0][0])):
         into = kept.setdefault(node, [])

@@ -1,4 +1,4 @@
-"""The search: what it alternates, draws, learns and derives."""
+"""The search methods: searchers, samplers, regularisers and derivers."""
 
 from typing import Any
 

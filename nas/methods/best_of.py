@@ -1,4 +1,5 @@
-"""The best of several sampled architectures, as single-path searches derive (Guo et al. 2020, Li & Talwalkar 2019)."""
+"""Derives the best of several sampled architectures, as single-path searches do (Guo et al. 2020, Li & Talwalkar
+2019)."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +18,19 @@ CRITERIA = ("metric", "loss")
 class BestOf:
     """Draws architectures from the distribution of the logits and keeps the best on common validation batches.
 
-    An architecture is drawn by perturbing the logits with Gumbel noise and deriving from those: without a `count` an
-    exact draw from softmax(logits) among the candidates that are not excluded (Gumbel-max). The one that the logits
-    derive unperturbed is always among the contestants, and comes first: it wins a tie.
-    Each is scored inside the supernet with its batch norms recalibrated; without that, statistics that belong to other
-    paths decide (Guo et al. 2020).
+    To draw an architecture, Gumbel noise is added to the logits and an architecture is derived from the sum. Without a
+    `count` this is an exact draw from softmax(logits) among the candidates that are not excluded (Gumbel-max). The
+    architecture that the logits derive without noise always takes part, and comes first: it wins a tie.
+    Each architecture is scored inside the supernet with recalibrated batch norms. Otherwise statistics that belong to
+    other paths would decide (Guo et al. 2020).
 
-    samples: architectures drawn beside that one; equal ones are scored once. batches: of validation, and as many of
-    calibration. count: edges that every group keeps, None for all of them. exclude: candidates never derived.
-    rounds: of successive halving (Jamieson & Talwalkar 2016): the better half of each round goes on to the next one,
-    which looks at twice the batches, the last one at `batches`. r rounds of n architectures cost as much as one round
-    of n r / 2^(r - 1).
-    by: ``metric``, the task's, or ``loss``, which tells apart what classifies equally many examples right.
+    samples: the number of drawn architectures, beside the one without noise; equal architectures are scored once.
+    batches: the number of validation batches, and of calibration batches. count: edges that every group keeps, None for
+    all edges. exclude: candidates that are never derived.
+    rounds: rounds of successive halving (Jamieson & Talwalkar 2016). The better half of each round goes on to the next
+    round, which has twice the batches; the last round has `batches`. r rounds of n architectures cost as much as one
+    round of n r / 2^(r - 1).
+    by: ``metric``, the task's metric, or ``loss``, which separates architectures with equal accuracy.
     """
 
     def __init__(
@@ -68,12 +70,12 @@ class BestOf:
             drawn = self.rule(perturbed)
             if drawn not in contestants:
                 contestants.append(drawn)
-        for ahead in reversed(range(self.rounds)):  # rounds that come after this one
+        for ahead in reversed(range(self.rounds)):  # the number of later rounds
             batches = self.batches >> ahead
             merits = [self._merit(judge, chosen, batches) for chosen in contestants]
-            # sorted() is stable: of equals the first stays.
+            # sorted() is stable: of equal contestants the first stays first.
             ranked = sorted(range(len(contestants)), key=merits.__getitem__, reverse=True)
-            # In the order that they were drawn in, so that what the logits prefer comes first in the next round too.
+            # Keep the order of drawing, so that the choice of the logits comes first in the next round too.
             contestants = [contestants[i] for i in sorted(ranked[: 1 if ahead == 0 else -(-len(contestants) // 2)])]
         (best,) = contestants
         return best

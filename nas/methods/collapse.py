@@ -1,17 +1,18 @@
-"""The collapse monitor: whether the derived architecture is made of skips and of operations without parameters."""
+"""The collapse monitor checks whether skips and operations without parameters dominate the derived architecture."""
 
 from nas.errors import ConfigError
 from nas.methods.operation_kinds import Counts, Kinds
 
 
 class CollapseMonitor:
-    """Differentiable search tends to prefer operations without parameters, skips above all (Zela et al. 2020; DARTS+,
-    Liang et al. 2019, stops when a cell has two skips).
+    """Detects a collapsed search, which derives too many skips or other operations without parameters.
 
-    skips, parameter_free: fractions of the derived choices that are more than allowed when exceeded; None for no
-    limit. patience: how many epochs in a row they have to be exceeded before it counts, as in the first epochs what is
-    derived is random. stop: end the search there; otherwise it is told and goes on.
-    kinds: of the supernet's candidates.
+    Differentiable search tends to prefer such operations, above all skips (Zela et al. 2020; DARTS+, Liang et al. 2019,
+    stops when a cell has two skips).
+
+    skips, parameter_free: the largest allowed fractions of the derived choices; None for no limit. patience: epochs in
+    a row over a limit that count as collapse, as the first epochs derive random architectures. stop: end the search at
+    a collapse; otherwise it prints a warning and continues. kinds: of the supernet's candidates.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class CollapseMonitor:
         self.stop = stop
 
     def exceeded(self, counts: Counts) -> str | None:
-        """What is exceeded, in words, if anything is."""
+        """Describes the first exceeded limit. Returns None if no limit is exceeded."""
         for limit, found, what in (
             (self.skips, counts.skips, "are skips"),
             (self.parameter_free, counts.parameter_free, "have no parameters"),
@@ -48,8 +49,11 @@ class CollapseMonitor:
         return None
 
     def epochs_in_a_row(self, before: int, counts: Counts) -> int:
-        """How many epochs up to this one exceeded a limit. Once `patience` is reached it does not fall again, so that
-        it equals `patience` in one epoch of a search at most. before: its value an epoch ago."""
+        """The number of consecutive epochs, up to this epoch, that exceeded a limit.
+
+        A number that has reached `patience` never falls again, so that it equals `patience` in at most one epoch of a
+        search. before: the number after the previous epoch.
+        """
         if self.exceeded(counts):
             return before + 1
         return 0 if before < self.patience else before

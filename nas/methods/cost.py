@@ -1,5 +1,4 @@
-"""What the network of an architecture costs, as a function of what is drawn: exactly, in expectation, and at the
-least and the most."""
+"""The cost of an architecture's network as a function of the drawn candidates: exact, expected, lowest and highest."""
 
 import itertools
 import math
@@ -13,30 +12,31 @@ from nas.errors import SpaceError
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.every_candidate import Condition
 
-LARGEST_TABLE = 10_000_000  # entries, of choices that have to be decided together
+LARGEST_TABLE = 10_000_000  # combinations of choices whose costs depend on each other
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A sum of terms, each paid by the architectures that its condition holds for.
+    """A sum of terms. An architecture pays the terms whose conditions it meets.
 
-    terms: condition -> cost; that of the empty condition is paid by all. A candidate inside another candidate has
-    the condition that both are drawn. Choices that share a key are drawn together, so a key is in a condition once.
+    terms: condition -> cost; every architecture pays the term of the empty condition. A candidate inside another
+    candidate has the condition that both are drawn. Choices with the same key are drawn together, so each key occurs
+    once in a condition.
     """
 
     terms: Mapping[Condition, float]
 
     def of(self, chosen: Mapping[str, str | None]) -> float:
-        """The cost of one architecture; None, a dropped edge, meets no condition."""
+        """The cost of one architecture. A dropped edge (None) meets no condition."""
         return sum(cost for condition, cost in self.terms.items() if condition <= chosen.items())
 
     def reachable(self, options: Mapping[str, Sequence[str]]) -> tuple[float, float]:
-        """The cost of the cheapest and of the dearest architecture. options: choice key -> candidates."""
+        """The lowest and the highest cost of an architecture. options: choice key -> candidates."""
         return self._extreme(options, torch.amin), self._extreme(options, torch.amax)
 
     def _extreme(self, options: Mapping[str, Sequence[str]], pick: Callable[[Tensor, int], Tensor]) -> float:
-        # Variable elimination: choices are decided one after the other, each for every combination of those it
-        # interacts with. Without nesting none do.
+        # Variable elimination decides the choices one after the other, each for every combination of the choices that
+        # it interacts with. Only nested choices interact.
         total = self.terms.get(frozenset(), 0.0)
         tables: list[tuple[tuple[str, ...], Tensor]] = []
         for condition, cost in self.terms.items():
@@ -74,14 +74,14 @@ class Cost:
 class Expectation:
     """The expected cost of an architecture whose choices are drawn independently, each by its probabilities.
 
-    cost: of the network. arch: whose keys and device it is for; it may have choices that cost nothing.
-    Raises SpaceError if the cost is of candidates that `arch` does not have.
+    cost: the cost of the network. arch: gives the keys and the device; its choices may cost nothing.
+    Raises SpaceError if the cost names candidates that `arch` does not have.
     """
 
     def __init__(self, cost: Cost, arch: ArchParams) -> None:
         rows = {key: row for row, key in enumerate(arch.keys)}
         widest = arch.mask.shape[1]
-        one = arch.mask.numel()  # where a 1 is appended to the probabilities, for conditions that are shorter
+        one = arch.mask.numel()  # the index of a 1 after the probabilities, which pads shorter conditions
 
         def position(key: str, name: str) -> int:
             if key not in rows or name not in arch.candidates[key]:
@@ -97,6 +97,6 @@ class Expectation:
         self._costs = torch.tensor(list(cost.terms.values()), device=arch.mask.device, dtype=arch.logits.dtype)
 
     def __call__(self, probs: Tensor) -> Tensor:
-        """probs: (choices, widest), of the rows of `arch`. Returns a scalar, differentiable in them."""
+        """The expected cost: a scalar, differentiable in `probs`. probs: (choices, widest), rows as in `arch`."""
         padded = torch.cat([probs.flatten(), probs.new_ones(1)])
         return (padded[self._index].prod(dim=-1) * self._costs).sum()

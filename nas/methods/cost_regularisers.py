@@ -1,5 +1,7 @@
-"""Regularisers that pull the expected cost of the drawn network to a target: parameters, multiply-accumulates,
-latency."""
+"""Regularisers that pull the expected cost of the drawn network towards a target.
+
+The cost is the number of parameters or multiply-accumulates, or the latency.
+"""
 
 from pathlib import Path
 
@@ -21,12 +23,12 @@ from nas.training.schedule import Schedule
 class CostTarget(Regulariser):
     """weight * |E[cost] / target - 1|, the absolute reward of TuNAS (Bender et al. 2020) as a penalty.
 
-    The expectation is over architectures whose choices are drawn independently by softmax(logits), and exact: nested
-    choices multiply, choices that share a key are drawn together. It is two-sided: a network that is cheaper than it
-    may be leaves accuracy behind. A deriver that drops edges makes the network cheaper than what was drawn.
+    The expectation is exact, over architectures whose choices are drawn independently by softmax(logits): nested
+    choices multiply, choices with the same key are drawn together. The penalty has two sides, because a network that is
+    cheaper than the target gives up accuracy. A deriver that drops edges makes the network cheaper than expected.
 
-    Raises ConfigError for a target that no architecture costs less, or no architecture costs more than.
-    what: the name of the group's option, unit: of the target, for messages.
+    Raises ConfigError if every architecture costs more, or every architecture costs less, than the target.
+    what: the name of the group's option. unit: the unit of the target. Both are for messages.
     """
 
     def __init__(self, cost: Cost, *, arch: ArchParams, target: float, weight: Schedule, what: str, unit: str) -> None:
@@ -34,15 +36,15 @@ class CostTarget(Regulariser):
         if not (target > 0 and least <= target <= most):
             raise ConfigError(
                 f"regulariser.{what}.target is {target:,.10g} {unit}, which no architecture of the space can reach, "
-                f"expected {least:,.10g} to {most:,.10g} at the size it is retrained in",
-                fix=f"set regulariser.{what}.target within that range, or change retrain.network",
+                f"expected {least:,.10g} to {most:,.10g} for the network that is retrained",
+                fix=f"set regulariser.{what}.target within this range, or change retrain.network",
             )
         self._expected = Expectation(cost, arch)
         self.target = target
         self.weight = weight
 
     def expected(self, arch: ArchParams) -> Tensor:
-        """In the target's unit, a scalar."""
+        """The expected cost, a scalar in the target's unit."""
         return self._expected(arch.probs())
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
@@ -53,14 +55,14 @@ class CostTarget(Regulariser):
 
 
 def sketch(space: Space, spec: DataSpec, batch: int = 1) -> tuple[nn.Module, Inputs]:
-    """The network as it is retrained, its choices open, and a batch for it; to be used inside ``space.sketching()``."""
+    """The model at the size of retraining, with its choices, and a batch. Use inside ``space.sketching()``."""
     model = space.build(spec, affine=True)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     return model, spec.zeros(device=device, batch=batch)
 
 
 class Parameters(CostTarget):
-    """Trainable parameters, as ``parameters`` in a result."""
+    """The number of trainable parameters, as ``parameters`` in a result."""
 
     def __init__(self, *, arch: ArchParams, space: Space, spec: DataSpec, target: float, weight: Schedule) -> None:
         with space.sketching():
@@ -69,7 +71,7 @@ class Parameters(CostTarget):
 
 
 class Macs(CostTarget):
-    """Multiply-accumulates of one example, as ``macs`` in a result."""
+    """The multiply-accumulates for one example, as ``macs`` in a result."""
 
     def __init__(self, *, arch: ArchParams, space: Space, spec: DataSpec, target: float, weight: Schedule) -> None:
         with space.sketching():
@@ -78,9 +80,9 @@ class Macs(CostTarget):
 
 
 class Latency(CostTarget):
-    """Milliseconds of a batch, by a table that scripts/measure_latency has written.
+    """The milliseconds for a batch, from a table that scripts/measure_latency has written.
 
-    Latencies add up only roughly: what a device runs side by side, or keeps in its cache, a sum does not know.
+    The sum of latencies is only an estimate: it ignores parallel execution on the device and caches.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What each candidate of a model adds to its size: trainable parameters, and multiply-accumulates."""
+"""Counts the trainable parameters and the multiply-accumulates that each candidate adds to a model."""
 
 import itertools
 from collections import defaultdict
@@ -14,12 +14,14 @@ from nas.supernet.every_candidate import Condition, Part, consistent, placed, ru
 from nas.supernet.mac_counter import MacCounter
 from nas.training.evaluate import counted_parameters
 
-MOST_HOMES = 12  # a parameter with n of them takes up to 2^n terms
+MOST_HOMES = 12  # places of a shared parameter; n places take up to 2^n terms
 
 
 def parameters(model: nn.Module) -> Cost:
-    """Trainable parameters, as `nas.training.evaluate.count_parameters` counts those of a frozen network: a parameter
-    that several candidates share counts once, however many of them are drawn."""
+    """The cost in trainable parameters, as `nas.training.evaluate.count_parameters` counts them in a frozen network.
+
+    A parameter that several candidates share counts once, no matter how many of the candidates are drawn.
+    """
     counted = set(counted_parameters(model))
     homes: dict[nn.Parameter, set[Condition]] = defaultdict(set)
     for condition, module in placed(model):
@@ -34,14 +36,15 @@ def parameters(model: nn.Module) -> Cost:
 
 
 def any_of(conditions: frozenset[Condition]) -> Iterator[tuple[Condition, int]]:
-    """Conditions with signs whose sum is 1 where any of `conditions` holds and 0 elsewhere: inclusion-exclusion."""
-    # One that implies another adds nothing to it.
+    """Yields conditions with signs, by inclusion-exclusion. The signs of the conditions that hold add up to 1 if any of
+    `conditions` holds, and to 0 otherwise."""
+    # A condition that implies another one adds nothing.
     least = [condition for condition in conditions if not any(other < condition for other in conditions)]
     if len(least) > MOST_HOMES:
         raise SpaceError(
             f"weights are shared by {len(least)} candidates that are chosen independently, expected at most "
-            f"{MOST_HOMES} where expected parameters are wanted",
-            fix="use regulariser=macs, or let the choices that share weights share a key",
+            f"{MOST_HOMES} for a regulariser of parameters",
+            fix="use regulariser=macs, or give the same key to the choices that share weights",
         )
     for count in range(1, len(least) + 1):
         for some in itertools.combinations(least, count):
@@ -50,9 +53,10 @@ def any_of(conditions: frozenset[Condition]) -> Iterator[tuple[Condition, int]]:
 
 
 def macs(model: nn.Module, inputs: Inputs) -> Cost:
-    """Multiply-accumulates of a forward pass, as `nas.training.evaluate.count_macs` counts those of a frozen network.
+    """The cost in multiply-accumulates of a forward pass, as `nas.training.evaluate.count_macs` counts them in a frozen
+    network.
 
-    inputs: a batch of one example; on the meta device for a model that is there.
+    inputs: a batch of one example, on the model's device, which may be the meta device.
     """
     terms: dict[Condition, float] = defaultdict(float)
     attributed = 0
@@ -62,7 +66,7 @@ def macs(model: nn.Module, inputs: Inputs) -> Cost:
             nonlocal attributed
             before, inner = counter.total, attributed
             output = run()
-            # Less what the choices inside have counted as theirs.
+            # Without the counts of the choices inside, which have terms of their own.
             own = counter.total - before - (attributed - inner)
             attributed += own
             terms[part.condition] += own

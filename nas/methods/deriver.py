@@ -1,4 +1,4 @@
-"""Derivers: architecture parameters -> the choices of a genotype."""
+"""Derivers choose the candidates of a genotype from the architecture parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -9,9 +9,9 @@ from nas.supernet.arch_params import ArchParams
 
 
 class Deriver(Protocol):
-    """Decides every choice from the logits: key -> candidate name, or None for an edge that is dropped.
+    """Decides every choice from the logits. Returns key -> candidate name, or None for a dropped edge.
 
-    Cheap: it is called after every epoch.
+    The search calls a deriver after every epoch, so the call must be cheap.
     """
 
     def __call__(self, arch: ArchParams) -> dict[str, str | None]: ...
@@ -19,10 +19,11 @@ class Deriver(Protocol):
 
 @runtime_checkable
 class JudgingDeriver(Deriver, Protocol):
-    """A deriver that looks at data, which costs too much for every epoch: `judged` decides once, after the last one.
+    """A deriver that also scores architectures on data. `judged` decides once, after the last epoch.
 
-    Until then the architecture that is logged and saved is what it derives from the logits alone, as any `Deriver`.
-    batches: how many its judge shall look at, None for all.
+    Scoring costs too much for every epoch. In earlier epochs the search logs and saves the architecture that the
+    deriver derives from the logits alone, like any `Deriver`.
+    batches: the number of batches that the judge scores on, None for all.
     """
 
     @property
@@ -32,7 +33,7 @@ class JudgingDeriver(Deriver, Protocol):
 
 
 def allowed(probs: Mapping[str, float], exclude: Sequence[str]) -> dict[str, float]:
-    """The candidates that are not excluded. Raises ConfigError if there are none."""
+    """The candidates that are not excluded. Raises ConfigError if all are excluded."""
     remaining = {name: p for name, p in probs.items() if name not in exclude}
     if not remaining:
         raise ConfigError(
@@ -42,14 +43,14 @@ def allowed(probs: Mapping[str, float], exclude: Sequence[str]) -> dict[str, flo
 
 
 def best(probs: Mapping[str, float], exclude: Sequence[str]) -> tuple[str, float]:
-    """The most probable candidate that is not excluded; of equals the one that comes first."""
+    """The most probable candidate that is not excluded. The first wins a tie."""
     remaining = allowed(probs, exclude)
     name = max(remaining, key=remaining.__getitem__)
     return name, remaining[name]
 
 
 def groups(arch: ArchParams) -> dict[str, list[str]]:
-    """group -> the keys that compete in it. Raises SpaceError if there is no group."""
+    """group -> the keys that compete in the group. Raises SpaceError if no choice has a group."""
     members: dict[str, list[str]] = {}
     for key, group in arch.groups.items():
         if group is not None:
@@ -63,9 +64,9 @@ def groups(arch: ArchParams) -> dict[str, list[str]]:
 
 
 class Argmax:
-    """The most probable candidate of every choice.
+    """Derives the most probable candidate of every choice.
 
-    exclude: candidates that are never derived. NAS-Bench-201 allows ``none``, so nothing is excluded by default.
+    exclude: candidates that are never derived. The default excludes nothing, because NAS-Bench-201 allows ``none``.
     """
 
     def __init__(self, *, exclude: Sequence[str] = ()) -> None:
@@ -76,12 +77,12 @@ class Argmax:
 
 
 class TopPredecessors:
-    """The best operation of every edge first, then the best `count` edges of every group; the rest is dropped.
+    """Picks the best operation of every edge, then keeps the best `count` edges of every group. Drops the other edges.
 
-    That is DARTS' derivation (Liu et al. 2019, sec. 2.4): an edge is as strong as its best operation that is not
-    excluded, its probability taken over all operations, and as PC-DARTS has it times its share where edges are weighed.
-    Each predecessor has one edge into a node, so the edges kept come from different predecessors. Choices without a
-    group are all kept.
+    This is the derivation of DARTS (Liu et al. 2019, sec. 2.4). The strength of an edge is the probability of its best
+    operation that is not excluded, taken over all operations. For weighed edges the probability is multiplied by the
+    edge's share, as in PC-DARTS. Each predecessor has one edge into a node, so the kept edges come from different
+    predecessors. Choices without a group are all kept.
     """
 
     def __init__(self, *, count: int = 2, exclude: Sequence[str] = ("none",)) -> None:
@@ -98,12 +99,12 @@ class TopPredecessors:
         chosen: dict[str, str | None] = {key: name for key, (name, _) in found.items()}
         strength = {key: p * shares[key] for key, (_, p) in found.items()}
         for edges in groups(arch).values():
-            # sorted() is stable, so of equally strong edges the earlier predecessor stays.
+            # sorted() is stable, so the earlier predecessor wins a tie.
             for key in sorted(edges, key=lambda key: -strength[key])[self.count :]:
                 chosen[key] = None
         return chosen
 
 
 def from_logits(*, count: int | None, exclude: Sequence[str]) -> Deriver:
-    """What decides by the logits alone where every group keeps `count` edges, or all of them (None)."""
+    """Keeps the top `count` edges of a group by probability, or all edges if `count` is None."""
     return Argmax(exclude=exclude) if count is None else TopPredecessors(count=count, exclude=exclude)

@@ -1,4 +1,4 @@
-"""The discretisation gap: what is lost between the network a search trains and the one it derives."""
+"""The discretisation gap: the loss in score from the network that a search trains to the network that it derives."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,12 +18,13 @@ FORMS = ("relaxed", "derived", "recalibrated")
 class Gap:
     """The task's metric of one supernet in three forms, on the same `examples` of the architecture's split.
 
-    relaxed: under the gates that the search trains with, batch norms with the statistics of each batch, as in its
-    steps. A sampler that draws gives every batch a draw of its own, so this is its mean over as many draws as batches.
-    derived: with the derived operations only, batch norms with the running statistics that the search left.
-    recalibrated: the same with statistics re-estimated for these operations on as many batches of the weights' split.
+    relaxed: under the gates of the search; batch norms use the statistics of each batch, as in the steps of the search.
+    A sampler that draws makes a new draw for every batch, so the metric is a mean over as many draws as batches.
+    derived: with the derived operations only; batch norms use the running statistics from the search.
+    recalibrated: like `derived`, with statistics estimated anew for these operations, on as many batches of the
+    weights' split.
 
-    relaxed - recalibrated is what discretisation costs; recalibrated - derived is owed to stale statistics alone.
+    relaxed - recalibrated is the cost of discretisation. recalibrated - derived is the effect of stale statistics.
     """
 
     relaxed: float
@@ -49,23 +50,23 @@ class Gap:
         )
 
     def metrics(self) -> dict[str, float]:
-        """As they are logged."""
+        """The three values by the names under which they are logged."""
         return {f"gap/{name}": getattr(self, name) for name in FORMS}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float], *, examples: int) -> "Gap":
-        """What `metrics` made of it, out of all that was logged."""
+        """Rebuilds a gap from logged metrics, which may contain other metrics too."""
         return cls(**{name: metrics[f"gap/{name}"] for name in FORMS}, examples=examples)
 
     def to_dict(self) -> dict[str, float | None]:
-        """For ``result.json``: JSON has no NaN and no infinity."""
+        """The values for ``result.json``. NaN and infinity become None, because JSON has neither."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def draws(
     generator: torch.Generator, *, arch: ArchParams, sampler: Sampler, temperature: float
 ) -> Iterator[Mapping[str, Gate]]:
-    """The gates of a search, draw after draw."""
+    """Yields new gates of a search, one draw at a time, without end."""
     while True:
         with torch.no_grad():
             drawn = draw(sampler, arch, temperature, generator)

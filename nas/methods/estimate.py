@@ -1,4 +1,4 @@
-"""What a search will take, by one step of it that was measured: an estimate, and said to be one."""
+"""Estimates the time and memory of a search from one measured step."""
 
 import os
 from dataclasses import dataclass
@@ -11,15 +11,17 @@ SHORT = 0.9  # of the available memory; the search warns if it needs more
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds: of one iteration, a weight step and an architecture step. peak: bytes, the most that the device held, or
-    that the process took on a CPU. device: where."""
+    """The measured time and memory of one iteration, which is a weight step and an architecture step.
+
+    seconds: the time of the iteration. peak: the peak memory in bytes, of the device, or of the process on a CPU.
+    """
 
     seconds: float
     peak: int
     device: torch.device
 
     def line(self, *, epochs: int, steps: int) -> str:
-        """One line for people."""
+        """The estimate as one line of text."""
         kind = "of the GPU's memory" if self.device.type == "cuda" else "of memory, torch included"
         return (
             f"estimate, by one step on trial: the search takes about {duration(self.seconds * epochs * steps)} "
@@ -28,7 +30,7 @@ class Measured:
         )
 
     def warning(self, available: int | None) -> str | None:
-        """What to say if memory is short. available: bytes for this process, None if that is not known."""
+        """The warning if memory may be short, else None. available: bytes for this process, None if unknown."""
         if available is None or self.peak <= SHORT * available:
             return None
         return (
@@ -38,8 +40,11 @@ class Measured:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process can have on the device, with those that it has: of a GPU all that nobody else took; on
-    Linux what is available, or the limit of its control group. None elsewhere."""
+    """The bytes that this process can use on the device, including the bytes that it already uses.
+
+    On a GPU: the memory that no other process has taken. On Linux: the available memory, or the limit of the control
+    group if lower. Returns None on other systems.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
@@ -58,7 +63,7 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that people would take."""
+    """The duration as text, in a readable unit."""
     for limit, unit, factor in ((120, "s", 1), (7200, "min", 60), (48 * 3600, "h", 3600)):
         if seconds < limit:
             return f"{seconds / factor:.2g} {unit}" if seconds / factor < 10 else f"{seconds / factor:.0f} {unit}"

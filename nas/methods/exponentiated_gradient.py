@@ -16,17 +16,16 @@ from nas.errors import ConfigError
 class ExponentiatedGradient(Optimizer):
     """theta <- theta * exp(-lr dL/dtheta), normalised, for the probabilities theta = softmax(logits) of every choice.
 
-    The gradient that arrives is that of the logits, theta (dL/dtheta - <theta, dL/dtheta>). Divided by theta it is
-    dL/dtheta up to a constant of each choice, which normalising takes away. So the step is exact for every sampler
-    whose gates are a function of theta, and for the others it is mirror descent on their estimate. Afterwards the
-    logits are log(theta).
+    The optimiser receives the gradient of the logits, theta (dL/dtheta - <theta, dL/dtheta>). Divided by theta, the
+    gradient is dL/dtheta up to a constant for each choice, and the normalisation removes the constant. So the step is
+    exact for every sampler whose gates are a function of theta. For other samplers the step is mirror descent on their
+    estimate. After the step the logits are log(theta).
 
-    params: (choices, candidates) logits, or (choices,) logits of shares. What competes with what is read from the
-    attribute ``competing`` that `ArchParams` gives them: (choices, candidates) True at real candidates, or
-    (choices, choices) True between the choices of a group. Without it a row, or the whole vector, competes.
-    floor: no probability falls below it before the others are normalised; 1e-5 as in the authors' code. None falls for
-    good then.
-    Raises ConfigError for parameters of more than two dimensions, which are no logits.
+    params: (choices, candidates) logits, or (choices,) logits of shares. `ArchParams` sets the attribute ``competing``,
+    which says what competes: (choices, candidates), True at real candidates, or (choices, choices), True between the
+    choices of a group. Without the attribute each row competes, or the whole vector.
+    floor: the lowest probability before the normalisation; 1e-5 as in the authors' code. Every candidate can recover.
+    Raises ConfigError for parameters that do not have one or two dimensions, as these are no logits.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.1, floor: float = 1e-5) -> None:
@@ -42,11 +41,11 @@ class ExponentiatedGradient(Optimizer):
         for logits in group["params"]:
             if logits.dim() not in (1, 2):
                 raise ConfigError(
-                    "exponentiated gradients move logits of (choices, candidates), got a parameter of "
+                    "ExponentiatedGradient updates logits of shape (choices, candidates), got a parameter of shape "
                     f"{tuple(logits.shape)}",
-                    fix="use it as optim@arch_optim alone",
+                    fix="use it for optim@arch_optim only",
                 )
-        # In the group, which copies and checkpoints of an optimiser keep.
+        # Stored in the group, because copies and checkpoints of an optimiser keep the group.
         group["competing"] = [getattr(logits, "competing", None) for logits in group["params"]]
 
     @torch.no_grad()
@@ -63,7 +62,7 @@ class ExponentiatedGradient(Optimizer):
 
 
 def move(logits: Tensor, competing: Tensor | None, *, lr: float, floor: float) -> None:
-    """One step of `ExponentiatedGradient` on one parameter, in float64 where the device has it."""
+    """Takes one step of `ExponentiatedGradient` on one parameter, in float64 if the device supports it."""
     assert logits.grad is not None
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     if competing is not None:
@@ -71,11 +70,11 @@ def move(logits: Tensor, competing: Tensor | None, *, lr: float, floor: float) -
     if logits.dim() == 2 or competing is None:
         real = torch.ones_like(logits, dtype=torch.bool) if competing is None else competing
         rows, gradient = logits.to(wide), logits.grad.to(wide)
-    else:  # of a vector every entry is seen among its rivals; what it is itself stands on the diagonal
+    else:  # a vector: row i holds the rivals of entry i, and entry i is on the diagonal
         real = competing
         rows, gradient = logits.to(wide).expand(real.shape), logits.grad.to(wide).expand(real.shape)
     probs = rows.masked_fill(~real, -torch.inf).softmax(dim=-1)
-    # A gradient of logits is a multiple of the probability, so that one of 0 has none.
+    # The gradient of a logit is a multiple of its probability, so it is 0 at probability 0.
     slope = torch.where(probs > 0, gradient / probs, torch.zeros_like(probs))
     moved = (rows - lr * slope).masked_fill(~real, -torch.inf).softmax(dim=-1)
     held = moved.clamp_min(floor).masked_fill(~real, 0.0)

@@ -1,5 +1,7 @@
-"""The two steps of the bilevel problem min_alpha L_val(w*(alpha), alpha), first order: each level takes the other as
-given (Liu et al. 2019, sec. 2.3 with xi = 0; GDAS takes the same form)."""
+"""The weight step and the architecture step of the bilevel problem min_alpha L_val(w*(alpha), alpha), first order.
+
+Each level treats the other level as constant (Liu et al. 2019, sec. 2.3 with xi = 0; GDAS has the same form).
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +29,8 @@ from nas.training.weighing import WeighedLoss
 
 @contextmanager
 def weights_frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradient is computed for the parameters inside: a third of the backward pass of an architecture step."""
+    """Inside, no gradients of the parameters are computed. This saves a third of an architecture step's backward
+    pass."""
     frozen = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -39,14 +42,14 @@ def weights_frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 class FirstOrder:
-    """Weight steps and architecture steps of a supernet.
+    """Takes the weight steps and architecture steps of a supernet.
 
-    task: whose loss both levels have. sampler: draws fresh gates for every step. generator: the sampler's randomness,
-    on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none. regulariser: what the
-    architecture's loss has beside the task's; losses are reported without it.
-    precision: of the forward passes. scaler: of both levels' losses, one that `precision` made. guard: watches both
-    levels' steps. undrawn: what a weight step does to the operations that it does not draw. ``rest``: nothing.
-    ``decay``: momentum and weight decay move them, as in the published runs; see `UndrawnDecay`.
+    task: gives the loss of both levels. sampler: draws new gates for every step. generator: the sampler's random
+    generator, on the CPU. grad_clip: the largest norm of the weights' gradient; 0 for no clipping. regulariser: a term
+    of the architecture loss beside the task's loss; reported losses leave the term out.
+    precision: the precision of the forward passes. scaler: scales the losses of both levels; made by `precision`.
+    guard: checks the steps of both levels. undrawn: the effect of a weight step on operations that it does not draw.
+    ``rest``: no effect. ``decay``: momentum and weight decay change them, as in the published runs; see `UndrawnDecay`.
     """
 
     def __init__(
@@ -73,8 +76,8 @@ class FirstOrder:
         self.scored = sampler if isinstance(sampler, LossSampler) else None
         if self.scored is not None and arch.share_logits is not None:
             raise ConfigError(
-                f"{type(sampler).__name__} learns from losses alone, which give shares no gradient, got choices that "
-                "are weighed (edge normalisation)",
+                f"{type(sampler).__name__} learns from losses alone and gives shares no gradient, got weighed choices "
+                "(edge normalisation)",
                 fix="set space.edge_normalisation=false, or another sampler, e.g. sampler=gdas",
             )
         self.supernet = supernet
@@ -95,9 +98,11 @@ class FirstOrder:
         self.undrawn = UndrawnDecay(self.choices, weight_optim) if undrawn == "decay" else None
 
     def draw_ahead(self, temperature: float) -> list[Gates]:
-        """The gates of a weight step and of the architecture step that follows it: one, and as many as the sampler's
-        `samples`. They are those that the steps would draw themselves, but the host waits once for what a GPU has
-        drawn, instead of twice."""
+        """Draws the gates of a weight step and of the next architecture step.
+
+        Returns one draw for the weight step, then the sampler's `samples` draws for the architecture step. The steps
+        would draw the same gates themselves, but here the host waits for the GPU once instead of twice.
+        """
         with torch.no_grad():
             gates = [self._draw(temperature)]
         return told(gates + [self._draw(temperature) for _ in range(self.sampler.samples)])
@@ -106,7 +111,7 @@ class FirstOrder:
         return draw(self.sampler, self.arch, temperature, self.generator)
 
     def _noted(self, drawn: Gates) -> Gates:
-        """The gates, once it is noted which operations they draw, if that matters for the undrawn ones."""
+        """Returns the gates. Under ``decay`` first records which operations the gates draw."""
         if self.undrawn is None or drawn.drawn is None:
             return drawn
         noted = drawn if drawn.host is not None else told([drawn])[0]
@@ -115,15 +120,15 @@ class FirstOrder:
         return noted
 
     def weight_step(self, batch: Batch, temperature: float, drawn: Gates | None = None) -> StepResult:
-        """One step of the weights on a batch of their own split. drawn: its gates, if they are drawn."""
+        """Takes one step of the weights on a batch of the weights' split. drawn: the gates, None to draw them here."""
         self.guard.begin(self.supernet)
-        # set_to_none: with zeroed gradients momentum and weight decay would still move the undrawn operations.
+        # set_to_none: with zeroed gradients, momentum and weight decay would still change the undrawn operations.
         self.weight_optim.zero_grad(set_to_none=True)
         if drawn is None:
             with torch.no_grad():
                 drawn = self._draw(temperature)
         drawn = self._noted(drawn)
-        # Backward passes too: activation checkpointing runs choices again in them.
+        # The gates also stay set in the backward pass, as activation checkpointing runs choices again there.
         with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
             loss, metric = self._forward(batch)
             self.scaler.scale(loss).backward()
@@ -141,10 +146,10 @@ class FirstOrder:
         progress: float = 0.0,
         drawn: Sequence[Gates] = (),
     ) -> StepResult:
-        """One step of the logits on a batch of the architecture's split.
+        """Takes one step of the logits on a batch of the architecture's split.
 
-        weight_batch: of the weights' split, for searchers that look at what the weights would do next.
-        progress: of the search, in [0, 1], for the regulariser. drawn: its gates, if they are drawn.
+        weight_batch: a batch of the weights' split, for searchers that also use the next weight step.
+        progress: the progress of the search in [0, 1], for the regulariser. drawn: the gates, empty to draw them here.
         """
         self.guard.begin(self.supernet)
         self.arch_optim.zero_grad(set_to_none=True)
@@ -155,7 +160,7 @@ class FirstOrder:
             passes = [self._add_gradient(batch, weight_batch, gates, 1 / samples) for gates in drawn]
         else:
             passes = [self._without_gradient(batch, gates) for gates in drawn]
-            # Of the whole batch: an advantage that only one process sees would move the logits by its sign.
+            # Losses of the whole batch, so that all processes learn from the same advantages.
             (losses,) = distributed.means([torch.stack([loss for loss, _ in passes])])
             self.scaler.scale(self.scored.surrogate(self.arch, drawn, losses)).backward()
         if self.regulariser is not None:
@@ -168,23 +173,23 @@ class FirstOrder:
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
 
     def _without_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
-        """Loss and metric of one draw."""
+        """The loss and the metric of one draw, without gradients."""
         with torch.no_grad(), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
             return self._forward(batch)
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
-        """Add `factor` times the gradient of one draw to that of the logits. Returns the draw's loss and metric."""
+        """Adds `factor` times the gradient of one draw to the logits' gradient. Returns the draw's loss and metric."""
         with weights_frozen(self.weights), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=True)):
             loss, metric = self._forward(batch)
             if loss.requires_grad:
                 self.scaler.scale(factor * loss).backward()
-            elif drawn.weights.requires_grad:  # all that was drawn is dead: a gradient of 0, by which Adam still moves
+            elif drawn.weights.requires_grad:  # all drawn edges are dead: the gradient is 0, but Adam still steps
                 shares = 0 if drawn.shares is None else drawn.shares.sum()
                 (0 * (drawn.weights.sum() + shares)).backward()
         return loss.detach(), metric
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and metric of a batch, under the gates that are set."""
+        """The loss and the metric of a batch, under the current gates."""
         inputs, targets = batch
         whole = WeighedLoss(self.task, targets)
         with self.precision.autocast():

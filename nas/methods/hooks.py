@@ -1,4 +1,4 @@
-"""What looks at a search after each epoch: derivation, collapse, discretisation gap, size, regularisers."""
+"""Hooks that run after each epoch of a search: derivation, collapse, discretisation gap, size, regularisers."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from nas.training.schedule import progress
 
 
 class Derivation:
-    """Derives after each epoch, and stops a search that has collapsed if the monitor is set to.
+    """Derives a genotype after each epoch. Stops a collapsed search if the monitor's `stop` is set.
 
-    space: its name. judge: makes a judge that looks at so many batches, for a `JudgingDeriver`, which decides once,
-    after the last epoch. warmup_epochs: the first epochs, in which the monitor does not look.
+    space: the name of the space. judge: makes a judge that scores on a given number of batches, for a `JudgingDeriver`,
+    which decides once, after the last epoch. warmup_epochs: the number of first epochs without the monitor.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Derivation:
         return Genotype(self._space, chosen)
 
     def _watch(self, state: SearchState, chosen: Mapping[str, str | None]) -> None:
-        """Warn, once, when the logits have derived too much of one kind for long enough."""
+        """Warns once if a limit of the monitor has been exceeded for `patience` epochs."""
         monitor, counts = self._monitor, self._monitor.kinds.count(chosen)
         state.collapsed = monitor.epochs_in_a_row(state.collapsed, counts)
         if state.collapsed == monitor.patience and (exceeded := monitor.exceeded(counts)):
@@ -60,7 +60,7 @@ class Derivation:
 
 
 class Collapse(Hook):
-    """Counts the skips and the operations without parameters of what was derived."""
+    """Logs the numbers of skips and of operations without parameters in the derived architecture."""
 
     def __init__(self, monitor: CollapseMonitor) -> None:
         self._kinds = monitor.kinds
@@ -71,7 +71,7 @@ class Collapse(Hook):
 
 
 class Regularisers(Hook):
-    """The terms that the architecture's loss has beside the task's. epochs: of the search."""
+    """Logs the regularisers' terms of the architecture loss. epochs: the number of epochs of the search."""
 
     def __init__(self, regulariser: Sum | None, *, epochs: int) -> None:
         self._regulariser = regulariser
@@ -83,7 +83,7 @@ class Regularisers(Hook):
 
 
 class Description(Hook):
-    """Metrics of a genotype: its size, and what a benchmark says of it."""
+    """Logs metrics of a genotype: its size, and its accuracies in a benchmark."""
 
     def __init__(self, describe: Callable[[Genotype], Mapping[str, float]]) -> None:
         self._describe = describe
@@ -93,7 +93,7 @@ class Description(Hook):
 
 
 class DiscretisationGap(Hook):
-    """Scores the supernet as it is trained, and as what was derived. judge: makes the judge that scores."""
+    """Scores the supernet under the gates of the search and with the derived operations. judge: makes the judge."""
 
     def __init__(self, judge: Callable[[], Judge], *, sampler: Sampler) -> None:
         self._judge = judge

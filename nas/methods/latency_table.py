@@ -1,4 +1,4 @@
-"""Latency tables: how long each candidate takes on a device, measured, written and read."""
+"""Measures, writes and reads latency tables, which hold the time of each candidate on a device."""
 
 import functools
 import math
@@ -22,14 +22,14 @@ from nas.untrusted import plain_data, regular_file
 
 FORMAT = "nas-latency"
 VERSION = 1
-SIZE_LIMIT = 20_000_000  # bytes of a table; of the DARTS space one takes about a hundred thousand
+SIZE_LIMIT = 20_000_000  # bytes; a table of the DARTS space takes about a hundred thousand
 
 Shapes = tuple[tuple[int, ...], ...]
-Use = tuple[str, Shapes]  # a choice key, and the shapes of the tensors that the choice is given
+Use = tuple[str, Shapes]  # a choice key, and the shapes of the choice's input tensors
 
 
 def shapes_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Shapes:
-    """Of the tensors among the arguments, the batch included."""
+    """The shapes of the tensors among the arguments, including the batch size."""
     return tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
@@ -37,8 +37,8 @@ def shapes_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Shapes:
 class LatencyTable:
     """Milliseconds of a forward pass in eval mode.
 
-    candidates: (choice key, input shapes) -> candidate -> its own time, without that of choices inside it.
-    fixed: of everything outside of the choices. batch: examples a pass. device: in words.
+    candidates: (choice key, input shapes) -> candidate -> its own time, without the time of choices inside it.
+    fixed: the time of everything outside of the choices. batch: examples per pass. device: the name of the device.
     """
 
     device: str
@@ -47,8 +47,9 @@ class LatencyTable:
     candidates: Mapping[Use, Mapping[str, float]]
 
     def cost(self, model: nn.Module, inputs: Inputs) -> Cost:
-        """Of a model with open choices; inputs: `batch` examples, on the meta device for a model that is there.
+        """The latency cost of a model with choices.
 
+        inputs: `batch` examples, on the model's device, which may be the meta device.
         Raises ConfigError if the model uses a candidate at shapes that the table does not have.
         """
         terms: dict[Condition, float] = {frozenset(): self.fixed}
@@ -61,7 +62,7 @@ class LatencyTable:
                     raise ConfigError(
                         f"the latency table has no {part.name} at {part.key} for inputs {list(map(list, shapes))}, "
                         "expected every candidate of the network that is retrained",
-                        fix="measure it with scripts/measure_latency and the same space, data and retrain.network",
+                        fix="measure a table with scripts/measure_latency and the same space, data and retrain.network",
                     )
                 terms[part.condition] = terms.get(part.condition, 0.0) + measured[part.name]
             return run()
@@ -79,7 +80,7 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: Path) -> "LatencyTable":
-        """Raises ConfigError for a file that is missing, or that `save` could not have written."""
+        """Raises ConfigError if the file is missing, or if `save` could not have written the file."""
         fix = "set regulariser.latency.table to a file that scripts/measure_latency has written"
         try:
             raw = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
@@ -124,12 +125,12 @@ def _at_least_one(value: Any) -> int:
 def measure(
     model: nn.Module, inputs: Inputs, *, device: str, clock: Callable[[Callable[[], Any]], float]
 ) -> LatencyTable:
-    """Time each candidate at each distinct pair of a choice key and input shapes, and the model outside of them.
+    """Times each candidate at each distinct pair of choice key and input shapes, and the model outside of the choices.
 
-    inputs: a batch, on the model's device. clock: milliseconds of a call, e.g. `median_time`.
+    inputs: a batch, on the model's device. clock: returns the milliseconds of a call, e.g. `median_time`.
 
-    What holds choices of its own, the model above all, is timed with their first candidates, whose times are taken
-    off again; at 0 that ends.
+    The model, and a candidate that contains choices, are timed with the first candidates of these choices. The times of
+    the first candidates are then subtracted; a negative result becomes 0.
     """
     found = choices(model)
     names = {key: sharing[0].names for key, sharing in found.items()}
@@ -137,7 +138,7 @@ def measure(
 
     def observe(part: Part, run: Callable[[], Any]) -> Any:
         output = run()
-        # Noted after it has run, so that what is inside of it comes first.
+        # Recorded after the run, so that the parts inside this part come first.
         use = None if part.key is None else (part.key, shapes_of(part.args, part.kwargs))
         parts.setdefault((use, part.name), part)
         return output
@@ -164,7 +165,7 @@ def measure(
 
 
 def uses_inside(part: Part, key_of: Mapping[Choice, str]) -> list[Use]:
-    """The choices that are reached when the part runs, with their first candidates."""
+    """The choices that run when the part runs under the current gates, each with its input shapes."""
     uses: list[Use] = []
 
     def note(choice: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -182,7 +183,7 @@ def uses_inside(part: Part, key_of: Mapping[Choice, str]) -> list[Use]:
 
 
 def median_time(run: Callable[[], Any], *, device: torch.device, warmup: int = 10, repeats: int = 50) -> float:
-    """Milliseconds: the median over `repeats` calls after `warmup` others, each waited for."""
+    """The median time in milliseconds over `repeats` calls, after `warmup` calls. Waits for the device in each call."""
 
     def waited() -> None:
         run()

@@ -1,4 +1,4 @@
-"""Which candidates are skips and which have no parameters, told from the modules and not from their names."""
+"""Finds the candidates that are skips or have no parameters, by their modules and not by their names."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -17,7 +17,10 @@ Candidate = tuple[str, str]  # choice key, name
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a derived architecture. kept: choices that are part of it and not dropped; the others are among these."""
+    """Numbers of operations in a derived architecture.
+
+    kept: choices that are part of the network and not dropped. skips, parameter_free: how many of these have the kind.
+    """
 
     kept: int
     skips: int
@@ -26,12 +29,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Kinds:
-    """parameter_free: candidates that hold no parameters, wherever they stand; ``none`` is one.
-    skips: those of them that return an input unchanged, wherever they stand. A skip_connect that has to halve the
-    resolution has parameters and is none; a layer that is the identity in eval mode alone, as dropout, is one.
-    places: choice key -> what has to be drawn for a choice of that key to be in the network, for each such choice.
+    """The kinds of a model's candidates.
 
-    A candidate with choices inside is neither: those choices are counted themselves.
+    parameter_free: candidates without parameters at every place, e.g. ``none``.
+    skips: parameter-free candidates that return an input unchanged at every place. A skip_connect that halves the
+    resolution has parameters and is no skip. A layer that is the identity in eval mode only, e.g. dropout, is a skip.
+    places: choice key -> for each choice with this key, the draws under which the choice is in the network.
+
+    A candidate with choices inside has neither kind, because those choices count themselves.
     """
 
     parameter_free: frozenset[Candidate]
@@ -39,7 +44,7 @@ class Kinds:
     places: Mapping[str, frozenset[Condition]]
 
     def count(self, chosen: Mapping[str, str | None]) -> Counts:
-        """chosen: of a genotype."""
+        """Counts the kinds in an architecture. chosen: the choices of a genotype."""
         kept = [
             (key, name)
             for key, name in chosen.items()
@@ -51,8 +56,10 @@ class Kinds:
 
 
 def kinds_of(model: nn.Module, inputs: Inputs) -> Kinds:
-    """Of a model's candidates. inputs: a small batch, on its device. The model, and torch's random numbers, stay as
-    they are."""
+    """Finds the kinds of a model's candidates. Leaves the model and torch's random state unchanged.
+
+    inputs: a small batch, on the model's device.
+    """
     free: dict[Candidate, list[bool]] = defaultdict(list)
     skip: dict[Candidate, list[bool]] = defaultdict(list)
 
@@ -65,7 +72,7 @@ def kinds_of(model: nn.Module, inputs: Inputs) -> Kinds:
         return run()
 
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices, key=str)):  # a candidate may draw, as noise does
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):  # a candidate may draw random numbers, e.g. noise
         run_every_candidate(model, inputs, observe)
     places: dict[str, set[Condition]] = defaultdict(set)
     key_of = keys_of(model)
@@ -80,16 +87,16 @@ def kinds_of(model: nn.Module, inputs: Inputs) -> Kinds:
 
 
 def is_identity(part: Part) -> bool:
-    """Whether the part returns one of its inputs unchanged, whatever it is given there. Draws random numbers."""
+    """Whether the part returns one of its inputs unchanged, tested with random inputs."""
 
     def another(value: Any) -> Any:
-        # Of both signs, as what stands before a choice may be a ReLU and the choice between activations.
+        # Inputs of both signs: a choice between activations may follow a ReLU, whose outputs have one sign only.
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         return torch.randn(value.shape).to(value)
 
     args, kwargs = tuple(map(another, part.args)), {name: another(value) for name, value in part.kwargs.items()}
-    # Compared with copies: a module may work in place.
+    # Compare with copies, because a module may work in place.
     before = [value.clone() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     output = part.module(*args, **kwargs)
     return isinstance(output, Tensor) and any(torch.equal(output, value) for value in before)

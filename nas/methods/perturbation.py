@@ -1,5 +1,7 @@
-"""Perturbation-based selection: an operation is worth what the supernet loses without it (Wang et al. 2021, "Rethinking
-Architecture Selection in Differentiable NAS")."""
+"""Perturbation-based selection: the value of an operation is the drop of the supernet's score without it.
+
+Source: Wang et al. 2021, "Rethinking Architecture Selection in Differentiable NAS".
+"""
 
 import contextlib
 import itertools
@@ -16,32 +18,33 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import LEFT_OUT, Gate
 
 T = TypeVar("T")
-Decided = dict[str, int | None]  # the candidate of a choice that is decided, None for an edge that is left out
+Decided = dict[str, int | None]  # key of a decided choice -> index of its candidate, None for a removed edge
 RULES = ("published", "strict")
 
 
 class Perturbation:
-    """Decides one choice after the other by what the supernet loses without each candidate, then which edges stay.
+    """Keeps, choice after choice, the candidate whose removal hurts the supernet most. Then drops the weakest edges.
 
-    The supernet is the mixture with weights softmax(logits), whichever sampler trained it: the paper's is `softmax`,
-    and with one that runs a single operation the mixture is not what was trained. Choices come in random order; without
-    a candidate means its weight set to 0, the others as they are; the one kept gets weight 1; batch norms take the
-    statistics of the batch. Then, group after group in random order, the edges whose removal costs least go until
-    `count` are left.
+    The supernet runs the mixture with weights softmax(logits), with any sampler. The paper's sampler is `softmax`; a
+    sampler that runs a single operation has not trained this mixture. Choices come in random order. To remove a
+    candidate, its weight is set to 0 and the other weights stay; the kept candidate gets weight 1. Batch norms use the
+    statistics of the batch. Then, for the groups in random order, the edges whose removal costs least are removed until
+    `count` edges are left.
 
-    rules: ``published`` as in the authors' code: a round decides one choice of every kind of cell (what stands before
-    the last slash of its key), by the metric alone, of equal candidates the first; while the edges of a group are
-    compared, those of it that have already gone are in again; groups without a rival are left out.
-    ``strict``: one choice a round; less is better of the metric without it, then of the loss; of equals the more
-    probable candidate, then the first; edges that have gone stay out. Of equal edges the last goes by both rules.
+    rules: ``published``: as in the authors' code. A round decides one choice of every kind of cell (the part of the key
+    before the last slash) by the metric alone; the first candidate wins a tie. While the edges of a group are compared,
+    removed edges of the group run again. Groups with at most `count` edges are skipped.
+    ``strict``: a round decides one choice. A candidate is kept if the metric without it is worst, then the loss; the
+    more probable candidate wins a tie, then the first. Removed edges stay removed. With both rules the last of equal
+    edges is removed.
 
-    batches: of validation, None for the whole split but its last batch if that is not full. count: edges that every
-    group keeps, None for all of them. exclude: candidates that are never kept; they stay in the mixture until their
-    choice is decided.
-    tune_epochs: of weight and logit steps between two rounds; tune_steps: that many steps instead. tune_lr,
-    tune_lr_end, tune_momentum, tune_weight_decay, tune_grad_clip, tune_logits: see `Recipe`. The authors tune for 5
-    epochs at a constant lr in NAS-Bench-201, for 10 with a cosine to 0.001 in the DARTS space. Weights and logits are
-    put back at the end.
+    batches: validation batches, None for the whole split without a partial last batch. count: edges that every group
+    keeps, None for all edges. exclude: candidates that are never kept; they stay in the mixture until their choice is
+    decided.
+    tune_epochs: epochs of weight and logit steps between two rounds. tune_steps: a number of steps instead of epochs.
+    tune_lr, tune_lr_end, tune_momentum, tune_weight_decay, tune_grad_clip, tune_logits: see `Recipe`. The authors tune
+    for 5 epochs at a constant lr in NAS-Bench-201, and for 10 epochs with a cosine to 0.001 in the DARTS space. Weights
+    and logits are restored at the end.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class Perturbation:
                 for edges in competing:
                     for key in self._weakest(edges, tuning, decided, judge):
                         decided[key] = None
-                if steps and number < rounds:  # nothing is decided after the last
+                if steps and number < rounds:  # no decision follows the last round
                     tuning.run(decided, steps=steps)
         return {
             key: None if (index := decided[key]) is None else names[index] for key, names in arch.candidates.items()
@@ -116,7 +119,7 @@ class Perturbation:
     def _rounds(
         self, arch: ArchParams, generator: torch.Generator
     ) -> tuple[list[list[str]], list[list[Sequence[str]]]]:
-        """The choices, and the groups of edges, that are decided before the supernet is tuned on."""
+        """The rounds: the choices of each round, then the groups of edges of each round. Tuning follows each round."""
         competing = [] if self.count is None else list(groups(arch).values())
         if not self.published:
             keys = shuffled(arch.keys, generator)
@@ -128,7 +131,7 @@ class Perturbation:
         )
 
     def _strongest(self, key: str, tuning: Tuning, decided: Decided, judge: Judge) -> int:
-        """The candidate of a choice without which the supernet is worst."""
+        """The index of the candidate whose removal makes the supernet worst."""
         arch = tuning.arch
         names, row = arch.candidates[key], arch.probs().detach()[arch.keys.index(key)]
         probs = allowed(dict(zip(names, row.tolist(), strict=False)), self.exclude)
@@ -143,10 +146,13 @@ class Perturbation:
             score = merit(judge, {**supernet, key: gate})
             return score[:1] if self.published else (*score, -probs[name])
 
-        return names.index(min(probs, key=without))  # min() returns the first of equals
+        return names.index(min(probs, key=without))  # min() returns the first on a tie
 
     def _weakest(self, edges: Sequence[str], tuning: Tuning, decided: Decided, judge: Judge) -> list[str]:
-        """All but `count` edges of a group: those without which the supernet is best, one after the other."""
+        """The edges of a group to remove, one after the other, until `count` are left.
+
+        Each time the edge is picked without which the supernet is best.
+        """
         supernet, kept, weakest = tuning.mixture(decided), list(edges), list[str]()
 
         def without(key: str) -> tuple[float, ...]:
@@ -154,7 +160,7 @@ class Perturbation:
             return score[:1] if self.published else score
 
         while self.count is not None and len(kept) > self.count:
-            weakest.append(max(reversed(kept), key=without))  # reversed: max() returns the first of equals
+            weakest.append(max(reversed(kept), key=without))  # reversed: max() returns the first on a tie
             kept.remove(weakest[-1])
             if not self.published:
                 supernet[weakest[-1]] = LEFT_OUT
@@ -166,12 +172,12 @@ def merit(judge: Judge, supernet: Mapping[str, Gate]) -> tuple[float, float]:
 
 
 def kind(key: str) -> str:
-    """Of the cell that a choice is in: ``normal`` of ``normal/0-2``."""
+    """The kind of cell that a choice belongs to: ``normal`` for ``normal/0-2``."""
     return key.rpartition("/")[0]
 
 
 def abreast(items: Sequence[T], kinds: Sequence[str], generator: torch.Generator) -> list[list[T]]:
-    """Rounds of one item of every kind, as long as there are some, each kind in random order."""
+    """Splits items into rounds with one item of every kind that has items left. Each kind is in random order."""
     lines = [
         shuffled([item for item, other in zip(items, kinds, strict=True) if other == one], generator)
         for one in dict.fromkeys(kinds)

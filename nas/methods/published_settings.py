@@ -1,7 +1,7 @@
-"""What a method was published with, to say which of it a run does not have.
+"""The published settings of each method, to warn about the settings that a run lacks.
 
-A sampler, a searcher or partial channels that are chosen alone keep the other settings of the run. Those of the default
-are GDAS'.
+Choosing only a sampler, a searcher or partial channels keeps the other settings of the run. The default settings are
+GDAS'.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ FIRST = {"search.arch_first": True}
 
 @dataclass(frozen=True)
 class Published:
-    """A method: how it is chosen, its authors' settings, and the presets that have them all."""
+    """A method: the override that chooses it, its authors' settings, and the presets with all of these settings."""
 
     choice: str
     method: str
@@ -53,7 +53,7 @@ PARTIAL_CHANNELS = Published(
 
 
 def chosen(sampler: Sampler, settings: Mapping[str, Any]) -> Iterator[Published]:
-    """The methods that a run has chosen a part of, the most particular first."""
+    """Yields the published method that the run has chosen a part of, if there is one."""
     if (settings.get("space.partial_channels") or 1) > 1:
         yield PARTIAL_CHANNELS
     elif "searcher.radius" in settings:
@@ -63,9 +63,10 @@ def chosen(sampler: Sampler, settings: Mapping[str, Any]) -> Iterator[Published]
 
 
 def missing(sampler: Sampler, settings: Mapping[str, Any]) -> str | None:
-    """One line about the settings of its authors that a method does not bring along; None if it has them all.
+    """One line about the published settings that the run does not have; None if the run has all of them.
 
-    settings: of the run, by dotted name. A setting that the run does not have, as with another optimiser, is left out.
+    settings: dotted name -> value, of the run. Settings that the run does not know, e.g. of another optimiser, are
+    ignored.
     """
     for published in chosen(sampler, settings):
         lacking = [
@@ -84,12 +85,13 @@ def missing(sampler: Sampler, settings: Mapping[str, Any]) -> str | None:
 
 
 def spelt(value: Any) -> str:
-    """As YAML has it."""
+    """The value as YAML spells it."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def reinmax_too_cold(sampler: Sampler, temperature: Schedule, epochs: int) -> str | None:
-    """One line about ReinMax at temperatures below 1, for which it was not derived; None if there are none."""
+    """One line about ReinMax at temperatures below 1, where its derivation does not hold; None without such a
+    temperature."""
     if not isinstance(sampler, GDAS) or sampler.estimator != "reinmax":
         return None
     lowest = min(temperature(progress(epoch, epochs)) for epoch in range(epochs))

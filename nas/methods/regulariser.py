@@ -1,7 +1,7 @@
-"""Regularisers: terms that the architecture step adds to its loss, functions of the logits and of progress.
+"""Regularisers are terms that the architecture step adds to its loss: functions of the logits and of progress.
 
-A regulariser of one's own is a class with `__call__` and a YAML that names it. With ``_partial_: true`` in the YAML it
-is also given arch, space and spec: the logits, the space at the size it is retrained in, and the data's.
+Your own regulariser is a class with `__call__` and a YAML that names the class. With ``_partial_: true`` in the YAML
+the constructor also gets arch (the logits), space (at the size of retraining) and spec (the `DataSpec`).
 """
 
 from abc import ABC, abstractmethod
@@ -19,15 +19,15 @@ class Regulariser(ABC):
 
     @abstractmethod
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
-        """A scalar, differentiable in the logits. progress: of the search, in [0, 1], by epoch."""
+        """Returns a scalar, differentiable in the logits. progress: of the search, in [0, 1], by epoch."""
 
     def metrics(self, arch: ArchParams) -> Mapping[str, float]:
-        """What is to be logged beside the term itself."""
+        """Returns metrics to log beside the term itself."""
         return {}
 
 
 class Sum(Regulariser):
-    """Several terms. terms: by the names that they are logged under; at least one."""
+    """The sum of several terms. terms: name in the log -> term; at least one."""
 
     def __init__(self, terms: Mapping[str, Regulariser]) -> None:
         self.terms = dict(terms)
@@ -37,7 +37,8 @@ class Sum(Regulariser):
 
     @torch.no_grad()
     def logged(self, arch: ArchParams, progress: float) -> dict[str, float]:
-        """``regulariser/<name>`` for every term as it enters the loss, ``regulariser/<name>/...`` for its metrics."""
+        """Returns ``regulariser/<name>``, the value of each term in the loss, and ``regulariser/<name>/...``, its
+        metrics."""
         logged: dict[str, float] = {}
         for name, term in self.terms.items():
             logged[f"regulariser/{name}"] = float(term(arch, progress))
@@ -48,7 +49,7 @@ class Sum(Regulariser):
 class Entropy(Regulariser):
     """weight * the mean entropy of the choices, in nats.
 
-    A positive weight pushes the choices towards being decided, a negative one keeps them open.
+    A positive weight pushes the choices towards one candidate. A negative weight keeps the candidates probable.
     """
 
     def __init__(self, *, weight: Schedule) -> None:
@@ -61,8 +62,8 @@ class Entropy(Regulariser):
 class BetaDecay(Regulariser):
     """weight * the mean over the choices of log sum_k exp(logit_k), which is smooth max_k logit_k.
 
-    Its gradient is p / choices: each logit is pulled down in proportion to its own probability, so the leading
-    candidates lose most and the probabilities stay closer together.
+    The gradient is p / choices. Each logit decreases in proportion to its own probability, so the leading candidates
+    lose most and the probabilities stay closer together.
     Source: Ye et al. 2022 (beta-DARTS), the loss L_Beta. The mean over the choices is as in
     the authors' public code, where the weight is 0.5 times the epoch.
     """

@@ -1,8 +1,8 @@
-"""Samplers: (logits, temperature, generator) -> gates.
+"""Samplers draw the gates of a step: (logits, temperature, generator) -> gates.
 
-A sampler is any callable of that form. The logits come as a (choices, candidates) matrix with -inf at the padding;
-every row is a categorical distribution p = softmax(logits) of its own. g is Gumbel noise, tau the temperature, and
-y = softmax((log p + g) / tau) the Gumbel-Softmax sample (Jang et al. 2017; Maddison et al. 2017).
+A sampler is any callable of this form. The logits are a (choices, candidates) matrix with -inf at the padding. Every
+row is a separate categorical distribution p = softmax(logits). g is Gumbel noise, tau is the temperature, and
+y = softmax((log p + g) / tau) is the Gumbel-Softmax sample (Jang et al. 2017; Maddison et al. 2017).
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class Gates:
     """The gates of all choices for one step.
 
     weights: (choices, candidates) factors of the candidates' outputs, each row summing to 1.
-    drawn: (choices,) int64, the only candidate of each choice that runs; None when all of them run.
-    undrawn_as_ones: the gates of undrawn candidates are added as if those had returned 1 (GDAS' `autodl` estimator).
-    shares: (choices,) factors of the choices' outputs; None where no choice is weighed. No sampler sets them: see
-    `draw`.
-    host: what the host has to know of them, once it has been told: see `told`.
+    drawn: (choices,) int64, the only candidate of each choice that runs; None if all candidates run.
+    undrawn_as_ones: add the gates of undrawn candidates as if the candidates had returned 1 (GDAS' `autodl` estimator).
+    shares: (choices,) factors of the choices' outputs; None if no choice is weighed. `draw` sets the shares, not the
+    sampler.
+    host: for each choice the drawn candidate, and whether its row has a NaN, as lists on the host: see `told`.
     """
 
     weights: Tensor
@@ -40,18 +40,18 @@ class Gates:
     host: tuple[list[int], list[int]] | None = None
 
     def by_key(self, keys: Sequence[str], *, differentiable: bool) -> dict[str, Gate]:
-        """Gates for `nas.supernet.choice.gates`, row i for keys[i].
+        """The gates for `nas.supernet.choice.gates`; row i belongs to keys[i].
 
-        differentiable: False drops the gradient, as the weight step has no use for it.
-        Raises DivergenceError if the weights are not numbers, where looking costs no wait: what is drawn comes to the
-        host anyway, and on a CPU all is there.
+        differentiable: False drops the gradient, which the weight step does not need.
+        Raises DivergenceError if a weight is NaN. The check is skipped if it would wait for a GPU: drawn candidates
+        come to the host anyway, but weights alone do not.
         """
         weights = self.weights if differentiable else self.weights.detach()
         nothing: Sequence[None] = [None] * len(keys)
         shares: Sequence[Tensor | None] = nothing
         if self.shares is not None:
             shares = (self.shares if differentiable else self.shares.detach()).unbind()
-        # Unbound, as indexing in every choice would add a gradient of full size for each of them.
+        # unbind, because indexing in every choice would add one gradient of full size per choice.
         if self.drawn is None:
             if weights.device.type == "cpu":
                 refuse_nan(keys, weights.detach().isnan().any(dim=-1).tolist())
@@ -73,8 +73,10 @@ class Gates:
 
 
 def told(several: Sequence[Gates]) -> list[Gates]:
-    """The same gates once the host knows which candidates they draw, and which of their rows are not numbers. It waits
-    for a GPU once for all of them."""
+    """Returns the gates with `host` set: the drawn candidates and the rows with NaN.
+
+    Waits for a GPU once for all gates. Gates without drawn candidates come back unchanged.
+    """
     rows = [
         torch.stack([gates.drawn, gates.weights.detach().isnan().any(dim=-1)])
         for gates in several
@@ -82,7 +84,7 @@ def told(several: Sequence[Gates]) -> list[Gates]:
     ]
     if len(rows) < len(several):
         return list(several)
-    # One .tolist() for all choices: an .item() for each would synchronise a GPU as often as there are edges.
+    # One .tolist() for all choices: one .item() per choice would synchronise a GPU as often as there are edges.
     return [
         dataclasses.replace(gates, host=(drawn, broken))
         for gates, (drawn, broken) in zip(several, torch.stack(rows).tolist(), strict=True)
@@ -90,7 +92,7 @@ def told(several: Sequence[Gates]) -> list[Gates]:
 
 
 def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
-    """Raises DivergenceError, naming the first choice that is broken, if one is."""
+    """Raises DivergenceError, naming the first broken choice, if a choice is broken. broken: 1 for a row with NaN."""
     for key, lost in zip(keys, broken, strict=True):
         if lost:
             raise DivergenceError(
@@ -104,12 +106,12 @@ class Sampler(Protocol):
 
     @property
     def relaxed(self) -> bool:
-        """Whether the gates are a smooth function of the logits, as second-order search needs."""
+        """Whether the gates are a smooth function of the logits, which second-order search needs."""
         ...
 
     @property
     def samples(self) -> int:
-        """How many draws an architecture step averages the gradient over."""
+        """The number of draws over which an architecture step averages the gradient."""
         ...
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates: ...
@@ -117,61 +119,71 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class LossSampler(Sampler, Protocol):
-    """A sampler whose logits learn from the losses of the drawn networks alone: its gates carry no gradient, and an
-    architecture step runs the networks forward only."""
+    """A sampler whose logits learn only from the losses of the drawn networks.
+
+    Its gates carry no gradient, and an architecture step runs the networks forward only.
+    """
 
     def surrogate(self, arch: ArchParams, drawn: Sequence[Gates], losses: Tensor) -> Tensor:
-        """A scalar with the gradient of an architecture step in the logits. losses: (networks,), one for each draw."""
+        """Returns a scalar whose gradient is the logits' gradient of an architecture step.
+
+        losses: (networks,), one for each draw.
+        """
         ...
 
     def learn(self, arch: ArchParams, drawn: Sequence[Gates], losses: Tensor) -> None:
-        """Called after every step that was taken, with what `surrogate` was given."""
+        """Called after every step that was not skipped, with the arguments of `surrogate`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What `learn` has learnt, for the checkpoint of a search."""
+        """The state that `learn` has built up, for the checkpoint of a search."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def draw(sampler: Sampler, arch: ArchParams, temperature: float, generator: torch.Generator) -> Gates:
-    """The gates of all choices of `arch`, in its order, for one step. The shares of weighed choices are not drawn."""
+    """Draws the gates of all choices of `arch`, in its order, for one step. Adds the shares, which are not drawn."""
     return dataclasses.replace(sampler(arch.masked(), temperature, generator), shares=arch.shares())
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise of the shape of `like`: -log E with E ~ Exp(1). In float32 on the generator's device, so
-    that a search draws the same on a CPU and on a GPU, and rounds the same whatever the precision of the logits."""
+    """Standard Gumbel noise of the shape of `like`: -log E with E ~ Exp(1).
+
+    The noise is drawn in float32 on the generator's device. So a search draws the same numbers on a CPU and on a GPU,
+    and rounds them in the same way for any precision of the logits.
+    """
     exponential = torch.empty(like.shape, device=generator.device).exponential_(generator=generator)
-    # E can round to 0, where the logarithm has no finite value.
+    # E can round to 0, whose logarithm is not finite.
     noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
     if like.device.type == "cuda" and noise.device.type == "cpu":
-        return noise.pin_memory().to(like.device, non_blocking=True)  # or the host would wait for the GPU
+        return noise.pin_memory().to(like.device, non_blocking=True)  # else the host would wait for the GPU
     return noise.to(like.device)
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """y (choices, candidates), differentiable in the logits, and the index of its largest entry (choices,): an exact
-    draw from p. Computed in float32 at least, returned in the type of the logits."""
+    """Returns y (choices, candidates), differentiable in the logits, and the index of its largest entry (choices,).
+
+    The index is an exact draw from p. Computes in float32 or wider, and returns y in the dtype of the logits.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     perturbed = wide.log_softmax(dim=-1) + gumbel_noise(wide, generator)
-    # argmax of the perturbed logits, not of y: at a high temperature softmax rounds neighbours to ties.
+    # argmax of the perturbed logits, not of y: at a high temperature softmax rounds different values to ties.
     return (perturbed / temperature).softmax(dim=-1).to(logits), perturbed.argmax(dim=-1)
 
 
 def straight_through(drawn: Tensor, soft: Tensor) -> Tensor:
-    """onehot(drawn) forward, exactly; the gradient of `soft` backward."""
+    """Returns exactly onehot(drawn) in the forward pass, with the gradient of `soft` in the backward pass."""
     return torch.zeros_like(soft).scatter_(-1, drawn[:, None], 1.0) + (soft - soft.detach())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stochastic:
-    """What the samplers that draw, and learn from it, have in common.
+    """The base class of samplers that draw at random and get a gradient through the draws.
 
-    samples: independent draws that the gradient of an architecture step is the mean of, at as many times its cost and
-    the memory of one. The weight step takes one draw all the same: the weights see another one in the next step, which
-    costs as much and makes more progress.
+    samples: the number of independent draws of an architecture step. Its gradient is the mean over the draws. The cost
+    grows with the number, the memory does not. A weight step always takes one draw: another step costs as much as
+    another draw, and makes more progress.
     """
 
     samples: int = 1
@@ -183,7 +195,7 @@ class Stochastic:
 
 @dataclass(frozen=True)
 class Softmax:
-    """p itself: every operation runs, weighted (DARTS, Liu et al. 2019, eq. 2). Takes no temperature, draws nothing."""
+    """Gates p: every operation runs, weighted (DARTS, Liu et al. 2019, eq. 2). Ignores the temperature; not random."""
 
     relaxed = True
     samples = 1
@@ -194,7 +206,7 @@ class Softmax:
 
 @dataclass(frozen=True)
 class GumbelSoftmax(Stochastic):
-    """y: every operation runs, weighted at random (SNAS, Xie et al. 2019)."""
+    """Gates y: every operation runs with a random weight (SNAS, Xie et al. 2019)."""
 
     relaxed = True
 
@@ -204,7 +216,7 @@ class GumbelSoftmax(Stochastic):
 
 @dataclass(frozen=True)
 class StraightThrough(Stochastic):
-    """onehot(argmax y) forward, y backward; every operation runs, since the backward pass needs every output."""
+    """onehot(argmax y) forward, y backward. Every operation runs, as the backward pass needs every output."""
 
     relaxed = False
 
@@ -215,13 +227,13 @@ class StraightThrough(Stochastic):
 
 @dataclass(frozen=True)
 class GDAS(Stochastic):
-    """One drawn operation k = argmax y an edge (Dong & Yang 2019). The output is h_k o_k(x) with
-    h = onehot(k) + y - stopgrad(y). How the logits learn is a matter of the estimator:
+    """Draws one operation k = argmax y per edge (Dong & Yang 2019). The output is h_k o_k(x) with
+    h = onehot(k) + y - stopgrad(y). The estimator decides how the logits learn:
 
-    sampled: only operation k runs, and only h_k carries gradient: the formula as it stands in the paper.
-    autodl: only operation k runs, and the gates of the others are added as scalars, as in the authors' public code;
-        they get a gradient as if their operations had returned 1.
-    full: every operation runs, so that every gate gets its true gradient: `StraightThrough`, the reference.
+    sampled: only operation k runs, and only h_k carries a gradient. This is the formula of the paper.
+    autodl: only operation k runs, and the gates of the other operations are added as scalars, as in the authors' public
+        code. These gates get a gradient as if their operations had returned 1.
+    full: every operation runs, so that every gate gets its true gradient. Equals `StraightThrough`, the reference.
     reinmax: every operation runs; second-order accurate (Liu et al. 2023, "Bridging Discrete and Backpropagation").
     """
 
@@ -246,21 +258,26 @@ class GDAS(Stochastic):
 
 
 def reinmax(logits: Tensor, drawn: Tensor, temperature: float) -> Tensor:
-    """onehot(drawn) forward; backward Heun's method instead of straight-through's Euler step (Liu et al. 2023,
-    algorithm 2): pi_1 = (D + softmax(logits / tau)) / 2, gradient of 2 softmax(log pi_1) - softmax(logits) / 2."""
+    """onehot(drawn) forward. Backward: Heun's method in place of straight-through's Euler step.
+
+    pi_1 = (D + softmax(logits / tau)) / 2; the gradient is that of 2 softmax(log pi_1) - softmax(logits) / 2.
+    Source: Liu et al. 2023, algorithm 2.
+    """
     probs = logits.softmax(dim=-1)
     hard = torch.zeros_like(probs).scatter_(-1, drawn[:, None], 1.0)
     with torch.no_grad():
         middle = (hard + (logits / temperature).softmax(dim=-1)) / 2
-        # Where the logits are -inf, at the padding, the difference is not a number and not wanted.
+        # At the padding the logits are -inf and the difference is NaN, so it is replaced by 0.
         shift = torch.where(logits.isfinite(), middle.log() - logits, torch.zeros_like(logits))
     return straight_through(drawn, 2 * (shift + logits).softmax(dim=-1) - probs / 2)
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """One operation an edge, all equally likely, nothing learnt: the single-path random baseline (Li & Talwalkar
-    2019). The logits stay as they were initialised, so what is derived is a random architecture."""
+    """Draws one operation per edge, all equally likely: the single-path random baseline (Li & Talwalkar 2019).
+
+    The logits get no gradient and keep their initial values, so the derived architecture is random.
+    """
 
     relaxed = False
     samples = 1
@@ -273,17 +290,19 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Dirichlet(Stochastic):
-    """Weights ~ Dirichlet(elu(logits) + 1), differentiable by implicit reparameterisation; every operation runs
-    (DrNAS, Chen et al. 2021). Takes no temperature. Its mean is proportional to elu(logits) + 1."""
+    """Weights ~ Dirichlet(elu(logits) + 1), differentiable by implicit reparameterisation (DrNAS, Chen et al. 2021).
+
+    Every operation runs. Ignores the temperature. The mean of the weights is proportional to elu(logits) + 1.
+    """
 
     relaxed = True
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
-        # In float64 (MPS has none), where a candidate of a very negative logit still has a weight and a gradient.
+        # In float64 a candidate with a very negative logit still has a weight and a gradient. MPS has no float64.
         wide = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
         candidates = logits != -torch.inf
         open_rows = wide.masked_fill(~candidates, 0.0)
-        # elu + 1, without the rounding of 1 + expm1.
+        # elu + 1, without the rounding error of 1 + expm1.
         above = open_rows > 0
         concentration = torch.where(above, open_rows + 1, open_rows.masked_fill(above, 0.0).exp()).clamp_min(1e-30)
         drawn: Tensor = DirichletSample.apply(concentration, candidates, generator)
@@ -291,11 +310,12 @@ class Dirichlet(Stochastic):
 
 
 class DirichletSample(torch.autograd.Function):
-    """(rows, candidates) concentrations, of which `candidates` says which count -> weights whose rows sum to 1.
+    """(rows, candidates) concentrations -> weights whose rows sum to 1. candidates: True at the entries that count.
 
-    Forward: normalised gamma variates G(a) = G(a + 1) U^(1/a), by their logarithms, as G(a) of a small a underflows to
-    a row of zeros. Backward: the derivative of torch.distributions.Dirichlet. Its variance is a fifth to a third less
-    than through normalised gamma variates (at concentrations from 0.2 to 3), and it is right at small a as well.
+    Forward: normalised gamma variates G(a) = G(a + 1) U^(1/a), computed with logarithms, because G(a) of a small a
+    underflows to a row of zeros. Backward: the derivative of torch.distributions.Dirichlet. Its variance is a fifth to
+    a third lower than through normalised gamma variates (at concentrations from 0.2 to 3), and it is also right at
+    small a.
     """
 
     @staticmethod
@@ -304,7 +324,7 @@ class DirichletSample(torch.autograd.Function):
         uniform = torch.empty_like(host).exponential_(generator=generator)  # -log U
         logarithm = torch._standard_gamma(host + 1, generator=generator).log() - uniform / host
         weights = logarithm.to(concentration.device).masked_fill(~candidates, -torch.inf).softmax(dim=-1)
-        weights = weights.masked_fill(concentration.isnan(), torch.nan)  # of which gamma may make a number
+        weights = weights.masked_fill(concentration.isnan(), torch.nan)  # gamma may turn NaN into a number
         ctx.save_for_backward(weights, concentration, candidates)
         return weights
 

@@ -1,4 +1,4 @@
-"""The score function: the logits learn from the losses of drawn networks, without a backward pass through them."""
+"""The score function estimator: the logits learn from the losses of drawn networks, without a backward pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,18 @@ from nas.supernet.arch_params import ArchParams
 
 
 class ScoreFunction:
-    """Draws one candidate of every choice from p = softmax(logits); an architecture step draws several networks, which
-    it runs forward on one batch, and each is the others' baseline (REINFORCE with a leave-one-out baseline: Williams
-    1992, Kool et al. 2019).
+    """Draws one candidate of every choice from p = softmax(logits).
 
-    The gradient of E[L] is the mean over the n networks of (L_i - mean_{j != i} L_j) d log p(network i). It is unbiased
-    whatever the loss does, takes no temperature, and as many forward passes as `samples`. Of choices that a network
-    does not reach, inside of candidates that it has not drawn, it adds noise and no bias.
+    An architecture step draws several networks and runs them forward on one batch. The mean loss of the other networks
+    is the baseline of each network (REINFORCE with a leave-one-out baseline: Williams 1992, Kool et al. 2019).
 
-    samples: networks of a step, 2 or more. control: subtract from each loss what a running regression expects of single
-    candidates, and add the exact gradient of that: as unbiased, and what the regression explains is noise no longer.
-    memory, ridge: of the regression, see `MainEffects`.
+    The gradient of E[L] is the mean over the n networks of (L_i - mean_{j != i} L_j) d log p(network i). This estimate
+    is unbiased for every loss, ignores the temperature, and takes `samples` forward passes. For choices inside
+    candidates that a network has not drawn, the estimate adds noise but no bias.
+
+    samples: networks per step, 2 or more. control: subtract from each loss the loss that a running regression predicts
+    from single candidates, and add the exact gradient of the prediction. The estimate stays unbiased, without the noise
+    that the regression explains. memory, ridge: of the regression, see `MainEffects`.
     """
 
     relaxed = False
@@ -31,11 +32,11 @@ class ScoreFunction:
     def __init__(self, *, samples: int = 2, control: bool = False, memory: float = 400, ridge: float = 10.0) -> None:
         if samples < 2:
             raise ConfigError(
-                f"sampler.samples must be at least 2, got {samples}: each network is the others' baseline",
+                f"sampler.samples must be at least 2, got {samples}, as each network is a baseline for the others",
                 fix="set sampler.samples=2",
             )
         self.samples = samples
-        effects = MainEffects(memory=memory, ridge=ridge)  # made in any case, as it checks its settings
+        effects = MainEffects(memory=memory, ridge=ridge)  # built without control too, to check the settings
         self.effects = effects if control else None
 
     def __call__(self, logits: Tensor, temperature: float, generator: torch.Generator) -> Gates:
@@ -43,7 +44,7 @@ class ScoreFunction:
         return Gates(straight_through(drawn, soft), drawn)  # NaN where the logits are NaN; `refuse_nan` raises then
 
     def surrogate(self, arch: ArchParams, drawn: Sequence[Gates], losses: Tensor) -> Tensor:
-        """A scalar with the gradient of the step in the logits. losses: (networks,), those of the drawn networks."""
+        """Returns a scalar whose gradient is the logits' gradient of the step. losses: (networks,)."""
         logits = arch.masked()
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_probs = wide.log_softmax(dim=-1)
@@ -60,7 +61,7 @@ class ScoreFunction:
         return (advantages * scores).sum() + known
 
     def learn(self, arch: ArchParams, drawn: Sequence[Gates], losses: Tensor) -> None:
-        """After the step: the regression takes it in, for the steps to come."""
+        """Adds the networks of a finished step to the regression, for later steps."""
         if self.effects is not None:
             self.effects.add(indices_of(drawn), losses.detach(), candidates=arch.logits.shape[-1])
 

@@ -1,4 +1,4 @@
-"""The second-order architecture step of DARTS: differentiate through one step of the weights."""
+"""The second-order architecture step of DARTS, which differentiates through one step of the weights."""
 
 from typing import Any
 
@@ -21,14 +21,15 @@ METHODS = ("difference", "exact")
 
 
 class SecondOrder(FirstOrder):
-    """Architecture steps on L_val(w', alpha), w' = w - xi (m buf + grad_w L_train(w, alpha) + wd w): the step that the
-    weights' SGD would take next (Liu et al. 2019, eq. 7 and 8), xi, m and wd being its own.
+    """Takes architecture steps on L_val(w', alpha), w' = w - xi (m buf + grad_w L_train(w, alpha) + wd w).
 
-    method: ``exact`` differentiates twice by autograd; ``difference`` takes the mixed second derivative as a central
+    w' are the weights after the next step of the weights' SGD, with its learning rate xi, momentum m and weight decay
+    wd (Liu et al. 2019, eq. 7 and 8).
+    method: ``exact`` differentiates twice by autograd. ``difference`` computes the mixed second derivative as a central
     difference with epsilon = radius / ||grad_w' L_val||, as the authors do: less memory, two more forward passes.
-    A step costs three to four times a first-order one for each draw of the gates, which serves all its passes.
-    Raises ConfigError for a sampler that is not relaxed (through a hard gate there is no second derivative to speak
-    of), or weights that are not trained by SGD.
+    For each draw of the gates, which serves all passes, a step costs three to four times a first-order step.
+    Raises ConfigError for a sampler that is not relaxed (a hard gate has no useful second derivative), and for weights
+    that are not trained by SGD.
     """
 
     def __init__(self, *, method: str = "difference", radius: float = 0.01, **arguments: Any) -> None:
@@ -53,19 +54,19 @@ class SecondOrder(FirstOrder):
             )
         if self.precision.name == "fp16":
             raise ConfigError(
-                "second-order search differentiates gradients, which fp16 has no range for, got runtime.precision=fp16",
+                "second-order search differentiates gradients, and fp16 lacks the range, got runtime.precision=fp16",
                 fix="set runtime.precision=bf16, or searcher=first_order",
             )
         norms = batch_norms(self.supernet)
         if method == "exact" and distributed.world() > 1 and norms and not on_cpu(norms):
             raise ConfigError(
-                "searcher.method=exact differentiates twice, which torch's synchronised batch norms cannot, expected "
+                "searcher.method=exact differentiates twice, and torch's synchronised batch norms cannot, expected "
                 f"one process on a GPU, got {distributed.world()}",
                 fix="set searcher.method=difference, or start one process",
             )
         self.method = method
         self.radius = radius
-        # Those that learn: a frozen one has no step to unroll.
+        # Only weights that learn: a frozen weight has no step to unroll.
         self.named_weights: dict[str, Tensor] = {
             name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad
         }
@@ -73,21 +74,21 @@ class SecondOrder(FirstOrder):
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
         gates_and_shares = packed(drawn)
-        # A leaf between the logits and the gates: the passes below end there, and the sampler's own graph is gone
-        # through once, at the end.
+        # The passes below end at this leaf between the logits and the gates. The backward pass through the sampler's
+        # own graph runs once, at the end.
         leaf = gates_and_shares.detach().requires_grad_()
 
         noise = Randomness(leaf.device)
         train_loss, _ = self._loss(self.named_weights, leaf, weight_batch)
         slopes = self._gradients(train_loss, create_graph=self.method == "exact")
-        # w' as a function of the gradient alone, so that one backward pass gives both the direct part of the result
-        # and the vector that the mixed second derivative is to be multiplied by.
+        # w' as a function of the gradient alone. So one backward pass gives both the direct part of the result and the
+        # vector that multiplies the mixed second derivative.
         shared = distributed.means(slope.detach() for slope in slopes.values())
         cut = {name: slope.requires_grad_() for name, slope in zip(slopes, shared, strict=True)}
         loss, outputs = self._loss(self._next_weights(cut), leaf, batch)
         direct, *vector = torch.autograd.grad(loss, [leaf, *cut.values()], allow_unused=True)
-        direct = torch.zeros_like(leaf) if direct is None else direct  # a batch that went past all choices
-        # A weight that other processes' shares have used counts as zeros here.
+        direct = torch.zeros_like(leaf) if direct is None else direct  # the batch used no choice
+        # A weight that only other processes have used gets a gradient of zeros here.
         elsewhere = distributed.missing_somewhere([v is not None for v in vector])
         by_name = {
             name: torch.zeros_like(cut[name]) if v is None else v
@@ -103,7 +104,7 @@ class SecondOrder(FirstOrder):
     def _exact(
         self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Randomness
     ) -> Tensor:
-        """d/d leaf <grad_w L_train, vector>."""
+        """Returns d/d leaf <grad_w L_train, vector>."""
         names = [name for name in vector if slopes[name].requires_grad]
         (product,) = torch.autograd.grad(
             [slopes[name] for name in names], leaf, [vector[name] for name in names], allow_unused=True
@@ -113,10 +114,10 @@ class SecondOrder(FirstOrder):
     def _difference(
         self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Randomness
     ) -> Tensor:
-        """The same as (grad_leaf L_train(w + eps vector) - grad_leaf L_train(w - eps vector)) / (2 eps).
+        """Returns the same as (grad_leaf L_train(w + eps vector) - grad_leaf L_train(w - eps vector)) / (2 eps).
 
-        noise: of the pass that the slopes are of. Both sides have it again: a difference in dropout would be divided by
-        2 eps.
+        noise: the random state of the pass that gave the slopes. Both sides repeat this noise, because a difference in
+        dropout would be divided by 2 eps.
         """
         norm = torch.stack([v.norm() for v in vector.values()]).norm()
         epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
@@ -134,9 +135,10 @@ class SecondOrder(FirstOrder):
         return (sides[0] - sides[1]) / (2 * epsilon)
 
     def _loss(self, weights: dict[str, Tensor], leaf: Tensor, batch: Batch) -> Any:
-        """Loss and outputs of the supernet with these weights, and the gates that `leaf` holds.
+        """The loss and the outputs of the supernet under these weights and the gates in `leaf`.
 
-        Both are gone in the backward pass, so that activation checkpointing ends in an error, not in other weights.
+        Weights and gates are unset again before the backward pass. So activation checkpointing raises an error instead
+        of using other weights.
         """
         inputs, targets = batch
         unpacked = Gates(leaf) if self.arch.share_logits is None else Gates(leaf[:, :-1], shares=leaf[:, -1])
@@ -147,7 +149,7 @@ class SecondOrder(FirstOrder):
             return whole.loss(outputs, targets), outputs
 
     def _gradients(self, loss: Tensor, *, create_graph: bool) -> dict[str, Tensor]:
-        """grad_w of the loss; zeros for a weight that took no part."""
+        """grad_w of the loss; zeros for an unused weight."""
         found = torch.autograd.grad(
             loss, list(self.named_weights.values()), create_graph=create_graph, allow_unused=True
         )
@@ -157,7 +159,7 @@ class SecondOrder(FirstOrder):
         }
 
     def _next_weights(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """w' after one step of the SGD that trains the weights, differentiable in the gradients."""
+        """The weights w' after one step of the weights' SGD, differentiable in the gradients."""
         following: dict[str, Tensor] = {}
         for group in self.weight_optim.param_groups:
             momentum, nesterov = group["momentum"], group["nesterov"]
@@ -166,7 +168,7 @@ class SecondOrder(FirstOrder):
                     continue
                 step = gradients[name] + group["weight_decay"] * weight.detach()
                 buffer = self.weight_optim.state[weight].get("momentum_buffer")
-                # torch starts the buffer with the first step itself, undamped.
+                # In torch the first momentum buffer is the first step itself, without dampening.
                 moved = step if buffer is None else momentum * buffer + (1 - group["dampening"]) * step
                 if momentum:
                     step = step + momentum * moved if nesterov else moved
@@ -175,6 +177,8 @@ class SecondOrder(FirstOrder):
 
 
 def packed(drawn: Gates) -> Tensor:
-    """(choices, candidates), or with the shares of weighed choices in one more column: all that the loss is a function
-    of beside the weights."""
+    """(choices, candidates): the gates, with one more column for the shares if choices are weighed.
+
+    Beside the weights, the loss depends on nothing else.
+    """
     return drawn.weights if drawn.shares is None else torch.cat([drawn.weights, drawn.shares[:, None]], dim=-1)

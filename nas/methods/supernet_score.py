@@ -1,4 +1,4 @@
-"""The judge of architectures during a search: scores what a supernet can become on examples a search may look at."""
+"""The judge scores architectures inside the supernet, on examples that a search may use."""
 
 import functools
 import itertools
@@ -24,19 +24,20 @@ from nas.training.weighing import MeanLoss, mean
 
 
 class Judge:
-    """Scores gates and decided architectures inside of a supernet, all on the same examples with the same noise.
+    """Scores gates and decided architectures inside a supernet, all on the same examples with the same noise.
 
-    weight_loader: training batches of the weights' split. validation_loader: of the architecture's split, without
-    augmentation. No way leads from here to the test split. batches: how many of each are looked at, at most; they are
-    read once. None: all of the validation batches, read anew for every score, as they may not fit in memory.
-    start: the number of the first validation batch. seed: of all that is drawn. precision: of the forward passes, as in
-    the search. arch_loader, arch_optim: training batches and optimiser of the logits, for derivers that tune these.
+    weight_loader: training batches of the weights' split. validation_loader: batches of the architecture's split,
+    without augmentation. The judge has no access to the test split. batches: the largest number of batches of each
+    kind, which are read once. None: all validation batches, read again for every score, as they may not fit in memory.
+    start: the number of the first validation batch. seed: the seed of all random numbers. precision: of the forward
+    passes, as in the search. arch_loader, arch_optim: training batches and optimiser of the logits, for derivers that
+    tune the logits.
 
-    Of several processes each scores on its share of the batches, with noise of its own; the result is that of all.
+    Each of several processes scores its share of the batches with its own noise. The result covers all processes.
 
-    Scoring leaves no trace in the supernet, nor in torch's generators: see `undisturbed`. Everything but the batch
-    norms is in evaluation mode; what those normalise with is said by each method. Norms that the supernet keeps in
-    evaluation mode while it is trained take their running statistics as they are.
+    Scoring changes neither the supernet nor torch's generators: see `undisturbed`. All modules but the batch norms are
+    in evaluation mode. Each method says which statistics the batch norms use. Norms that the supernet keeps in
+    evaluation mode during training always use their running statistics.
     """
 
     def __init__(
@@ -72,40 +73,38 @@ class Judge:
 
     @property
     def steps(self) -> int:
-        """Weight steps of an epoch."""
+        """The number of weight steps per epoch."""
         return len(self.weight_loader)
 
     def _validation(self) -> Iterable[Batch]:
         return self._whole() if self._reads_anew else self.validation
 
     def logits_optimizer(self) -> torch.optim.Optimizer:
-        """The search's. Raises ConfigError where the judge was not given it."""
+        """The search's optimiser of the logits. Raises ConfigError if the judge was made without it."""
         if self._arch_optim is None:
-            raise ConfigError(
-                "there is no optimiser of the logits to tune them with", fix="set deriver.tune_logits=false"
-            )
+            raise ConfigError("the logits cannot be tuned without their optimiser", fix="set deriver.tune_logits=false")
         return self._arch_optim
 
     def generator(self) -> torch.Generator:
-        """A fresh one on the CPU, always in the same state."""
+        """Returns a new generator on the CPU, always in the same state."""
         return torch.Generator().manual_seed(self.seed)
 
     def relaxed(self, by_key: Iterable[Mapping[str, Gate]]) -> Score:
-        """The supernet under gates, of which `by_key` gives those of each batch in turn.
+        """Scores the supernet under gates. by_key: yields the gates of each batch.
 
-        Batch norms take the statistics of the batch, as in the steps of a search.
+        Batch norms use the statistics of the batch, as in the steps of a search.
         """
         frozen = frozen_norms(self.supernet)
         with undisturbed(self.supernet, seed=self.noise), batch_statistics(self.supernet, but=frozen):
             return self._score(by_key)
 
     def decided(self, chosen: Mapping[str, str | None], *, recalibrated: bool, batches: int | None = None) -> Score:
-        """The supernet with the chosen operations only: what `freeze` would leave of it, weights included.
+        """Scores the supernet with the chosen operations only: the network that `freeze` would return, with weights.
 
-        chosen: key -> candidate, or None for an edge that is dropped. Batch norms take running statistics: those that
-        the search left, or, recalibrated, the average over the training batches through just these operations.
-        batches: look at so many of both kinds, the first ones; None for all.
-        Raises GenotypeError for choices that are not the supernet's.
+        chosen: key -> candidate, or None for a dropped edge. Batch norms use running statistics: those of the search,
+        or, if `recalibrated`, averages over the training batches through the chosen operations only.
+        batches: use the first `batches` batches of both kinds; None for all.
+        Raises GenotypeError if `chosen` does not fit the supernet's choices.
         """
         names = {key: sharing[0].names for key, sharing in self.choices.items()}
         check_chosen(chosen, names)
@@ -117,13 +116,13 @@ class Judge:
             return self._score(itertools.repeat(by_key), batches)
 
     def merit(self, score: Score) -> tuple[float, float]:
-        """The larger, the better: the task's metric, and the loss where that is equal. NaN is the worst of all."""
+        """A pair to compare scores: the task's metric, then the loss on a tie. Larger is better; NaN is the worst."""
         metric = score.metric if self.task.metric.higher_is_better else -score.metric
         return worst_if_nan(metric), worst_if_nan(-score.loss)
 
     @contextmanager
     def weights_put_back(self) -> Iterator[None]:
-        """The supernet's weights are at the end what they were at the beginning."""
+        """Restores the supernet's weights at the end."""
         before = [(weight, weight.detach().clone()) for weight in self.supernet.parameters()]
         try:
             yield

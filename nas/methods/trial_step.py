@@ -1,4 +1,4 @@
-"""One step of a search on trial, before anything is written: what would fail in it fails here, and is measured."""
+"""Runs one trial step of a search before anything is written, to find errors early and to measure the step."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 
 SEARCH = Trial("a step of the search", "search.batch_size", "optim@weight_optim")
-MOST_CANDIDATES = 8  # of a choice that are tried one by one, on two examples each: less than one step of the search
+MOST_CANDIDATES = 8  # per choice, each tried on two examples: takes less time than one step of the search
 
 
 def try_search(
@@ -31,14 +31,14 @@ def try_search(
     temperature: float = 1.0,
     learns: bool = True,
 ) -> Measured | None:
-    """One weight step and one architecture step on full batches, as the search takes them, at its precision.
+    """Takes one weight step and one architecture step on full batches, at the precision of the search.
 
-    Where the sampler draws one candidate, each is drawn once before, on two examples. All state is put back to the bit:
-    weights, buffers, modes, logits, optimisers, scaler, guard, the sampler's generator and the global ones.
+    If the sampler draws one candidate per choice, each candidate is first tried on two examples. All state is restored
+    to the bit: weights, buffers, modes, logits, optimisers, scaler, guard, the sampler's and the global generators.
     learns: whether the search takes architecture steps at all.
 
-    Returns what a step took, None if its numbers are not finite: the search itself reports that, with the place.
-    Raises SpaceError, naming the module, for what fails in the step.
+    Returns the time and memory of the step, or None if a number is not finite: the search itself reports this error,
+    with epoch and step. Raises SpaceError, naming the module, if the step fails.
     """
     supernet, device = searcher.supernet, searcher.arch.logits.device
     objects = [
@@ -55,8 +55,8 @@ def try_search(
         if not isinstance(outputs, Tensor):
             raise SpaceError(
                 f"in training the model returns a {type(outputs).__name__}, expected one tensor as in evaluation",
-                fix="leave auxiliary outputs out while searching; a derived network, which is built with affine=True, "
-                "may return a pair of the outputs and the auxiliary ones, see retrain.auxiliary_weight",
+                fix="return no auxiliary outputs in a search; a derived network, which is built with affine=True, "
+                "may return a pair of the outputs and the auxiliary outputs, see retrain.auxiliary_weight",
             )
 
     with (
@@ -73,7 +73,7 @@ def try_search(
             for drawn in each_drawn:
                 searcher.weight_step(two_of(weight_batch), temperature, drawn)
             if not each_drawn:
-                step()  # to warm up, which the passes above have done otherwise
+                step()  # warm-up, unless the passes above have done this
             synchronise(device)
             started = time.perf_counter()
             step()
@@ -84,7 +84,7 @@ def try_search(
 
 
 class Quiet(Guard):
-    """Lets every step pass: numbers that are not finite are the search's to report, with their place."""
+    """Lets every step pass. The search itself reports numbers that are not finite, with epoch and step."""
 
     def begin(self, model: nn.Module) -> None:
         return None
@@ -94,8 +94,10 @@ class Quiet(Guard):
 
 
 def each_candidate(searcher: FirstOrder, temperature: float) -> Iterator[Gates]:
-    """Gates that draw the first candidate of every choice, then the second of every choice, and so on; none where the
-    sampler runs all candidates in every step."""
+    """Yields gates that draw the first candidate of every choice, then the second candidate of every choice, and so on.
+
+    Yields nothing if the sampler runs all candidates in every step.
+    """
     arch = searcher.arch
     with torch.no_grad():
         if draw(searcher.sampler, arch, temperature, searcher.generator).drawn is None:
@@ -108,6 +110,6 @@ def each_candidate(searcher: FirstOrder, temperature: float) -> Iterator[Gates]:
 
 
 def two_of(batch: Batch) -> Batch:
-    """Its first two examples, or the only one."""
+    """The first two examples of a batch, or its only example."""
     inputs, targets = batch
     return mapped(lambda x: x[:2], inputs), targets[:2]

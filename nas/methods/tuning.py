@@ -1,4 +1,4 @@
-"""Training on between the decisions of a deriver: the weights, and the logits of what is still open."""
+"""Trains the weights, and the logits of undecided choices, between the decisions of a deriver."""
 
 import copy
 import itertools
@@ -23,8 +23,11 @@ from nas.training.weighing import WeighedLoss
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The weights' SGD. lr_end: where a cosine by epoch over all of the tuning ends, None for no schedule. grad_clip: 0
-    for none. logits: whether the logits take a step before each of the weights, as in the search."""
+    """The settings of the weights' SGD.
+
+    lr_end: the final value of a cosine by epoch over the whole tuning, None for a constant lr. grad_clip: 0 for no
+    clipping. logits: whether the logits take a step before each step of the weights, as in the search.
+    """
 
     lr: float = 0.0025
     lr_end: float | None = None
@@ -35,11 +38,11 @@ class Recipe:
 
 
 class Tuning:
-    """Steps under the mixture softmax(logits) of the choices that are open and the one candidate of those decided.
+    """Takes steps under the mixture softmax(logits) of undecided choices and the one candidate of decided choices.
 
-    The optimiser of the weights is a new one that goes on from call to call; that of the logits is a copy of the
-    search's, on a copy of the logits, so the search keeps its own. Use inside of `Judge.weights_put_back`.
-    total: steps that all calls take together, for the schedule.
+    The weights have a new optimiser, which continues from call to call. The logits and their optimiser are copies, so
+    that the search keeps its own. Use inside `Judge.weights_put_back`.
+    total: the number of steps of all calls together, for the schedule.
     """
 
     def __init__(self, judge: Judge, arch: ArchParams, recipe: Recipe, *, total: int) -> None:
@@ -60,7 +63,7 @@ class Tuning:
         self.done = 0
 
     def mixture(self, decided: Mapping[str, int | None], *, differentiable: bool = False) -> dict[str, Gate]:
-        """decided: the candidate of every choice that is decided, None for an edge that is left out."""
+        """The gates of all choices. decided: key -> index of the decided candidate, None for a removed edge."""
         mixed = Gates(self.arch.probs(), shares=self.arch.shares())
         by_key = mixed.by_key(self.arch.keys, differentiable=differentiable)
         return by_key | {
@@ -76,7 +79,7 @@ class Tuning:
                 epoch, start = divmod(self.done, judge.steps)
                 if self.recipe.lr_end is not None and self.optim is not None:
                     set_lr(self.optim, CosineByEpoch(self.recipe.lr, self.recipe.lr_end).in_epoch(epoch, self.epochs))
-                # Opened anew in every call: scoring reads the same examples in between.
+                # Opened again in every call, as scoring reads the same examples in between.
                 pairs = search_batches(judge.weight_loader, judge.arch_loader, epoch, start=start)
                 for weight_batch, arch_batch in itertools.islice(pairs, steps):
                     if self.arch_optim is not None:
@@ -96,7 +99,7 @@ class Tuning:
         optim.zero_grad(set_to_none=True)
         with weights_frozen(self.weights), gates(self.judge.choices, self.mixture(decided, differentiable=True)):
             loss = self._loss(batch)
-            if loss.requires_grad:  # something is open
+            if loss.requires_grad:  # False if every choice is decided
                 self.arch_scaler.scale(loss).backward()
         take_step(optim, self.arch_scaler)
 
@@ -114,7 +117,7 @@ class Tuning:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises ConfigError for a number that is out of its range."""
+    """Raises ConfigError if a number is out of range."""
     if not recipe.lr > 0:
         raise ConfigError(f"deriver.tune_lr must be > 0, got {recipe.lr:g}", fix="set deriver.tune_lr=0.0025")
     for name in ("lr_end", "momentum", "weight_decay", "grad_clip"):

@@ -1,4 +1,4 @@
-"""What a weight step does to the operations that it did not draw."""
+"""The effect of a weight step on the operations that it did not draw."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,7 +13,8 @@ UNDRAWN = ("rest", "decay")
 
 
 def check_undrawn(undrawn: str, optimizer: Optimizer) -> None:
-    """Raises ConfigError for a name that is none of UNDRAWN, or for ``decay`` with an optimiser other than SGD."""
+    """Raises ConfigError for a name outside UNDRAWN, and for ``decay`` with another optimiser than SGD without
+    dampening."""
     if undrawn not in UNDRAWN:
         raise ConfigError(
             f"searcher.undrawn must be one of {', '.join(UNDRAWN)}, got {undrawn!r}", fix="set searcher.undrawn=rest"
@@ -31,12 +32,12 @@ def check_undrawn(undrawn: str, optimizer: Optimizer) -> None:
 
 
 class UndrawnDecay:
-    """Gives undrawn operations a gradient of zeros, so that momentum and weight decay move them, as in the published
-    runs: before torch 2 ``zero_grad`` zeroed gradients.
+    """Gives undrawn operations a gradient of zeros, so that momentum and weight decay change their weights.
 
-    A weight takes part from the step on, of either level, that drew it for the first time: before, it had no gradient
-    to be zeroed. That step gives it a momentum of 0, which SGD continues as it would begin without one. So the
-    optimiser's state holds all there is to know, and a resumed search goes on alike.
+    This reproduces the published runs, because before torch 2 ``zero_grad`` zeroed the gradients.
+    A weight takes part from the step, of either level, that first draws it: before this step it had no gradient to
+    zero. The step gives the weight a momentum of 0, and SGD continues from 0 as it would without a momentum. So the
+    optimiser's state holds the whole state, and a resumed search continues in the same way.
 
     choices: of the supernet, by key. optimizer: the weights' SGD.
     """
@@ -53,16 +54,17 @@ class UndrawnDecay:
         self.woken: set[tuple[str, int]] = set()
 
     def drew(self, keys: Iterable[str], drawn: Iterable[int]) -> None:
-        """Take note of the candidates that a step of either level has drawn."""
+        """Records the candidates that a step of either level has drawn."""
         for key_and_index in zip(keys, drawn, strict=True):
-            if key_and_index not in self.woken:  # once for each: a lookup a step is all that it costs later
+            if key_and_index not in self.woken:  # later steps cost one lookup per choice only
                 self.woken.add(key_and_index)
                 key, index = key_and_index
                 for weight in self.drawable[key][index]:
                     self.optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
 
     def fill(self, weights: Iterable[nn.Parameter]) -> None:
-        """Give every weight that takes part but was not drawn a gradient of zeros. Call between backward and step."""
+        """Gives a gradient of zeros to every weight that takes part and was not drawn. Call between backward and
+        step."""
         for weight in weights:
             if weight.grad is None and weight.requires_grad and self._takes_part(weight):
                 weight.grad = torch.zeros_like(weight)

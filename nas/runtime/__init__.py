@@ -1,4 +1,4 @@
-"""Device, processes, precision, seeds, nonfinite numbers, functions of the user."""
+"""Device, processes, precision, seeds, nonfinite numbers and user functions."""
 
 from typing import Any
 

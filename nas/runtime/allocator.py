@@ -1,20 +1,20 @@
-"""Keeping memory between the steps of a training loop."""
+"""Keeps freed memory in the process between the steps of a training loop."""
 
 import ctypes
 import sys
 
-# Of glibc's mallopt, in its malloc.h.
+# Parameters of glibc's mallopt, from its malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-LARGEST_MMAP_THRESHOLD = 2**25  # that it takes
+LARGEST_MMAP_THRESHOLD = 2**25  # the largest value that mallopt accepts
 NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed instead of handing it back, for the rest of the process.
+    """Makes the C library keep freed memory, instead of returning it to the kernel, for the rest of the process.
 
-    The tensors of a step are freed at its end and allocated again in the next. Handed back in between, every page of
-    them is cleared and mapped anew by the kernel, which took up to a sixth of a step in the cells measured. The most
-    memory that is resident stays the same. Does nothing where the C library is another than glibc.
+    A step frees its tensors at its end, and the next step allocates them again. If the memory is returned in between,
+    the kernel clears and maps every page again, which took up to a sixth of a step in the measured cells. The peak of
+    resident memory stays the same. Does nothing if the C library is not glibc.
     """
     if sys.platform != "linux":
         return

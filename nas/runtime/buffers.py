@@ -1,4 +1,4 @@
-"""The buffers of a model, to be put back, and those that are no part of its state dict."""
+"""Saves and restores the buffers of a model, including the buffers that are not in its state dict."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Buffers:
-    """The buffers of a module as they are."""
+    """A copy of the buffers of a module at construction."""
 
     def __init__(self, module: nn.Module) -> None:
         self._found = [
@@ -18,28 +18,29 @@ class Buffers:
         ]
 
     def are_same(self) -> bool:
-        """Whether they are the same tensors, whatever is in them."""
+        """Whether the module still holds the same buffer objects. Their values may differ."""
         return all(owner._buffers.get(name) is buffer for owner, name, buffer, _ in self._found)
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Where they were, too: a module may have put a new tensor in the place of one."""
+        """Restores the values. Also restores rebound buffer objects."""
         for owner, name, buffer, before in self._found:
             owner._buffers[name] = buffer.copy_(before)
 
 
 def unsaved(model: nn.Module) -> dict[str, Tensor]:
-    """By name, the buffers that a state dict leaves out (``persistent=False``): training may change these as well."""
+    """name -> buffer, for the buffers that a state dict leaves out (``persistent=False``). Training may change them."""
     saved = model.state_dict()
-    # Detached, as in a state dict: torch.compile leaves attributes on buffers, which a checkpoint cannot hold.
+    # Detached, as in a state dict: torch.compile leaves attributes on buffers that a checkpoint cannot hold.
     return {name: buffer.detach() for name, buffer in model.named_buffers() if name not in saved}
 
 
 @torch.no_grad()
 def restore_unsaved(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """What `unsaved` found, into another model of the kind; into the same tensors where they have the same form.
+    """Writes the buffers that `unsaved` returned into another model of the same structure.
 
-    Raises AttributeError for a name whose module is not there.
+    Copies into the model's tensor if shape and dtype agree, and otherwise registers a new buffer.
+    Raises AttributeError for a name whose module does not exist.
     """
     for name, value in buffers.items():
         path, _, leaf = name.rpartition(".")
@@ -48,6 +49,6 @@ def restore_unsaved(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
         if there is not None and there.shape == value.shape and there.dtype == value.dtype:
             there.copy_(value)
         else:
-            # Where training made it, it is on the device of the others.
+            # Training makes such a buffer on the device of the parameters.
             device = next((tensor.device for tensor in model.parameters()), value.device)
             owner.register_buffer(leaf, value.to(device), persistent=False)

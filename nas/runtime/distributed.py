@@ -1,11 +1,11 @@
-"""Several processes, as torchrun starts them, that train one network together, each on its share of every batch.
+"""Trains one network in several processes, which torchrun starts. Each process has its share of every batch.
 
-All of them hold the same weights and logits and, as their generators have the same seed, draw the same gates; what
-they exchange is gradients. That is not left to DistributedDataParallel, which expects one for every weight: operations
-that are not drawn have none in any process, and are to keep none. The layers of each process draw random numbers of
-their own, see `nas.runtime.rng`.
+All processes hold the same weights and logits. They draw the same gates, as their generators have the same seed. The
+processes exchange gradients. DistributedDataParallel does not fit, because it expects a gradient for every weight:
+operations that are not drawn have no gradient in any process, and must keep none. The layers of each process draw
+their own random numbers, see `nas.runtime.rng`.
 
-In a single process nothing here does anything.
+In a single process the functions of this module do nothing.
 """
 
 import datetime
@@ -23,13 +23,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from nas.errors import ConfigError, DivergenceError
 
-PATIENCE = datetime.timedelta(hours=1)  # that the others are waited for: one may still be reading its data
-BUCKET = 2**23  # numbers that travel together: few messages, and little memory beside the gradients
+PATIENCE = datetime.timedelta(hours=1)  # the longest wait for other processes, which may still be reading their data
+BUCKET = 2**23  # numbers in one message: few messages, and little memory beside the gradients
 
 
 @dataclass(frozen=True)
 class Share:
-    """One of `of` equal parts of a batch, counted from 0: consecutive examples."""
+    """One of `of` equal parts of a batch. A part has consecutive examples; `index` counts from 0."""
 
     index: int = 0
     of: int = 1
@@ -40,7 +40,7 @@ class Share:
         return batch[self.index * size : (self.index + 1) * size]
 
     def check(self, batch_size: int, what: str) -> None:
-        """Raises ConfigError unless batches can be shared equally. what: the setting that gives their size."""
+        """Raises ConfigError unless batches can be shared equally. what: the setting of the batch size."""
         if batch_size % self.of:
             raise ConfigError(
                 f"{what} is {batch_size}, which {self.of} processes cannot share equally",
@@ -48,56 +48,54 @@ class Share:
             )
 
 
-WHOLE = Share()  # of a batch that is not shared
+WHOLE = Share()  # the whole batch, in a single process
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside, this process works together with the others that torchrun has started: gloo carries what is on CPUs,
-    NCCL what is on GPUs."""
+    """Joins the group of processes that torchrun started. Messages use gloo on CPUs and NCCL on GPUs."""
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    # Processes that torchrun has started anew may meet in the store of those before them, whose addresses are still in
-    # it.
+    # Processes that torchrun restarts may meet in the store of the previous attempt, which still holds its addresses.
     attempt = dist.distributed_c10d.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield
     except BaseException:
-        if not gpus:  # NCCL would wait for the others, of which the one that failed knows nothing
+        if not gpus:  # NCCL would wait for the other processes, which may not have failed
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share() -> Share:
-    """That of this process."""
+    """The share of this process."""
     return Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else WHOLE
 
 
 def first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is the first process, which alone writes files and prints."""
     return share().index == 0
 
 
 def number_on_machine() -> int:
-    """Of this process, from 0: its GPU has the same."""
+    """The number of this process on its machine, from 0. Its GPU has the same number."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
 def first_to(act: str) -> bool:
-    """Whether no process has asked this of the same act before. Waits for none, so that errors can be told by it."""
+    """Whether this process is the first to ask for `act`. Does not wait, so that a failing process can print once."""
     return not dist.is_initialized() or dist.distributed_c10d._get_default_store().add(f"nas/{act}", 1) == 1
 
 
 def agreed(text: str) -> str:
-    """What the first process passes."""
+    """Returns the text of the first process in all processes."""
     texts = [text]
     if world() > 1:
         dist.broadcast_object_list(texts, src=0, device=torch.device("cpu"))
@@ -106,11 +104,13 @@ def agreed(text: str) -> str:
 
 @contextmanager
 def first_on_machine_first() -> Iterator[None]:
-    """The first process of each machine goes through the block before the others on it do, e.g. to download what all
-    of them will read."""
+    """Lets the first process of each machine run the block before the other processes of the machine do.
+
+    Used, for example, to download files that all processes read.
+    """
     follows = number_on_machine() > 0
     if follows:
-        averaged([0.0])  # each waits here for all others
+        averaged([0.0])  # waits until all processes have called it
     yield
     if not follows:
         averaged([0.0])
@@ -118,7 +118,7 @@ def first_on_machine_first() -> Iterator[None]:
 
 @torch.no_grad()
 def start_alike(model: nn.Module) -> None:
-    """Give every process the weights and buffers of the first: a model may start from numbers that no seed decides."""
+    """Copies the weights and buffers of the first process to all others, as a seed may not decide every number."""
     if world() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             flat = tensor.flatten().clone()
@@ -127,8 +127,10 @@ def start_alike(model: nn.Module) -> None:
 
 
 def means(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The mean of each tensor over the processes, all of which pass tensors of the same shapes; in each the same to
-    the last bit. The tensors themselves are left alone, and returned where there is one process."""
+    """The mean of each tensor over the processes, the same in all processes to the last bit.
+
+    All processes pass tensors of the same shapes. The tensors stay unchanged; a single process gets them back.
+    """
     tensors = list(tensors)
     if world() == 1:
         return tensors
@@ -137,9 +139,9 @@ def means(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def average(gradients: Sequence[Tensor]) -> None:
-    """Replace gradients by their means over the processes: of equal shares, that is the gradient of the whole batch.
+    """Replaces gradients by their means over the processes: with equal shares, the gradient of the whole batch.
 
-    Every process has to pass those of the same parameters: see `complete`.
+    All processes must pass the gradients of the same parameters: see `complete`.
     """
     if world() > 1:
         for position, mean in reduced(gradients):
@@ -147,8 +149,11 @@ def average(gradients: Sequence[Tensor]) -> None:
 
 
 def missing_somewhere(there: Sequence[bool]) -> list[bool]:
-    """Which things some processes have and this one has not. there: whether this process has each of them, in the same
-    order in all. All processes call it together. The message travels between CPUs, so no device is waited for."""
+    """Whether each thing is missing in this process but not in another.
+
+    there: whether this process has each thing, in the same order in all processes. All processes call it together. The
+    message travels between CPUs, so that no process waits for its device.
+    """
     if world() == 1 or not there:
         return [False] * len(there)
     anywhere = torch.tensor(there, dtype=torch.uint8)
@@ -157,10 +162,10 @@ def missing_somewhere(there: Sequence[bool]) -> list[bool]:
 
 
 def complete(parameters: Sequence[Tensor]) -> None:
-    """Give a gradient of zeros to every parameter that has one in another process and none in this one.
+    """Gives a gradient of zeros to every parameter that has a gradient in another process and none in this process.
 
-    Such is a parameter in a branch that only some shares of a batch took. A parameter without a gradient in all
-    processes keeps None. parameters: the same in all processes, which call it together.
+    This happens to parameters in a branch that only some shares of a batch took. A parameter without a gradient in any
+    process keeps None. parameters: the same in all processes, which call it together.
     """
     missing = missing_somewhere([parameter.grad is not None for parameter in parameters])
     for parameter, lacks in zip(parameters, missing, strict=True):
@@ -170,7 +175,7 @@ def complete(parameters: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def reduced(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Position and mean of each tensor, bucket after bucket."""
+    """Yields the position and the mean of each tensor, bucket after bucket."""
     for bucket in buckets(tensors):
         flat = torch.cat([tensors[position].flatten() for position in bucket])
         dist.all_reduce(flat)
@@ -181,8 +186,10 @@ def reduced(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions of tensors that can travel as one: of one device and type, BUCKET numbers at most unless one alone
-    has more."""
+    """Yields the positions of tensors that travel in one message, which have the same device and dtype.
+
+    They have at most BUCKET numbers, unless a single tensor has more.
+    """
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for position, tensor in enumerate(tensors):
         kinds.setdefault((tensor.device, tensor.dtype), []).append(position)
@@ -199,7 +206,7 @@ def buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def averaged(numbers: Sequence[float]) -> list[float]:
-    """The mean of each number over the processes; returns when all of them have called it."""
+    """The mean of each number over the processes. Returns when all processes have called it."""
     if world() == 1:
         return list(numbers)
     mean: list[float] = means([torch.tensor(numbers, dtype=torch.float64)])[0].tolist()
@@ -207,7 +214,7 @@ def averaged(numbers: Sequence[float]) -> list[float]:
 
 
 def highest(numbers: Sequence[int]) -> list[int]:
-    """The largest of each number that a process passes; returns when all of them have called it."""
+    """The maximum of each number over the processes. Returns when all processes have called it."""
     if world() == 1:
         return list(numbers)
     largest = torch.tensor([int(number) for number in numbers])
@@ -217,7 +224,7 @@ def highest(numbers: Sequence[int]) -> list[int]:
 
 
 def of_all(mine: Any) -> list[Any]:
-    """What each process passes, by the number of the process. Plain values and tensors on the CPU only."""
+    """The values of all processes, in the order of the processes. Plain values and tensors on the CPU only."""
     if world() == 1:
         return [mine]
     found: list[Any] = [None] * world()
@@ -226,25 +233,27 @@ def of_all(mine: Any) -> list[Any]:
 
 
 def check_equal_gates(tensors: Iterable[Tensor]) -> None:
-    """Raises DivergenceError, in every process, unless the tensors that decide the gates, logits and states of
-    generators, are the same in all of them, bit for bit."""
+    """Raises DivergenceError, in every process, unless the tensors are the same in all processes, bit for bit.
+
+    tensors: the logits and the generator states, which decide the gates.
+    """
     if world() == 1:
         return
-    digest = hashlib.blake2b(digest_size=7)  # so that it fits into an int64 with its sign
+    digest = hashlib.blake2b(digest_size=7)  # 7 bytes fit into an int64, also with a minus sign
     for tensor in tensors:
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     number = int.from_bytes(digest.digest())
     if sum(highest([number, -number])) != 0:
         raise DivergenceError(
             f"the {world()} processes no longer draw the same gates, expected equal logits and generators in all",
-            fix="run them on GPUs of one kind, and let nothing in the model or the data depend on the process",
+            fix="use GPUs of one kind, and let nothing in the model or the data depend on the process",
         )
 
 
 def check_equal_weights(weights: Mapping[str, Tensor]) -> None:
-    """Raises DivergenceError, in every process, unless each weight is the same in all of them, bit for bit.
+    """Raises DivergenceError, in every process, unless each weight is the same in all processes, bit for bit.
 
-    weights: by name, the same names in all processes, e.g. of `named_parameters`.
+    weights: name -> weight, e.g. from `named_parameters`, with the same names in all processes.
     """
     if world() == 1 or not weights:
         return
@@ -256,16 +265,16 @@ def check_equal_weights(weights: Mapping[str, Tensor]) -> None:
         raise DivergenceError(
             f"{len(differ)} of {len(digests)} weights are no longer the same in the {world()} processes, the first is "
             f"{list(weights)[differ[0]]}, expected equal weights in all",
-            fix="run them on GPUs of one kind, and let no forward pass write into a weight",
+            fix="use GPUs of one kind, and let no forward pass write into a weight",
         )
 
 
 @torch.no_grad()
 def digest_each(tensors: Sequence[Tensor]) -> Tensor:
-    """(n,) int64 on the CPU, each between -2^62 and 2^62: a number for each of n tensors that another bit changes.
+    """(n,) int64 on the CPU: a digest of each of n tensors, between -2^62 and 2^62. Any changed bit changes the digest.
 
-    It is computed where the tensor is, so that eight bytes of each tensor travel. Sums of integers wrap around, and
-    are the same in any order.
+    The digest is computed on the tensor's device, so that only eight bytes per tensor are transferred. Sums of integers
+    wrap around, and do not depend on the order.
     """
     found = []
     for tensor in tensors:
@@ -273,9 +282,9 @@ def digest_each(tensors: Sequence[Tensor]) -> Tensor:
         kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()]
         bits = real.detach().contiguous().flatten().view(kind)
         digest = torch.zeros((), dtype=torch.int64, device=bits.device)
-        for start in range(0, len(bits), BUCKET):  # as each number takes eight bytes here
+        for start in range(0, len(bits), BUCKET):  # in pieces, as each number takes eight bytes here
             some = bits[start : start + BUCKET].long()
-            # Odd factors lose no bit, and different ones tell numbers that have changed places.
+            # Odd factors lose no bit. Different factors make the digest depend on the order of the numbers.
             places = torch.arange(start, start + len(some), device=bits.device)
             digest += (some * ((2 * places + 1) * 0x1E3779B97F4A7C15)).sum()
         found.append(digest >> 1)

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: noticed within a step, before they reach a checkpoint, and told by name."""
+"""Finds numbers that are not finite before a checkpoint saves them, and names their parameter in the error."""
 
 import math
 import sys
@@ -16,18 +16,18 @@ from nas.runtime.buffers import Buffers
 
 ACTIONS = ("stop", "skip")
 
-# The name of a parameter of which something is not finite.
+# Names a parameter in an error message.
 Naming = Callable[[Tensor], str]
 
 
 @dataclass(frozen=True)
 class OnNonfinite:
-    """What is done about a step whose loss or gradient is not finite.
+    """The reaction to a step whose loss or gradient is not finite.
 
-    action: ``stop`` the run, or ``skip`` the step, so that it moves neither weights nor their momentum nor logits.
-    max_skipped: steps of a stage that may be skipped; one more stops it.
+    action: ``stop`` the run, or ``skip`` the step, which then changes neither weights nor their momentum nor logits.
+    max_skipped: the number of steps that a stage may skip. One more stops the stage.
 
-    To stop costs a GPU no wait: it is told one step late. To skip, the host waits for it in every step.
+    With ``stop`` the host never waits for a GPU: the error comes one step late. With ``skip`` it waits in every step.
     """
 
     action: str = "stop"
@@ -48,7 +48,7 @@ class OnNonfinite:
 
 @dataclass(frozen=True)
 class Level:
-    """What takes steps of its own, for errors. lr: the setting to lower."""
+    """The kind of parameters that a step updates. lr: the setting that errors advise to lower."""
 
     name: str
     lr: str
@@ -61,9 +61,10 @@ RETRAINING = Level("weights", "retrain.optim.lr")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a step has to show, on its way to the host: the loss, the norm of each parameter's gradient, their total.
+    """The loss and gradient norms of one step.
 
-    place: epoch and step, from 0. copied: when it has arrived, None if it was there at once.
+    place: epoch and step, from 0. values: the loss, the norm of each parameter's gradient, and the norm of all
+    gradients. copied: an event that marks the end of the transfer to the host, or None without a transfer.
     """
 
     place: tuple[int, int]
@@ -74,7 +75,7 @@ class Reading:
     copied: torch.cuda.Event | None = None
 
     def problem(self) -> str | None:
-        """The first that is not finite; None if all are."""
+        """Describes the first value that is not finite. Returns None if all values are finite."""
         if self.copied is not None:
             self.copied.synchronize()
         for index, value in enumerate(self.values.tolist()):
@@ -88,7 +89,7 @@ class Reading:
         return None
 
     def sent(self) -> "Reading":
-        """The same with its values on the way to the host, for which nobody waits."""
+        """Starts the transfer of the values to the host, and returns the new reading without waiting."""
         if self.values.device.type != "cuda":
             return self
         values = torch.empty(self.values.shape, pin_memory=True).copy_(self.values, non_blocking=True)
@@ -98,9 +99,9 @@ class Reading:
 
 
 class Guard:
-    """Watches the steps of a stage, and is a part of its state: the number of those that may be skipped is bounded.
+    """Checks the steps of a stage. Its state, the number of skipped steps, is part of a checkpoint.
 
-    late: read what a step has to show in the next one, when it has been computed anyway. On a CPU it has been at once.
+    late: check the values of a step during the next step, when the device has computed them. A CPU needs no delay.
     """
 
     def __init__(self, do: OnNonfinite | None = None, *, late: bool = False) -> None:
@@ -113,39 +114,40 @@ class Guard:
         self._buffers: Buffers | None = None
 
     def watch(self, level: Level, loss: Tensor, naming: Naming) -> "Watch":
-        """For one step of an optimiser. loss: what its gradients are of."""
+        """A `Watch` for one optimiser step. loss: the loss whose gradients the step uses."""
         return Watch(self, level, loss.detach().float().clone(), naming)
 
     @contextmanager
     def at(self, epoch: int, step: int) -> Iterator[None]:
-        """Around a step, counted from 0, of both levels: what diverges inside is told where."""
+        """Wraps a step of both levels, counted from 0. Adds the place to a DivergenceError that is raised inside."""
         self.place = (epoch, step)
         try:
             yield
         except DivergenceError as error:
-            self._read_all()  # what came before it may be why
+            self._read_all()  # an earlier step may be the cause
             raise located(error, self.place) from error
         before = [reading for reading in self._unread if reading.place != self.place]
         self._unread = [reading for reading in self._unread if reading.place == self.place]
         self._read(before)
 
     def begin(self, model: nn.Module) -> None:
-        """Before a step's forward pass, which moves running statistics: they would keep a NaN for good."""
+        """Saves the buffers before a forward pass, as a NaN would stay in the running statistics for good."""
         if self.skips:
             self._buffers = Buffers(model)
 
     def passes(self, reading: Reading) -> bool:
-        """Whether a step may be taken, now that its gradients are there; False if it is to be skipped.
+        """Whether the optimiser may take the step. False skips the step.
 
-        Raises DivergenceError if it is not finite and the run is to stop; of several processes, which pass the same
-        numbers, in all. If it is read late, `at` and `check` raise that.
+        Raises DivergenceError if a value is not finite and the run must stop. Several processes pass the same numbers,
+        so all of them raise. If the check is late, `at` and `check` raise the error.
         """
         if self._late:
             self._unread.append(reading.sent())
             return True
         if reading.values.isfinite().all():
             return True
-        problem = broken(reading.parameters, reading.naming) or reading.problem()  # the step has not moved them yet
+        # The step has not changed the parameters yet.
+        problem = broken(reading.parameters, reading.naming) or reading.problem()
         if not self.skips or self.skipped >= self.do.max_skipped:
             raise self._error(reading.level, problem)
         if self._buffers is not None:
@@ -161,14 +163,16 @@ class Guard:
         return False
 
     def check(self, level: Level, parameters: Iterable[Tensor], naming: Naming) -> None:
-        """Before they are saved. Raises DivergenceError unless all steps so far, and these parameters, are finite: a
-        finite gradient may still throw a weight out of range, and the next steps may not draw it."""
+        """Raises DivergenceError unless all steps so far and these parameters are finite. Called before a save.
+
+        A finite gradient may still push a weight out of range, and the next steps may not draw the weight's operation.
+        """
         self._read_all()
         if (problem := broken(parameters, naming)) is not None:
             raise located(self._error(level, problem), self.place)
 
     def metrics(self) -> dict[str, float]:
-        """Of the stage so far."""
+        """The metrics of the stage so far."""
         return {"skipped_steps": self.skipped} if self.skips else {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,7 +204,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class Watch:
-    """What a guard is to know of one step of an optimiser. loss: of all processes, once their means are taken."""
+    """The data that a guard needs about one optimiser step. loss: becomes the mean over all processes."""
 
     guard: Guard
     level: Level
@@ -208,20 +212,20 @@ class Watch:
     naming: Naming
 
     def passes(self, parameters: Sequence[Tensor], norms: Tensor, total: Tensor) -> bool:
-        """`Guard.passes`, given the (n,) norms of the n parameters' gradients, and () of all of them."""
+        """Calls `Guard.passes`. norms: (n,) the gradient norm of each parameter. total: () the norm of all together."""
         values = torch.cat([self.loss[None], norms, total[None]])
         return self.guard.passes(Reading(self.guard.place, self.level, values, parameters, self.naming))
 
 
 def located(error: DivergenceError, place: tuple[int, int]) -> DivergenceError:
-    """The same with epoch and step, which are told from 1."""
+    """Returns the error with epoch and step, counted from 1, in its message."""
     epoch, step = place
     return DivergenceError(f"epoch {epoch + 1}, step {step + 1}, {error.problem}", fix=error.fix)
 
 
 @torch.no_grad()
 def broken(parameters: Iterable[Tensor], naming: Naming) -> str | None:
-    """What is not finite among parameters; None if all are. Looks at each only if it must."""
+    """Names the first parameter that is not finite, or returns None. Checks the norms of all parameters first."""
     parameters = list(parameters)
     if not parameters or each_norm(parameters).isfinite().all():
         return None
@@ -230,12 +234,12 @@ def broken(parameters: Iterable[Tensor], naming: Naming) -> str | None:
 
 
 def each_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """(n,): the 2-norm of each of n tensors, in a few kernels for all of them."""
+    """(n,): the 2-norm of each of n tensors, with a few kernels for all tensors."""
     return torch.stack([norm.to(tensors[0].device) for norm in torch._foreach_norm(list(tensors))])
 
 
 def naming(model: nn.Module) -> Naming:
-    """Of a module's parameters: by their paths."""
+    """Names a module's parameters by their paths."""
 
     def name(parameter: Tensor) -> str:
         return next(name for name, other in model.named_parameters() if other is parameter)

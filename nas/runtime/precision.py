@@ -1,4 +1,4 @@
-"""In which numbers a training step computes, and how it gets from gradients to the optimiser's step in them."""
+"""The number format of a training step, and the optimiser step from gradients in this format."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,17 +16,19 @@ from nas.runtime import distributed
 from nas.runtime.nonfinite import Watch, each_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-STEPPED: WeakSet[Optimizer] = WeakSet()  # optimisers that have taken a step
+STEPPED: WeakSet[Optimizer] = WeakSet()  # optimisers that have taken their first step
 
 
 @dataclass(frozen=True)
 class Precision:
-    """name: ``fp32``; ``bf16`` or ``fp16`` run what gains from it in 16 bits (torch.autocast). Weights, logits, batch
-    norm statistics and losses stay float32. device: a torch.device's type.
+    """The number format of a run.
 
-    fp16 needs its losses scaled up, as small gradients vanish in it (Micikevicius et al. 2018): see `scaler`. Unless
-    the optimiser is fused the host then waits for the device once a step.
-    Raises ConfigError for a name that is none of these.
+    name: ``fp32``, ``bf16`` or ``fp16``. The last two run the operations that gain from 16 bits in 16 bits
+    (torch.autocast). Weights, logits, batch norm statistics and losses stay float32. device: a torch.device's type.
+
+    fp16 must scale its losses up, because small gradients become 0 in it (Micikevicius et al. 2018): see `scaler`. With
+    fp16 and an optimiser that is not fused, the host waits for the device once per step.
+    Raises ConfigError for any other name.
     """
 
     name: str = "fp32"
@@ -44,14 +46,17 @@ class Precision:
         return torch.autocast(self.device, DTYPES[self.name], enabled=self.name != "fp32")
 
     def scaler(self) -> GradScaler:
-        """A fresh scaler of losses; it changes nothing but in fp16."""
+        """Returns a new scaler of losses. The scaler changes losses in fp16 only."""
         return GradScaler(self.device, enabled=self.name == "fp16")
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A step of an optimiser. norm: of its gradient before clipping, infinite where fp16 overflowed and nothing moved.
-    skipped: as it was not finite, so that it moved nothing and measured nothing."""
+    """The result of an optimiser step.
+
+    norm: the norm of the gradient before clipping; infinite if fp16 overflowed, and then no weight changed. skipped:
+    whether the step was skipped because a number was not finite. Such a step changes and measures nothing.
+    """
 
     norm: Tensor
     skipped: bool = False
@@ -65,20 +70,22 @@ def take_step(
     watch: Watch | None = None,
     measured: Sequence[Tensor] = (),
 ) -> Taken:
-    """Step by the gradients of losses that `scaler` has scaled, and clip them before: max_norm, 0 for not at all.
-    watch: what knows what to do if they are not finite, None for nothing.
+    """Clips the gradients and takes an optimiser step.
 
-    Several processes step by the mean of their gradients, all of them together. A parameter that has a gradient in some
-    of them counts as zeros in the others. The loss that is watched, and what else was measured, become means in place
-    with them, so that all count the same.
-    Raises ConfigError for an optimiser that cannot take its first step.
+    scaler: has scaled the losses; the gradients are unscaled first. max_norm: the largest gradient norm, 0 for no
+    clipping. watch: decides what happens if a number is not finite; None for no check.
+
+    Several processes call it together and step by the mean of their gradients. A gradient that some processes lack
+    counts as zeros there. The watched loss and the floating-point tensors in `measured` are replaced by their means
+    over the processes, so that all processes report the same numbers.
+    Raises ConfigError if the optimiser cannot take its first step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.complete(parameters)
     learning = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in learning]
-    # Before anything looks at them, so that all decide and move alike, to the last bit.
-    counted = [one for one in measured if one.is_floating_point()]  # sums of integers stay exact without it
+    # Average before any check, so that all processes decide and step alike, to the last bit.
+    counted = [one for one in measured if one.is_floating_point()]  # integer sums stay exact without a mean here
     distributed.average([*gradients, *([] if watch is None else [watch.loss]), *counted])
     if not gradients:
         nothing = torch.zeros(()) if watch is None else torch.zeros_like(watch.loss)
@@ -89,7 +96,7 @@ def take_step(
     if watch is not None:
         judged, total = norms, norm
         if scaler.is_enabled():
-            # It skips what overflows and lowers its scale: only where that has not helped something is wrong.
+            # The scaler skips steps that overflow and lowers its scale. Overflow is an error only at a scale below 1.
             low = scaler.scale(torch.ones_like(norm)) < 1
             judged, total = torch.where(low, norms, 0.0), torch.where(low, norm, 0.0)
         if not watch.passes(learning, judged, total):
@@ -106,8 +113,10 @@ def take_step(
 
 @contextmanager
 def first_step_told(optimizer: Optimizer) -> Iterator[None]:
-    """Raises ConfigError, with the reason, for what an optimiser raises in its first step: it is not made for steps
-    like ours, as one that needs a closure, or gradients of another kind."""
+    """Raises ConfigError, with the reason, if an optimiser fails in its first step.
+
+    Such an optimiser does not fit this project's steps, e.g. because it needs a closure or another kind of gradients.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -117,7 +126,7 @@ def first_step_told(optimizer: Optimizer) -> Iterator[None]:
             raise
         raise ConfigError(
             f"the optimiser {type(optimizer).__name__} cannot take its first step ({described(error)})",
-            fix="choose one that steps by dense gradients alone, e.g. torch.optim.SGD or torch.optim.AdamW, or "
+            fix="choose an optimiser that needs dense gradients only, e.g. torch.optim.SGD or torch.optim.AdamW, or "
             "correct its arguments",
         ) from error
     STEPPED.add(optimizer)
@@ -125,8 +134,11 @@ def first_step_told(optimizer: Optimizer) -> Iterator[None]:
 
 @contextmanager
 def steps_in_place(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, an optimiser with ``differentiable=True`` can step: it has gradients computed while it writes into the
-    parameters, which torch refuses for those that need one."""
+    """Lets an optimiser with ``differentiable=True`` step.
+
+    Such an optimiser writes into the parameters while torch records gradients, and torch refuses this for parameters
+    that require a gradient.
+    """
     if not any(group.get("differentiable") for group in optimizer.param_groups):
         yield
         return
@@ -140,7 +152,7 @@ def steps_in_place(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Iterat
 
 
 def check_first_step(optimizer: Optimizer) -> None:
-    """Step an optimiser that is only tried, by gradients of zeros. Raises ConfigError if it cannot."""
+    """Takes a trial step with gradients of zeros. Raises ConfigError if the optimiser cannot take the step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
@@ -148,10 +160,11 @@ def check_first_step(optimizer: Optimizer) -> None:
 
 
 def begin_momentum(optimizer: Optimizer) -> None:
-    """Give every weight that has its first gradient a momentum of 0.
+    """Gives every weight that has its first gradient a momentum of 0.
 
-    torch's fused SGD expects either all or none of the weights to have one, but operations are drawn for the first time
-    one after the other. Without dampening, which is when we fuse, it is the same as the gradient that SGD begins with.
+    torch's fused SGD expects that all weights or no weights have a momentum, but a search draws operations for the
+    first time in different steps. Without dampening (only then is SGD fused) the result is the same as in SGD, whose
+    first momentum is the gradient.
     """
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.SGD) and group.get("fused") and group["momentum"]:

@@ -1,8 +1,8 @@
-"""The global random generators, as a checkpoint holds them, and as passes that are compared share them.
+"""Saves and restores the states of the global random generators.
 
-Layers draw from them: dropout, drop path, noise. Each of several processes has its own examples, so its layers draw
-numbers of their own, see `seed_layers`. What all processes have to draw alike, the gates and the batches,
-comes from generators of its own.
+Checkpoints hold the states, and forward passes that are compared share them. Layers draw from these generators:
+dropout, drop path, noise. Each of several processes has its own examples, so its layers draw their own numbers, see
+`seed_layers`. Gates and batches must be the same in all processes, and come from separate generators.
 """
 
 import hashlib
@@ -19,25 +19,25 @@ from nas.runtime import distributed
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy, and torch on the CPU and on every GPU."""
+    """Seeds Python, NumPy, and torch on the CPU and on every GPU."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  the global one, which a user's own code may draw from
+    np.random.seed(seed % 2**32)  # noqa: NPY002  the global generator, which user code may draw from
     torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """Of Python, NumPy, and torch on the CPU and on every GPU; tensors and plain values only.
+    """The states of Python, NumPy, and torch on the CPU and on every GPU, as tensors and plain values.
 
-    Of several processes, which call it together, the first one's, and under ``others`` those of the others in order.
+    Several processes call it together, and get the state of the first, with the other states, in order, as ``others``.
     """
     first, *others = distributed.of_all(own_state())
     return first | {"others": others} if others else first
 
 
 def own_state() -> dict[str, Any]:
-    """Of this process."""
+    """The state of this process."""
     version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002  the global one
+    _, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002  the global generator
     return {
         "python": [version, list(words), gauss],
         "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
@@ -47,7 +47,7 @@ def own_state() -> dict[str, Any]:
 
 
 def gpu_states() -> list[Tensor]:
-    """Of every GPU; of several processes each has one GPU, and that one's."""
+    """The state of every GPU. Each of several processes has one GPU, and returns its state only."""
     if not torch.cuda.is_initialized():
         return []
     if distributed.world() > 1:
@@ -56,10 +56,10 @@ def gpu_states() -> list[Tensor]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned; of GPUs as many as there are now.
+    """Restores a state that `random_state` returned. Ignores the states of GPUs that no longer exist.
 
-    Each of several processes takes its own state. One that had none when the state was taken, as there were fewer
-    processes, draws other numbers than the first one, which the first one's state decides.
+    Each of several processes takes its own state. A process without a saved state, because fewer processes saved it, is
+    seeded from the first state and its own number, so that it draws other numbers than the first process.
     """
     number = distributed.share().index
     others = state.get("others", [])
@@ -87,7 +87,10 @@ def set_own_state(state: dict[str, Any]) -> None:
 
 
 class Randomness:
-    """What torch's generators give from now on, on the CPU and on the device if that is a GPU, to be had again."""
+    """Saves the state of torch's generators, so that later code can draw the same numbers again.
+
+    Covers the CPU, and the device if the device is a GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._gpus = [device] if device.type == "cuda" else []
@@ -96,7 +99,7 @@ class Randomness:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside, they give the same as then; afterwards they go on from where they were before."""
+        """Inside, the generators repeat the numbers from the saved state. Afterwards they continue as before."""
         with torch.random.fork_rng(devices=self._gpus):
             torch.set_rng_state(self._state)
             for gpu, state in zip(self._gpus, self._states, strict=True):

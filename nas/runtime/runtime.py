@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, threads, determinism, memory format."""
+"""The device, threads, determinism and memory format of a run."""
 
 import hashlib
 import os
@@ -22,17 +22,18 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 
 
 class Runtime:
-    """device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``. Of several processes on a
-    machine each gets a GPU of its own by ``auto`` and ``cuda``.
+    """The device of a run and the settings of its computation.
 
-    threads: of torch on the CPU; None leaves torch's own choice. deterministic: only algorithms that give the same
-    result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; what is reported
-    of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
-    for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. cuda_graphs:
-    replay a supernet's operations as CUDA graphs, see `nas.methods.cuda_graphs`; in a process that has a GPU and is
-    the only one. profile: record a few steps of search and retraining, see `nas.training.step_profile`.
-    on_nonfinite, max_skipped: see `OnNonfinite`.
-    Raises DeviceError for a device that is not there, ConfigError for anything else.
+    device: ``auto`` (a GPU if the machine has one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``. With ``auto`` and ``cuda``
+    each of several processes on a machine gets its own GPU.
+    threads: torch's threads on the CPU; None keeps torch's own choice. deterministic: use only algorithms that give the
+    same result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; reported
+    scores of a network are measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``;
+    None for none. A supernet is never compiled, because its path changes in every step and each path would be compiled
+    again. cuda_graphs: replay a supernet's operations as CUDA graphs, see `nas.methods.cuda_graphs`; has an effect only
+    on a GPU in a single process. profile: record a few steps of search and retraining, see
+    `nas.training.step_profile`. on_nonfinite, max_skipped: see `OnNonfinite`.
+    Raises DeviceError if the machine lacks the device, ConfigError for any other wrong value.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Runtime:
         self.memory_format = MEMORY_FORMATS[memory_format]
         self.precision = Precision(precision, self.device.type)
         self.on_nonfinite = OnNonfinite(on_nonfinite, max_skipped)
-        # Asked only if one is set: the compiler takes a second to import.
+        # The list is read only if `compile` is set: importing the compiler takes a second.
         if compile is not None and compile not in (backends := torch.compiler.list_backends(exclude_tags=())):
             raise ConfigError(
                 f"runtime.compile must be null or a back end of torch.compile, one of {', '.join(backends)}, "
@@ -76,40 +77,40 @@ class Runtime:
         self.profile = profile
 
     def start(self, seed: int) -> None:
-        """Set the process up: threads, determinism, and the seed of every global generator."""
+        """Sets up the process: threads, determinism, and the seed of every global generator."""
         keep_freed_memory()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.deterministic:
-            # cuBLAS is reproducible only with this, and only if set before its first call.
+            # cuBLAS is reproducible only with this variable, and only if it is set before cuBLAS's first call.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
-        # Or torch writes NaN into every result before an operation fills it: a tenth of a step, for code that reads
-        # memory it has not written.
+        # Otherwise torch writes NaN into every result before an operation fills it. This takes a tenth of a step, and
+        # helps only code that reads memory it has not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not self.deterministic
         if self.device.index is not None and self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # or every process would take memory of the first GPU as well
+            torch.cuda.set_device(self.device)  # else every process would take memory of the first GPU as well
         seed_everything(seed)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, in the memory format."""
+        """Moves the model to the device and the memory format, and returns the model."""
         model.to(self.device)
         for tensor in (*model.parameters(), *model.buffers()):
-            # Module.to() would refuse the five dimensions of a 3-D convolution.
+            # Not Module.to(), which refuses the five dimensions of a 3-D convolution.
             if tensor.ndim == 4:
                 tensor.data = tensor.data.to(memory_format=self.memory_format)
         return model
 
     def compiled(self, network: nn.Module) -> Callable[..., Any]:
-        """The forward pass of a network, compiled if that is asked for. Its weights stay the network's."""
+        """Returns the network, or its compiled forward pass if `compile` is set. Both share the network's weights."""
         if self.compile is None:
             return network
         compiled: Callable[..., Any] = torch.compile(network, backend=self.compile)
         return compiled
 
     def guard(self) -> Guard:
-        """A fresh one, for a stage."""
+        """Returns a new guard for a stage."""
         return Guard(self.on_nonfinite, late=self.device.type != "cpu")
 
     def peak_memory(self) -> int:
@@ -120,12 +121,14 @@ class Runtime:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a GPU, or resident for this process on a CPU; 0 where the system does not
-    say."""
+    """The peak memory in bytes: allocated on a GPU, or resident in this process on a CPU.
+
+    Returns 0 if the system does not report the peak.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        import resource  # which not every system has
+        import resource  # not every system has this module
     except ImportError:
         return 0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -133,7 +136,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for manifests and tables."""
+    """The name of the device, for manifests and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {processor()}, {torch.get_num_threads()} threads"
@@ -142,7 +145,7 @@ def describe(device: torch.device) -> str:
 def processor() -> str:
     """The name of the CPU."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()  # Linux, where the platform module knows no name
+        lines = Path("/proc/cpuinfo").read_text().splitlines()  # on Linux the platform module returns no name
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -150,7 +153,7 @@ def processor() -> str:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Waits until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -163,7 +166,7 @@ def available_devices() -> list[str]:
 
 
 def find_device(name: str) -> torch.device:
-    """Raises DeviceError unless the device is there; ``auto`` takes the fastest."""
+    """Returns the device; ``auto`` takes the fastest. Raises DeviceError if the machine lacks the device."""
     available = available_devices()
     if distributed.world() > 1 and name != "cpu":
         return own_gpu(name)
@@ -183,15 +186,17 @@ def find_device(name: str) -> torch.device:
 
 
 def own_gpu(name: str) -> torch.device:
-    """That of this process, one of several; for ``auto`` the CPU where there is none. Raises DeviceError if there are
-    fewer GPUs than processes on this machine, or one was asked for by its number."""
+    """The GPU of this process, one of several processes. For ``auto`` the CPU if the machine has no GPU.
+
+    Raises DeviceError if this machine has fewer GPUs than processes, or if `name` has a number.
+    """
     gpus, number = torch.cuda.device_count(), distributed.number_on_machine()
     if name == "auto" and not gpus:
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
         raise DeviceError(
             f"device {name!r} cannot be shared by {distributed.world()} processes, expected auto, cuda or cpu",
-            fix="set runtime.device=auto, by which each gets a GPU of its own",
+            fix="set runtime.device=auto, which gives each process its own GPU",
         )
     if number >= gpus:
         raise DeviceError(
@@ -202,22 +207,22 @@ def own_gpu(name: str) -> torch.device:
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose of a run, unrelated to those of its other purposes and of other runs."""
+    """A seed for one purpose of a run, independent of the seeds for other purposes and of other runs."""
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
 
 
 def seed_of_process(seed: int, purpose: str) -> int:
-    """The seed itself in the first process, and in each of the others another one."""
+    """Returns `seed` in the first process, and a different seed in each other process."""
     number = distributed.share().index
     return derived_seed(seed, f"{purpose} of process {number}") if number else seed
 
 
 def seed_layers(seed: int) -> None:
-    """Let the layers of each process draw random numbers of their own from here on.
+    """Seeds the global generators of each process differently, so that its layers draw their own numbers.
 
-    To be called when the model is built, for which all processes draw alike. The first process goes on as it was, so
-    one process gives the same bits as without this.
+    Called after the model is built, as all processes must build the same model. The first process keeps its state, so
+    a single process gives the same bits as without this call.
     """
     if not distributed.first():
         seed_everything(seed_of_process(seed, "layers"))

@@ -1,4 +1,4 @@
-"""Factories: functions and classes of the user's own that build a model or a data set."""
+"""Calls the user's own factories: functions and classes that build a model or a data set."""
 
 import functools
 import inspect
@@ -12,17 +12,17 @@ Made = TypeVar("Made")
 
 
 def import_path(factory: Factory) -> str:
-    """Its import path, for messages and results."""
+    """The import path of a factory, for messages and results."""
     function = factory.func if isinstance(factory, functools.partial) else factory
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def plain_partial(function: Callable[..., Made]) -> Callable[..., Made]:
-    """What Hydra makes of ``_partial_: true``, as a partial of Python's; anything else as it is.
+    """Converts Hydra's partial object (``_partial_: true``) to a functools.partial. Returns any other value unchanged.
 
-    That of Hydra's newer releases (1.3.8) asks again at every call what its target may do, which takes as long as to
-    build a candidate, of which a supernet has hundreds. What may be named at all was checked when the configuration was
-    built, by `nas.settings.allowed_targets.check_target` and by Hydra.
+    The partial of newer Hydra releases (1.3.8) checks its target at every call, which takes as long as building a
+    candidate, and a supernet has hundreds. `nas.settings.allowed_targets.check_target` and Hydra have already checked
+    the target when the configuration was built.
     """
     if isinstance(function, functools.partial) and type(function).__module__.startswith("hydra."):
         return functools.partial(function.func, *function.args, **function.keywords)
@@ -32,11 +32,12 @@ def plain_partial(function: Callable[..., Made]) -> Callable[..., Made]:
 def call(
     factory: Factory, arguments: Mapping[str, Any], *, offered: Mapping[str, Callable[[], Any]], setting: str
 ) -> Any:
-    """What the factory returns for its arguments.
+    """Calls the factory with its arguments and returns the result.
 
-    offered: values that it gets if its signature names them and `arguments` does not; each is a function, for only
-    what is asked for has to exist. setting: where it was configured, e.g. ``space``, for messages.
-    Raises ConfigError if it does not take the arguments; what it raises itself is passed on.
+    offered: name -> function that returns a value. The factory gets each offered value that its signature names and
+    `arguments` does not set; only these values are computed. setting: the configuration group of the factory, e.g.
+    ``space``, for messages.
+    Raises ConfigError if the factory does not take the arguments. Errors of the factory itself pass through.
     """
     if not callable(factory):
         raise ConfigError(
@@ -45,14 +46,14 @@ def call(
         )
     try:
         signature = inspect.signature(factory)
-    except ValueError:  # some builtins have none
+    except ValueError:  # some builtins have no signature
         return factory(**arguments)
     asked = {key: value() for key, value in offered.items() if key in signature.parameters and key not in arguments}
     try:
         signature.bind(**asked, **arguments)
     except TypeError as error:
         given = ", ".join({**asked, **arguments}) or "none"
-        also = f"; it gets {', '.join(offered)} if its signature names them" if offered else ""
+        also = f"; the factory also gets {', '.join(offered)} if its signature names them" if offered else ""
         raise ConfigError(
             f"{setting}.factory {import_path(factory)}{signature} was given the arguments {given}: {error}",
             fix=f"correct {setting}.arguments{also}",

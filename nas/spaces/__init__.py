@@ -1,4 +1,4 @@
-"""Search spaces, one published space a file."""
+"""Search spaces. Each published space has its own file."""
 
 from typing import Any
 

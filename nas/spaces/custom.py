@@ -1,4 +1,4 @@
-"""A space of the user's own: whatever builds a module with choices in it."""
+"""A search space from the user's own function, which builds a module with choices in it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -17,15 +17,17 @@ from nas.spaces.space import Space
 
 @dataclass(frozen=True, kw_only=True)
 class Custom(Space):
-    """factory: a function or class that returns an ``nn.Module`` with `Choice` modules in it.
-    arguments: its keyword arguments.
+    """A search space that the user's factory builds.
 
-    It is also given those of these that its signature names and `arguments` does not:
-    spec: the `DataSpec`, for whatever the others do not tell;
+    factory: a function or class that returns an ``nn.Module`` with `Choice` modules in it.
+    arguments: the keyword arguments of the factory.
+
+    The factory also receives each of the following arguments that its signature names and `arguments` does not set:
+    spec: the `DataSpec`, which has all facts about the data;
     num_classes: int; in_channels: int, the first size of the only input;
-    affine: bool, False while searching and True in the derived network, for batch norms.
+    affine: bool, for batch norms: False in a search and True in the derived network.
 
-    It must build modules of the same structure every time: the supernet and the derived network both come from it.
+    The factory must build the same structure in every call, as it builds both the supernet and the derived network.
     """
 
     name = "custom"
@@ -33,8 +35,8 @@ class Custom(Space):
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
-        """Raises ConfigError if the factory does not take its arguments, SpaceError if it returns no module, or one
-        whose sizes are not known before it has run."""
+        """Raises ConfigError if the factory does not take its arguments. Raises SpaceError if the factory returns no
+        module, or a lazy module, whose sizes are unknown before the first forward pass."""
         model = call(
             self.factory,
             self.arguments,
@@ -60,11 +62,11 @@ class Custom(Space):
         return model
 
     def resized(self, sizes: Mapping[str, Any]) -> "Custom":
-        """The same with other arguments; whether the factory takes them shows when it is called."""
+        """Returns the same space with other arguments. Only `build` checks whether the factory takes the arguments."""
         return replace(self, arguments={**self.arguments, **sizes})
 
     @contextlib.contextmanager
     def sketching(self) -> Iterator[None]:
-        # Not on the meta device: a factory may well read its tensors, e.g. rates from torch.linspace(...).tolist().
+        # Not on the meta device: a factory may read values of tensors, e.g. rates from torch.linspace(...).tolist().
         with torch.random.fork_rng(devices=[]):
             yield

@@ -17,9 +17,9 @@ from nas.supernet.genotype import Genotype
 
 
 class DartsCell(nn.Module):
-    """Two input cells, `steps` nodes, the output their concatenation.
+    """A cell with two inputs and `steps` nodes. The output is the concatenation of the nodes.
 
-    c_before_last, c_last: channels of the outputs of the two cells before; channels: of this cell's nodes.
+    c_before_last, c_last: the output channels of the two previous cells. channels: the channels of each node.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class DartsCell(nn.Module):
         after_reduction: bool,
     ) -> None:
         super().__init__()
-        # The cell before a reduction has twice the resolution of the one after it.
+        # If the previous cell is a reduction, the cell before that one has twice its resolution.
         self.preprocess_before_last: nn.Module = (
             FactorizedReduce(c_before_last, channels, edges.affine)
             if after_reduction
@@ -71,18 +71,18 @@ class AuxiliaryHead(nn.Sequential):
             nn.Conv2d(128, 768, 2, bias=False),
             nn.BatchNorm2d(768),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),  # of one pixel for CIFAR's 32x32
+            nn.AdaptiveAvgPool2d(1),  # its input is one pixel for CIFAR's 32x32
             nn.Flatten(),
             nn.Linear(768, classes),
         )
 
 
 class DartsNetwork(nn.Module):
-    """Stem, `cells` cells of which those at 1/3 and 2/3 are reductions, head.
+    """Stem, `cells` cells and head. The cells at 1/3 and 2/3 of the depth are reductions.
 
-    stem: gives the first input of the first cell, and to_last the second one from it, of c_stem channels both;
-    stem_reduces: whether to_last halves the resolution.
-    auxiliary: makes a second classifier for the channels at two thirds of the depth, None for none.
+    stem: computes the first input of the first cell. to_last: computes the second input from the first input.
+    c_stem: the channels of both inputs. stem_reduces: whether to_last halves the resolution.
+    auxiliary: a function that builds the second classifier from the channels at two thirds of the depth, or None.
     final_norm: whether a batch norm and a ReLU follow the last cell, as in GDAS' NASNet skeleton.
     Returns (N, classes) scores; in training mode with an auxiliary head the pair (scores, auxiliary scores).
     """
@@ -143,11 +143,12 @@ class DartsNetwork(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Darts(CellSpace):
-    """channels, cells: 16 and 8 in the published search, 36 and 20 in retraining; steps: computed nodes of a cell.
+    """The DARTS space in the skeleton for CIFAR.
 
-    auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
-    final_norm: a batch norm and a ReLU after the last cell, which GDAS' NASNet skeleton has and DARTS' does not.
-    ``none`` is searched but never derived, and a node keeps two of its edges: see configs/keep/two_edges.yaml.
+    channels, cells: 16 and 8 in the published search, 36 and 20 in retraining. steps: computed nodes of a cell.
+    auxiliary: add the auxiliary head, whose loss retraining weights by retrain.auxiliary_weight.
+    final_norm: add a batch norm and a ReLU after the last cell, as GDAS' NASNet skeleton has (DARTS has neither).
+    The search includes ``none`` but never derives it, and a node keeps two edges: see configs/keep/two_edges.yaml.
     """
 
     name = "darts"
@@ -161,7 +162,7 @@ class Darts(CellSpace):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, channels=self.channels, steps=self.steps, stem_multiplier=self.stem_multiplier)
-        at_least(3, cells=self.cells)  # fewer have no place for two reductions
+        at_least(3, cells=self.cells)  # fewer cells have no place for two reductions
 
     def build(self, spec: DataSpec, *, affine: bool) -> DartsNetwork:
         if self.auxiliary:
@@ -183,7 +184,7 @@ class Darts(CellSpace):
 
 
 def check_size(spec: DataSpec, *, least: int) -> None:
-    """Raises ConfigError unless the images are as large as the auxiliary head needs them."""
+    """Raises ConfigError if the images are smaller than `least` pixels, which the auxiliary head needs."""
     if min(spec.height, spec.width) < least:
         raise ConfigError(
             f"the auxiliary head needs images of at least {least}x{least}, got {spec.height}x{spec.width}",
@@ -192,7 +193,7 @@ def check_size(spec: DataSpec, *, least: int) -> None:
 
 
 def published(normal: list[tuple[str, int]], reduce: list[tuple[str, int]]) -> Genotype:
-    """A genotype from the published notation: two (operation, source) pairs a node, the first node being 2."""
+    """A genotype from the published notation: two (operation, source) pairs per node, starting at node 2."""
     chosen: dict[str, str | None] = {}
     for kind, entries in (("normal", normal), ("reduce", reduce)):
         for node in range(2, 2 + len(entries) // 2):
@@ -202,8 +203,8 @@ def published(normal: list[tuple[str, int]], reduce: list[tuple[str, int]]) -> G
 
 
 # The genotypes of the DARTS paper (V1 first order, V2 second order), of GDAS (Dong & Yang 2019) and of PC-DARTS on
-# CIFAR-10 (Xu et al. 2020), each as its authors' code has it. Copies of GDAS_V1 that end in sep_conv_5x5 2 are in
-# circulation; the authors' ends in sep_conv_5x5 1.
+# CIFAR-10 (Xu et al. 2020), from their authors' code. Some copies of GDAS_V1 end in sep_conv_5x5 2; the authors'
+# genotype ends in sep_conv_5x5 1.
 PUBLISHED = {
     "DARTS_V1": published(
         normal=[

@@ -1,5 +1,8 @@
-"""The DARTS space in the skeleton for ImageNet (Liu et al. 2019, sec. 3.4): an eighth of the resolution before the
-first cell. Its genotypes are those of the skeleton for CIFAR, so a cell found there is trained here."""
+"""The DARTS space in the skeleton for ImageNet (Liu et al. 2019, sec. 3.4).
+
+The resolution is reduced to an eighth before the first cell. The genotypes are the same as in the skeleton for CIFAR,
+so this skeleton can train a cell that was found on CIFAR.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -12,13 +15,13 @@ from nas.spaces.darts import Darts, DartsNetwork, check_size
 from nas.spaces.mixed_edges import CellSpace
 from nas.spaces.space import at_least
 
-LEAST_SIZE = 193  # of which the last cells see 7x7 pixels, as of the published 224
+LEAST_SIZE = 193  # pixels; the last cells see 7x7 pixels then, as with the published 224
 
 
 class ImageNetAuxiliaryHead(nn.Sequential):
     """A second classifier at two thirds of the depth, for training only: (N, C, >= 7, >= 7) -> (N, classes).
 
-    Without a batch norm after its last convolution, as published.
+    The last convolution has no batch norm after it, as published.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -30,7 +33,7 @@ class ImageNetAuxiliaryHead(nn.Sequential):
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),  # of one pixel for the published 224x224
+            nn.AdaptiveAvgPool2d(1),  # its input is one pixel for the published 224x224
             nn.Flatten(),
             nn.Linear(768, classes),
         )
@@ -38,9 +41,10 @@ class ImageNetAuxiliaryHead(nn.Sequential):
 
 @dataclass(frozen=True, kw_only=True)
 class DartsImageNet(CellSpace):
-    """channels, cells: 48 and 14 as published; steps: computed nodes of a cell.
+    """The DARTS space in the skeleton for ImageNet.
 
-    channels must be even. auxiliary: add the auxiliary head, which retraining weights by retrain.auxiliary_weight.
+    channels, cells: 48 and 14 as published; channels must be even. steps: computed nodes of a cell.
+    auxiliary: add the auxiliary head, whose loss retraining weights by retrain.auxiliary_weight.
     """
 
     name = Darts.name
@@ -53,10 +57,10 @@ class DartsImageNet(CellSpace):
         super().__post_init__()
         at_least(2, channels=self.channels)
         at_least(1, steps=self.steps)
-        at_least(3, cells=self.cells)  # fewer have no place for two reductions
+        at_least(3, cells=self.cells)  # fewer cells have no place for two reductions
         if self.channels % 2:
             raise ConfigError(
-                f"space.channels must be even, for the first convolution has half of them, got {self.channels}",
+                f"space.channels must be even, as the first convolution has half of the channels, got {self.channels}",
                 fix=f"set space.channels={self.channels + 1}",
             )
 

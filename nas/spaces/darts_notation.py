@@ -1,9 +1,9 @@
-"""The notation in which genotypes of the DARTS space circulate, that of its authors' code (Liu et al. 2019):
+"""Reads and writes the notation for genotypes of the DARTS space, from its authors' code (Liu et al. 2019):
 
     Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), reduce=[...], ...)
 
-Two (operation, source) pairs for each node, the first node being 2. Only what the space can hold is read: two different
-sources a node, all nodes concatenated; NASNet and AmoebaNet, which circulate in the same notation, are not like that.
+Each node has two (operation, source) pairs; the first node is 2. The reader accepts only genotypes of this space: two
+different sources per node, all nodes concatenated. NASNet and AmoebaNet use the same notation, but break these rules.
 """
 
 import re
@@ -21,8 +21,10 @@ EXAMPLE = (
 
 
 def from_text(text: str, *, source: str = "the genotype") -> Genotype:
-    """Raises GenotypeError, naming `source` and the position, if the text is malformed. The `concat` lists may be
-    written as ranges; whether the operations exist is for the space to say."""
+    """Reads a genotype. Raises GenotypeError, naming `source` and the position, if the text is malformed.
+
+    The `concat` entries may be lists or ranges. The space checks later whether the operations exist.
+    """
     scanner = Scanner(text, spaces=True, source=source, example=EXAMPLE)
     scanner.take("Genotype")
     scanner.take("(")
@@ -39,7 +41,7 @@ def from_text(text: str, *, source: str = "the genotype") -> Genotype:
 
 
 def _cell(scanner: Scanner, kind: str) -> list[tuple[str, int]]:
-    """``kind=[...], kind_concat=...``"""
+    """Reads ``kind=[...], kind_concat=...`` and returns the (operation, source) pairs."""
     scanner.take(kind)
     scanner.take("=")
     pairs: list[tuple[str, int]] = []
@@ -54,7 +56,7 @@ def _cell(scanner: Scanner, kind: str) -> list[tuple[str, int]]:
 
 
 def _pair(scanner: Scanner, before: list[tuple[str, int]]) -> tuple[str, int]:
-    """``('op', source)``, with a source that comes before the node and is not taken."""
+    """Reads ``('op', source)``. The source must come before the node and differ from the node's other source."""
     scanner.take("(")
     op = scanner.quoted_name()
     scanner.take(",")
@@ -64,13 +66,13 @@ def _pair(scanner: Scanner, before: list[tuple[str, int]]) -> tuple[str, int]:
     if source >= node:
         raise scanner.error(f"a node before node {node}", position=position)
     if second and source == before[-1][1]:
-        raise scanner.error(f"another source than {source}, the other one of node {node}", position=position)
+        raise scanner.error(f"another source than {source}, which node {node} has already", position=position)
     scanner.take(")")
     return op, source
 
 
 def _concat(scanner: Scanner, nodes: range) -> None:
-    """``[2, 3, 4, 5]`` or ``range(2, 6)``; it must be all nodes."""
+    """Reads ``[2, 3, 4, 5]`` or ``range(2, 6)``, which must name all nodes."""
     position = scanner.position
     if scanner.accept("range"):
         scanner.take("(")
@@ -87,7 +89,7 @@ def _concat(scanner: Scanner, nodes: range) -> None:
 
 
 def _items(scanner: Scanner, item: Callable[[], None]) -> int:
-    """``[item, item, ...]``, a comma allowed after the last. Returns the position of the closing bracket."""
+    """Reads ``[item, item, ...]``; a comma may follow the last item. Returns the position of the closing bracket."""
     scanner.take("[")
     while not scanner.sees("]"):
         item()
@@ -99,8 +101,11 @@ def _items(scanner: Scanner, item: Callable[[], None]) -> int:
 
 
 def to_text(genotype: Genotype) -> str:
-    """Raises GenotypeError for a genotype that the notation has no words for: of another space, with a node that keeps
-    more or less than two edges, or with an operation's name that is not one word."""
+    """Writes a genotype. Raises GenotypeError if the notation cannot express the genotype.
+
+    This is so for another space, for a node that keeps more or fewer than two edges, and for an operation whose name
+    is not one word.
+    """
     check_space(genotype, Darts.name)
     chosen = dict(genotype.choices)
     cells: dict[str, list[tuple[str, int]]] = {"normal": [], "reduce": []}

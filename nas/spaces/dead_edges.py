@@ -1,10 +1,10 @@
-"""Which edges of a cell have a part in what it returns, given what is drawn: the others need not run.
+"""Finds the dead edges of a cell, which have no effect on the cell's output under the drawn operations.
 
-Dead are `none`, what leaves a node that is zero because nothing living enters it, and what enters a node that no living
-edge connects to the output. Losses are the same without them, to the bit, and so are the gradients: those of the gates
-of dead edges are exactly 0, as is the weights' where the input is zero. What changes is what a zero gradient does
-not move: the weights of a dead operation rest like those of one that is not drawn, instead of following their momentum
-and decay, and its batch norms' running statistics rest too.
+An edge is dead if its operation is `none`, if it leaves a node that is zero because no living edge enters the node, or
+if it enters a node that no living edge connects to the output. A dead edge need not run. Losses and gradients are the
+same without dead edges, to the bit: the gates of dead edges have a gradient of exactly 0, and so have weights whose
+input is zero. One thing differs: the weights of a dead operation, like those of an operation that is not drawn, do not
+follow their momentum and decay, and the running statistics of its batch norms do not change.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ from torch import nn
 from nas.spaces.ops import FactorizedReduce, Zero
 from nas.supernet.choice import Choice
 
-# Modules that turn zeros into zeros, whatever they have learnt.
+# Modules that always map zeros to zeros.
 POINTWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.AvgPool2d, nn.MaxPool2d, Zero)
 
 
 def living(
     operations: Sequence[Sequence[nn.Module | None]], *, inputs: int, outputs: Sequence[int]
 ) -> list[tuple[list[int], bool]]:
-    """For each computed node the sources of its living edges, and whether it is needed at all: a node that is needed
-    without a living edge is zeros.
+    """Returns for each computed node the sources of its living edges, and whether the cell needs the node.
 
-    operations: of the edges into each computed node, by source, see `only_drawn`; the nodes before are the cell's
-    `inputs`. outputs: nodes that it returns.
-    Right in training mode: with running statistics a norm does not turn zeros into zeros.
+    A needed node without a living edge is zeros.
+
+    operations: for each computed node the operations of its edges, by source, see `only_drawn`. inputs: the number of
+    input nodes, which come first. outputs: the nodes that the cell returns.
+    Valid in training mode only: in evaluation mode a norm with running statistics does not map zeros to zeros.
     """
     into: list[list[int]] = []
     nonzero = set(range(inputs))
@@ -48,13 +49,16 @@ def living(
 
 
 def only_drawn(edge: nn.Module) -> nn.Module | None:
-    """The operation that is all of an edge; None for edges of another kind, where several operations run, where undrawn
-    ones get a gradient, or where somebody is told, by a hook, what the edge does."""
+    """Returns the only operation that an edge runs, or None.
+
+    Returns None for edges that are no `Choice`, if several operations run, if undrawn operations get a gradient, or
+    if the edge has a hook.
+    """
     return edge.alone if isinstance(edge, Choice) and not is_watched(edge) else None
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a module's call does more than to run its forward pass."""
+    """Whether a call of the module runs more than its forward method: hooks or a compiled version."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -65,7 +69,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def keeps_zeros(module: nn.Module) -> bool:
-    """Whether a module in training mode is known to turn zeros into zeros, and into no gradient of its weights."""
+    """Whether a module in training mode certainly maps zeros to zeros, with a zero gradient for its weights."""
     if is_watched(module):
         return False
     if isinstance(module, FactorizedReduce) or (

@@ -1,4 +1,4 @@
-"""Sets of operations whose candidates differ by edge, as in the S1 space of Zela et al. 2020."""
+"""Sets of operations in which each edge has its own candidates, as in the S1 space of Zela et al. 2020."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,10 +10,10 @@ from nas.spaces.ops import Operation
 
 
 class EdgeOps(Mapping[str, Operation]):
-    """The operations of a space, of which each choice has some as its candidates.
+    """The operations of a space, and for each choice the names of its candidates.
 
     ops: name -> operation. edges: choice key -> the names of its candidates, in their order.
-    Raises SpaceError for a candidate that is not among the operations.
+    Raises SpaceError if a candidate is not among the operations.
     """
 
     def __init__(self, *, ops: Mapping[str, Operation], edges: Mapping[str, Sequence[str]]) -> None:
@@ -36,30 +36,30 @@ class EdgeOps(Mapping[str, Operation]):
         return len(self._ops)
 
     def described(self) -> dict[str, object]:
-        """The arguments it was made with."""
+        """The constructor's arguments by name."""
         return {"ops": self._ops, "edges": self.edges}
 
     def at(self, key: str) -> dict[str, Operation]:
-        """The candidates of one choice. Raises SpaceError for a choice that is not in the table."""
+        """The candidates of one choice. Raises SpaceError if `edges` does not have the choice."""
         if key not in self.edges:
             raise SpaceError(
                 f"the chosen ops have no candidates for {key}, only for {', '.join(self.edges)}",
-                fix="use the space and size the ops were published for, e.g. space=darts space.steps=4",
+                fix="use the space and size that the ops were published for, e.g. space=darts space.steps=4",
             )
         return {name: self._ops[name] for name in self.edges[key]}
 
 
 def check_ops(ops: object) -> None:
-    """Raises ConfigError unless `ops` are operations by name, whatever a configuration said."""
+    """Raises ConfigError unless `ops` is a mapping."""
     if not isinstance(ops, Mapping):
         raise ConfigError(
-            f"space.ops is {ops!r}, expected operations by name", fix="choose them by their group, e.g. ops=darts"
+            f"space.ops is {ops!r}, expected operations by name", fix="choose a group of operations, e.g. ops=darts"
         )
 
 
 def candidates(
     ops: Mapping[str, Operation], key: str, c_in: int, c_out: int, stride: int, affine: bool
 ) -> dict[str, nn.Module]:
-    """The candidates of the choice `key`, built: all operations, unless they are told apart by edge."""
+    """Builds the candidates of the choice `key`: all operations, or the operations of this edge for `EdgeOps`."""
     named = ops.at(key) if isinstance(ops, EdgeOps) else ops
     return {name: plain_partial(op)(c_in, c_out, stride, affine) for name, op in named.items()}

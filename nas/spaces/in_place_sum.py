@@ -1,5 +1,7 @@
-"""Sums that take the place of one of their terms, where nobody needs that any more: a node's value is written where a
-cache already holds it, and one tensor less is allocated."""
+"""Adds up the terms of a node in place of one term that nothing else needs.
+
+The sum is written to memory that a cache already holds, and one tensor fewer is allocated.
+"""
 
 from collections.abc import Sequence
 
@@ -14,9 +16,10 @@ FORGETFUL = (nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d)
 
 
 def owns_output(edge: nn.Module, operation: nn.Module | None, start: Start | None) -> bool:
-    """Whether the output of an edge is its caller's alone.
+    """Whether only the caller uses the output of an edge, so that the caller may write into the output.
 
-    operation: that is all of the edge, None if it is not known. start: what it shares with others.
+    operation: the only operation that the edge runs, or None if unknown. start: the part that the operation shares
+    with other operations, or None.
     """
     if operation is None or (start is not None and start.whole):
         return False
@@ -26,7 +29,7 @@ def owns_output(edge: nn.Module, operation: nn.Module | None, start: Start | Non
 
 
 def forgets_its_output(operation: nn.Module) -> bool:
-    """Whether an operation keeps nothing of its output, nor hands it to somebody else, by a hook."""
+    """Whether an operation neither keeps its output nor passes the output to a hook."""
     module: nn.Module | None = operation
     while (
         isinstance(module, nn.Sequential)
@@ -39,7 +42,7 @@ def forgets_its_output(operation: nn.Module) -> bool:
 
 
 def summed(terms: Sequence[Tensor], owned: Sequence[bool]) -> Tensor:
-    """The sum of one or more terms, formed in the first of those that are `owned`, if there is one."""
+    """The sum of one or more terms. Writes the sum into the first `owned` term, if there is one."""
     first = owned.index(True) if True in owned else 0
     total, own = terms[first], owned[first]
     for index, term in enumerate(terms):

@@ -1,4 +1,4 @@
-"""The MBConv space of ProxylessNAS (Cai et al. 2019): a chain of MobileNetV2 blocks, each layer chosen for itself."""
+"""The MBConv space of ProxylessNAS (Cai et al. 2019): a chain of MobileNetV2 blocks with one choice per layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,16 +30,16 @@ class MBConvNetwork(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MBConv(Space):
-    """Stages of layers; the first layer of a stage has its stride and its change of width.
+    """Stages of layers. The first layer of a stage changes the resolution and the width.
 
-    ops: the candidate blocks. skip: a layer whose output has its input's shape may also be left out, as the candidate
-    ``skip_connect``. stem, stem_stride: channels and stride of the first convolution; first: channels of the fixed
-    block after it; widths, depths, strides: of the stages; head: channels before the classifier.
+    ops: the candidate blocks. skip: whether layers that keep the shape also have the candidate ``skip_connect``, which
+    leaves the layer out. stem, stem_stride: channels and stride of the first convolution. first: channels of the fixed
+    block after the stem. widths, depths, strides: one value per stage. head: channels before the classifier.
 
-    The residual connection belongs to the candidates, as in MobileNetV2, so that leaving a layer out is the identity.
-    ProxylessNAS adds it outside of the choice: the same function, as the gates of a choice sum to 1.
-    The default has the widths and depths of their ImageNet network, without the first two of its five halvings of the
-    resolution: images of 32x32 end in 4x4.
+    The residual connection belongs to the candidates, as in MobileNetV2, so a layer that is left out is the identity.
+    ProxylessNAS adds the residual outside of the choice: the same function, as the gates of a choice sum to 1.
+    The defaults are the widths and depths of the ProxylessNAS network for ImageNet. The first two of its five
+    halvings of the resolution are left out, so that images of 32x32 end in 4x4.
     Sources: Cai et al. 2019, sec. 4.2; Sandler et al. 2018 (MobileNetV2), table 2.
     """
 

@@ -1,4 +1,4 @@
-"""The edges of a supernet's cells: choices between operations, whole or in a part of the channels."""
+"""The edges of a supernet's cells: choices between operations, on all channels or on a part of the channels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from nas.supernet.choice import Choice
 
 
 class PartialEdge(nn.Module):
-    """An edge that searches in one part of its channels and passes the others by (PC-DARTS, Xu et al. 2020).
+    """An edge whose choice sees one part of the channels; the other channels bypass it (PC-DARTS, Xu et al. 2020).
 
-    choice: one whose outputs are added up (`added`), so that an edge that is left out is the number 0 as a whole.
+    choice: the choice. Its `added` is set to True, so that an edge that is left out is the number 0 as a whole.
 
-    (N, C, H, W) -> (N, C, H / stride, W / stride), C a multiple of `parts`: the first C / parts channels go through the
-    choice, the rest is copied, or max pooled where the stride is 2. The two are shuffled, so that the next edge
-    searches in others. It takes 1 / parts of the memory and time of the candidates.
+    (N, C, H, W) -> (N, C, H / stride, W / stride), where C is a multiple of `parts`. The first C / parts channels go
+    through the choice. The other channels are copied at stride 1, and max pooled at stride 2. All channels are
+    shuffled, so that the next edge searches in other channels. The candidates take 1 / parts of the memory and time.
     """
 
     def __init__(self, choice: Choice, *, parts: int, stride: int) -> None:
         super().__init__()
-        choice.added = True  # zeros would be joined with what passes by; the edge as a whole is left out
+        choice.added = True  # a tensor of zeros would be joined with the bypass, but the whole edge is left out
         self.choice: nn.Module = choice
         self.parts = parts
-        # ceil_mode: an odd resolution is halved as the candidates halve it.
+        # ceil_mode: halves an odd resolution as the candidates do.
         self.bypass = nn.Identity() if stride == 1 else nn.MaxPool2d(stride, stride, ceil_mode=True)
         self.shuffle = nn.ChannelShuffle(parts)
 
@@ -45,10 +45,10 @@ class PartialEdge(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MixedEdges:
-    """Makes the edges of a supernet's cells, all in one manner.
+    """Makes the edges of a supernet's cells.
 
-    affine: of the operations' batch norms. partial_channels: search in 1 / partial_channels of the channels, see
-    `PartialEdge`. edge_normalisation: weigh the edges into a node by shares that are learnt, see `Choice`.
+    affine: whether the operations' batch norms are affine. partial_channels: search in 1 / partial_channels of the
+    channels, see `PartialEdge`. edge_normalisation: weigh the edges into a node by learnt shares, see `Choice`.
     """
 
     ops: Mapping[str, Operation]
@@ -57,10 +57,11 @@ class MixedEdges:
     edge_normalisation: bool = False
 
     def edge(self, kind: str, source: int, node: int, *, channels: int, stride: int) -> nn.Module:
-        """The choice on the edge source -> node of a kind of cell ("normal", "reduce", ...).
+        """Builds the choice on the edge source -> node of a kind of cell ("normal", "reduce", ...).
 
-        Its key names the kind but not the cell: all cells of a kind share their logits, and a genotype fits networks of
-        any depth. Edges into one node form a group. Raises ConfigError for channels that cannot be split.
+        The key names the kind of cell, not the cell. So all cells of a kind share their logits, and a genotype fits
+        networks of any depth. Edges into one node form a group. Raises ConfigError if `partial_channels` does not
+        divide the channels.
         """
         key, parts = f"{kind}/{source}-{node}", self.partial_channels
         if channels % parts:
@@ -80,10 +81,10 @@ class MixedEdges:
 
 @dataclass(frozen=True, kw_only=True)
 class CellSpace(Space):
-    """What the spaces of cells have in common.
+    """The base class of cell-based spaces.
 
-    partial_channels, edge_normalisation: of the supernet alone, see `MixedEdges`; 4 and True in PC-DARTS. A network
-    that is retrained has whole edges of equal weight.
+    partial_channels, edge_normalisation: see `MixedEdges`; 4 and True in PC-DARTS. They apply to the supernet only: in
+    a retrained network an edge has all channels, and all edges have equal weight.
     """
 
     ops: Mapping[str, Operation]
@@ -95,7 +96,7 @@ class CellSpace(Space):
         at_least(1, partial_channels=self.partial_channels)
 
     def edges(self, *, affine: bool) -> MixedEdges:
-        """affine: as in `build`."""
+        """The factory of the edges. affine: as in `build`."""
         if affine:
             return MixedEdges(ops=self.ops, affine=True)
         return MixedEdges(

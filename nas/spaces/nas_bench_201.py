@@ -29,14 +29,14 @@ class NasBench201Cell(nn.Module):
 
 
 class ResidualReduction(nn.Module):
-    """The basic residual block between stages: halves the resolution, not searched."""
+    """The basic residual block between stages. Halves the resolution; contains no choice."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(
             ReLUConvBN(c_in, c_out, 2, True, kernel_size=3), ReLUConvBN(c_out, c_out, 1, True, kernel_size=3)
         )
-        # ceil_mode only differs from the published block where the resolution is odd, which CIFAR's never is.
+        # ceil_mode differs from the published block only for odd resolutions, which CIFAR never has.
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(c_in, c_out, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class ResidualReduction(nn.Module):
 
 
 class NasBench201Network(nn.Module):
-    """Stem, three stages of `cells` cells with residual reductions between them, head."""
+    """Stem, three stages of `cells` cells, and head. Residual reductions connect the stages."""
 
     def __init__(self, edges: MixedEdges, spec: DataSpec, *, channels: int, cells: int, nodes: int) -> None:
         super().__init__()
@@ -67,9 +67,10 @@ class NasBench201Network(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class NasBench201(CellSpace):
-    """channels: C of the first stage (16 published); cells: N a stage (5 published); nodes: of a cell (4 published).
+    """The NAS-Bench-201 space.
 
-    ``none`` is a candidate as any other: the benchmark has the cells that keep it. Every edge is kept.
+    channels: channels of the first stage (16 published). cells: cells per stage (5 published). nodes: nodes per cell
+    (4 published). The genotype may keep ``none``, as the benchmark has such cells. Every edge is kept.
     """
 
     name = "nas_bench_201"

@@ -1,4 +1,4 @@
-"""The benchmark's own notation of a NAS-Bench-201 cell (Dong & Yang 2020): for every node the operations on its edges,
+"""Reads and writes the benchmark's notation of a NAS-Bench-201 cell (Dong & Yang 2020), one group of edges per node:
 
 |nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|skip_connect~2|
 """
@@ -15,8 +15,8 @@ EXAMPLE = "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
 
 
 def from_text(text: str, *, source: str = "the genotype") -> Genotype:
-    """Raises GenotypeError, naming `source` and the position, if the text is malformed. Reads cells of any number of
-    nodes; whether the operations exist is for the space to say."""
+    """Reads a cell of any number of nodes. Raises GenotypeError, naming `source` and the position, if the text is
+    malformed. The space checks later whether the operations exist."""
     scanner = Scanner(text, spaces=False, source=source, example=EXAMPLE)
     chosen: dict[str, str | None] = {}
     node = 1
@@ -31,8 +31,8 @@ def from_text(text: str, *, source: str = "the genotype") -> Genotype:
 
 
 def to_text(genotype: Genotype) -> str:
-    """Raises GenotypeError for a genotype that the notation has no words for: of another space, with an edge that was
-    dropped, or with an operation's name that is not one word."""
+    """Writes a cell. Raises GenotypeError for a genotype of another space, with a dropped edge, or with an operation
+    whose name is not one word, as the notation cannot express these."""
     check_space(genotype, NasBench201.name)
     chosen = dict(genotype.choices)
     groups: list[str] = []

@@ -1,8 +1,8 @@
-"""NAS-Bench-201 (Dong & Yang 2020) as a table: accuracies measured once for all, looked up instead of trained.
+"""NAS-Bench-201 (Dong & Yang 2020) as a table of measured accuracies, which replaces training by a lookup.
 
-The table is a CSV with a row for each cell and the columns ``index`` (the official one), ``arch_str`` (the cell in the
-benchmark's notation) and any number of ``<dataset>_<split>_<epochs>``, accuracies in percent; further columns are left
-alone. scripts/convert_nats_bench writes it from the official data.
+The table is a CSV with a row for each cell. The columns are ``index`` (the official index), ``arch_str`` (the cell in
+the benchmark's notation) and any number of ``<dataset>_<split>_<epochs>`` (accuracies in percent). Other columns are
+ignored. scripts/convert_nats_bench writes the table from the official data.
 """
 
 import csv
@@ -25,7 +25,7 @@ OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ("0-1", "0-2", "1-2", "0-3", "1-3", "2-3")
 SIZE_LIMIT = 50_000_000  # bytes of a table; all cells with 30 columns take 6 million
 CELLS = len(OPS) ** len(EDGES)  # 15,625
-# One regular expression for the text of a whole cell: parsing 15,625 of them would take longer than all the rest.
+# One regular expression checks the text of a whole cell: parsing 15,625 cells would take longer than all the rest.
 CELL = re.compile(r"\+".join(r"\|" + "".join(rf"(?:{'|'.join(OPS)})~{i}\|" for i in range(n)) for n in (1, 2, 3)))
 ACCURACY = re.compile(r"(?P<dataset>.+)_(?P<split>train|valid|test)_(?P<epochs>[^_]+)")
 FORM = "index,arch_str,<dataset>_<train|valid|test>_<epochs>,..."
@@ -33,10 +33,10 @@ FORM = "index,arch_str,<dataset>_<train|valid|test>_<epochs>,..."
 
 @dataclass(frozen=True)
 class Standing:
-    """What one column says of one cell.
+    """The accuracy and rank of one cell in one column of the table.
 
-    accuracy: in percent. rank: one more than the number of cells that are strictly better, so that cells of equal
-    accuracy share the better rank; of: the number of cells.
+    accuracy: in percent. rank: 1 + the number of cells that are strictly better; cells of equal accuracy share a rank.
+    of: the number of cells.
     """
 
     accuracy: float
@@ -48,7 +48,7 @@ class NasBench201Table:
     """The accuracies and ranks of NAS-Bench-201's cells.
 
     table: path of the CSV. columns: the names of the accuracy columns found, in the order of the file.
-    Raises DataError if it cannot be read, lacks columns, or has a row that is not well formed.
+    Raises DataError if the table cannot be read, lacks columns, or has a malformed row.
     """
 
     def __init__(self, *, table: str) -> None:
@@ -67,7 +67,7 @@ class NasBench201Table:
             if not CELL.fullmatch(cell):
                 self._reject(number, f"the arch_str {cell!r}, expected a cell such as {nas_bench_201_notation.EXAMPLE}")
             if cell in self._rows:
-                self._reject(number, f"the cell {cell}, which another line has already")
+                self._reject(number, f"the cell {cell}, which an earlier line has already")
             self._rows[cell] = len(self._rows)
             self._indices.append(self._number(number, index))
             accuracies.append([self._percentage(number, field) for field in fields])
@@ -123,7 +123,7 @@ class NasBench201Table:
         }
 
     def report(self, genotype: Genotype) -> dict[str, Any]:
-        """The same, and which cell it is, as plain values for a ``result.json``."""
+        """The accuracies and ranks, with the cell's index and text, as plain values for a ``result.json``."""
         return {
             "table": str(self.path),
             "index": self.index(genotype),
@@ -132,12 +132,15 @@ class NasBench201Table:
         }
 
     def check(self, options: Mapping[str, Sequence[str]]) -> None:
-        """Raises ConfigError unless a space with these candidates by choice key is the benchmark's own, DataError
-        unless the table has all of its cells: before a search, not when it derives a cell that cannot be looked up."""
+        """Raises ConfigError unless `options` are the benchmark's own choices; DataError unless all cells are there.
+
+        options: choice key -> candidate names. The check runs before a search, so that no search fails at its end on a
+        derived cell that the table lacks.
+        """
         expected = {f"cell/{edge}": sorted(OPS) for edge in EDGES}
         if {key: sorted(names) for key, names in options.items()} != expected:
             raise ConfigError(
-                f"the benchmark holds the published space, 4 nodes and the operations {', '.join(OPS)}, got "
+                f"the benchmark covers the published space, 4 nodes and the operations {', '.join(OPS)}, got "
                 f"{len(options)} choices, the first between {', '.join(next(iter(options.values())))}",
                 fix="set space=nas_bench_201 space.nodes=4 ops=nas_bench_201, or benchmark=null",
             )
@@ -158,7 +161,7 @@ class NasBench201Table:
         return self._rows[text]
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Line number (from 1) and fields."""
+        """Yields the line number (from 1) and the fields of each line."""
         try:
             opened = regular_file.opened(self.path, limit=SIZE_LIMIT)
             with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:

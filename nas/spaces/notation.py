@@ -1,19 +1,20 @@
-"""What the notations that genotypes circulate in have in common."""
+"""The code that the readers and writers of genotype notations share."""
 
 import re
 
 from nas.errors import GenotypeError
 from nas.supernet.genotype import Genotype
 
-NAME = "[A-Za-z0-9_]+"  # of an operation
-LENGTH_LIMIT = 20_000  # characters; the longest published one has about seven hundred
+NAME = "[A-Za-z0-9_]+"  # the name of an operation
+LENGTH_LIMIT = 20_000  # characters; the longest published genotype has about seven hundred
 
 
 class Scanner:
-    """Reads a text from left to right, one token at a time, and knows where it stands. Nothing in the text is run.
+    """Reads a text from left to right, one token at a time, and tracks the position. Runs nothing in the text.
 
-    spaces: whether white space may stand between tokens, as it may around the text. source: how errors call the text;
-    example: a well-formed one. What reads raises GenotypeError with line and column if the text goes on otherwise.
+    spaces: whether white space may stand between tokens; around the text it is always allowed. source: the name of the
+    text in errors. example: a well-formed text. The methods that read a token raise GenotypeError, with line and
+    column, if another token follows.
     """
 
     def __init__(self, text: str, *, spaces: bool, source: str, example: str) -> None:
@@ -33,7 +34,7 @@ class Scanner:
         return self._text.startswith(literal, self.position)
 
     def accept(self, literal: str) -> bool:
-        """Step over `literal` if it comes next."""
+        """Steps over `literal` if it comes next. Returns whether it came next."""
         found = self.sees(literal)
         if found:
             self._step(len(literal))
@@ -44,14 +45,14 @@ class Scanner:
             raise self.error(repr(literal))
 
     def name(self) -> str:
-        """Letters, digits and underscores."""
+        """Reads letters, digits and underscores."""
         return self._match(NAME, "an operation")
 
     def quoted_name(self) -> str:
         return self._match(f"'{NAME}'|\"{NAME}\"", "an operation in quotes")[1:-1]
 
     def number(self) -> int:
-        # Six digits are more than any node needs, and few enough to be read at once.
+        # Six digits are enough for any node. The limit keeps int() cheap.
         return int(self._match(r"[0-9]{1,6}(?![0-9])", "a number"))
 
     def end(self) -> None:
@@ -60,7 +61,7 @@ class Scanner:
             raise self.error("the end")
 
     def error(self, expected: str, *, position: int | None = None) -> GenotypeError:
-        """What to raise for what comes next, or for what stands at an earlier position. Line and column are from 1."""
+        """The error to raise at the current or a given position. Line and column count from 1."""
         position = self.position if position is None else position
         before = self._text[:position]
         line, column = before.count("\n") + 1, position - before.rfind("\n")
@@ -84,9 +85,9 @@ class Scanner:
 
 
 def check_space(genotype: Genotype, space: str) -> None:
-    """Raises GenotypeError unless the genotype is of the space whose notation it is to be written in."""
+    """Raises GenotypeError unless the genotype is of `space`, the space of the notation."""
     if genotype.space != space:
         raise GenotypeError(
-            f"the genotype is of the space {genotype.space!r}, expected one of {space!r}",
+            f"the genotype is of the space {genotype.space!r}, expected {space!r}",
             fix=f"give a genotype of {space}, or keep its JSON",
         )

@@ -1,8 +1,8 @@
 """Candidate operations. Each is built as op(c_in, c_out, stride, affine) and maps (N, c_in, H, W) to
 (N, c_out, ceil(H / stride), ceil(W / stride)).
 
-affine: whether batch norms have a scale and a shift. Published searches run without (every candidate would rescale
-itself past its gate) and the derived network with them.
+affine: whether batch norms have a scale and a shift. Published searches leave both out, because a candidate could undo
+its gate by its scale. The derived network has both.
 Sources: the op tables of DARTS (Liu et al. 2019), NAS-Bench-201 (Dong & Yang 2020), S1 to S4 (Zela et al. 2020) and
 ProxylessNAS (Cai et al. 2019).
 """
@@ -44,7 +44,7 @@ def depthwise_separable(
 
 
 class SepConv(nn.Sequential):
-    """``sep_conv_*``: a depthwise separable convolution applied twice, the stride in the first."""
+    """``sep_conv_*``: two depthwise separable convolutions. The first has the stride."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, affine: bool, *, kernel_size: int) -> None:
         super().__init__(
@@ -61,8 +61,10 @@ class DilConv(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution with two 1x1 convolutions of stride 2, one over the even rows and columns and one over
-    the odd ones; ReLU before, batch norm after. Odd sizes are padded by one row and column of zeros at the far end."""
+    """Halves the resolution with two 1x1 convolutions of stride 2: one over even and one over odd rows and columns.
+
+    A ReLU comes first and a batch norm last. An odd size is padded by one row or column of zeros at the end.
+    """
 
     def __init__(self, c_in: int, c_out: int, affine: bool) -> None:
         super().__init__()
@@ -77,14 +79,15 @@ class FactorizedReduce(nn.Module):
 
 
 def skip_connect(c_in: int, c_out: int, stride: int, affine: bool) -> nn.Module:
-    """``skip_connect``: the identity where shapes allow it, a FactorizedReduce at stride 2, else a 1x1 convolution."""
+    """``skip_connect``: a FactorizedReduce at stride 2. At stride 1 the identity, or a ReLU, 1x1 convolution and batch
+    norm if the number of channels changes."""
     if stride == 1:
         return nn.Identity() if c_in == c_out else ReLUConvBN(c_in, c_out, 1, affine, kernel_size=1)
     return FactorizedReduce(c_in, c_out, affine)
 
 
 class Zero(nn.Module):
-    """``none``: zeros of the shape that the other operations give."""
+    """``none``: zeros of the shape that the other operations return."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, affine: bool) -> None:
         super().__init__()
@@ -97,10 +100,10 @@ class Zero(nn.Module):
 
 
 class Noise(nn.Module):
-    """``noise`` of S4: N(0, 1) in place of every value, of the shape that the other operations give.
+    """``noise`` of S4: N(0, 1) noise of the shape that the other operations return.
 
-    Drawn anew in every forward pass, in evaluation too, from torch's own generator. A search that keeps it is misled,
-    which is what it is for.
+    Every forward pass, also in evaluation mode, draws new noise from torch's own generator. The operation is a test: a
+    search that derives it is misled.
 
     Source: Zela et al. 2020, sec. 3.
     """
@@ -122,15 +125,15 @@ def max_pool(c_in: int, c_out: int, stride: int, affine: bool, *, kernel_size: i
 
 
 def avg_pool(c_in: int, c_out: int, stride: int, affine: bool, *, kernel_size: int = 3) -> nn.Module:
-    """``avg_pool_3x3``: padding does not count in the average. Keeps the number of channels."""
+    """``avg_pool_3x3``: the average leaves out the padding. Keeps the number of channels."""
     return nn.AvgPool2d(kernel_size, stride, kernel_size // 2, count_include_pad=False)
 
 
 class SearchNormalised:
-    """`op` followed by a batch norm while searching (affine False), alone in the derived network.
+    """Builds `op` followed by a batch norm in a search (affine False), and `op` alone in the derived network.
 
-    DARTS does so with its pooling operations: unlike the convolutions they end in no batch norm, and would otherwise
-    reach the sum on another scale than their competitors.
+    DARTS does so with pooling, which has no batch norm of its own: without the norm, pooling would enter the sum on
+    another scale than the convolutions.
     """
 
     def __init__(self, op: Operation) -> None:
@@ -144,7 +147,7 @@ class SearchNormalised:
 def conv_bn_relu6(
     c_in: int, c_out: int, *, kernel_size: int = 1, stride: int = 1, groups: int = 1, affine: bool = True
 ) -> list[nn.Module]:
-    """Convolution, batch norm, ReLU6: what the networks of the MobileNetV2 family are made of."""
+    """Convolution, batch norm, ReLU6: the building block of the MobileNetV2 family."""
     return [
         nn.Conv2d(c_in, c_out, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(c_out, affine=affine),
@@ -153,10 +156,10 @@ def conv_bn_relu6(
 
 
 class InvertedResidual(nn.Module):
-    """``mbconv_*``: expand by a 1x1 convolution, filter depthwise, project by a 1x1 convolution without activation;
-    the input is added where its shape is the output's.
+    """``mbconv_*``: a 1x1 convolution that expands, a depthwise convolution, and a 1x1 convolution that projects.
 
-    expansion: channels inside for each input channel; 1 leaves out the first convolution.
+    No activation follows the projection. The input is added if it has the shape of the output.
+    expansion: inner channels per input channel; 1 leaves out the first convolution.
     Source: Sandler et al. 2018 (MobileNetV2), sec. 3.3.
     """
 

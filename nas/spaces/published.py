@@ -1,4 +1,4 @@
-"""Genotypes as people have them: by name, as a file, as a text from a paper, as an index of a benchmark."""
+"""Finds a genotype from a published name, a file, a text from a paper, or an index of a benchmark."""
 
 import os.path
 import re
@@ -11,7 +11,7 @@ from nas.supernet.genotype import Genotype, read_text
 
 PUBLISHED: dict[str, Genotype] = {**darts.PUBLISHED}
 
-# space -> the notation that its genotypes circulate in
+# space -> the module that reads and writes the space's published notation
 NOTATIONS = {
     darts.Darts.name: darts_notation,
     nas_bench_201.NasBench201.name: nas_bench_201_notation,
@@ -19,7 +19,8 @@ NOTATIONS = {
 
 
 def to_text(genotype: Genotype) -> str:
-    """The published text form. Raises GenotypeError where the space has none, or none for this genotype."""
+    """The genotype in the published notation. Raises GenotypeError if the space has no notation, or if the notation
+    cannot express the genotype."""
     if genotype.space not in NOTATIONS:
         raise GenotypeError(
             f"genotypes of {genotype.space} have no published text form, only those of {', '.join(NOTATIONS)}",
@@ -29,8 +30,10 @@ def to_text(genotype: Genotype) -> str:
 
 
 def from_text(text: str, *, source: str = "the genotype") -> Genotype:
-    """A genotype from JSON or any published notation. Raises GenotypeError, naming `source` and the position, for
-    anything else; nothing in the text is run."""
+    """A genotype from JSON or any published notation. Runs nothing in the text.
+
+    Raises GenotypeError, naming `source` and the position, for any other text.
+    """
     begun = text.lstrip()
     if begun.startswith("{"):
         return Genotype.from_json(text, source=source)
@@ -43,18 +46,21 @@ def from_text(text: str, *, source: str = "the genotype") -> Genotype:
 
 
 def resolve(genotype: str, *, benchmark: NasBench201Table | None = None) -> Genotype:
-    """The genotype that a user means: a published name, a file of JSON or a published notation, such a text itself, or
-    an index of the benchmark. Raises GenotypeError if it is none of them."""
+    """Returns the genotype that a user named.
+
+    genotype: a published name, the path of a file with JSON or a published notation, such a text itself, or an index
+    of the benchmark. Raises GenotypeError for anything else.
+    """
     if genotype in PUBLISHED:
         return PUBLISHED[genotype]
     if re.fullmatch("[0-9]{1,9}", genotype):
         if benchmark is None:
             raise GenotypeError(
-                f"the genotype {genotype} is an index, and there is no table to look it up in",
+                f"the genotype {genotype} is a benchmark index, but no benchmark table was given",
                 fix="add benchmark=nas_bench_201 benchmark.table=<csv>",
             )
         return benchmark.genotype(int(genotype))
-    # os.path's isfile, as Path's would raise for a text that cannot be a path at all.
+    # os.path.isfile returns False for a text that cannot be a path; Path.is_file would raise.
     if not os.path.isfile(genotype) and any(mark in genotype for mark in "([{|'\"\n"):
         return from_text(genotype)
     try:

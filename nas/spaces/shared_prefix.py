@@ -1,7 +1,7 @@
-"""What operations that leave one node have in common at their beginning, computed once for all of them.
+"""Computes once the first module that several operations with the same source node have in common.
 
-Most operations of published spaces begin with a ReLU, whose result the convolution after it keeps for the backward
-pass; pooling is the same on whatever edge. Sharing them saves memory as well.
+Most operations of published spaces begin with a ReLU, and the next convolution keeps the ReLU's result for the backward
+pass. Pooling computes the same on all edges of a source. Sharing the results saves time and memory.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nas.spaces.dead_edges import is_watched
 
-# type -> all that decides what it computes, for modules that have neither weights nor randomness.
+# type -> the attributes that determine the output, for modules without weights and without randomness.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ReLU: (),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
@@ -19,14 +19,17 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-# What may follow: nothing that writes into what it is given.
+# Modules that may follow a shared module: none of them writes into its input.
 FOLLOWING = (nn.Conv2d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
 class Start:
-    """How an operation begins: with `module`, equal in `kind` to others that compute the same; `rest` is what is left
-    to be done after it, nothing if it is the `whole` operation."""
+    """The first module of an operation.
+
+    kind: equal for modules that compute the same function. rest: runs the other modules of the operation. whole:
+    whether `module` is the whole operation; `rest` is the identity then.
+    """
 
     kind: Hashable
     module: nn.Module
@@ -37,9 +40,10 @@ class Start:
 def shared_starts(
     operations: Sequence[Sequence[nn.Module | None]], plan: Sequence[tuple[list[int], bool]]
 ) -> dict[tuple[int, int], Start]:
-    """(row, source) -> how the operation on that edge begins, for all that begin like another one of the same source.
+    """(row, source) -> the start of the operation on this edge, if another operation of the source starts the same way.
 
-    operations: of a cell's edges, [row][source]; plan: which of them run, see `nas.spaces.dead_edges`.
+    operations: the operations of a cell's edges, [row][source]. plan: the edges that run, see
+    `nas.spaces.dead_edges.living`.
     """
     leaving: dict[tuple[int, Hashable], list[tuple[int, Start]]] = {}
     for row, (sources, needed) in enumerate(plan):
@@ -53,7 +57,7 @@ def shared_starts(
 
 
 def start_of(operation: nn.Module) -> Start | None:
-    """None for what begins otherwise, or where somebody is told, by a hook, what goes into it."""
+    """The start of an operation. Returns None if the first module cannot be shared, or if hooks see its input."""
     sequence = isinstance(operation, nn.Sequential) and type(operation).forward is nn.Sequential.forward
     module = operation._modules.get("0") if sequence else operation
     settings = None if module is None else SETTINGS.get(type(module))
@@ -75,7 +79,7 @@ def unchanged(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rest:
-    """What a sequence makes of what its first module gave."""
+    """Runs all modules of a sequence but the first, on the output of the first."""
 
     sequence: nn.Module
 

@@ -1,4 +1,4 @@
-"""What a search space is: a recipe for the supernet, and for the plain network of a genotype."""
+"""The base class of search spaces. A space builds the supernet, and the plain network of a genotype."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -19,19 +19,20 @@ from nas.supernet.genotype import Genotype
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Space(ABC):
-    """A frozen dataclass whose fields are the sizes of the space.
+    """A search space: a frozen dataclass whose fields are the sizes of the space.
 
-    name: what genotypes of this space are marked with.
+    name: the name of the space, which its genotypes contain.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
-        """The model with its choices open. It takes the inputs of `spec`, (N, C, H, W) float for images, and returns
-        one tensor that suits the task, (N, classes) scores for classification.
+        """Builds the model with all of its choices.
 
-        affine: False for a search, True for a network that is to be frozen and retrained.
+        The model takes the inputs of `spec`, (N, C, H, W) float for images, and returns one tensor that suits the task,
+        (N, classes) scores for classification.
+        affine: False for a search, True for a network that will be frozen and retrained.
         """
 
     def supernet(self, spec: DataSpec) -> nn.Module:
@@ -54,7 +55,7 @@ class Space(ABC):
         return network
 
     def sketching(self) -> AbstractContextManager[Any]:
-        """A context for models that are built to be looked at and not run: no memory, no random numbers."""
+        """A context for building models that are inspected but never run. Takes no memory and no random numbers."""
         return torch.device("meta")
 
     def options(self, spec: DataSpec) -> Mapping[str, Sequence[str]]:

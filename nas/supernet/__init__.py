@@ -1,4 +1,4 @@
-"""The mechanism of a search: what a model with choices in it is made of."""
+"""The mechanism of a search: choices, gates, architecture parameters and genotypes."""
 
 from typing import Any
 

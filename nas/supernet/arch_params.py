@@ -1,4 +1,4 @@
-"""The architecture parameters: one logit vector for each choice key, outside of the supernet."""
+"""The architecture parameters. Each choice key has one logit vector, which is kept outside of the supernet."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,14 +11,14 @@ from nas.supernet.choice import Choice, choices
 class ArchParams(nn.Module):
     """The logits (alpha in DARTS eq. 2) of every choice key, as the rows of one matrix.
 
-    One matrix, because then sampling, entropy and the optimiser are a handful of calls whatever the number of
-    choices, and all gates come to the host in one transfer. Rows of choices with fewer candidates than the widest
-    are padded; `masked` puts -inf there, so that padding has probability 0 and receives no gradient.
+    With one matrix, sampling, entropy and the optimiser take a fixed number of calls for any number of choices, and
+    all gates come to the host in one transfer. Rows of choices with fewer candidates than the widest choice are
+    padded. `masked` writes -inf into the padding, so that the padding has probability 0 and receives no gradient.
 
     found: choices by key, as `nas.supernet.choice.choices` returns them.
     init_std: the logits start as init_std * N(0, 1); 1e-3 in the published searches.
 
-    Choices that are weighed have a logit more, of their share in their group (beta in Xu et al. 2020).
+    A weighed choice has one more logit, for its share in its group (beta in Xu et al. 2020).
     """
 
     mask: Tensor
@@ -34,14 +34,14 @@ class ArchParams(nn.Module):
         mask = torch.arange(int(sizes.max())) < sizes[:, None]  # (choices, widest): True at real candidates
         self.logits = nn.Parameter(init_std * torch.randn(mask.shape, generator=generator) * mask)
         self.register_buffer("mask", mask)
-        # Whose shares sum to 1: the weighed choices of a group, and every other choice by itself.
+        # Shares sum to 1 over the weighed choices of a group. Every other choice has a sum of its own.
         sums = [sharing[0].group if sharing[0].weighed else row for row, sharing in enumerate(found.values())]
         self.register_buffer("rivals", torch.tensor([[one == other for other in sums] for one in sums]))
         self.share_logits: nn.Parameter | None = None
         if any(sharing[0].weighed for sharing in found.values()):
             self.share_logits = nn.Parameter(init_std * torch.randn(len(sums), generator=generator))
             self.share_logits.competing = self.rivals  # type: ignore[attr-defined]
-        # For optimisers of probabilities: see `nas.methods.exponentiated_gradient`.
+        # Optimisers of probabilities read `competing`: see `nas.methods.exponentiated_gradient`.
         self.logits.competing = mask  # type: ignore[attr-defined]
 
     @classmethod
@@ -60,25 +60,30 @@ class ArchParams(nn.Module):
         return self.logits.masked_fill(~self.mask, -torch.inf)
 
     def probs(self) -> Tensor:
-        """(choices, widest): each row's softmax, 0 at the padding."""
+        """(choices, widest): the softmax of each row, 0 at the padding."""
         return self.masked().softmax(dim=-1)
 
     def shares(self) -> Tensor | None:
-        """(choices,): the share of each choice in the sum of its group, a softmax over the group, and 1 for choices
-        that are not weighed; None if none is."""
+        """(choices,): the share of each choice in the sum of its group. Returns None if no choice is weighed.
+
+        The shares of weighed choices are a softmax over their group. The share of any other choice is 1.
+        """
         if self.share_logits is None:
             return None
         logits = self.share_logits.expand(self.rivals.shape).masked_fill(~self.rivals, -torch.inf)
         return logits.softmax(dim=-1).diagonal()
 
     def entropy(self) -> Tensor:
-        """(choices,): the entropy of each row's distribution in nats; log K when nothing is preferred."""
+        """(choices,): the entropy of each row's distribution in nats; log K for K equally probable candidates."""
         log_probs = self.masked().log_softmax(dim=-1)
-        # 0 for -inf at the padding: 0 * -inf would be NaN, in the value or in the gradient.
+        # The padding gets 0 in place of -inf: 0 * -inf would give NaN, in the value or in the gradient.
         return -(log_probs.exp() * log_probs.masked_fill(~self.mask, 0.0)).sum(dim=-1)
 
     def naming(self, parameter: Tensor) -> str:
-        """The choice whose logits, or whose gradient, are the first that are not finite."""
+        """Names the first choice whose logits, or else whose gradient, are not finite. Used in error messages.
+
+        parameter: the logits or the share logits.
+        """
         gradient = parameter.grad
         for values in (parameter.detach(), *([] if gradient is None else [gradient])):
             for key, row in zip(self.keys, values, strict=True):
@@ -87,7 +92,7 @@ class ArchParams(nn.Module):
         return "the logits"
 
     def named_shares(self) -> dict[str, float]:
-        """key -> share, on the host; of all choices, 1 where there is nothing to share."""
+        """key -> share of every choice, on the host; 1 for choices that are not weighed."""
         shares = self.shares()
         return dict.fromkeys(self.keys, 1.0) if shares is None else dict(zip(self.keys, shares.tolist(), strict=True))
 

@@ -1,4 +1,4 @@
-"""What stands in the place of an edge that a derivation dropped: zeros of the shape that the edge would have given."""
+"""Replaces an edge that a derivation dropped by zeros of the shape that the edge would have returned."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,10 +14,10 @@ from nas.runtime.buffers import Buffers
 
 @dataclass(frozen=True)
 class OutputForm:
-    """The form of an output, given the first tensor of the inputs.
+    """The shape and dtype of an output, in terms of the first tensor of the inputs.
 
-    sizes: () for those of the input. Otherwise those of the output; the first of them follows the batch if
-    `with_batch`. dtype: None for that of the input.
+    sizes: the sizes of the output, or () if they equal the sizes of the input. with_batch: whether the first size
+    follows the batch size of the input. dtype: the dtype of the output, or None if it equals the input's dtype.
     """
 
     sizes: tuple[int, ...] = ()
@@ -32,8 +32,10 @@ class OutputForm:
 
     @classmethod
     def of(cls, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> "OutputForm":
-        """Of what the module returns. It runs once in evaluation mode, without gradients; its modes, its buffers and
-        torch's random numbers are put back."""
+        """The form of the module's output, from one run in evaluation mode without gradients.
+
+        Restores the modes, the buffers and torch's random state.
+        """
         given = first_tensor((*inputs, *named.values()))
         modes, buffers = [(part, part.training) for part in module.modules()], Buffers(module)
         gpus = [given.device] if given.device.type == "cuda" else []
@@ -52,12 +54,12 @@ class OutputForm:
 
 
 def copied(values: Iterable[Any]) -> list[Any]:
-    """The module may write into its input, which others run on."""
+    """Clones the tensors, because a module may write into its input, which other modules read."""
     return [value.clone() if isinstance(value, Tensor) else value for value in values]
 
 
 def first_tensor(values: Iterable[Any]) -> Tensor:
-    """Raises SpaceError if there is none."""
+    """Returns the first tensor among the values and in lists or tuples of them. Raises SpaceError if none exists."""
     for value in values:
         if isinstance(value, Tensor):
             return value
@@ -70,19 +72,19 @@ def first_tensor(values: Iterable[Any]) -> Tensor:
 
 
 class DroppedTensor(nn.Module):
-    """Zeros of the form of what an edge would have returned.
+    """Returns zeros of the form that an edge would have returned.
 
-    instead_of: a module with an output of that form, for which the first call runs it once; it is forgotten then.
+    instead_of: a module whose output has this form. The first call runs the module once and then drops it.
     """
 
     def __init__(self, instead_of: nn.Module) -> None:
         super().__init__()
         self.form: OutputForm | None = None
-        self.first: int | None = None  # which of the inputs tells the batch
+        self.first: int | None = None  # index of the input that gives the batch size
         self._forget_or_keep(instead_of)
 
     def _forget_or_keep(self, module: nn.Module | None) -> None:
-        self.__dict__["instead_of"] = module  # no child: it is no part of the network
+        self.__dict__["instead_of"] = module  # not a child module, as it is no part of the network
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         if self.form is None:
@@ -92,7 +94,7 @@ class DroppedTensor(nn.Module):
             self.form = OutputForm.of(module, inputs, named)
             self._forget_or_keep(None)
             self.first = next((i for i, value in enumerate(inputs) if value is given), None)
-        elif self.first is not None:  # asks no value for its type, so that the network can be traced
+        elif self.first is not None:  # without isinstance checks on the inputs, so that the network can be traced
             given = inputs[self.first]
         else:
             given = first_tensor((*inputs, *named.values()))
@@ -100,12 +102,13 @@ class DroppedTensor(nn.Module):
 
 
 def settle(model: nn.Module, batch: Callable[[torch.device], tuple[Tensor, ...]]) -> None:
-    """Let the dropped edges of a model find their form by one forward pass of a batch of two or more, so that nothing
-    is left to find when the model is traced or copied. Modes, buffers and random numbers are put back.
+    """Runs one forward pass, in which every dropped edge of the model records its output form.
 
-    batch: makes the inputs on a device.
+    So tracing and copying need no first call. Restores modes, buffers and the random state.
+
+    batch: returns the inputs on a device, with a batch size of at least 2.
     """
     if any(isinstance(module, DroppedTensor) and module.form is None for module in model.modules()):
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        with contextlib.suppress(Exception):  # what fails here fails in the first real pass, where it is reported
+        with contextlib.suppress(Exception):  # an error recurs in the first real pass, which reports it
             OutputForm.of(model, batch(device), {})

@@ -1,4 +1,4 @@
-"""Which candidates a model runs where: a model with its choices open."""
+"""Runs a model with every candidate of every choice, and lists the modules that each drawn candidate brings."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -11,12 +11,12 @@ from torch import nn
 from nas.data.inputs import Inputs, each
 from nas.supernet.choice import Choice, choices
 
-# What has to be drawn for a part of the network to be there: (choice key, candidate), one for each choice it is inside.
+# The draws under which a part of the network exists: one (choice key, candidate) for each choice around the part.
 Condition = frozenset[tuple[str, str]]
 
 
 def consistent(condition: Condition) -> bool:
-    """Whether it asks for one candidate of each choice only."""
+    """Whether the condition names no more than one candidate for each choice."""
     return len({key for key, _ in condition}) == len(condition)
 
 
@@ -24,8 +24,8 @@ def consistent(condition: Condition) -> bool:
 class Part:
     """The model itself, or a candidate at one of the places where it runs.
 
-    condition: what has to be drawn for it to run. choice, key, name: None for the model itself. first: whether no
-    other candidate ran before it at this place.
+    condition: the draws under which the part runs. choice, key, name: the choice, its key and the candidate's name;
+    None for the model itself. first: whether the candidate is the first that runs at this place.
     """
 
     condition: Condition
@@ -45,11 +45,12 @@ def keys_of(model: nn.Module) -> dict[Choice, str]:
 
 @torch.no_grad()
 def run_every_candidate(model: nn.Module, inputs: Inputs, observe: Callable[[Part, Callable[[], Any]], Any]) -> Any:
-    """Run the model with every candidate of every choice, nested ones too, each time a choice is reached.
+    """Runs the model; each choice that is reached, also a nested one, runs all of its candidates.
 
-    inputs: a small batch. observe: called with each part and a function that runs it; what it returns is the part's
-    output. A choice hands on the output of its first candidate. Inside a candidate that was drawn by a key, other
-    choices of that key are drawn alike. The model is left as it was: it runs in eval mode, so that no statistics move.
+    inputs: a small batch. observe: called with each part and a function that runs the part. The value that `observe`
+    returns is the part's output. A choice returns the output of its first candidate. Inside a candidate, other
+    choices with the same key run the candidate of the same name only. The model runs in eval mode, so that its
+    statistics do not change, and its modes are restored.
     """
     key_of = keys_of(model)
     condition: Condition = frozenset()
@@ -83,7 +84,7 @@ def run_every_candidate(model: nn.Module, inputs: Inputs, observe: Callable[[Par
 
 
 def placed(model: nn.Module) -> Iterator[tuple[Condition, nn.Module]]:
-    """Every module of the model, with what has to be drawn for it to be there; once for each place that it has."""
+    """Yields every module of the model with the draws under which it exists, once for each such condition."""
     key_of = keys_of(model)
     seen: set[tuple[Condition, nn.Module]] = set()
 

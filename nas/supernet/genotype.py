@@ -1,4 +1,4 @@
-"""Genotypes: the outcome of a search, as a small file that people can read, compare and send around."""
+"""A genotype is the result of a search: a small JSON file that people can read, compare and share."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SIZE_LIMIT = 1_000_000  # bytes; the largest genotype of a published space takes
 
 @dataclass(frozen=True)
 class Genotype:
-    """What was chosen.
+    """The candidate that a search chose for each choice.
 
     space: the name of the search space, e.g. ``nas_bench_201``.
     choices: choice key -> the candidate's name, or None for an edge that was dropped.
@@ -34,7 +34,7 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, raw: object, *, source: str = "the genotype") -> "Genotype":
-        """Raises GenotypeError, naming `source`, for anything that `to_dict` could not have written."""
+        """Raises GenotypeError, naming `source`, if `to_dict` could not have written `raw`."""
         fix = f'expected {{"format": "{FORMAT}", "version": {VERSION}, "space": ..., "choices": {{...}}}}'
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise GenotypeError(f"{source} is not a genotype", fix=fix)
@@ -53,7 +53,7 @@ class Genotype:
         return cls(space, chosen)
 
     def to_json(self) -> str:
-        """One choice a line, so that two genotypes can be compared with diff."""
+        """The JSON text with one choice per line, so that diff can compare two genotypes."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
@@ -68,34 +68,36 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> "Genotype":
-        """Raises GenotypeError when the file is missing, too large, or not a genotype."""
+        """Raises GenotypeError if the file is missing, too large, or not a genotype."""
         return cls.from_json(read_text(path), source=str(path))
 
     def check_same(self, raw: object, *, source: Path) -> None:
-        """Raises GenotypeError unless this is what `to_dict` gave for what lies at `source`: weights of another network
-        may fit by their shapes alone."""
+        """Raises GenotypeError unless `raw`, the genotype saved in `source`, equals this genotype.
+
+        The shapes of weights are no proof: weights of another network may have the same shapes.
+        """
         before = Genotype.from_dict(raw, source=f"the genotype in {source}")
         if before.space != self.space or before.choices.keys() != self.choices.keys() or self.differing(before):
             key = next((key for key in before.choices if self.choices.get(key) != before.choices[key]), None)
             chosen = f", e.g. {key}={self.choices.get(key)} (was {before.choices[key]})" if key is not None else ""
             raise GenotypeError(
-                f"{source} is of another genotype than the one that was given{chosen}",
-                fix="give the genotype that the run was started with, or train this one in a new directory",
+                f"{source} holds another genotype than the given one{chosen}",
+                fix="give the genotype that the run started with, or train the given genotype in a new directory",
             )
 
     def differing(self, other: "Genotype | None") -> int:
-        """How many choices differ from `other`'s; all of them when there is no other."""
+        """The number of choices that differ from `other`; the number of all choices if `other` is None."""
         if other is None:
             return len(self.choices)
         return sum(other.choices.get(key) != name for key, name in self.choices.items())
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a genotype's file. Raises GenotypeError when it is missing, too large, or not text."""
+    """Returns the text of a genotype's file. Raises GenotypeError if the file is missing, too large, or not text."""
     path = Path(path)
     try:
         return regular_file.read(path, limit=SIZE_LIMIT).decode()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL byte in the path
+    except (OSError, ValueError) as error:  # ValueError: the text is not UTF-8, or the path has a NUL byte
         reason = getattr(error, "strerror", None) or "not text"
         reason = "no such file" if isinstance(error, FileNotFoundError) else reason
         raise GenotypeError(

@@ -1,6 +1,6 @@
-"""One candidate under a gate whose value is exactly 1, so that multiplying by it would be waste.
+"""Runs one candidate under a gate whose value is exactly 1.
 
-What remains of such a gate is its gradient, the inner product <gradient, output>.
+The multiplication by 1 is skipped. Only the gate's gradient is computed: the inner product <gradient, output>.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ HOMOGENEOUS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPoo
 class HardGate:
     """The gate of the drawn candidates of all choices that share a row of logits.
 
-    value: () tensor, 1. all_values, index: those of all choices, (choices,), and where this one is among them, for what
-    has the gradient of several at once; None where nobody asks.
+    value: () tensor, 1. all_values: (choices,) the gates of all choices, for code that computes the gradients of
+    several gates at once; None if no such code runs. index: the position of this gate in `all_values`.
     """
 
     def __init__(self, value: Tensor, *, all_values: Tensor | None = None, index: int = 0) -> None:
@@ -31,15 +31,15 @@ class HardGate:
         self._scales: dict[tuple[int, torch.dtype, bool], Tensor] = {}
 
     def run(self, candidate: nn.Module, *inputs: Any, **named: Any) -> Tensor:
-        """The candidate's output, differentiable in the gate."""
+        """Returns the candidate's output, differentiable in the gate."""
         return self.run_instead(candidate, candidate, *inputs, **named)
 
     def run_instead(self, candidate: nn.Module, call: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:
-        """As `run`, by a call that runs the candidate's modules in its place.
+        """Like `run`, but runs `call`, which runs the candidate's modules, in place of the candidate.
 
-        A candidate that ends in a batch norm without scale, as those of published searches do, takes the gate as that
-        scale: the backward pass of the norm has the inner product anyway, and the output need not be kept for it.
-        Pooling takes the gate at its input, which is kept for its backward pass, instead of keeping its output too.
+        Most candidates of published searches end in a batch norm without scale. Such a norm takes the gate as its
+        scale: its backward pass computes the inner product anyway, so the output need not be kept. Pooling takes the
+        gate at its input, because its backward pass keeps the input anyway and need not keep the output as well.
         """
         if type(candidate) in HOMOGENEOUS and len(inputs) == 1 and not named:
             pooled: Tensor = call(pass_through(inputs[0], self._value))
@@ -60,21 +60,27 @@ class HardGate:
         return type(candidate) not in HOMOGENEOUS and last_norm(candidate) is None
 
     def _scale_of(self, norm: _BatchNorm) -> Tensor:
-        """(C,): one for all norms of a width, so that autograd adds up their gradients before it takes the sum."""
+        """(C,): the gate, expanded to the norm's width.
+
+        All norms of a width share one tensor, so that autograd adds up their gradients before the sum over channels.
+        """
         assert norm.running_mean is not None  # last_norm
         width, dtype = norm.num_features, norm.running_mean.dtype
-        kind = width, dtype, torch.is_grad_enabled()  # a part of a model may run without
-        if transformed():  # which wraps what is computed inside it: nothing to keep
+        kind = width, dtype, torch.is_grad_enabled()  # a part of a model may run without gradients
+        if transformed():  # tensors inside a transform are wrapped and must not be kept
             return self._value.to(dtype).expand(width).contiguous()
         if kind not in self._scales:
-            # Contiguous: on a CPU torch takes wrong numbers from a scale that is expanded.
+            # Contiguous: on a CPU torch reads wrong numbers from an expanded scale.
             self._scales[kind] = self._value.to(dtype).expand(width).contiguous()
         return self._scales[kind]
 
 
 def last_norm(candidate: nn.Module) -> _BatchNorm | None:
-    """The batch norm without scale whose output is the candidate's, where the structure alone tells: the end of plain
-    sequences. Not one that keeps no statistics, whose type is then unknown, or that something else in it runs too."""
+    """Returns the batch norm without scale that ends a candidate, or None.
+
+    Finds the norm at the end of plain (nested) sequences only. Returns None for a norm without running statistics,
+    whose dtype is unknown, and for a norm that the candidate uses at another place as well.
+    """
     module = candidate
     while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
         (*_, module) = module
@@ -84,7 +90,7 @@ def last_norm(candidate: nn.Module) -> _BatchNorm | None:
     return module if module is candidate or is_used_once(candidate, module) else None
 
 
-# norm -> the candidate that is known to use it once: asked in every step, and only rebuilding a model changes it.
+# norm -> the candidate that is known to use it once. A cache: every step asks, and only a rebuilt model changes it.
 _USED_ONCE: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
 
 
@@ -99,14 +105,14 @@ def is_used_once(candidate: nn.Module, norm: nn.Module) -> bool:
 
 
 def uses(module: nn.Module, part: nn.Module) -> int:
-    """How often `part` is a child in the tree of modules below `module`."""
+    """The number of times that `part` is a child in the tree of modules below `module`."""
     return sum((child is part) + uses(child, part) for child in module._modules.values() if child is not None)
 
 
 class _PassThrough(torch.autograd.Function):
-    """output * gate for a gate whose value is exactly 1, without the multiplication.
+    """Returns output * gate for a gate whose value is exactly 1, without the multiplication.
 
-    Backward: the output's gradient as it is; the gate's is the inner product <gradient, output>.
+    Backward: the output receives the gradient unchanged; the gate receives the inner product <gradient, output>.
     """
 
     @staticmethod
@@ -117,29 +123,29 @@ class _PassThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         output, gate = ctx.saved_tensors
-        # Grad mode is on when the backward pass is itself to be differentiated: only then the factor 1 matters.
+        # The factor 1 matters only if the backward pass is differentiated too, and then grad mode is on.
         scaled = gradient * gate if torch.is_grad_enabled() else gradient
         return scaled, inner_product(gradient, output).to(gate.dtype)
 
 
 def inner_product(one: Tensor, other: Tensor) -> Tensor:
-    """<one, other> of two tensors of one shape, in float32 at least; its real part if they are complex."""
+    """<one, other> of two tensors of the same shape, in float32 or wider; the real part for complex tensors."""
     if one.is_complex() or other.is_complex():
         product = (one.conj() * other).real
         return product.sum(dtype=torch.promote_types(product.dtype, torch.float32))
     if one.dtype != other.dtype or one.dtype not in (torch.float32, torch.float64):
         return (one * other).sum(dtype=torch.float32)
     if one.ndim == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (one, other)):
-        one, other = (x.as_strided((x.numel(),), (1,)) for x in (one, other))  # in the order of memory, without a copy
-    # Reads both once and writes nothing: less than half the time of (one * other).sum().
+        one, other = (x.as_strided((x.numel(),), (1,)) for x in (one, other))  # in memory order, without a copy
+    # Reads both tensors once and writes no product: takes less than half the time of (one * other).sum().
     return torch.dot(one.reshape(-1), other.reshape(-1))
 
 
 def pass_through(output: Tensor, gate: Tensor) -> Tensor:
-    """output: any shape; gate: a scalar whose value is 1. Returns output, differentiable in both.
+    """Returns `output`, differentiable in `output` and in `gate`.
 
-    Inside of transforms of torch.func, and of forward-mode differentiation, it is the product itself, of which torch
-    knows every derivative and how it is mapped.
+    output: any shape. gate: a scalar whose value is 1. Inside transforms of torch.func and forward-mode
+    differentiation it returns the product, for which torch knows every derivative and batching rule.
     """
     if transformed():
         return output * gate.to(output.dtype)
@@ -147,5 +153,5 @@ def pass_through(output: Tensor, gate: Tensor) -> Tensor:
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func runs (vmap, grad, jvp, ...), or dual numbers are in use."""
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

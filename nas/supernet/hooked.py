@@ -1,10 +1,10 @@
-"""Hooks on a choice, which see what the choice is given and returns, also in the network that is derived from it."""
+"""Keeps the hooks on a choice in the derived network, where they see the inputs and outputs at the same place."""
 
 from typing import Any
 
 from torch import nn
 
-# Attributes of a module that say what is called around its forward and backward pass.
+# The attributes in which torch stores the forward and backward hooks of a module.
 HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -19,7 +19,7 @@ CALLED = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 class Hooked(nn.Module):
-    """Runs a module under the hooks of another one. They are the same hooks: a handle removes them here as well."""
+    """Runs a module under the hooks of another module. Both share the hooks, so a handle removes them from both."""
 
     def __init__(self, module: nn.Module, *, hooks_of: nn.Module) -> None:
         super().__init__()
@@ -32,5 +32,5 @@ class Hooked(nn.Module):
 
 
 def with_hooks_of(other: nn.Module, module: nn.Module) -> nn.Module:
-    """The module, under the hooks of the other one if that has any."""
+    """Returns the module, wrapped in `Hooked` if `other` has hooks."""
     return Hooked(module, hooks_of=other) if any(vars(other)[name] for name in CALLED) else module

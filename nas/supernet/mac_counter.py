@@ -1,4 +1,4 @@
-"""Counts the multiply-accumulates that run, whatever the model does in its forward pass."""
+"""Counts the multiply-accumulates that a model runs in its forward pass."""
 
 from types import TracebackType
 
@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class NoModules:
-    """Stands in for torch's tracker of modules, which fails in a model that differentiates in its forward pass."""
+    """Replaces torch's module tracker, which fails in a model that differentiates in its forward pass."""
 
     parents = ("Global",)
 
@@ -18,8 +18,10 @@ class NoModules:
 
 
 class MacCounter:
-    """A context. `total` is the number of multiply-accumulates of the convolutions and matrix products inside it, by
-    torch's own formulas (of two operations each)."""
+    """A context manager that counts the multiply-accumulates of convolutions and matrix products.
+
+    `total` is the count inside the context. torch's formulas count two operations for each multiply-accumulate.
+    """
 
     def __init__(self) -> None:
         self._mode = FlopCounterMode(display=False)

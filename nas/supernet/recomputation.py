@@ -1,4 +1,4 @@
-"""Activation checkpointing around choices: which of torch's two kinds they may be run by."""
+"""Refuses reentrant activation checkpointing around choices, one of torch's two kinds of checkpointing."""
 
 import inspect
 
@@ -8,9 +8,10 @@ from nas.errors import SpaceError
 
 
 def refuse_reentrant(what: str) -> None:
-    """Raises SpaceError if the caller, `what` it is in words, is run by torch.utils.checkpoint with use_reentrant=True.
+    """Raises SpaceError if torch.utils.checkpoint with use_reentrant=True runs the caller.
 
-    That runs a function without gradients first, and later with those of what it was given alone: a gate is not.
+    Reentrant checkpointing computes gradients only for the inputs of the function. A gate is no input, so its
+    gradient would be lost. what: describes the caller in the error message.
     """
     frame = inspect.currentframe()
     while frame is not None:

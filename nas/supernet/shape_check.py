@@ -1,4 +1,4 @@
-"""Finds candidates that cannot stand in for each other, before a search is started with them."""
+"""Checks, before a search starts, that all candidates of a choice return tensors of the same shape."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ from nas.supernet.every_candidate import Part, run_every_candidate
 
 
 def check_shapes(model: nn.Module, inputs: Inputs) -> Any:
-    """Run the model with every candidate of every choice, nested ones too, each time a choice is reached.
+    """Runs the model with every candidate of every choice, see `run_every_candidate`.
 
-    inputs: a small batch. The model is left as it was: it runs in eval mode, so that no statistics move.
-    Returns the model's output with every choice's first candidate. Raises SpaceError, naming the choice by its path,
-    if a candidate's output is not one tensor, or not of the shape of the first one's.
+    inputs: a small batch. The model runs in eval mode, so that its statistics do not change.
+    Returns the model's output with the first candidate of every choice. Raises SpaceError, naming the choice by its
+    path, if a candidate does not return one tensor, or a tensor of another shape than the first candidate's.
     """
     path_of = {module: path for path, module in model.named_modules() if isinstance(module, Choice)}
     expected: dict[Choice, tuple[str, torch.Size]] = {}
@@ -30,16 +30,16 @@ def check_shapes(model: nn.Module, inputs: Inputs) -> Any:
             raise SpaceError(
                 f"candidate {name!r} of the choice at {path_of[choice]!r} returns a {type(output).__name__}, "
                 "expected one tensor",
-                fix="wrap it in a module that returns the tensor",
+                fix="wrap the candidate in a module that returns one tensor",
             )
         if part.first:
             expected[choice] = name, output.shape
         first, shape = expected[choice]
         if output.shape != shape:
             raise SpaceError(
-                f"the candidates of the choice at {path_of[choice]!r} give outputs of different shapes: "
+                f"the candidates of the choice at {path_of[choice]!r} return outputs of different shapes: "
                 f"{first} {tuple(shape)}, {name} {tuple(output.shape)}",
-                fix="make them equal, by padding, striding or a 1x1 convolution",
+                fix="make the shapes equal, by padding, striding or a 1x1 convolution",
             )
         return output
 

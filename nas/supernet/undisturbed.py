@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace in it."""
+"""Runs a model without changing its buffers, its modes or torch's random state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,16 @@ from nas.runtime.buffers import Buffers
 
 @contextmanager
 def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
-    """The model in evaluation mode, and torch's generators seeded, as some operations draw noise even then.
+    """Sets evaluation mode and seeds torch's generators, because some operations draw noise in evaluation mode too.
 
-    At the end its buffers and modes and the generators are as they were before. Weights and gradients are left to the
-    code inside.
+    At the end restores the buffers, the modes and the generators. The code inside is responsible for weights and
+    gradients.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = Buffers(model)
     gpus = sorted({weight.device.index for weight in model.parameters() if weight.device.type == "cuda"})
     with torch.random.fork_rng(devices=gpus):
-        # Not torch.manual_seed, which also seeds generators that are not put back.
+        # Not torch.manual_seed, which also seeds generators that fork_rng does not restore.
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):

@@ -1,4 +1,4 @@
-"""Choices that a model reaches in a way that torch does not know: in plain lists, dicts and attributes."""
+"""Finds choices that a model holds in plain lists, dicts or attributes, where torch does not register them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,13 +7,14 @@ from torch import nn
 
 from nas.errors import SpaceError
 
-DEEPEST = 4  # containers in containers that are looked into
+DEEPEST = 4  # the number of nested containers that are searched
 
 
 def refuse_unregistered(model: nn.Module, kind: type[nn.Module]) -> None:
-    """Raises SpaceError, naming the attribute, for a module of `kind` that is held outside of the registered children.
+    """Raises SpaceError, naming the attribute, if the model holds a module of `kind` outside its registered children.
 
-    The search would not know it, or, if it is a registered child as well, freezing would not replace it there.
+    The search would not find such a module. If the module is also a registered child, freezing would not replace it
+    in the attribute.
     """
     registered = set(model.modules())
     for path, module in model.named_modules():
@@ -26,14 +27,14 @@ def refuse_unregistered(model: nn.Module, kind: type[nn.Module]) -> None:
                 ):
                     where = ".".join(filter(None, (path, attribute))) + place
                     raise SpaceError(
-                        f"a Choice is held at {where}, outside of the registered children of {type(module).__name__}, "
+                        f"{where} holds a Choice outside of the registered children of {type(module).__name__}, "
                         "where deriving the network cannot replace it",
-                        fix="hold it in an nn.ModuleList, nn.ModuleDict or attribute of its own, and only there",
+                        fix="hold the Choice only in an nn.ModuleList, an nn.ModuleDict or an attribute of the module",
                     )
 
 
 def held_modules(value: Any, depth: int) -> Iterator[tuple[str, nn.Module]]:
-    """Modules in a value, with their places in it, e.g. ``[0]['head']``."""
+    """Yields the modules in a value, with their places in it, e.g. ``[0]['head']``."""
     if isinstance(value, nn.Module):
         yield "", value
     elif depth and isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""Reading what anybody may have written: regular files, plain data, text that is shown."""
+"""Reads files, data and text from untrusted sources: regular files, plain data, text to display."""

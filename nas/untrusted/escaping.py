@@ -1,18 +1,18 @@
-"""Text of others, names of files and classes say, for a terminal and for Markdown: it stays text, on one line."""
+"""Escapes untrusted text, e.g. names of files and classes, so that terminals and Markdown show plain text."""
 
 import re
 import unicodedata
 
-JOINERS = "\u200c\u200d"  # which Persian and Indic words, and emoji, are spelt with
+JOINERS = "\u200c\u200d"  # the spelling of Persian and Indic words and of emoji needs these
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# What Markdown, GitHub's included, makes something of within a line. An underscore within a word is one of the word.
+# Characters with a meaning inside a line of Markdown or GitHub's Markdown. An underscore inside a word has none.
 SPECIAL = re.compile(r"[\\`*\[\]<>|&@~$]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.", re.IGNORECASE)
 
 
 def printable(text: object) -> str:
-    r"""The text with all that moves a cursor, changes the direction or cannot be seen spelt out: ``\x1b``, ``\u202e``.
+    r"""The text, with control, direction and invisible characters written as escapes: ``\x1b``, ``\u202e``.
 
-    A terminal would do what such characters say, and show another text than there is.
+    A terminal would obey such characters and show a different text.
     """
     text = str(text)
     if text.isprintable():
@@ -24,12 +24,12 @@ def printable(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """For a line of Markdown: no link, no picture, no HTML, no cell of a table."""
+    """Escapes text for one line of Markdown, so that it makes no link, picture, HTML or table cell."""
     return SPECIAL.sub(lambda found: "\\" + found[0], printable(" ".join(str(text).split())))
 
 
 def code(text: object) -> str:
-    """A code span."""
+    """The text as a Markdown code span."""
     shown = printable(" ".join(str(text).split()))
     fence = "`" * (longest_run(shown) + 1)
     space = " " if shown[:1] == "`" or shown[-1:] == "`" else ""
@@ -37,12 +37,12 @@ def code(text: object) -> str:
 
 
 def fenced(language: str, text: str) -> list[str]:
-    """The lines of a code block."""
+    """The lines of a Markdown code block."""
     lines = [printable(line) for line in text.split("\n")]
     fence = "`" * max(3, longest_run(text) + 1)
     return [f"{fence}{language}", *lines, fence]
 
 
 def longest_run(text: str) -> int:
-    """Of backticks."""
+    """The length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)

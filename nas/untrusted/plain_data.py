@@ -1,4 +1,4 @@
-"""Plain data from JSON and YAML that anybody may have written: dicts, lists, texts and numbers, bounded in all ways."""
+"""Reads plain data from untrusted JSON and YAML: dicts, lists, texts and numbers, with limits on size and depth."""
 
 import json
 from typing import Any
@@ -7,18 +7,19 @@ import yaml
 
 DEPTH = 32  # levels of dicts and lists; a configuration has 7
 VALUES = 200_000  # in one file; a metadata.json with 10,000 classes has 60,000
-BITS = 64  # of an integer: Python cannot even print those of more than 4,300 digits
+BITS = 64  # bits of the largest integer; Python cannot even print integers of more than 4,300 digits
 
 
 class NotPlainError(ValueError):
-    """The data are larger, deeper or of other types than plain data. The message is one line without values."""
+    """The data are too large, too deep or of a wrong type. The message is one line and quotes no values."""
 
 
 def check(value: Any, *, leaves: tuple[type, ...] = (), tuples: bool = False, values: int = VALUES) -> Any:
-    """The value. Raises NotPlainError unless it is a tree of plain values that is small enough to be walked.
+    """Returns the value. Raises NotPlainError unless the value is a small tree of plain values.
 
-    What is shared counts as often as it is reached, so that a few bytes of references to references are refused, and so
-    is what contains itself. leaves: further types of values. tuples: whether tuples are allowed.
+    A shared part counts once for each reference. So a few bytes of nested references are refused, and so is a value
+    that contains itself. leaves: more allowed types. tuples: whether tuples are allowed. values: the largest number of
+    values.
     """
     allowed = {str, int, float, bool, type(None), *leaves}
     left = values
@@ -49,19 +50,19 @@ def check(value: Any, *, leaves: tuple[type, ...] = (), tuples: bool = False, va
 
 
 def from_json(text: str | bytes) -> Any:
-    """Raises ValueError with one line."""
+    """Reads JSON. Raises ValueError, with a message of one line, if the text is not plain JSON."""
     try:
         return check(json.loads(text.decode() if isinstance(text, bytes) else text))
     except RecursionError as error:
         raise NotPlainError("it is nested too deeply") from error
 
 
-# libyaml's parser is ten times as fast as Python's: seconds, for files of the largest size that is read.
+# libyaml's parser is ten times as fast as Python's. This saves seconds for the largest files.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def from_yaml(text: str | bytes) -> Any:
-    """YAML without aliases, anchors and tags. Raises ValueError with one line."""
+    """Reads YAML without aliases, anchors and tags. Raises ValueError, with a message of one line, otherwise."""
     depth = 0
     try:
         for event in yaml.parse(text, Loader=_Loader):
@@ -69,14 +70,14 @@ def from_yaml(text: str | bytes) -> Any:
                 raise NotPlainError("it has aliases")
             if getattr(event, "tag", None) is not None:
                 raise NotPlainError("it has tags")
-            # Before anything is made of it, as that is done by recursion.
+            # Checked before the values are built, because building is recursive.
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:
                 raise NotPlainError(f"it is nested more than {DEPTH} levels deep")
         return check(_loaded(text))
     except yaml.YAMLError as error:
         raise NotPlainError(f"it is not YAML ({' '.join(str(error).split()):.200})") from error
-    except (TypeError, AttributeError, RecursionError, OverflowError) as error:  # of keys that cannot be keys, ...
+    except (TypeError, AttributeError, RecursionError, OverflowError) as error:  # e.g. from keys that cannot be hashed
         raise NotPlainError(f"it cannot be read as YAML ({type(error).__name__})") from error
 
 

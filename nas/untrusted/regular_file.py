@@ -1,4 +1,4 @@
-"""Opens files that anybody may have written: regular files of bounded size, and nothing that blocks or has no end."""
+"""Opens untrusted files. Accepts regular files of bounded size only, which neither block nor are endless."""
 
 import errno
 import os
@@ -6,16 +6,16 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-SPARSE = 2**26  # bytes from which a file must not be mostly holes
+SPARSE = 2**26  # bytes; a larger file must not be mostly holes
 
 
 def opened(path: str | Path, *, limit: int | None = None) -> BufferedReader:
-    """The file, open for reading in binary mode.
+    """Opens the file for reading in binary mode.
 
-    limit: the largest size in bytes; None for any, of a file that is not mostly holes.
-    Raises OSError, whose strerror says why: a FIFO, a socket, a device, a directory, a file that is too large.
+    limit: the largest size in bytes, or None for no limit. A file that is mostly holes is refused in both cases.
+    Raises OSError for a FIFO, a socket, a device, a directory or a file that is too large; strerror says which.
     """
-    # Without O_NONBLOCK, opening a FIFO waits for a writer. Of a regular file it changes nothing.
+    # Without O_NONBLOCK, opening a FIFO waits for a writer. The flag has no effect on a regular file.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         found = os.fstat(descriptor)
@@ -23,7 +23,7 @@ def opened(path: str | Path, *, limit: int | None = None) -> BufferedReader:
             raise OSError(errno.EINVAL, f"{kind(found.st_mode)}, expected a regular file", str(path))
         if limit is not None and found.st_size > limit:
             raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, expected at most {limit}", str(path))
-        # A terabyte of holes takes no place on the disk, and all of the memory. File systems that compress save less.
+        # A terabyte of holes takes no disk space, but fills the memory. Compressing file systems save less than this.
         if found.st_size > SPARSE and found.st_blocks * 512 < found.st_size / 8:
             raise OSError(errno.EFBIG, "it is mostly holes", str(path))
         return os.fdopen(descriptor, "rb")
@@ -33,7 +33,7 @@ def opened(path: str | Path, *, limit: int | None = None) -> BufferedReader:
 
 
 def read(path: str | Path, *, limit: int | None = None) -> bytes:
-    """The whole content. Raises OSError as `opened` does, and for a file that grows past `limit` while it is read."""
+    """Returns the whole content. Raises OSError like `opened`, and if the file grows past `limit` during the read."""
     with opened(path, limit=limit) as stream:
         content = stream.read() if limit is None else stream.read(limit + 1)
     if limit is not None and len(content) > limit:
@@ -42,7 +42,7 @@ def read(path: str | Path, *, limit: int | None = None) -> bytes:
 
 
 def kind(mode: int) -> str:
-    """What a file is, in words."""
+    """The type of a file, for error messages. mode: from os.stat."""
     for test, name in (
         (stat.S_ISDIR, "a directory"),
         (stat.S_ISFIFO, "a FIFO"),

@@ -68,7 +68,7 @@ def test_the_script_measures_what_a_search_then_reads(
     assert (outcome.code, outcome.err) == (
         2,
         "error: the latency table has no none at cell/0-1 for inputs [[1, 8, 8, 8]], expected every candidate of the "
-        "network that is retrained; measure it with scripts/measure_latency and the same space, data and "
+        "network that is retrained; measure a table with scripts/measure_latency and the same space, data and "
         "retrain.network\n",
     )
 

@@ -31,7 +31,7 @@ MISTAKES = {
     ),
     "a group's option where its operations belong": (
         ("search", "space.ops=darts"),
-        "space.ops is 'darts', expected operations by name; choose them by their group, e.g. ops=darts",
+        "space.ops is 'darts', expected operations by name; choose a group of operations, e.g. ops=darts",
     ),
     "a group that stands in several places": (
         ("run", "optim=adamw"),

@@ -213,8 +213,8 @@ MISTAKES = {
     "cost that cannot be reached": (
         ("regulariser=parameters", "regulariser.parameters.target=1"),
         "regulariser.parameters.target is 1 parameters, which no architecture of the space can reach, "
-        "expected 4,775 to 23,255 at the size it is retrained in; set regulariser.parameters.target "
-        "within that range, or change retrain.network",
+        "expected 4,775 to 23,255 for the network that is retrained; set regulariser.parameters.target "
+        "within this range, or change retrain.network",
     ),
     "architecture steps": (
         ("search.arch_every=0",),
@@ -576,7 +576,7 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
         (
             "retrain",
             ("genotype=5",),
-            "the genotype 5 is an index, and there is no table to look it up in; add "
+            "the genotype 5 is a benchmark index, but no benchmark table was given; add "
             "benchmark=nas_bench_201 benchmark.table=<csv>",
         ),
         (

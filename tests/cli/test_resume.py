@@ -337,7 +337,7 @@ def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert text != Path("mine.json").read_text()
     outcome = nas("retrain", "resume=out")  # whose weights may fit by their shapes
     assert outcome.code == 2
-    assert "out/genotype.json is of another genotype than the one that was given, e.g. cell/" in outcome.err
+    assert "out/genotype.json holds another genotype than the given one, e.g. cell/" in outcome.err
     Path("mine.json").unlink()  # the run has a copy
     assert nas("retrain", "resume=out").code == 0
     assert_equal(state(tmp_path / "out", "retrain"), state(tmp_path / "whole", "retrain"))

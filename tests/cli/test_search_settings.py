@@ -159,11 +159,12 @@ MISTAKES = {
     "no samples": (("sampler.samples=0",), "sampler.samples must be at least 1, got 0; set sampler.samples=1"),
     "one draw without others": (
         ("sampler=score_function", "sampler.samples=1"),
-        "sampler.samples must be at least 2, got 1: each network is the others' baseline; set sampler.samples=2",
+        "sampler.samples must be at least 2, got 1, as each network is a baseline for the others; set "
+        "sampler.samples=2",
     ),
     "shares without a gradient": (
         ("sampler=score_function", "space.edge_normalisation=true"),
-        "ScoreFunction learns from losses alone, which give shares no gradient, got choices that are weighed (edge "
+        "ScoreFunction learns from losses alone and gives shares no gradient, got weighed choices (edge "
         "normalisation); set space.edge_normalisation=false, or another sampler, e.g. sampler=gdas",
     ),
     "second order of losses": (

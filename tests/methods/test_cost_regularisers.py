@@ -55,8 +55,8 @@ def test_a_target_out_of_reach_names_the_range(nas_bench_201, spec, target):
         )
     assert str(error.value) == (
         f"regulariser.parameters.target is {target:,.10g} parameters, which no architecture of the space can reach, "
-        f"expected {least:,} to {most:,} at the size it is retrained in; set regulariser.parameters.target within that "
-        "range, or change retrain.network"
+        f"expected {least:,} to {most:,} for the network that is retrained; set regulariser.parameters.target "
+        "within this range, or change retrain.network"
     )
 
 

@@ -110,7 +110,10 @@ def test_it_works_with_every_sampler(sampler):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ExponentiatedGradient([nn.Parameter(torch.zeros(2, 3, 1, 1))]), r"got a parameter of \(2, 3, 1, 1\)"),
+        (
+            lambda: ExponentiatedGradient([nn.Parameter(torch.zeros(2, 3, 1, 1))]),
+            r"got a parameter of shape \(2, 3, 1, 1\)",
+        ),
         (lambda: ExponentiatedGradient([nn.Parameter(torch.zeros(2, 3))], lr=0.0), "lr must be > 0"),
         (lambda: ExponentiatedGradient([nn.Parameter(torch.zeros(2, 3))], floor=0.0), "floor must be in"),
     ],

@@ -295,7 +295,7 @@ def test_a_resumed_search_goes_on_to_the_bit(control, tmp_path):
         (lambda: ScoreFunction(memory=0), r"sampler\.memory must be at least 1, got 0; set sampler\.memory=400"),
         (lambda: ScoreFunction(ridge=0), r"sampler\.ridge must be > 0, got 0; set sampler\.ridge=10"),
         (lambda: make(ScoreFunction(), SecondOrder), "second-order search needs a sampler .* got ScoreFunction"),
-        (lambda: make(ScoreFunction(), model=Weighed), r"got choices that are weighed .*edge_normalisation=false"),
+        (lambda: make(ScoreFunction(), model=Weighed), r"got weighed choices .*edge_normalisation=false"),
     ],
 )
 def test_what_is_refused(build, message):

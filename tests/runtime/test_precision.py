@@ -128,7 +128,7 @@ def test_the_gate_of_a_large_output_does_not_overflow_in_fp16():
 
 
 def test_second_order_in_fp16_is_refused_and_in_bf16_it_learns(nas_bench_201, spec):
-    with pytest.raises(ConfigError, match=r"which fp16 has no range for, .*set runtime.precision=bf16"):
+    with pytest.raises(ConfigError, match=r"and fp16 lacks the range, .*set runtime.precision=bf16"):
         searcher(nas_bench_201, spec, "fp16", sampler=Softmax(), cls=SecondOrder)
     search = searcher(nas_bench_201, spec, "bf16", sampler=Softmax(), cls=SecondOrder)
     before = search.arch.logits.detach().clone()

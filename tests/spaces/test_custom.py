@@ -423,14 +423,14 @@ MISTAKES = {
         (*SIGNALS, "space.arguments.wdith=3"),
         "space.factory custom_models.Signals(in_channels, num_classes, affine, width=8) was given the arguments "
         "num_classes, in_channels, affine, wdith: got an unexpected keyword argument 'wdith'; correct "
-        "space.arguments; it gets spec, num_classes, in_channels, affine if its signature names them",
+        "space.arguments; the factory also gets spec, num_classes, in_channels, affine if its signature names them",
     ),
     "wrong size": (
         "Signals",
         (*SIGNALS, "retrain.network.depth=3"),
         "space.factory custom_models.Signals(in_channels, num_classes, affine, width=8) was given the arguments "
         "num_classes, in_channels, affine, depth: got an unexpected keyword argument 'depth'; correct "
-        "space.arguments; it gets spec, num_classes, in_channels, affine if its signature names them",
+        "space.arguments; the factory also gets spec, num_classes, in_channels, affine if its signature names them",
     ),
     "no choice": (
         "no_choice",
@@ -459,14 +459,14 @@ MISTAKES = {
     "unlike shapes": (
         "unlike_shapes",
         IMAGES,
-        "the candidates of the choice at '1.candidates.1.0' give outputs of different shapes: same (2, 4, 8, 8), valid "
-        "(2, 4, 6, 6); make them equal, by padding, striding or a 1x1 convolution",
+        "the candidates of the choice at '1.candidates.1.0' return outputs of different shapes: same (2, 4, 8, 8), "
+        "valid (2, 4, 6, 6); make the shapes equal, by padding, striding or a 1x1 convolution",
     ),
     "no tensor": (
         "tuple_candidate",
         (*SIGNALS, "data.arguments.length=8"),
-        "candidate 'rnn' of the choice at '0' returns a tuple, expected one tensor; wrap it in a module that returns "
-        "the tensor",
+        "candidate 'rnn' of the choice at '0' returns a tuple, expected one tensor; wrap the candidate in a module "
+        "that returns one tensor",
     ),
     "a lazy module": (
         "lazy_candidate",

@@ -163,7 +163,7 @@ def test_metrics_and_report_say_the_same(tmp_path):
             from_text(SKIPS.replace("skip_connect", "max_pool_3x3")),
             "is not among the 1 .*operations none, skip_connect",
         ),
-        (PUBLISHED["DARTS_V2"], "of the space 'darts', expected one of 'nas_bench_201'"),
+        (PUBLISHED["DARTS_V2"], "of the space 'darts', expected 'nas_bench_201'"),
         (Genotype("nas_bench_201", {**from_text(SKIPS).choices, "cell/0-3": None}), "has None on the edge cell/0-3"),
     ],
 )
@@ -196,7 +196,7 @@ def test_resolve_reads_an_index_with_a_table(tmp_path):
         ([HEADER], "has no cells"),
         ([HEADER, ROW, "8,|none~0|,50"], r"line 3 of .* has the arch_str '\|none~0\|', expected a cell such as"),
         ([HEADER, ROW, f"8,{cell('max_pool')},50"], "line 3 of .* has the arch_str"),
-        ([HEADER, ROW, f"8,{SKIPS},50"], "line 3 of .* has the cell .*, which another line has already"),
+        ([HEADER, ROW, f"8,{SKIPS},50"], "line 3 of .* has the cell .*, which an earlier line has already"),
         ([HEADER, ROW, f"7,{BEST},50"], "has 2 cells under 1 indices"),
         ([HEADER, ROW, f"-1,{BEST},50"], "line 3 of .* has the index '-1', expected an integer >= 0"),
         ([HEADER, ROW, f"{'1' * 5000},{BEST},50"], "line 3 of .* has the index"),

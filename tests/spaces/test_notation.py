@@ -225,7 +225,7 @@ MALFORMED = {
     "three pairs for two nodes": (spoilt("1)]", "1), ('a', 2)¶]"), "two pairs for node 3, got"),
     "no nodes": (spoilt("('a', 0), ('b', 1)", "¶"), "two pairs for node 2, got"),
     "a later source": (spoilt("1", "¶2"), "a node before node 2, got"),
-    "one source twice": (spoilt("1", "¶0"), "another source than 0, the other one of node 2, got"),
+    "one source twice": (spoilt("1", "¶0"), "another source than 0, which node 2 has already, got"),
     "a negative source": (spoilt("1", "¶-1"), "a number, got"),
     "a fraction": (spoilt("1", "1¶.5"), "')', got"),
     "an endless number": (spoilt("1", "¶" + "9" * 5000), "a number, got '99999"),
@@ -312,8 +312,8 @@ def test_the_largest_texts_are_read_quickly():
 @pytest.mark.parametrize(
     ("notation", "genotype", "message"),
     [
-        (darts_notation, Genotype("nas_bench_201", {}), "of the space 'nas_bench_201', expected one of 'darts'"),
-        (nas_bench_201_notation, PUBLISHED["DARTS_V1"], "of the space 'darts', expected one of 'nas_bench_201'"),
+        (darts_notation, Genotype("nas_bench_201", {}), "of the space 'nas_bench_201', expected 'darts'"),
+        (nas_bench_201_notation, PUBLISHED["DARTS_V1"], "of the space 'darts', expected 'nas_bench_201'"),
         (darts_notation, Genotype("darts", {}), r"keeps \[\] into node normal/2, expected two operations"),
         (darts_notation, Genotype("darts", {"normal/0-2": "a"}), r"keeps \[\('a', 0\)\] into node normal/2"),
         (
@@ -374,7 +374,10 @@ def test_a_file_may_be_called_like_a_text(tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("DARTS_V3", "'DARTS_V3' is neither a file nor a published genotype; .*DARTS_V1, DARTS_V2"),
-        ("6111", "the genotype 6111 is an index, and there is no table.*benchmark=nas_bench_201 benchmark.table="),
+        (
+            "6111",
+            "the genotype 6111 is a benchmark index, but no benchmark table.*benchmark=nas_bench_201 benchmark.table=",
+        ),
         ("runs/x/genotype.json", "no genotype can be read at runs/x/genotype.json"),
         ("x" * 70_000, "'x{60}' is neither a file nor a published genotype"),
         ("1" * 5000, "'1{60}' is neither a file nor a published genotype"),

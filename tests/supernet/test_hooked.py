@@ -84,9 +84,7 @@ PLACES = {
 def test_a_choice_outside_of_the_registered_children_is_named(place):
     with pytest.raises(SpaceError) as caught:
         choices(nn.Sequential(holder(**PLACES[place])))
-    assert caught.value.problem.startswith(
-        f"a Choice is held at 0.{place}, outside of the registered children of Model,"
-    )
+    assert caught.value.problem.startswith(f"0.{place} holds a Choice outside of the registered children of Model,")
 
 
 def test_registered_blocks_may_be_in_a_list_as_well():

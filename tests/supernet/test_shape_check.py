@@ -34,8 +34,8 @@ def test_the_choice_is_named_by_its_path_with_both_shapes():
     with pytest.raises(SpaceError) as caught:
         check_shapes(model, torch.ones(2, 6))
     assert str(caught.value) == (
-        "the candidates of the choice at '1.candidates.1.0' give outputs of different shapes: c (2, 6), d (2, 3); make "
-        "them equal, by padding, striding or a 1x1 convolution"
+        "the candidates of the choice at '1.candidates.1.0' return outputs of different shapes: c (2, 6), d (2, 3); "
+        "make the shapes equal, by padding, striding or a 1x1 convolution"
     )
 
 
