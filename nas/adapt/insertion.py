@@ -8,7 +8,6 @@ was trained.
 
 import difflib
 import fnmatch
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from nas.errors import SpaceError, described
@@ -78,15 +78,15 @@ def insert(
     """Replace modules of `model` by choices, in place. Returns the model.
 
     places: where -> makers. Where is the path of modules in the network, ``*`` for any text without a dot, or their
-    type. A module is looked up in the order of the entries; the first that matches it counts.
+    type. The first entry that matches a module counts. A module that no candidate of its makers fits stays as it is.
     example: a small batch: a tensor, a sequence of arguments, or a mapping of named ones. The network runs once with
     it, in eval mode and without gradients, and each candidate of each place.
 
     A choice is known by the path of its module. Places may lie inside each other: the outer choice has the inner one in
     its first candidate, and its other candidates are made from the network without choices.
 
-    Raises SpaceError for a pattern that matches nothing, for modules that run several times or share weights with
-    others, for models that are traced or compiled, for a place without candidates, and for candidates whose output has
+    Raises SpaceError for an entry that matches nothing or has no candidate that fits, for modules that run several
+    times or share weights with others, for models that are traced or compiled, and for candidates whose output has
     another shape than the module's. Nothing has been changed then.
     """
     planned = _planned(model, places, example)
@@ -103,12 +103,15 @@ def _planned(
     model: nn.Module, places: Mapping[str | type[nn.Module], Maker | Sequence[Maker]], example: Example
 ) -> list[tuple[Place, dict[str, nn.Module]]]:
     _refuse_compiled(model)
-    makers = _matched(model, places)
+    matched = _matched(model, places)
+    entry = {path: where for where, paths in matched.items() for path in paths}
+    makers = {path: places[entry[path]] for path, _ in model.named_modules() if path in entry}
     _refuse_shared(model, makers)
     planned = []
     for place in _observed(model, list(makers), example):
         candidates = {KEEP: place.module}
-        for maker in makers[place.path]:
+        given = makers[place.path]
+        for maker in (given,) if callable(given) else given:
             made = {name: candidate.to(_device(place.module)) for name, candidate in maker(place).items()}
             if twice := made.keys() & candidates.keys():
                 raise SpaceError(
@@ -117,16 +120,20 @@ def _planned(
                 )
             candidates |= made
         if len(candidates) == 1:
-            raise SpaceError(
-                f"no candidate fits {place.path}, a {type(place.module).__name__}, beside the module itself",
-                fix="use other makers there, or a pattern that leaves the module out",
-            )
+            continue
         for name, candidate in candidates.items():
             with undisturbed(candidate, seed=0), torch.no_grad():
                 _check(place, name, candidate)
             if name != KEEP:
                 candidate.train(place.module.training)
         planned.append((place, candidates))
+    for where, paths in matched.items():
+        if not any(place.path in paths for place, _ in planned):
+            found = model.get_submodule(paths[0])
+            raise SpaceError(
+                f"no candidate of {_named(where)} fits where it matches, e.g. at {paths[0]}, a {type(found).__name__}",
+                fix="use other makers there",
+            )
     return planned
 
 
@@ -151,28 +158,29 @@ def _refuse_compiled(model: nn.Module) -> None:
                 )
 
 
+def _named(where: str | type[nn.Module]) -> str:
+    return where if isinstance(where, str) else f"the type {where.__name__}"
+
+
 def _matched(
     model: nn.Module, places: Mapping[str | type[nn.Module], Maker | Sequence[Maker]]
-) -> dict[str, tuple[Maker, ...]]:
-    """path -> its makers, in the order of the modules."""
+) -> dict[str | type[nn.Module], list[str]]:
+    """entry -> the paths that are its. Raises SpaceError for an entry that matches no module."""
     paths = {path: module for path, module in model.named_modules() if path}
-    used: Counter[str | type[nn.Module]] = Counter()
-    found: dict[str, tuple[Maker, ...]] = {}
-    for path, module in paths.items():
-        for where, makers in places.items():
-            if isinstance(module, where) if isinstance(where, type) else _fits(path, where):
-                used[where] += 1
-                if path not in found:
-                    found[path] = (makers,) if callable(makers) else tuple(makers)
+    matched: dict[str | type[nn.Module], list[str]] = {}
+    taken: set[str] = set()
     for where in places:
-        if not used[where]:
-            name = where if isinstance(where, str) else f"the type {where.__name__}"
-            near = difflib.get_close_matches(str(name), paths, n=4, cutoff=0.0)
+        fits = [p for p, m in paths.items() if (isinstance(m, where) if isinstance(where, type) else _fits(p, where))]
+        if not fits:
+            near = difflib.get_close_matches(_named(where), paths, n=4, cutoff=0.0)
             raise SpaceError(
-                f"{name} matches no module of {type(model).__name__}",
+                f"{_named(where)} matches no module of {type(model).__name__}",
                 fix=f"use a path such as {', '.join(near) or 'that of a module with a name'}",
             )
-    return found
+        if left := [path for path in fits if path not in taken]:
+            matched[where] = left
+            taken.update(left)
+    return matched
 
 
 def _fits(path: str, pattern: str) -> bool:
@@ -211,7 +219,9 @@ def _observed(model: nn.Module, paths: Sequence[str], example: Example) -> list[
 
     def watching(path: str) -> Callable[..., None]:
         def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            calls[path].append(Place(path, module, inputs, named, output))
+            # The containers of the arguments are copied, as a model may add to a list that it has passed on.
+            given = tree_map(lambda leaf: leaf, (inputs, named))
+            calls[path].append(Place(path, module, given[0], given[1], output))
 
         return note
 

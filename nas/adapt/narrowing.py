@@ -235,7 +235,7 @@ def fewer_heads(*fractions: float) -> Maker:
             return {}
         if parts[1].in_features != heads * width:  # type: ignore[union-attr]
             return {}
-        kept = {math.ceil(fraction * heads) for fraction in fractions} - {heads}
+        kept = {max(1, round(fraction * heads)) for fraction in fractions} - {heads}
         return {f"heads_{count}": _with_heads(attention, count) for count in sorted(kept, reverse=True)}
 
     return make

@@ -103,6 +103,11 @@ def test_a_choice_inside_a_choice(network):
     assert freeze(network, chosen)(IMAGES).shape == (2, 5)
 
 
+def test_a_place_that_no_candidate_fits_stays(network):
+    insert(network, {"*": skip(), "blocks.*": skip()}, example=IMAGES)
+    assert set(choices(network)) == {"blocks", "blocks.candidates.0.0", "blocks.candidates.0.1"}
+
+
 def test_modes_of_the_parts_stay(network):
     network.train()
     network.blocks[0].norm1.eval()  # a frozen norm
@@ -258,7 +263,7 @@ SQUARE = torch.randn(4, 4)
     [
         (Network, {"block.*": skip()}, "block.* matches no module of Network; use a path such as blocks"),
         (Network, {nn.GELU: skip()}, "the type GELU matches no module of Network"),
-        (Network, {"stem": skip()}, "no candidate fits stem, a Conv2d, beside the module itself"),
+        (Network, {"stem": skip()}, "no candidate of stem fits where it matches, e.g. at stem, a Conv2d"),
         (Network, {"blocks.*.act": skip()}, "the module at blocks.0.act runs 2 times in a forward pass, expected once"),
         (Twice, {"layer": factorised(0.5)}, "the module at layer runs 2 times in a forward pass, expected once"),
         (Tied, {"out": factorised(0.5)}, "out.weight is tied to embed.weight, which a candidate without it"),
