@@ -1,0 +1,29 @@
+"""Choices put into networks that already have weights, and derivations that hold a cap."""
+
+from typing import Any
+
+from nas.lazy import lazy
+
+# Name -> the module that defines it.
+_public = {
+    "Insertion": "insertion",
+    "Place": "insertion",
+    "insert": "insertion",
+    "insertions": "insertion",
+    "depthwise": "makers",
+    "factorised": "makers",
+    "fewer_heads": "narrowing",
+    "narrower": "narrowing",
+    "other": "makers",
+    "skip": "makers",
+    "smaller_kernel": "makers",
+}
+__all__ = sorted(_public)
+
+
+def __getattr__(name: str) -> Any:
+    return lazy("nas.adapt", _public, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,259 @@
+"""Narrower candidates: copies of a module that keep the most important of its inner channels or heads.
+
+The inner channels of a module are found by following its graph (torch.fx): they run from a convolution or linear layer
+through norms, activations, depthwise convolutions, additions and products to the next layers. Channels that the module
+shows to its surroundings, by its input or its output, stay as they are.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nas.adapt.insertion import Maker, Place
+from nas.adapt.makers import _check_fractions
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+# Modules and functions that treat every channel alike, so that their output has the channels of their input.
+ALIKE = (
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU),
+    *(nn.Mish, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+)
+ALIKE_FUNCTIONS = frozenset(
+    {"relu", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu", "mish"}
+    | {"dropout", "dropout2d", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "contiguous", "relu_", "silu_"}
+    | {"add", "add_", "mul", "mul_", "sub", "iadd", "imul", "truediv", "div"}
+)
+
+
+@dataclass
+class Channels:
+    """Channels that are kept or left out together.
+
+    count: how many. axis: of a tensor: 1 behind a convolution, -1 behind a linear layer. written: layers whose outputs
+    they are. read: layers whose inputs they are. along: norms and depthwise convolutions that they pass. fixed: whether
+    they have to stay. merged: the channels that these became part of.
+    """
+
+    count: int
+    axis: int
+    written: list[Layer] = field(default_factory=list)
+    read: list[Layer] = field(default_factory=list)
+    along: list[nn.Module] = field(default_factory=list)
+    fixed: bool = False
+    merged: "Channels | None" = None
+
+    def all(self) -> "Channels":
+        return self if self.merged is None else self.merged.all()
+
+    def importance(self) -> Tensor:
+        """(count,): the L2 norm of all weights that write or read a channel."""
+        squares = [layer.weight.detach().float().flatten(1).square().sum(1) for layer in self.written]
+        squares += [layer.weight.detach().float().transpose(0, 1).flatten(1).square().sum(1) for layer in self.read]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def keep(self, index: Tensor) -> None:
+        """Cut the layers down to the channels at `index`, (kept,) ascending."""
+        for layer in self.written:
+            _cut(layer, "weight", index, 0)
+            _cut(layer, "bias", index, 0)
+            setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(index))
+        for layer in self.read:
+            _cut(layer, "weight", index, 1)
+            setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(index))
+        for module in self.along:
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                _cut(module, name, index, 0)
+            if isinstance(module, nn.LayerNorm):
+                module.normalized_shape = (len(index),)
+            elif isinstance(module, _BatchNorm):
+                module.num_features = len(index)
+            else:
+                module.in_channels = module.out_channels = module.groups = len(index)  # type: ignore[assignment]
+
+
+def _cut(module: nn.Module, name: str, index: Tensor, axis: int) -> None:
+    tensor = getattr(module, name, None)
+    if not isinstance(tensor, Tensor):
+        return
+    part = tensor.detach().index_select(axis, index.to(tensor.device))
+    is_weight = isinstance(tensor, nn.Parameter)
+    setattr(module, name, nn.Parameter(part, requires_grad=tensor.requires_grad) if is_weight else part)
+
+
+def narrower(*fractions: float, multiple_of: int = 8) -> Maker:
+    """Candidates ``width_F``: copies of the module with the fraction F of its inner channels.
+
+    fractions: each > 0 and < 1. multiple_of: widths are rounded up to a multiple, which kernels run faster.
+    Which channels are kept: those whose weights, of all layers that write or read them, have the largest L2 norm.
+    The layers around the module do not change. A place without inner channels, or whose code torch.fx cannot follow,
+    gets no candidate.
+    """
+    _check_fractions("narrower", fractions)
+
+    def make(place: Place) -> Mapping[str, nn.Module]:
+        made: dict[str, nn.Module] = {}
+        for fraction in fractions:
+            narrow = copy.deepcopy(place.module)
+            narrowed = False
+            for channels in inner_channels(narrow):
+                wide = channels.count
+                kept = min(wide, math.ceil(fraction * wide / multiple_of) * multiple_of)
+                if kept < wide:
+                    channels.keep(channels.importance().topk(kept).indices.sort().values)
+                    narrowed = True
+            if narrowed:
+                made[f"width_{fraction:g}"] = narrow
+        return made
+
+    return make
+
+
+class _Tracer(fx.Tracer):
+    """Takes every layer, norm and activation as one node, also those of other libraries."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = isinstance(m, (Layer, _BatchNorm, nn.LayerNorm, *ALIKE))
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def inner_channels(module: nn.Module) -> list[Channels]:
+    """The channels inside a module that can be left out; none where torch.fx cannot follow its code."""
+    try:
+        graph = _Tracer().trace(module)
+    except Exception:  # whatever a module's own code raises when it is given symbols for tensors
+        return []
+    runs: dict[nn.Module, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            called = module.get_submodule(str(node.target))
+            runs[called] = runs.get(called, 0) + 1
+    found: list[Channels] = []
+    of: dict[fx.Node, Channels | None] = {}
+    for node in graph.nodes:
+        of[node] = _followed(node, of, found, module, runs)
+    whole = {id(channels): channels for channels in map(Channels.all, found)}
+    return [one for one in whole.values() if not one.fixed and one.written and one.read]
+
+
+def _followed(
+    node: fx.Node,
+    of: dict[fx.Node, Channels | None],
+    found: list[Channels],
+    root: nn.Module,
+    runs: dict[nn.Module, int],
+) -> Channels | None:
+    """The channels of a node's output; None where they are not known. What an unknown node reads has to stay."""
+    inputs = [of[one] for one in node.all_input_nodes]
+    first = inputs[0] if inputs else None
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        if isinstance(module, ALIKE):
+            return first
+        if runs[module] == 1:
+            if isinstance(module, Layer):
+                return _through_layer(module, first, found)
+            if first is not None and _norms(module, first.all()):
+                first.all().along.append(module)
+                return first
+    elif node.op in ("call_function", "call_method"):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name in ALIKE_FUNCTIONS:
+            return _together(inputs)
+        if name == "mean" and _over_places(node):
+            return first
+    for one in inputs:
+        if one is not None:
+            one.all().fixed = True
+    return None
+
+
+def _norms(module: nn.Module, channels: Channels) -> bool:
+    """Whether the module is a norm with one entry for each of the channels."""
+    if isinstance(module, nn.LayerNorm):
+        return channels.axis == -1 and module.normalized_shape == (channels.count,)
+    return isinstance(module, _BatchNorm) and module.num_features == channels.count
+
+
+def _through_layer(layer: Layer, first: Channels | None, found: list[Channels]) -> Channels | None:
+    groups, axis = getattr(layer, "groups", 1), -1 if isinstance(layer, nn.Linear) else 1
+    read = None if first is None else first.all()
+    if groups > 1 and read is not None and groups == layer.weight.shape[0] == read.count and read.axis == axis:
+        read.along.append(layer)  # depthwise
+        return read
+    if read is not None:
+        read.read.append(layer)
+        read.fixed |= groups > 1 or read.axis != axis or layer.weight.shape[1] != read.count
+    written = Channels(layer.weight.shape[0], axis, written=[layer], fixed=groups > 1)
+    found.append(written)
+    return written
+
+
+def _together(inputs: list[Channels | None]) -> Channels | None:
+    """Of a sum or product of tensors: their channels are one. One tensor that is unknown fixes those of the others."""
+    whole = [one.all() for one in inputs if one is not None]
+    for one in whole:
+        if len(whole) < len(inputs) or (one.count, one.axis) != (whole[0].count, whole[0].axis):
+            one.fixed = True
+        if one is not whole[0].all():
+            first = whole[0].all()
+            first.written += one.written
+            first.read += one.read
+            first.along += one.along
+            first.fixed |= one.fixed
+            one.merged = first
+    return whole[0].all() if whole else None
+
+
+def _over_places(node: fx.Node) -> bool:
+    """Whether a mean over height and width keeps the channels at axis 1 of four."""
+    arguments = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    dims: Any = arguments.get("dim")
+    return bool(arguments.get("keepdim")) and dims in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2])
+
+
+def fewer_heads(*fractions: float) -> Maker:
+    """Candidates ``heads_N``: copies of an attention module with N of its heads, those with the largest weights.
+
+    fractions: of the heads, each > 0 and < 1. For attention as in timm: linear layers `qkv` and `proj`, and the
+    numbers `num_heads` and `head_dim`. Other modules get no candidate.
+    """
+    _check_fractions("fewer_heads", fractions)
+
+    def make(place: Place) -> Mapping[str, nn.Module]:
+        attention = place.module
+        parts = getattr(attention, "qkv", None), getattr(attention, "proj", None)
+        heads, width = getattr(attention, "num_heads", None), getattr(attention, "head_dim", None)
+        if not all(isinstance(part, nn.Linear) for part in parts) or not isinstance(heads, int):
+            return {}
+        if not isinstance(width, int) or parts[0].out_features != 3 * heads * width:  # type: ignore[union-attr]
+            return {}
+        if parts[1].in_features != heads * width:  # type: ignore[union-attr]
+            return {}
+        kept = {max(1, round(fraction * heads)) for fraction in fractions} - {heads}
+        return {f"heads_{count}": _with_heads(attention, count) for count in sorted(kept, reverse=True)}
+
+    return make
+
+
+def _with_heads(attention: nn.Module, count: int) -> nn.Module:
+    narrow: Any = copy.deepcopy(attention)
+    heads, width = narrow.num_heads, narrow.head_dim
+    squares = narrow.qkv.weight.detach().float().square().sum(1).reshape(3, heads, width).sum((0, 2))
+    squares += narrow.proj.weight.detach().float().square().sum(0).reshape(heads, width).sum(1)
+    best = squares.topk(count).indices.sort().values
+    channels = (best[:, None] * width + torch.arange(width, device=best.device)).flatten()  # of one of q, k and v
+    rows = torch.cat([part * heads * width + channels for part in range(3)])
+    _cut(narrow.qkv, "weight", rows, 0)
+    _cut(narrow.qkv, "bias", rows, 0)
+    _cut(narrow.proj, "weight", channels, 1)
+    narrow.qkv.out_features, narrow.proj.in_features = len(rows), len(channels)
+    narrow.num_heads = count
+    if hasattr(narrow, "attn_dim"):
+        narrow.attn_dim = count * width
+    return narrow
