@@ -142,7 +142,9 @@ def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) 
     except NasError:
         raise
     except Exception as error:  # of a user's own code, or of arguments that are not what it expects
-        if problem == "refuses its arguments" and not isinstance(error, TypeError | ValueError):
+        # An optimiser raises RuntimeError for settings that exclude each other; elsewhere that is a user's bug.
+        refusals = (TypeError, ValueError, *([RuntimeError] if "params" in arguments else []))
+        if problem == "refuses its arguments" and not isinstance(error, refusals):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
