@@ -128,15 +128,20 @@ class FirstOrder:
             with torch.no_grad():
                 drawn = self._draw(temperature)
         drawn = self._noted(drawn)
-        # The gates also stay set in the backward pass, as activation checkpointing runs choices again there.
-        with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
-            loss, metric = self._forward(batch)
-            self.scaler.scale(loss).backward()
+        loss, metric = self.add_weight_gradient(batch, drawn)
         if self.undrawn is not None:
             self.undrawn.fill(self.weights)
         watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
         taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
+
+    def add_weight_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of the loss under these gates to that of the weights. Returns the loss and the metric."""
+        # Backward passes too: activation checkpointing runs choices again in them.
+        with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+            loss, metric = self._forward(batch)
+            self.scaler.scale(loss).backward()
+        return loss, metric
 
     def arch_step(
         self,

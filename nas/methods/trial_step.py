@@ -14,13 +14,14 @@ from nas.methods.estimate import Measured
 from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import Gates, draw, told
 from nas.runtime.nonfinite import Guard, Reading
-from nas.runtime.runtime import peak_memory, synchronise
+from nas.runtime.precision import take_step
+from nas.runtime.runtime import peak_memory, seed_layers, synchronise
 from nas.training.batch_norm import synchronised
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 
 SEARCH = Trial("a step of the search", "search.batch_size", "optim@weight_optim")
-MOST_CANDIDATES = 8  # per choice, each tried on two examples: takes less time than one step of the search
+MOST_CANDIDATES = 8  # of a choice that are tried one by one, on two examples each
 
 
 def try_search(
@@ -69,11 +70,16 @@ def try_search(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
+            seed_layers(torch.initial_seed())  # as in the search, where each process draws numbers of its own
             each_drawn = list(each_candidate(searcher, temperature))
-            for drawn in each_drawn:
-                searcher.weight_step(two_of(weight_batch), temperature, drawn)
-            if not each_drawn:
-                step()  # warm-up, unless the passes above have done this
+            if each_drawn:
+                searcher.weight_optim.zero_grad(set_to_none=True)
+                for drawn in each_drawn:
+                    searcher.add_weight_gradient(two_of(weight_batch), drawn)
+                # One step for all of them: in small networks it takes as long as a pass.
+                take_step(searcher.weight_optim, searcher.scaler, max_norm=searcher.grad_clip)
+            else:
+                step()  # to warm up, which the passes above have done otherwise
             synchronise(device)
             started = time.perf_counter()
             step()

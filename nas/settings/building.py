@@ -151,8 +151,10 @@ def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) 
         return function(**arguments)
     except NasError:
         raise
-    except Exception as error:  # raised by a user's own code, or because of wrong arguments
-        if problem == "refuses its arguments" and not isinstance(error, TypeError | ValueError):
+    except Exception as error:  # of a user's own code, or of arguments that are not what it expects
+        # An optimiser raises RuntimeError for settings that exclude each other; elsewhere that is a user's bug.
+        refusals = (TypeError, ValueError, *([RuntimeError] if "params" in arguments else []))
+        if problem == "refuses its arguments" and not isinstance(error, refusals):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(

@@ -337,12 +337,21 @@ def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequenc
             )
 
 
+def refuse_own_forward(choice: Choice, key: str) -> None:
+    """Raises SpaceError if the choice computes more than its candidates: deriving would lose that without a word."""
+    if "forward" in vars(choice) or type(choice).forward is not Choice.forward:
+        raise SpaceError(
+            f"the choice {key!r}, a {type(choice).__name__}, has a forward of its own, which deriving would lose",
+            fix="put what it computes into a module around the choice, or into a forward hook on it",
+        )
+
+
 def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
     """Replace every choice by its chosen candidate, in place; where that is None by `Dropped` if its group is added up,
     else by `DroppedTensor`. Hooks on a choice are kept, on a module around its candidate.
 
     Returns the plain model: the same object, unless the model itself is a Choice. Raises GenotypeError (see
-    `check_chosen`).
+    `check_chosen`), and SpaceError for a choice whose forward is not that of `Choice`.
     """
     found = choices(model)
     check_chosen(chosen, {key: sharing[0].names for key, sharing in found.items()})
@@ -359,6 +368,7 @@ def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
         return done[module]
 
     def instead_of(choice: Choice) -> nn.Module:
+        refuse_own_forward(choice, key_of[choice])
         name = chosen[key_of[choice]]
         if name is not None:
             return with_hooks_of(choice, resolved(choice.candidates[choice.names.index(name)]))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 PutBack = Callable[[], object]
-FIXED = (int, float, str, type(None))
-HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
-DEEPEST = 3  # levels of containers in containers that are restored
+FIXED = {bool, int, float, str, tuple, type(None)}
+# A module has a dozen empty dicts of hooks: looking into each takes longer than into all that may have changed.
+HOOKS = {name for name in vars(nn.Module()) if "_hooks" in name}
+DEEPEST = 3  # containers in containers that are put back
 
 
 @contextmanager
@@ -47,9 +48,9 @@ def of_object(value: object, seen: set[int]) -> Iterator[PutBack]:
         for module in value.modules():
             entries = dict(vars(module))
             yield functools.partial(refill, vars(module), entries)
+            yield functools.partial(refill, module._modules, dict(module._modules))
             for name, one in entries.items():
-                # Skips a module's ten empty dicts of hooks: reading them takes longer than reading everything else.
-                if not isinstance(one, FIXED) and not name.endswith(HOOKS):
+                if type(one) not in FIXED and name not in HOOKS and name != "_modules":
                     yield from of_value(one, seen, DEEPEST)
     elif value is not None and hasattr(value, "__dict__"):
         yield from of_value(vars(value), seen, DEEPEST)
@@ -57,7 +58,7 @@ def of_object(value: object, seen: set[int]) -> Iterator[PutBack]:
 
 def of_value(value: Any, seen: set[int], depth: int) -> Iterator[PutBack]:
     """Yields the functions that restore the contents of a value that can change in place."""
-    if depth < 0 or id(value) in seen:
+    if depth < 0 or type(value) in FIXED or id(value) in seen:
         return
     if isinstance(value, Tensor):
         seen.add(id(value))

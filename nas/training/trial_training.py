@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from nas.data.loader import Batch
 from nas.errors import SpaceError
+from nas.runtime.runtime import seed_layers
 from nas.supernet.choice import UngatedError
 from nas.training.batch_norm import synchronised
 from nas.training.ema import Average
@@ -57,6 +58,7 @@ def try_training(
         trial.explained(network, step.precision),
         network.register_forward_hook(check),
     ):
+        seed_layers(torch.initial_seed())  # as in training, where each process draws numbers of its own
         network.train()
         average = Average(network, decay=decay) if decay > 0 else None
         state = RetrainState(network, optimizer, average, scaler=step.precision.scaler())

@@ -2,20 +2,25 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nas.data.spec import ImageSpec
 from nas.errors import SpaceError
 from nas.methods.estimate import Measured, available_memory, duration
 from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import GDAS, Softmax
 from nas.methods.second_order import SecondOrder
 from nas.methods.trial_step import try_search
+from nas.runtime import distributed
 from nas.runtime.nonfinite import Guard, OnNonfinite
 from nas.runtime.precision import Precision
+from nas.spaces.nas_bench_201 import NasBench201
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
 from nas.training.task import Classification
@@ -223,3 +228,70 @@ def test_the_estimate_in_words():
     assert [duration(seconds) for seconds in (5, 300, 4 * 3600, 3 * 86400)] == ["5 s", "5 min", "4 h", "3.0 days"]
     available = available_memory(torch.device("cpu"))
     assert available is None or available > 0
+
+
+def test_a_trial_has_the_random_numbers_of_its_process(monkeypatch):
+    """The masks of two processes differ in the trial, as in the search after it."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.drawn = Choice({"a": nn.Linear(6, 3), "b": nn.Linear(6, 3)}), []
+
+        def forward(self, x):
+            self.drawn.append(torch.rand(4).tolist())
+            return self.c(x)
+
+    def drawn_by(index):
+        searcher, seen = searcher_of(Noisy()), []
+        searcher.supernet.drawn = Recorded(seen)
+        share = replace(distributed.share(), index=index)
+        with monkeypatch.context() as patched:
+            patched.setattr(distributed, "share", lambda: share)
+            patched.setattr(distributed, "first", lambda: index == 0)
+            torch.manual_seed(7)
+            try_search(searcher, batch(), batch(9))
+        return seen, torch.rand(1).item()
+
+    class Recorded:
+        def __init__(self, seen):
+            self.append = seen.append
+
+    (first, after), (second, after_second) = drawn_by(0), drawn_by(1)
+    assert len(first) == len(second) == 4
+    assert not [one for one in first if one in second]
+    assert after == after_second  # put back
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(act):
+    with Counted() as counted:
+        act()
+    return counted.count
+
+
+def test_a_trial_takes_at_most_three_iterations(ops_tables):
+    """By the number of operators, which is what takes the time in a network as small as the quickstart's."""
+    space = NasBench201(ops=ops_tables["nas_bench_201"], channels=4, cells=1)
+    images = ImageSpec(
+        name="images", input_shapes=((3, 8, 8),), class_names=tuple("abc"), mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    searcher = searcher_of(space.supernet(images))
+    few, others = batch(8, 3, 8, 8), batch(9, 3, 8, 8)
+
+    def iterations(count=6):
+        for _ in range(count):
+            searcher.weight_step(few, 1.0)
+            searcher.arch_step(others, few, 1.0)
+
+    iterations()
+    assert operators(lambda: try_search(searcher, few, others)) <= 3 * operators(iterations) / 6

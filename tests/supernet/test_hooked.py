@@ -126,3 +126,23 @@ def test_transforms_of_torch_func_see_the_product_of_gate_and_output():
     for found, expected in zip(results(hard), results(lambda gate, x: gate * layer(x)), strict=True):
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], msg=name)
+
+
+class Doubled(Choice):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def patched(choice):
+    forward = choice.forward
+    choice.forward = lambda x: 2 * forward(x)
+    return choice
+
+
+@pytest.mark.parametrize("make", [Doubled, lambda candidates: patched(Choice(candidates))])
+def test_a_choice_with_a_forward_of_its_own_is_refused(make):
+    """The derived network would lose the factor."""
+    model = Model()
+    model.c = make({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    with pytest.raises(SpaceError, match=r"'c', .* has a forward of its own"):
+        freeze(model, {"c": "a"})

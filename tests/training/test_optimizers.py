@@ -25,6 +25,13 @@ def built(node, network=None):
     return setup.optimizer(cfg.weight_optim, network or nn.Linear(3, 2))
 
 
+@pytest.mark.parametrize("other", ["foreach", "differentiable"])
+def test_settings_that_exclude_each_other_are_refused(other):
+    """torch raises RuntimeError for them."""
+    with pytest.raises(ConfigError, match=r"torch\.optim\.SGD refuses its arguments: .*fused"):
+        built(SGD | {"fused": True, other: True})
+
+
 @pytest.mark.parametrize("node", [SGD, ADAM])
 @pytest.mark.parametrize(
     ("given", "fused"),
