@@ -26,6 +26,7 @@ class Again:
     """Records work by keeping it, and counts what was recorded."""
 
     device = CPU
+    kept = 0
 
     def __init__(self):
         self.recorded = []
@@ -39,6 +40,9 @@ class Again:
     def record(self, work, pool):
         self.recorded.append(pool)
         return work
+
+    def compose(self, places):
+        return None
 
 
 class Custom(nn.Module):
@@ -63,7 +67,8 @@ def searcher(supernet, sampler, recorder=None, device=CPU, precision=None):
     supernet = copy.deepcopy(supernet).train().to(device)
     if recorder is not None:
         replay(supernet, recorder)
-    arch = ArchParams.from_model(supernet, generator=torch.Generator().manual_seed(1)).to(device)
+    arch = ArchParams.from_model(supernet, generator=torch.Generator().manual_seed(1))
+    arch.to(device, next(supernet.parameters()).dtype)  # or sums in another order would show in the logits' roundings
     return FirstOrder(
         supernet=supernet,
         arch=arch,

@@ -1,6 +1,7 @@
 """One pass of a tape, which autograd takes for a single function."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,103 +9,204 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nas.methods.cuda_graphs.recorded_op import Recorded, Slot
+from nas.methods.cuda_graphs.recorded_op import GateOf, Recorded, Slot
+from nas.methods.cuda_graphs.recorder import Launch, Recorder, Replay, one_by_one
 from nas.methods.cuda_graphs.trace import Tape
 
+QUIET = 20  # passes without a recording, after which what is recorded is composed
+NOTHING = -1  # the index of a place at which nothing runs
 
-@dataclass
+
+@dataclass(frozen=True)
+class Composition:
+    """Launches of what was recorded for a level when it was composed. holds: of each place, the indices."""
+
+    holds: Sequence[Set[int]]
+    forward: Launch
+    backward: Launch
+
+    def covers(self, indices: Sequence[int]) -> bool:
+        return all(map(operator.contains, self.holds, indices))
+
+
 class Level:
     """What is recorded for weight steps (learns), or for architecture steps, whose gates get a gradient (hard).
 
-    needs: of each node, whether it gets one. recorded: by place and candidate.
+    needs: of each node, whether it gets one. places: how many there are.
     """
 
-    learns: bool
-    hard: bool
-    needs: Sequence[bool]
-    recorded: dict[tuple[int, int], Recorded] = field(default_factory=dict)
+    def __init__(self, *, learns: bool, hard: bool, needs: Sequence[bool], places: int) -> None:
+        self.learns, self.hard, self.needs = learns, hard, needs
+        self.recorded: list[dict[int, Recorded]] = [{} for _ in range(places)]  # of each place, by candidate
+        self._forward: list[dict[int, Replay]] = [{} for _ in range(places)]
+        self._backward: list[dict[int, Replay]] = [{} for _ in range(places)]  # from the last place to the first
+        self._each = one_by_one(self._forward), one_by_one(self._backward)
+        self._composition: Composition | None = None
+        self._quiet = 0
+
+    def add(self, place: int, candidate: int, one: Recorded) -> None:
+        self.recorded[place][candidate] = one
+        self._forward[place][candidate] = one.forward
+        self._backward[-1 - place][candidate] = one.backward
+        self._quiet = 0
+
+    def keep_those_of(self, slots: Sequence[Slot]) -> None:
+        """Forget what was recorded for slots that were made anew since."""
+        for place, recorded in enumerate(self.recorded):
+            for candidate in [key for key, one in recorded.items() if not one.is_of(slots)]:
+                for of in (recorded, self._forward[place], self._backward[-1 - place]):
+                    del of[candidate]
+                self._composition = None
+
+    def launches(self, indices: Sequence[int], recorder: Recorder) -> tuple[Launch, Launch]:
+        """What launches the two directions of a pass that runs `indices`."""
+        self._quiet += 1
+        if self._quiet == QUIET:
+            self._composition = self._composed(recorder)
+        if self._composition is not None and self._composition.covers(indices):
+            return self._composition.forward, self._composition.backward
+        return self._each
+
+    def _composed(self, recorder: Recorder) -> Composition | None:
+        whole = [{index for index, one in recorded.items() if one.whole} for recorded in self.recorded]
+        both = []
+        for replays, indices in ((self._forward, whole), (self._backward, whole[::-1])):
+            launch = recorder.compose(
+                [
+                    {index: place[index] for index in held if place[index] is not nothing}
+                    for place, held in zip(replays, indices, strict=True)
+                ]
+            )
+            if launch is None:
+                return None
+            both.append(launch)
+        return Composition([held | {NOTHING} for held in whole], *both)
 
 
 @dataclass
 class Kind:
     """What is recorded for inputs of one kind: shapes, layouts, types, precision.
 
-    of_gates: the gradient of the gates of all choices. pools: by place. under_way: the pass whose values the slots
-    have, until it is differentiated. lent: weights and the gradients that the last backward pass gave them.
+    of_gates: the gradient of the gates of all choices. scales: the same of those that are scales of norms, by width
+    and type, with a row for each choice. pools: by place. under_way: the pass whose values the slots have, until it is
+    differentiated. lent: weights and the gradients that the last backward pass gave them.
     """
 
     slots: Sequence[Slot]
     of_gates: Tensor | None = None
+    scales: dict[tuple[int, torch.dtype], GateOf] = field(default_factory=dict)
     pools: dict[int, Any] = field(default_factory=dict)
     levels: dict[tuple[bool, bool], Level] = field(default_factory=dict)
     under_way: "Run | None" = None
     lent: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
 
+    def gate(self, index: int, scaled: tuple[int, torch.dtype] | None) -> GateOf:
+        """That of one choice. scaled: width and type of the norm that takes it as its scale."""
+        assert self.of_gates is not None  # one was asked for
+        if scaled is None:
+            return GateOf(torch.ones_like(self.of_gates[index]), self.of_gates[index])
+        if scaled not in self.scales:
+            (width, dtype), choices = scaled, len(self.of_gates)
+            ones = torch.ones(width, dtype=dtype, device=self.of_gates.device)
+            self.scales[scaled] = GateOf(ones, ones.new_zeros(choices, width))
+        scale = self.scales[scaled]
+        return GateOf(scale.ones, scale.gradient[index])
+
 
 class Run:
-    """One pass of a tape: what runs, in order.
+    """One pass of a tape.
 
-    empty: nodes that are 0. of_gates: where gates get a gradient, None if they get none.
+    indices: of the candidate that runs at each place, `NOTHING` where none does. cleared: nodes that are 0 before.
     """
 
     def __init__(
-        self, tape: Tape, kind: Kind, recorded: Sequence[Recorded], empty: Sequence[int], *, of_gates: Tensor | None
+        self,
+        tape: Tape,
+        kind: Kind,
+        level: Level,
+        indices: Sequence[int],
+        cleared: Sequence[int],
+        recorder: Recorder,
     ) -> None:
-        self.kind = kind
+        self.kind, self.level, self.slots, self.indices, self.cleared = kind, level, kind.slots, indices, cleared
         self.inputs, self.outputs = tape.inputs, [node.number for node in tape.outputs()]
-        self.slots, self.recorded, self.of_gates = kind.slots, recorded, of_gates
-        self.learns = any(one.work.weights for one in recorded)
-        sums = dict.fromkeys([one.target for one in recorded if one.work.adds])
-        self.zeros = [self.slots[node].value for node in (*sums, *empty)]
+        self.of_gates = kind.of_gates if level.hard else None
+        self.launches = level.launches(indices, recorder)
+        self.recorded = [of[index] for of, index in zip(level.recorded, indices, strict=True) if index != NOTHING]
+        self.learns = any(one.work.weights for one in self.recorded)
 
     def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        self.kind.under_way = self
-        for slot, state in zip(self.slots, states, strict=False):
+        slots, self.kind.under_way = self.slots, self
+        for slot, state in zip(slots, states, strict=False):
             slot.value.copy_(state)
-        if self.zeros:
-            torch._foreach_zero_(self.zeros)
-        for one in self.recorded:
-            one.forward()
-        return tuple(self.slots[node].value.detach() for node in self.outputs)
+        if self.cleared:
+            torch._foreach_zero_([slots[node].value for node in self.cleared])
+        self.launches[0](self.indices)
+        if ticks := [tick for one in self.recorded for tick in one.work.ticks]:
+            torch._foreach_add_(ticks, 1)
+        return tuple(slots[node].value.detach() for node in self.outputs)
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """gradients: of the outputs, None for 0. Returns those of the states, None for those that had no part.
 
         Raises RuntimeError where the places that this pass needs hold something else by now.
         """
-        if self.kind.under_way is not self:
+        kind, slots = self.kind, self.slots
+        if kind.under_way is not self:
             raise RuntimeError("a replayed pass is differentiated once, and before the next one")
-        if any(weight.grad is gradient for weight, gradient in self.kind.lent) and self.learns:
+        if self.learns and any(weight.grad is gradient for weight, gradient in kind.lent):
             raise RuntimeError("a gradient is of one pass: set those of the weights to None before the next")
-        self.kind.under_way = None
+        kind.under_way = None
         arrived = {node: g for node, g in zip(self.outputs, gradients, strict=True) if g is not None}
         # As by autograd, what nothing comes back to gets no gradient, which is not the same as one of 0.
-        reached = [node in arrived for node in range(len(self.slots))]
-        running = []
-        for one in reversed(self.recorded):
-            if reached[one.target] and not one.work.ends:
-                running.append(one)
-                for source in one.sources:
-                    reached[source] = True
-        zeros = [self.slots[node].gradient for node, is_ in enumerate(reached) if is_ and node not in arrived]
+        reached = [False] * len(slots)
+        for node in arrived:
+            reached[node] = True
+        running, indices = [], []
+        for of, index in zip(reversed(self.level.recorded), reversed(self.indices), strict=True):
+            if index != NOTHING:
+                one = of[index]
+                if reached[one.target] and not one.work.ends:
+                    running.append(one)
+                    for source in one.sources:
+                        reached[source] = True
+                else:
+                    index = NOTHING
+            indices.append(index)
+        zeros = [slots[node].gradient for node, is_ in enumerate(reached) if is_ and node not in arrived]
+        scales = list(kind.scales.values()) if self.of_gates is not None else []
         if self.of_gates is not None:
-            zeros.append(self.of_gates)
+            zeros += [self.of_gates, *(scale.gradient for scale in scales)]
         if zeros:
             torch._foreach_zero_(zeros)
         for node, gradient in arrived.items():
-            self.slots[node].gradient.copy_(gradient)
-        lent = self.kind.lent = [] if self.learns else self.kind.lent
-        for one in running:
-            one.backward()
-            for weight, found in zip(one.work.weights, one.work.gradients, strict=False):
-                if found is None:
-                    continue
-                if weight.grad is None:
-                    weight.grad = found
-                    lent.append((weight, found))
-                else:  # the module runs in other places too
-                    weight.grad = weight.grad + found
-        return [self.slots[node].gradient if reached[node] else None for node in range(self.inputs)]
+            slots[node].gradient.copy_(gradient)
+        self.launches[1](indices)
+        if self.of_gates is not None:
+            for scale in scales:
+                self.of_gates += scale.gradient.sum(dim=1)
+        if self.learns:
+            kind.lent = lend(running)
+        return [slots[node].gradient if reached[node] else None for node in range(self.inputs)]
+
+
+def lend(ran: Sequence[Recorded]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Give the weights of what ran their gradients. Returns those that are the recordings' own."""
+    lent = []
+    for one in ran:
+        for weight, found in zip(one.work.weights, one.work.gradients, strict=False):
+            if found is None:
+                continue
+            if weight.grad is None:
+                weight.grad = found
+                lent.append((weight, found))
+            else:  # the module runs in other places too
+                weight.grad = weight.grad + found
+    return lent
+
+
+def nothing() -> None:
+    """What is recorded of a backward pass that ends before it begins."""
 
 
 class Pass(torch.autograd.Function):
