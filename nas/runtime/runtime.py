@@ -30,7 +30,8 @@ class Runtime:
     of a network is measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``; None
     for none. A supernet is not compiled: its path changes every step, and each would be compiled anew. cuda_graphs:
     replay a supernet's operations as CUDA graphs, see `nas.methods.cuda_graphs`; in a process that has a GPU and is
-    the only one. profile: record a few steps of search and retraining, see `nas.training.step_profile`.
+    the only one. ``composed`` launches all that a pass replays at once.
+    profile: record a few steps of search and retraining, see `nas.training.step_profile`.
     on_nonfinite, max_skipped: see `OnNonfinite`.
     Raises DeviceError for a device that is not there, ConfigError for anything else.
     """
@@ -44,7 +45,7 @@ class Runtime:
         memory_format: str = "channels_last",
         precision: str = "fp32",
         compile: str | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | str = False,
         on_nonfinite: str = "stop",
         max_skipped: int = 10,
         profile: bool = False,
@@ -72,7 +73,18 @@ class Runtime:
                 fix="set runtime.compile=inductor",
             )
         self.compile = compile
-        self.cuda_graphs = cuda_graphs and self.device.type == "cuda" and distributed.world() == 1
+        if not isinstance(cuda_graphs, bool) and cuda_graphs != "composed":
+            raise ConfigError(
+                f"runtime.cuda_graphs must be true, false or composed, got {cuda_graphs!r}",
+                fix="set runtime.cuda_graphs=true",
+            )
+        # Why nothing is replayed although that is asked for; empty if there is no reason.
+        self.no_cuda_graphs = ""
+        if cuda_graphs and self.device.type != "cuda":
+            self.no_cuda_graphs = f"needs a GPU, got {self.device.type}"
+        elif cuda_graphs and distributed.world() > 1:
+            self.no_cuda_graphs = f"needs a process that is alone, got {distributed.world()}"
+        self.cuda_graphs = False if self.no_cuda_graphs else cuda_graphs
         self.profile = profile
 
     def start(self, seed: int) -> None:

@@ -175,9 +175,10 @@ def own(gradient: Tensor, weight: Tensor, taken: set[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Recorded:
-    """An operation's work, to be replayed. sources, target: numbers of nodes. places: where their values were.
-    whole: both directions are recorded; else one of them is done again each time."""
+    """An operation's work, to be replayed. place: its number. sources, target: numbers of nodes. places: where their
+    values were. whole: both directions are recorded; else one of them is done again each time."""
 
+    place: int
     work: Work
     forward: Replay
     backward: Replay

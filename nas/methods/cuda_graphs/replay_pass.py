@@ -1,7 +1,7 @@
 """One pass of a tape, which autograd takes for a single function."""
 
 import operator
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from nas.methods.cuda_graphs.recorded_op import GateOf, Recorded, Slot
 from nas.methods.cuda_graphs.recorder import Launch, Recorder, Replay, one_by_one
-from nas.methods.cuda_graphs.trace import Tape
 
+MOST_DRAWS = 4096  # that are remembered: some kB each in the published NAS-Bench-201 space
 QUIET = 20  # passes without a recording, after which what is recorded is composed
 NOTHING = -1  # the index of a place at which nothing runs
 
@@ -43,6 +43,15 @@ class Level:
         self._each = one_by_one(self._forward), one_by_one(self._backward)
         self._composition: Composition | None = None
         self._quiet = 0
+        self._ways: dict[tuple[int, ...], Way] = {}
+
+    def way(self, draw: "Draw", slots: Sequence[Slot]) -> "Way":
+        """That of a draw of which everything is recorded."""
+        if (found := self._ways.get(draw.indices)) is None:
+            if len(self._ways) == MOST_DRAWS:
+                self._ways.clear()
+            found = self._ways[draw.indices] = Way(self.recorded, draw, slots)
+        return found
 
     def add(self, place: int, candidate: int, one: Recorded) -> None:
         self.recorded[place][candidate] = one
@@ -52,6 +61,7 @@ class Level:
 
     def keep_those_of(self, slots: Sequence[Slot]) -> None:
         """Forget what was recorded for slots that were made anew since."""
+        self._ways.clear()
         for place, recorded in enumerate(self.recorded):
             for candidate in [key for key, one in recorded.items() if not one.is_of(slots)]:
                 for of in (recorded, self._forward[place], self._backward[-1 - place]):
@@ -113,37 +123,80 @@ class Kind:
         return GateOf(scale.ones, scale.gradient[index])
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What runs. indices: of the candidate at each place, `NOTHING` where none does. cleared: nodes that are 0 before.
+    empty: those of them at which nothing arrives."""
+
+    indices: tuple[int, ...]
+    cleared: Sequence[int]
+    empty: Sequence[int]
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """The backward pass of a draw. indices: from the last place to the first. reached: of each node, whether it gets a
+    gradient. zeros: that are added to."""
+
+    indices: Sequence[int]
+    ran: Sequence[Recorded]
+    reached: Sequence[bool]
+    zeros: Sequence[Tensor]
+
+
+class Way:
+    """What a pass does that runs a draw, looked up once."""
+
+    def __init__(self, recorded: Sequence[Mapping[int, Recorded]], draw: Draw, slots: Sequence[Slot]) -> None:
+        self.indices, self._slots = draw.indices, slots
+        self.zeros = [slots[node].value for node in draw.cleared]
+        self._ran = [of[index] for of, index in zip(recorded, draw.indices, strict=True) if index != NOTHING]
+        self.ticks = [tick for one in self._ran for tick in one.work.ticks]
+        self.learns = any(one.work.weights for one in self._ran)
+        self._back: dict[tuple[int, ...], WayBack] = {}
+
+    def back(self, arrived: tuple[int, ...]) -> WayBack:
+        """From the nodes at which a gradient has arrived."""
+        if arrived not in self._back:
+            # As by autograd, what nothing comes back to gets no gradient, which is not the same as one of 0.
+            reached = [False] * len(self._slots)
+            for node in arrived:
+                reached[node] = True
+            indices, ran = [NOTHING] * len(self.indices), []
+            for one in reversed(self._ran):
+                if reached[one.target] and not one.work.ends:
+                    ran.append(one)
+                    indices[-1 - one.place] = self.indices[one.place]
+                    for source in one.sources:
+                        reached[source] = True
+            zeros = [self._slots[node].gradient for node, is_ in enumerate(reached) if is_ and node not in arrived]
+            self._back[arrived] = WayBack(indices, ran, reached, zeros)
+        return self._back[arrived]
+
+
 class Run:
     """One pass of a tape.
 
-    indices: of the candidate that runs at each place, `NOTHING` where none does. cleared: nodes that are 0 before.
+    ends: how many nodes it is given, the first of all, and which it returns.
     """
 
     def __init__(
-        self,
-        tape: Tape,
-        kind: Kind,
-        level: Level,
-        indices: Sequence[int],
-        cleared: Sequence[int],
-        recorder: Recorder,
+        self, ends: tuple[int, Sequence[int]], kind: Kind, level: Level, draw: Draw, recorder: Recorder
     ) -> None:
-        self.kind, self.level, self.slots, self.indices, self.cleared = kind, level, kind.slots, indices, cleared
-        self.inputs, self.outputs = tape.inputs, [node.number for node in tape.outputs()]
+        self.kind, self.slots, self.way = kind, kind.slots, level.way(draw, kind.slots)
+        self.inputs, self.outputs = ends
         self.of_gates = kind.of_gates if level.hard else None
-        self.launches = level.launches(indices, recorder)
-        self.recorded = [of[index] for of, index in zip(level.recorded, indices, strict=True) if index != NOTHING]
-        self.learns = any(one.work.weights for one in self.recorded)
+        self.launches = level.launches(draw.indices, recorder)
 
     def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        slots, self.kind.under_way = self.slots, self
+        slots, way, self.kind.under_way = self.slots, self.way, self
         for slot, state in zip(slots, states, strict=False):
             slot.value.copy_(state)
-        if self.cleared:
-            torch._foreach_zero_([slots[node].value for node in self.cleared])
-        self.launches[0](self.indices)
-        if ticks := [tick for one in self.recorded for tick in one.work.ticks]:
-            torch._foreach_add_(ticks, 1)
+        if way.zeros:
+            torch._foreach_zero_(way.zeros)
+        self.launches[0](way.indices)
+        if way.ticks:
+            torch._foreach_add_(way.ticks, 1)
         return tuple(slots[node].value.detach() for node in self.outputs)
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -154,40 +207,24 @@ class Run:
         kind, slots = self.kind, self.slots
         if kind.under_way is not self:
             raise RuntimeError("a replayed pass is differentiated once, and before the next one")
-        if self.learns and any(weight.grad is gradient for weight, gradient in kind.lent):
+        if self.way.learns and any(weight.grad is gradient for weight, gradient in kind.lent):
             raise RuntimeError("a gradient is of one pass: set those of the weights to None before the next")
         kind.under_way = None
         arrived = {node: g for node, g in zip(self.outputs, gradients, strict=True) if g is not None}
-        # As by autograd, what nothing comes back to gets no gradient, which is not the same as one of 0.
-        reached = [False] * len(slots)
-        for node in arrived:
-            reached[node] = True
-        running, indices = [], []
-        for of, index in zip(reversed(self.level.recorded), reversed(self.indices), strict=True):
-            if index != NOTHING:
-                one = of[index]
-                if reached[one.target] and not one.work.ends:
-                    running.append(one)
-                    for source in one.sources:
-                        reached[source] = True
-                else:
-                    index = NOTHING
-            indices.append(index)
-        zeros = [slots[node].gradient for node, is_ in enumerate(reached) if is_ and node not in arrived]
+        way = self.way.back(tuple(arrived))
         scales = list(kind.scales.values()) if self.of_gates is not None else []
-        if self.of_gates is not None:
-            zeros += [self.of_gates, *(scale.gradient for scale in scales)]
-        if zeros:
+        of_gates = [] if self.of_gates is None else [self.of_gates, *(scale.gradient for scale in scales)]
+        if zeros := [*way.zeros, *of_gates]:
             torch._foreach_zero_(zeros)
         for node, gradient in arrived.items():
             slots[node].gradient.copy_(gradient)
-        self.launches[1](indices)
-        if self.of_gates is not None:
-            for scale in scales:
-                self.of_gates += scale.gradient.sum(dim=1)
-        if self.learns:
-            kind.lent = lend(running)
-        return [slots[node].gradient if reached[node] else None for node in range(self.inputs)]
+        self.launches[1](way.indices)
+        for scale in scales:
+            assert self.of_gates is not None  # or there were none
+            self.of_gates += scale.gradient.sum(dim=1)
+        if self.way.learns:
+            kind.lent = lend(way.ran)
+        return [slots[node].gradient if way.reached[node] else None for node in range(self.inputs)]
 
 
 def lend(ran: Sequence[Recorded]) -> list[tuple[nn.Parameter, Tensor]]:

@@ -1,9 +1,8 @@
 """What is called in place of a module that is replayed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from nas.methods.cuda_graphs.account import MIB, Account
 from nas.methods.cuda_graphs.eager_check import Reference
 from nas.methods.cuda_graphs.recorded_op import NotReplayableError, Recorded, Slot, Work, places_of
 from nas.methods.cuda_graphs.recorder import Recorder, is_out_of_memory
-from nas.methods.cuda_graphs.replay_pass import NOTHING, Kind, Level, Pass, Run, nothing
+from nas.methods.cuda_graphs.replay_pass import MOST_DRAWS, NOTHING, Draw, Kind, Level, Pass, Run, nothing
 from nas.methods.cuda_graphs.trace import Block, Node, Place, Tape, tapes
 from nas.runtime.buffers import Buffers
 from nas.spaces.cell import Cell
@@ -22,8 +21,6 @@ from nas.spaces.dead_edges import keeps_zeros, living
 from nas.spaces.ops import Zero
 from nas.supernet.choice import Choice, Gate
 from nas.supernet.hard_gate import NORMS, HardGate
-
-MOST_PLANS = 4096  # of cells that are remembered: about 100 bytes each
 
 
 def replay(supernet: nn.Module, recorder: Recorder) -> Account:
@@ -72,15 +69,15 @@ class Replayed:
         self._module, self._tape, self._recorder, self._account = module, tape, recorder, account
         self._token, self._weights = token, weights
         self._places = list(tape.places())  # by their numbers
-        self._choice_at = [place.choice for place in self._places]
-        self._choices = [choice for choice in self._choice_at if choice is not None]
+        self._alike = choices_alike(self._places)
         self._drop_paths = [block.cell.drop_path for block in tape.blocks if block.cell is not None]
         self._outputs = tape.outputs()
+        self._ends = tape.inputs, [node.number for node in self._outputs]
         self._norms = norms_of_one(self._places)
         self._pass: Any = None
         self._given_up = False
-        self._shapes: list[int | None] = []  # of the tape's blocks, by number, once they are in training mode
-        self._plans: dict[Any, Plan] = {}
+        self._shapes: list[Any] = []  # of the tape's blocks, equal for cells alike, once they are in training mode
+        self._draws: dict[tuple[int, ...], Draw] = {}  # by what each group of choices draws
         self._kinds: dict[Any, Kind] = {}
         # What a weight step's outputs require a gradient through: the weights themselves get theirs past autograd.
         self._anchor = torch.zeros((), device=recorder.device, requires_grad=True)
@@ -90,9 +87,11 @@ class Replayed:
         if not named and self._replays(states):
             try:
                 kind = self._kind(states)
-                indices, cleared, empty = self._selected()
-                if all(kind.slots[node].made for node in empty):  # or nothing has told yet what zeros are asked for
-                    result = self._replay(states, kind, indices, cleared)
+                draw = self._draw()
+                if all(
+                    kind.slots[node].made for node in draw.empty
+                ):  # or nothing has told yet what zeros are asked for
+                    result = self._replay(states, kind, draw)
                     self._pass = self._token.gate
                     return result
             except NotReplayableError as error:
@@ -109,8 +108,10 @@ class Replayed:
             return False
         if any(drop_path.active for drop_path in self._drop_paths):
             return False
-        gates = {id(choice.gate): choice.gate for choice in self._choices}  # which those with one key share
-        if not all(gate is not None and is_of_one(gate) for gate in gates.values()):
+        if not all(
+            (gate := first.gate) is not None and is_of_one(gate) and all(other.gate is gate for other in others)
+            for first, *others in self._alike
+        ):
             self._account.warn(
                 "several",
                 "runtime.cuda_graphs replays passes in which one candidate of each choice counts; here the sampler has "
@@ -141,36 +142,21 @@ class Replayed:
             self._kinds[of] = kind
         return self._kinds[of]
 
-    def _selected(self) -> tuple[list[int], list[int], list[int]]:
-        """The candidate that runs at each place, `NOTHING` where none does; the nodes that are 0 before; those of them
-        at which nothing arrives."""
-        drawn = [drawn_by(choice) for choice in self._choice_at]
-        indices: list[int] = []
-        cleared: list[int] = []
-        empty: list[int] = []
-        if not self._shapes:
-            shapes: dict[Any, int] = {}
-            self._shapes = [
-                None if block.cell is None else shapes.setdefault(shape_of(block, block.cell), len(shapes))
-                for block in self._tape.blocks
-            ]
-        for block, shape in zip(self._tape.blocks, self._shapes, strict=True):
-            if block.cell is None:
-                indices.append(drawn[block.first])
-                continue
-            what = shape, *drawn[block.first : block.last]
-            if (found := self._plans.get(what)) is None:
-                if len(self._plans) == MOST_PLANS:
-                    self._plans.clear()
-                found = self._plans[what] = plan(block, block.cell)
-            first = block.rows[0][0].target.number
-            indices += found.indices
-            cleared += [first + row for row in found.needed]
-            empty += [first + row for row in found.empty]
-        return indices, cleared, empty
+    def _draw(self) -> Draw:
+        """What runs under the gates that are set."""
+        drawn = tuple([drawn_by(choices[0]) for choices in self._alike])
+        if (found := self._draws.get(drawn)) is None:
+            if not self._shapes:
+                shapes: dict[Any, int] = {}
+                groups = {choice: number for number, choices in enumerate(self._alike) for choice in choices}
+                self._shapes = [shapes.setdefault(shape_of(block, groups), len(shapes)) for block in self._tape.blocks]
+            if len(self._draws) == MOST_DRAWS:
+                self._draws.clear()
+            found = self._draws[drawn] = drawn_of(self._tape.blocks, self._shapes)
+        return found
 
-    def _replay(self, states: Sequence[Tensor], kind: Kind, indices: list[int], cleared: list[int]) -> Any:
-        hard = [choice.gate.hard for choice in self._choices if choice.gate is not None]
+    def _replay(self, states: Sequence[Tensor], kind: Kind, draw: Draw) -> Any:
+        hard = [choices[0].gate.hard for choices in self._alike if choices[0].gate is not None]
         all_values = next((gate.all_values for gate in hard if gate is not None), None)
         level_of = any(weight.requires_grad for weight in self._weights), all_values is not None
         before = None if kind.levels else Reference(self._module, states)
@@ -180,8 +166,8 @@ class Replayed:
         if all_values is not None and kind.of_gates is None:
             kind.of_gates = torch.zeros_like(all_values)
         level = kind.levels[level_of]
-        self._record_all(indices, kind, level)
-        run = Run(self._tape, kind, level, indices, cleared, self._recorder)
+        self._record_all(draw.indices, kind, level)
+        run = Run(self._ends, kind, level, draw, self._recorder)
         anchor = self._anchor if level.learns else None
         values: tuple[Tensor, ...] = Pass.apply(run, anchor, all_values, *states)
         if before is not None and not before.is_like(values):
@@ -264,7 +250,9 @@ class Replayed:
         else:
             self._account.warn("buffers", not_recorded(candidate, "it does not move its buffers in place"))
         nodes = (*(source.number for source in place.sources), place.target.number)
-        return Recorded(work, forward, backward, whole, nodes[:-1], nodes[-1], places_of(kind.slots, nodes))
+        return Recorded(
+            place.number, work, forward, backward, whole, nodes[:-1], nodes[-1], places_of(kind.slots, nodes)
+        )
 
     def _warn(self, candidate: Callable[..., Any], error: RuntimeError) -> None:
         if is_out_of_memory(error):
@@ -316,39 +304,57 @@ def is_of_one(gate: Gate) -> bool:
     return gate.hard is None or gate.hard.all_values is not None
 
 
-def shape_of(block: Block, cell: Cell) -> Any:
-    """Equal for cells in which the same places live when the same is drawn: all that `living` looks at."""
+def choices_alike(places: Sequence[Place]) -> list[list[Choice]]:
+    """Those of the places, in groups that have one key and so one gate."""
+    found: dict[Any, list[Choice]] = {}
+    for place in places:
+        if place.choice is not None:
+            found.setdefault(place.choice.key or id(place.choice), []).append(place.choice)
+    return list(found.values())
+
+
+def shape_of(block: Block, groups: Mapping[Choice, int]) -> Any:
+    """Equal for cells in which the same places live, whatever is drawn: all that `living` looks at."""
     operations = [
-        tuple((isinstance(one, Zero), isinstance(one, nn.Module) and keeps_zeros(one)) for one in place.candidates)
+        (
+            None if place.choice is None else groups[place.choice],
+            *((isinstance(one, Zero), isinstance(one, nn.Module) and keeps_zeros(one)) for one in place.candidates),
+        )
         for row in block.rows
         for place in row
     ]
-    return cell.inputs, cell.outputs, tuple(operations)
+    return None if block.cell is None else (block.cell.inputs, block.cell.outputs), tuple(operations)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What runs in a cell. indices: of its places. needed: rows of which something is asked; empty: those of them that
-    are 0, as nothing leads there."""
+def drawn_of(blocks: Sequence[Block], shapes: Sequence[Any]) -> Draw:
+    """What runs under the gates that are set. shapes: of the blocks, see `shape_of`."""
+    indices: list[int] = []
+    cleared: list[int] = []
+    empty: list[int] = []
+    alike: dict[Any, Draw] = {}
+    for block, shape in zip(blocks, shapes, strict=True):
+        if block.cell is None:
+            indices.append(drawn_by(block.rows[0][0].choice))
+            continue
+        if shape not in alike:
+            alike[shape] = drawn_of_cell(block, block.cell)
+        cell, first = alike[shape], block.rows[0][0].target.number
+        indices += cell.indices
+        cleared += [first + row for row in cell.cleared]
+        empty += [first + row for row in cell.empty]
+    return Draw(tuple(indices), cleared, empty)
 
-    indices: list[int]
-    needed: list[int]
-    empty: list[int]
 
-
-def plan(block: Block, cell: Cell) -> Plan:
-    """See `living`."""
+def drawn_of_cell(block: Block, cell: Cell) -> Draw:
+    """With nodes counted from the first that the cell computes. See `living`."""
+    indices: list[int] = []
     operations = [[None if place.choice is None else place.choice.alone for place in row] for row in block.rows]
-    found = Plan([], [], [])
-    rows = zip(block.rows, living(operations, inputs=cell.inputs, outputs=cell.outputs), strict=True)
-    for number, (row, (sources, needed)) in enumerate(rows):
-        found.indices.extend(
-            drawn_by(place.choice) if needed and source in sources else NOTHING for source, place in enumerate(row)
-        )
-        if needed:
-            found.needed.append(number)
-            found.empty.extend([] if sources else [number])
-    return found
+    alive = living(operations, inputs=cell.inputs, outputs=cell.outputs)
+    for row, (sources, needed) in zip(block.rows, alive, strict=True):
+        runs = sources if needed else ()
+        indices += [drawn_by(place.choice) if source in runs else NOTHING for source, place in enumerate(row)]
+    needs = [number for number, (_, needed) in enumerate(alive) if needed]
+    return Draw(tuple(indices), needs, [number for number in needs if not alive[number][0]])
 
 
 def drawn_by(choice: Choice | None) -> int:
