@@ -57,12 +57,18 @@ class Composer:
         return launch
 
 
-def driver(oldest: int) -> Any:
-    """The bindings of CUDA's driver. Raises UnavailableError if they are missing, or the driver is too old."""
+def bindings() -> Any:
+    """Those of CUDA's driver. Raises UnavailableError if they are not there."""
     try:
-        from cuda.bindings import driver as cu
+        from cuda.bindings import driver
     except ImportError as error:
         raise UnavailableError("cuda-bindings is not installed") from error
+    return driver
+
+
+def driver(oldest: int) -> Any:
+    """The bindings of a driver that is not too old. Raises UnavailableError if it is."""
+    cu = bindings()
     if (version := ok(cu.cuDriverGetVersion())) < oldest:
         raise UnavailableError(f"needs a driver of CUDA {cuda(oldest)}, this one is of {cuda(version)}")
     return cu
