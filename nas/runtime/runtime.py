@@ -31,8 +31,9 @@ class Runtime:
     scores of a network are measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``;
     None for none. A supernet is never compiled, because its path changes in every step and each path would be compiled
     again. cuda_graphs: replay a supernet's operations as CUDA graphs, see `nas.methods.cuda_graphs`; has an effect only
-    on a GPU in a single process. profile: record a few steps of search and retraining, see
-    `nas.training.step_profile`. on_nonfinite, max_skipped: see `OnNonfinite`.
+    on a GPU in a single process; ``composed`` launches all that a pass replays at once.
+    profile: record a few steps of search and retraining, see `nas.training.step_profile`.
+    on_nonfinite, max_skipped: see `OnNonfinite`.
     Raises DeviceError if the machine lacks the device, ConfigError for any other wrong value.
     """
 
@@ -45,7 +46,7 @@ class Runtime:
         memory_format: str = "channels_last",
         precision: str = "fp32",
         compile: str | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | str = False,
         on_nonfinite: str = "stop",
         max_skipped: int = 10,
         profile: bool = False,
@@ -73,7 +74,18 @@ class Runtime:
                 fix="set runtime.compile=inductor",
             )
         self.compile = compile
-        self.cuda_graphs = cuda_graphs and self.device.type == "cuda" and distributed.world() == 1
+        if not isinstance(cuda_graphs, bool) and cuda_graphs != "composed":
+            raise ConfigError(
+                f"runtime.cuda_graphs must be true, false or composed, got {cuda_graphs!r}",
+                fix="set runtime.cuda_graphs=true",
+            )
+        # Why nothing is replayed although that is asked for; empty if there is no reason.
+        self.no_cuda_graphs = ""
+        if cuda_graphs and self.device.type != "cuda":
+            self.no_cuda_graphs = f"needs a GPU, got {self.device.type}"
+        elif cuda_graphs and distributed.world() > 1:
+            self.no_cuda_graphs = f"needs a process that is alone, got {distributed.world()}"
+        self.cuda_graphs = False if self.no_cuda_graphs else cuda_graphs
         self.profile = profile
 
     def start(self, seed: int) -> None:

@@ -20,8 +20,9 @@ HOMOGENEOUS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPoo
 class HardGate:
     """The gate of the drawn candidates of all choices that share a row of logits.
 
-    value: () tensor, 1. all_values: (choices,) the gates of all choices, for code that computes the gradients of
-    several gates at once; None if no such code runs. index: the position of this gate in `all_values`.
+    value: () tensor, 1; or (C,) ones for a candidate that takes them as a scale, see `scaled_norm`. all_values:
+    (choices,) the gates of all choices, for code that computes the gradients of several gates at once; None if no such
+    code runs. index: the position of this gate in `all_values`.
     """
 
     def __init__(self, value: Tensor, *, all_values: Tensor | None = None, index: int = 0) -> None:
@@ -44,7 +45,7 @@ class HardGate:
         if type(candidate) in HOMOGENEOUS and len(inputs) == 1 and not named:
             pooled: Tensor = call(pass_through(inputs[0], self._value))
             return pooled
-        norm = last_norm(candidate)
+        norm = self.scaled_norm(candidate)
         if norm is None:
             return pass_through(call(*inputs, **named), self._value)
         norm._parameters["weight"] = self._scale_of(norm)  # type: ignore[assignment]  # not a Parameter, for this pass
@@ -59,6 +60,11 @@ class HardGate:
         """Whether `run` keeps the candidate's output for the backward pass."""
         return type(candidate) not in HOMOGENEOUS and last_norm(candidate) is None
 
+    @staticmethod
+    def scaled_norm(candidate: nn.Module) -> _BatchNorm | None:
+        """The norm that takes the gate as its scale in `run`, if one does."""
+        return None if type(candidate) in HOMOGENEOUS else last_norm(candidate)
+
     def _scale_of(self, norm: _BatchNorm) -> Tensor:
         """(C,): the gate, expanded to the norm's width.
 
@@ -66,6 +72,8 @@ class HardGate:
         """
         assert norm.running_mean is not None  # last_norm
         width, dtype = norm.num_features, norm.running_mean.dtype
+        if self._value.ndim:
+            return self._value
         kind = width, dtype, torch.is_grad_enabled()  # a part of a model may run without gradients
         if transformed():  # tensors inside a transform are wrapped and must not be kept
             return self._value.to(dtype).expand(width).contiguous()

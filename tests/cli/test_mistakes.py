@@ -43,7 +43,7 @@ MISTAKES = {
     ),
     "switch that is neither on nor off": (
         ("runtime.cuda_graphs=perhaps",),
-        "runtime.cuda_graphs must be true or false, got 'perhaps'; set runtime.cuda_graphs=true",
+        "runtime.cuda_graphs must be true, false or composed, got 'perhaps'; set runtime.cuda_graphs=true",
     ),
     "switch of the data": (("data.flip=1",), "data.flip must be true or false, got 1; set data.flip=true"),
     "switch of torch's": (

@@ -2,43 +2,19 @@
 
 import copy
 import dataclasses
-from contextlib import nullcontext
 
 import pytest
 import torch
+from replayed_search import Again, assert_same, batch, searcher, steps
 from torch import nn
 
 from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs
 from nas.methods.cuda_graphs.replayed_module import Replayed, replay
-from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import GDAS, Softmax, Uniform
 from nas.runtime.precision import Precision
 from nas.spaces.cell import Cell
 from nas.spaces.ops import Noise, ReLUConvBN, Zero
-from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, Gate, choices, gates
-from nas.training.task import Classification
-
-CPU = torch.device("cpu")
-
-
-class Again:
-    """Records work by keeping it, and counts what was recorded."""
-
-    device = CPU
-
-    def __init__(self):
-        self.recorded = []
-
-    def pool(self):
-        return object()
-
-    def rehearsing(self):
-        return nullcontext()
-
-    def record(self, work, pool):
-        self.recorded.append(pool)
-        return work
 
 
 class Custom(nn.Module):
@@ -57,52 +33,6 @@ class Custom(nn.Module):
     def forward(self, x):
         x = self.twice(self.twice(self.outer(self.stem(x))).sin())
         return self.head(self.drop(self.after(x)).mean(dim=(2, 3)))
-
-
-def searcher(supernet, sampler, recorder=None, device=CPU, precision=None):
-    supernet = copy.deepcopy(supernet).train().to(device)
-    if recorder is not None:
-        replay(supernet, recorder)
-    arch = ArchParams.from_model(supernet, generator=torch.Generator().manual_seed(1)).to(device)
-    return FirstOrder(
-        supernet=supernet,
-        arch=arch,
-        task=Classification(),
-        sampler=sampler,
-        weight_optim=torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9),
-        arch_optim=torch.optim.Adam(arch.parameters(), lr=0.1),
-        generator=torch.Generator().manual_seed(0),
-        precision=precision,
-    )
-
-
-def batch(seed, device=CPU, dtype=torch.float64, size=8):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(4, 3, size, size, generator=generator, dtype=torch.float64).to(device, dtype)
-    return images, torch.randint(3, (4,), generator=generator).to(device)
-
-
-def steps(made, count=4, **kind):
-    """All that changes in so many iterations: losses, logits, weights, statistics, momentum."""
-    torch.manual_seed(3)  # what is random draws from torch's own generator
-    losses = []
-    for step in range(count):
-        weights, arch = batch(2 * step, **kind), batch(2 * step + 1, **kind)
-        losses += [made.weight_step(weights, 1.0).loss, made.arch_step(arch, weights, 1.0).loss]
-    names = {weight: name for name, weight in made.supernet.named_parameters()}
-    momentum = {f"momentum of {names[weight]}": s["momentum_buffer"] for weight, s in made.weight_optim.state.items()}
-    return {
-        "losses": torch.stack(losses),
-        "logits": made.arch.logits.detach(),
-        **made.supernet.state_dict(),
-        **momentum,
-    }
-
-
-def assert_same(one, two, **tolerance):
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], **tolerance), name
 
 
 @pytest.fixture(params=["nas_bench_201", "darts", "custom"])

@@ -144,12 +144,23 @@ class SearchStage:
         ]
         if cfg.search.gap_batches:
             self.measurements.append(DiscretisationGap(self.gap_judge, sampler=self.sampler))
+        self.replay()
+
+    def replay(self) -> None:
+        """Let the steps be replayed by CUDA graphs if that is asked for; print why not where it cannot be."""
+        runtime = self.setup.runtime
         # Other searchers may ask more of their passes than a replay gives.
-        if setup.runtime.cuda_graphs and type(self.searcher) is FirstOrder:
+        others = (
+            "" if type(self.searcher) is FirstOrder else f"needs a FirstOrder, got a {type(self.searcher).__name__}"
+        )
+        if runtime.cuda_graphs and not others:
             from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
             from nas.methods.cuda_graphs.replayed_module import replay
 
-            replay(supernet, CudaGraphs(setup.runtime.device))
+            composes = runtime.cuda_graphs == "composed"
+            self.measurements.append(replay(self.state.supernet, CudaGraphs(runtime.device, composes=composes)))
+        elif (why := runtime.no_cuda_graphs or (runtime.cuda_graphs and others)) and distributed.first():
+            print(f"warning: runtime.cuda_graphs {why}; the steps run as without", file=sys.stderr)
 
     def tell_if_nothing_is_searched(self) -> None:
         """Warn of a search in which the architecture takes no step, as may be meant where a deriver judges by data."""

@@ -1,7 +1,8 @@
 """The unit of what is recorded: one operation, forward and backward, between places that stay."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,37 @@ class Slot:
         self.made = True
 
 
+@dataclass(frozen=True)
+class GateOf:
+    """The hard gate of an operation: ones, and where the gradient of them is added up.
+
+    (C,) for an operation that takes its gate as the scale of its last norm, one for all norms of a width; else ().
+    """
+
+    ones: Tensor
+    gradient: Tensor
+
+
+class FirstTick:
+    """Stands in for the counter of batches of a norm, which nothing reads in a step: the first of its ticks in a pass
+    is not made, but left to whoever counts for all norms at once."""
+
+    def __init__(self, counter: Tensor) -> None:
+        self._counter = counter
+        self.ticked = False
+
+    def add_(self, number: int) -> None:
+        if self.ticked:
+            self._counter.add_(number)
+        self.ticked = True
+
+
 class Work:
     """What is recorded of one operation: its output goes to a slot, its gradients to where they belong.
 
-    passes_on: whether its sources get one. gate: () where the gradient of its hard gate is added up; None if it has
-    none. weights: that get a gradient. adds: to what is in the slot, instead of taking its place. widens: the slot has
-    the widest type that candidates may give.
+    passes_on: whether its sources get one. gate: None if it has no hard one. weights: that get a gradient. norms: whose
+    counters somebody else moves, see `ticks`. adds: to what is in the slot, instead of taking its place. widens: the
+    slot has the widest type that candidates may give.
     """
 
     def __init__(
@@ -45,8 +71,9 @@ class Work:
         target: Slot,
         *,
         passes_on: Sequence[bool],
-        gate: Tensor | None,
+        gate: GateOf | None,
         weights: Sequence[nn.Parameter],
+        norms: Sequence[nn.Module] = (),
         adds: bool,
         widens: bool,
     ) -> None:
@@ -54,27 +81,30 @@ class Work:
         self.gate, self.weights, self.adds, self.widens = gate, weights, adds, widens
         self.gradients: Sequence[Tensor | None] = ()  # of the weights, once `backward` has run or is recorded
         self.ends = False  # whether no gradient passes
-        self._one = None if gate is None else torch.ones_like(gate, requires_grad=True)
+        self.ticks: Sequence[Tensor] = ()  # counters of norms, to be moved by one, once `forward` has run
+        self._norms = norms
         self._module = operation if isinstance(operation, nn.Module) else None
         parts = [] if self._module is None else self._module.modules()
         self._writes = any(getattr(part, "inplace", False) for part in parts)  # perhaps into what it is given
-        self._passed: tuple[list[Tensor], Tensor] | None = None  # what the last forward pass took and gave
+        # What the last forward pass took, gate included, and gave.
+        self._passed: tuple[list[Tensor], Tensor] | None = None
 
     def forward(self) -> None:
         taken = [
             slot.value.detach().requires_grad_(needs) for slot, needs in zip(self.sources, self.passes_on, strict=True)
         ]
+        ones = None if self.gate is None else self.gate.ones.detach().requires_grad_()
         device = taken[0].device.type
         # A weight that is cast is cast in each recording, which may not find what another left in the cache.
         precision = torch.autocast(
             device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device), cache_enabled=False
         )
-        with torch.enable_grad(), precision:
+        with torch.enable_grad(), precision, self._ticks_left_out():
             given = [one.clone() for one in taken] if self._writes else taken
             if self._module is None:
                 output = self.operation(*given)
-            elif self._one is not None:
-                output = HardGate(self._one).run(self._module, *given)
+            elif ones is not None:
+                output = HardGate(ones).run(self._module, *given)
             else:
                 output = self._module._call_impl(*given)  # not __call__, which may be replaced by a replay
         if not isinstance(output, Tensor):
@@ -84,7 +114,23 @@ class Work:
             self.target.value.add_(output.detach())
         else:
             self.target.value.copy_(output.detach())
-        self._passed = taken, output
+        self._passed = [*taken, *([] if ones is None else [ones])], output
+
+    @contextmanager
+    def _ticks_left_out(self) -> Iterator[None]:
+        """Inside, the counters of its norms stay as they are; `ticks` are those that would have moved."""
+        counters = [(norm, norm._buffers["num_batches_tracked"]) for norm in self._norms]
+        ticks = [FirstTick(counter) for _, counter in counters if counter is not None]
+        try:
+            for (norm, _), tick in zip(counters, ticks, strict=True):
+                norm._buffers["num_batches_tracked"] = tick  # type: ignore[assignment]
+            yield
+        finally:
+            for norm, counter in counters:
+                norm._buffers["num_batches_tracked"] = counter
+        self.ticks = [
+            counter for (_, counter), tick in zip(counters, ticks, strict=True) if counter is not None and tick.ticked
+        ]
 
     def _make_room(self, output: Tensor, taken: Sequence[Tensor]) -> None:
         """Make the target's slot, or make it anew where its type is too narrow for what this candidate gives."""
@@ -99,7 +145,7 @@ class Work:
         assert self._passed is not None  # forward has run
         (taken, output), self._passed = self._passed, None
         wanted = [one for one in taken if one.requires_grad]
-        wanted += [*([] if self._one is None else [self._one]), *self.weights]
+        wanted += self.weights
         self.ends = not wanted or not output.requires_grad
         if self.ends:
             return
@@ -107,7 +153,7 @@ class Work:
         with torch.autocast(output.device.type, enabled=False):  # as outside of the forward pass, where others run it
             found = list(torch.autograd.grad(output, wanted, arrived, allow_unused=True))
         places = [slot.gradient for slot, needs in zip(self.sources, self.passes_on, strict=True) if needs]
-        for place in places if self.gate is None else [*places, self.gate]:
+        for place in places if self.gate is None else [*places, self.gate.gradient]:
             if (gradient := found.pop(0)) is not None:
                 place.add_(gradient)
         taken_places = {arrived.untyped_storage().data_ptr()}
@@ -129,11 +175,14 @@ def own(gradient: Tensor, weight: Tensor, taken: set[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Recorded:
-    """An operation's work, to be replayed. sources, target: numbers of nodes. places: where their values were."""
+    """An operation's work, to be replayed. place: its number. sources, target: numbers of nodes. places: where their
+    values were. whole: both directions are recorded; else one of them is done again each time."""
 
+    place: int
     work: Work
     forward: Replay
     backward: Replay
+    whole: bool
     sources: tuple[int, ...]
     target: int
     places: tuple[int, ...]

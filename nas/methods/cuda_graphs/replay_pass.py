@@ -1,6 +1,7 @@
 """One pass of a tape, which autograd takes for a single function."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,103 +9,241 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nas.methods.cuda_graphs.recorded_op import Recorded, Slot
-from nas.methods.cuda_graphs.trace import Tape
+from nas.methods.cuda_graphs.recorded_op import GateOf, Recorded, Slot
+from nas.methods.cuda_graphs.recorder import Launch, Recorder, Replay, one_by_one
+
+MOST_DRAWS = 4096  # that are remembered: some kB each in the published NAS-Bench-201 space
+QUIET = 20  # passes without a recording, after which what is recorded is composed
+NOTHING = -1  # the index of a place at which nothing runs
 
 
-@dataclass
+@dataclass(frozen=True)
+class Composition:
+    """Launches of what was recorded for a level when it was composed. holds: of each place, the indices."""
+
+    holds: Sequence[Set[int]]
+    forward: Launch
+    backward: Launch
+
+    def covers(self, indices: Sequence[int]) -> bool:
+        return all(map(operator.contains, self.holds, indices))
+
+
 class Level:
     """What is recorded for weight steps (learns), or for architecture steps, whose gates get a gradient (hard).
 
-    needs: of each node, whether it gets one. recorded: by place and candidate.
+    needs: of each node, whether it gets one. places: how many there are.
     """
 
-    learns: bool
-    hard: bool
-    needs: Sequence[bool]
-    recorded: dict[tuple[int, int], Recorded] = field(default_factory=dict)
+    def __init__(self, *, learns: bool, hard: bool, needs: Sequence[bool], places: int) -> None:
+        self.learns, self.hard, self.needs = learns, hard, needs
+        self.recorded: list[dict[int, Recorded]] = [{} for _ in range(places)]  # of each place, by candidate
+        self._forward: list[dict[int, Replay]] = [{} for _ in range(places)]
+        self._backward: list[dict[int, Replay]] = [{} for _ in range(places)]  # from the last place to the first
+        self._each = one_by_one(self._forward), one_by_one(self._backward)
+        self._composition: Composition | None = None
+        self._quiet = 0
+        self._ways: dict[tuple[int, ...], Way] = {}
+
+    def way(self, draw: "Draw", slots: Sequence[Slot]) -> "Way":
+        """That of a draw of which everything is recorded."""
+        if (found := self._ways.get(draw.indices)) is None:
+            if len(self._ways) == MOST_DRAWS:
+                self._ways.clear()
+            found = self._ways[draw.indices] = Way(self.recorded, draw, slots)
+        return found
+
+    def add(self, place: int, candidate: int, one: Recorded) -> None:
+        self.recorded[place][candidate] = one
+        self._forward[place][candidate] = one.forward
+        self._backward[-1 - place][candidate] = one.backward
+        self._quiet = 0
+
+    def keep_those_of(self, slots: Sequence[Slot]) -> None:
+        """Forget what was recorded for slots that were made anew since."""
+        self._ways.clear()
+        for place, recorded in enumerate(self.recorded):
+            for candidate in [key for key, one in recorded.items() if not one.is_of(slots)]:
+                for of in (recorded, self._forward[place], self._backward[-1 - place]):
+                    del of[candidate]
+                self._composition = None
+
+    def launches(self, indices: Sequence[int], recorder: Recorder) -> tuple[Launch, Launch]:
+        """What launches the two directions of a pass that runs `indices`."""
+        self._quiet += 1
+        if self._quiet == QUIET:
+            self._composition = self._composed(recorder)
+        if self._composition is not None and self._composition.covers(indices):
+            return self._composition.forward, self._composition.backward
+        return self._each
+
+    def _composed(self, recorder: Recorder) -> Composition | None:
+        whole = [{index for index, one in recorded.items() if one.whole} for recorded in self.recorded]
+        both = []
+        for replays, indices in ((self._forward, whole), (self._backward, whole[::-1])):
+            launch = recorder.compose(
+                [
+                    {index: place[index] for index in held if place[index] is not nothing}
+                    for place, held in zip(replays, indices, strict=True)
+                ]
+            )
+            if launch is None:
+                return None
+            both.append(launch)
+        return Composition([held | {NOTHING} for held in whole], *both)
 
 
 @dataclass
 class Kind:
     """What is recorded for inputs of one kind: shapes, layouts, types, precision.
 
-    of_gates: the gradient of the gates of all choices. pools: by place. under_way: the pass whose values the slots
-    have, until it is differentiated. lent: weights and the gradients that the last backward pass gave them.
+    of_gates: the gradient of the gates of all choices. scales: the same of those that are scales of norms, by width
+    and type, with a row for each choice. pools: by place. under_way: the pass whose values the slots have, until it is
+    differentiated. lent: weights and the gradients that the last backward pass gave them.
     """
 
     slots: Sequence[Slot]
     of_gates: Tensor | None = None
+    scales: dict[tuple[int, torch.dtype], GateOf] = field(default_factory=dict)
     pools: dict[int, Any] = field(default_factory=dict)
     levels: dict[tuple[bool, bool], Level] = field(default_factory=dict)
     under_way: "Run | None" = None
     lent: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
 
+    def gate(self, index: int, scaled: tuple[int, torch.dtype] | None) -> GateOf:
+        """That of one choice. scaled: width and type of the norm that takes it as its scale."""
+        assert self.of_gates is not None  # one was asked for
+        if scaled is None:
+            return GateOf(torch.ones_like(self.of_gates[index]), self.of_gates[index])
+        if scaled not in self.scales:
+            (width, dtype), choices = scaled, len(self.of_gates)
+            ones = torch.ones(width, dtype=dtype, device=self.of_gates.device)
+            self.scales[scaled] = GateOf(ones, ones.new_zeros(choices, width))
+        scale = self.scales[scaled]
+        return GateOf(scale.ones, scale.gradient[index])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What runs. indices: of the candidate at each place, `NOTHING` where none does. cleared: nodes that are 0 before.
+    empty: those of them at which nothing arrives."""
+
+    indices: tuple[int, ...]
+    cleared: Sequence[int]
+    empty: Sequence[int]
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """The backward pass of a draw. indices: from the last place to the first. reached: of each node, whether it gets a
+    gradient. zeros: that are added to."""
+
+    indices: Sequence[int]
+    ran: Sequence[Recorded]
+    reached: Sequence[bool]
+    zeros: Sequence[Tensor]
+
+
+class Way:
+    """What a pass does that runs a draw, looked up once."""
+
+    def __init__(self, recorded: Sequence[Mapping[int, Recorded]], draw: Draw, slots: Sequence[Slot]) -> None:
+        self.indices, self._slots = draw.indices, slots
+        self.zeros = [slots[node].value for node in draw.cleared]
+        self._ran = [of[index] for of, index in zip(recorded, draw.indices, strict=True) if index != NOTHING]
+        self.ticks = [tick for one in self._ran for tick in one.work.ticks]
+        self.learns = any(one.work.weights for one in self._ran)
+        self._back: dict[tuple[int, ...], WayBack] = {}
+
+    def back(self, arrived: tuple[int, ...]) -> WayBack:
+        """From the nodes at which a gradient has arrived."""
+        if arrived not in self._back:
+            # As by autograd, what nothing comes back to gets no gradient, which is not the same as one of 0.
+            reached = [False] * len(self._slots)
+            for node in arrived:
+                reached[node] = True
+            indices, ran = [NOTHING] * len(self.indices), []
+            for one in reversed(self._ran):
+                if reached[one.target] and not one.work.ends:
+                    ran.append(one)
+                    indices[-1 - one.place] = self.indices[one.place]
+                    for source in one.sources:
+                        reached[source] = True
+            zeros = [self._slots[node].gradient for node, is_ in enumerate(reached) if is_ and node not in arrived]
+            self._back[arrived] = WayBack(indices, ran, reached, zeros)
+        return self._back[arrived]
+
 
 class Run:
-    """One pass of a tape: what runs, in order.
+    """One pass of a tape.
 
-    empty: nodes that are 0. of_gates: where gates get a gradient, None if they get none.
+    ends: how many nodes it is given, the first of all, and which it returns.
     """
 
     def __init__(
-        self, tape: Tape, kind: Kind, recorded: Sequence[Recorded], empty: Sequence[int], *, of_gates: Tensor | None
+        self, ends: tuple[int, Sequence[int]], kind: Kind, level: Level, draw: Draw, recorder: Recorder
     ) -> None:
-        self.kind = kind
-        self.inputs, self.outputs = tape.inputs, [node.number for node in tape.outputs()]
-        self.slots, self.recorded, self.of_gates = kind.slots, recorded, of_gates
-        self.learns = any(one.work.weights for one in recorded)
-        sums = dict.fromkeys([one.target for one in recorded if one.work.adds])
-        self.zeros = [self.slots[node].value for node in (*sums, *empty)]
+        self.kind, self.slots, self.way = kind, kind.slots, level.way(draw, kind.slots)
+        self.inputs, self.outputs = ends
+        self.of_gates = kind.of_gates if level.hard else None
+        self.launches = level.launches(draw.indices, recorder)
 
     def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        self.kind.under_way = self
-        for slot, state in zip(self.slots, states, strict=False):
+        slots, way, self.kind.under_way = self.slots, self.way, self
+        for slot, state in zip(slots, states, strict=False):
             slot.value.copy_(state)
-        if self.zeros:
-            torch._foreach_zero_(self.zeros)
-        for one in self.recorded:
-            one.forward()
-        return tuple(self.slots[node].value.detach() for node in self.outputs)
+        if way.zeros:
+            torch._foreach_zero_(way.zeros)
+        self.launches[0](way.indices)
+        if way.ticks:
+            torch._foreach_add_(way.ticks, 1)
+        return tuple(slots[node].value.detach() for node in self.outputs)
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """gradients: of the outputs, None for 0. Returns those of the states, None for those that had no part.
 
         Raises RuntimeError where the places that this pass needs hold something else by now.
         """
-        if self.kind.under_way is not self:
+        kind, slots = self.kind, self.slots
+        if kind.under_way is not self:
             raise RuntimeError("a replayed pass is differentiated once, and before the next one")
-        if any(weight.grad is gradient for weight, gradient in self.kind.lent) and self.learns:
+        if self.way.learns and any(weight.grad is gradient for weight, gradient in kind.lent):
             raise RuntimeError("a gradient is of one pass: set those of the weights to None before the next")
-        self.kind.under_way = None
+        kind.under_way = None
         arrived = {node: g for node, g in zip(self.outputs, gradients, strict=True) if g is not None}
-        # As by autograd, what nothing comes back to gets no gradient, which is not the same as one of 0.
-        reached = [node in arrived for node in range(len(self.slots))]
-        running = []
-        for one in reversed(self.recorded):
-            if reached[one.target] and not one.work.ends:
-                running.append(one)
-                for source in one.sources:
-                    reached[source] = True
-        zeros = [self.slots[node].gradient for node, is_ in enumerate(reached) if is_ and node not in arrived]
-        if self.of_gates is not None:
-            zeros.append(self.of_gates)
-        if zeros:
+        way = self.way.back(tuple(arrived))
+        scales = list(kind.scales.values()) if self.of_gates is not None else []
+        of_gates = [] if self.of_gates is None else [self.of_gates, *(scale.gradient for scale in scales)]
+        if zeros := [*way.zeros, *of_gates]:
             torch._foreach_zero_(zeros)
         for node, gradient in arrived.items():
-            self.slots[node].gradient.copy_(gradient)
-        lent = self.kind.lent = [] if self.learns else self.kind.lent
-        for one in running:
-            one.backward()
-            for weight, found in zip(one.work.weights, one.work.gradients, strict=False):
-                if found is None:
-                    continue
-                if weight.grad is None:
-                    weight.grad = found
-                    lent.append((weight, found))
-                else:  # the module runs in other places too
-                    weight.grad = weight.grad + found
-        return [self.slots[node].gradient if reached[node] else None for node in range(self.inputs)]
+            slots[node].gradient.copy_(gradient)
+        self.launches[1](way.indices)
+        for scale in scales:
+            assert self.of_gates is not None  # or there were none
+            self.of_gates += scale.gradient.sum(dim=1)
+        if self.way.learns:
+            kind.lent = lend(way.ran)
+        return [slots[node].gradient if way.reached[node] else None for node in range(self.inputs)]
+
+
+def lend(ran: Sequence[Recorded]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Give the weights of what ran their gradients. Returns those that are the recordings' own."""
+    lent = []
+    for one in ran:
+        for weight, found in zip(one.work.weights, one.work.gradients, strict=False):
+            if found is None:
+                continue
+            if weight.grad is None:
+                weight.grad = found
+                lent.append((weight, found))
+            else:  # the module runs in other places too
+                weight.grad = weight.grad + found
+    return lent
+
+
+def nothing() -> None:
+    """What is recorded of a backward pass that ends before it begins."""
 
 
 class Pass(torch.autograd.Function):

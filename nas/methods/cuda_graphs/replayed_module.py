@@ -1,27 +1,32 @@
 """What is called in place of a module that is replayed."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
+from nas.methods.cuda_graphs.account import MIB, Account
 from nas.methods.cuda_graphs.eager_check import Reference
 from nas.methods.cuda_graphs.recorded_op import NotReplayableError, Recorded, Slot, Work, places_of
-from nas.methods.cuda_graphs.recorder import Recorder
-from nas.methods.cuda_graphs.replay_pass import Kind, Level, Pass, Run
+from nas.methods.cuda_graphs.recorder import Recorder, is_out_of_memory
+from nas.methods.cuda_graphs.replay_pass import MOST_DRAWS, NOTHING, Draw, Kind, Level, Pass, Run, nothing
 from nas.methods.cuda_graphs.trace import Block, Node, Place, Tape, tapes
 from nas.runtime.buffers import Buffers
 from nas.spaces.cell import Cell
 from nas.spaces.dead_edges import keeps_zeros, living
 from nas.spaces.ops import Zero
 from nas.supernet.choice import Choice, Gate
+from nas.supernet.hard_gate import NORMS, HardGate
 
 
-def replay(supernet: nn.Module, recorder: Recorder) -> None:
-    """Let training steps of a supernet that draw one operation a choice be replayed, in place. Its copies are not."""
+def replay(supernet: nn.Module, recorder: Recorder) -> Account:
+    """Let training steps of a supernet that draw one operation a choice be replayed, in place. Its copies are not.
+    Returns what counts what is recorded."""
+    account = Account(recorder)
     token = next(module for module in supernet.modules() if isinstance(module, Choice))
     found = dict(tapes(supernet))
     # A module that is shared may be a part of another one that is replayed, and is not to be replayed within that.
@@ -29,17 +34,18 @@ def replay(supernet: nn.Module, recorder: Recorder) -> None:
     every = sum(isinstance(module, Choice) for module in supernet.modules())
     count = sum(isinstance(part, Choice) for part in inside.union(found))
     if count < every:
-        print(
-            f"warning: runtime.cuda_graphs replays {count} of the {every} choices of a {type(supernet).__name__}, the "
+        account.warn(
+            "untraceable",
+            f"runtime.cuda_graphs replays {count} of the {every} choices of a {type(supernet).__name__}, the "
             "others run as without: see nas/methods/cuda_graphs for what it asks of a model",
-            file=sys.stderr,
         )
     for module, tape in found.items():
         if module not in inside:
             # What Module.compile sets: called in place of the module, and left out of its copies.
             module._compiled_call_impl = Replayed(
-                module, tape, recorder, token=token, weights=list(supernet.parameters())
+                module, tape, recorder, account, token=token, weights=list(supernet.parameters())
             )
+    return account
 
 
 class Replayed:
@@ -51,18 +57,27 @@ class Replayed:
     """
 
     def __init__(
-        self, module: nn.Module, tape: Tape, recorder: Recorder, *, token: Choice, weights: Sequence[nn.Parameter]
+        self,
+        module: nn.Module,
+        tape: Tape,
+        recorder: Recorder,
+        account: Account,
+        *,
+        token: Choice,
+        weights: Sequence[nn.Parameter],
     ) -> None:
-        self._module, self._tape, self._recorder = module, tape, recorder
+        self._module, self._tape, self._recorder, self._account = module, tape, recorder, account
         self._token, self._weights = token, weights
-        self._choice_at = [place.choice for place in tape.places()]  # by their numbers
-        self._choices = [choice for choice in self._choice_at if choice is not None]
-        self._cells = [block.cell for block in tape.blocks if block.cell is not None]
+        self._places = list(tape.places())  # by their numbers
+        self._alike = choices_alike(self._places)
+        self._drop_paths = [block.cell.drop_path for block in tape.blocks if block.cell is not None]
         self._outputs = tape.outputs()
+        self._ends = tape.inputs, [node.number for node in self._outputs]
+        self._norms = norms_of_one(self._places)
         self._pass: Any = None
         self._given_up = False
-        self._told = False
-        self._shapes: list[Any] = []  # of the tape's blocks, once they are in training mode
+        self._shapes: list[Any] = []  # of the tape's blocks, equal for cells alike, once they are in training mode
+        self._draws: dict[tuple[int, ...], Draw] = {}  # by what each group of choices draws
         self._kinds: dict[Any, Kind] = {}
         # What a weight step's outputs require a gradient through: the weights themselves get theirs past autograd.
         self._anchor = torch.zeros((), device=recorder.device, requires_grad=True)
@@ -70,86 +85,90 @@ class Replayed:
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         states = inputs[0] if isinstance(self._module, Cell) and len(inputs) == 1 else inputs
         if not named and self._replays(states):
-            kind = self._kind(states)
-            drawn = [0 if choice is None else drawn_by(choice) for choice in self._choice_at]
-            running, empty = self._selected(drawn)
-            if all(kind.slots[node].made for node in empty):  # or nothing has told yet what zeros are asked for
-                try:
-                    result = self._replay(states, kind, [(place, drawn[place.number]) for place in running], empty)
-                except NotReplayableError as error:
-                    self._give_up(str(error))
-                else:
+            try:
+                kind = self._kind(states)
+                draw = self._draw()
+                if all(
+                    kind.slots[node].made for node in draw.empty
+                ):  # or nothing has told yet what zeros are asked for
+                    result = self._replay(states, kind, draw)
                     self._pass = self._token.gate
                     return result
+            except NotReplayableError as error:
+                self._give_up(str(error))
         return self._module._call_impl(*inputs, **named)
 
     def _replays(self, states: Sequence[Any]) -> bool:
         if self._given_up or not self._module.training or not torch.is_grad_enabled():
             return False
-        if len(states) != self._tape.inputs or self._token.gate is None or self._token.gate is self._pass:
+        gate = self._token.gate
+        if len(states) != self._tape.inputs or gate is None or gate is self._pass:
             return False
         if not all(isinstance(state, Tensor) and state.device == self._recorder.device for state in states):
             return False
-        if any(cell.drop_path.active for cell in self._cells):
+        if any(drop_path.active for drop_path in self._drop_paths):
             return False
-        return all(choice.gate is not None and is_of_one(choice.gate) for choice in self._choices)
+        if not all(
+            (gate := first.gate) is not None and is_of_one(gate) and all(other.gate is gate for other in others)
+            for first, *others in self._alike
+        ):
+            self._account.warn(
+                "several",
+                "runtime.cuda_graphs replays passes in which one candidate of each choice counts; here the sampler has "
+                "several that do, such passes run as without",
+            )
+            return False
+        return True
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
         self._kinds.clear()
-        print(
-            f"warning: a {type(self._module).__name__} is not replayed, as {reason}; it runs as without "
-            "runtime.cuda_graphs",
-            file=sys.stderr,
+        self._account.warn(
+            reason,
+            f"a {type(self._module).__name__} is not replayed, as {reason}; it runs as without runtime.cuda_graphs",
         )
 
     def _kind(self, states: Sequence[Tensor]) -> Kind:
+        """Raises NotReplayableError if there is no memory for another one."""
         device = self._recorder.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         of = precision, *((state.shape, state.stride(), state.dtype, state.requires_grad) for state in states)
         if of not in self._kinds:
-            self._kinds[of] = Kind([Slot() for _ in range(self._tape.nodes)])
-            for slot, state in zip(self._kinds[of].slots, states, strict=False):
-                slot.make(state, state.dtype)
-                slot.value.copy_(state)  # what is recorded runs on it before the pass begins
+            kind = Kind([Slot() for _ in range(self._tape.nodes)])
+            with memory_wanted():
+                for slot, state in zip(kind.slots, states, strict=False):
+                    slot.make(state, state.dtype)
+                    slot.value.copy_(state)  # what is recorded runs on it before the pass begins
+            self._kinds[of] = kind
         return self._kinds[of]
 
-    def _selected(self, drawn: Sequence[int]) -> tuple[list[Place], list[int]]:
-        """The places that run, in order, and the nodes that are 0 because nothing leads there."""
-        running: list[Place] = []
-        empty: list[int] = []
-        plans: dict[Any, list[tuple[list[int], bool]]] = {}
-        if not self._shapes:
-            self._shapes = [None if block.cell is None else shape_of(block, block.cell) for block in self._tape.blocks]
-        for block, shape in zip(self._tape.blocks, self._shapes, strict=True):
-            if block.cell is None:
-                running += block.rows[0]
-                continue
-            what = shape, *drawn[block.first : block.last]
-            if what not in plans:
-                plans[what] = plan(block, block.cell)
-            for row, (sources, needed) in zip(block.rows, plans[what], strict=True):
-                if needed:
-                    running += [row[source] for source in sources]
-                    if not sources:
-                        empty.append(row[0].target.number)
-        return running, empty
+    def _draw(self) -> Draw:
+        """What runs under the gates that are set."""
+        drawn = tuple([drawn_by(choices[0]) for choices in self._alike])
+        if (found := self._draws.get(drawn)) is None:
+            if not self._shapes:
+                shapes: dict[Any, int] = {}
+                groups = {choice: number for number, choices in enumerate(self._alike) for choice in choices}
+                self._shapes = [shapes.setdefault(shape_of(block, groups), len(shapes)) for block in self._tape.blocks]
+            if len(self._draws) == MOST_DRAWS:
+                self._draws.clear()
+            found = self._draws[drawn] = drawn_of(self._tape.blocks, self._shapes)
+        return found
 
-    def _replay(
-        self, states: Sequence[Tensor], kind: Kind, selected: Sequence[tuple[Place, int]], empty: Sequence[int]
-    ) -> Any:
-        gates = [choice.gate.hard for choice in self._choices if choice.gate is not None]
-        all_values = next((gate.all_values for gate in gates if gate is not None), None)
+    def _replay(self, states: Sequence[Tensor], kind: Kind, draw: Draw) -> Any:
+        hard = [choices[0].gate.hard for choices in self._alike if choices[0].gate is not None]
+        all_values = next((gate.all_values for gate in hard if gate is not None), None)
         level_of = any(weight.requires_grad for weight in self._weights), all_values is not None
         before = None if kind.levels else Reference(self._module, states)
         if level_of not in kind.levels:
-            kind.levels[level_of] = Level(*level_of, self._needs(*level_of, [state.requires_grad for state in states]))
+            needs = self._needs(*level_of, [state.requires_grad for state in states])
+            kind.levels[level_of] = Level(learns=level_of[0], hard=level_of[1], needs=needs, places=len(self._places))
         if all_values is not None and kind.of_gates is None:
             kind.of_gates = torch.zeros_like(all_values)
-        recorded = self._all_recorded(selected, kind, kind.levels[level_of])
-        of_gates = None if all_values is None else kind.of_gates
-        run = Run(self._tape, kind, recorded, empty, of_gates=of_gates)
-        anchor = self._anchor if level_of[0] else None
+        level = kind.levels[level_of]
+        self._record_all(draw.indices, kind, level)
+        run = Run(self._ends, kind, level, draw, self._recorder)
+        anchor = self._anchor if level.learns else None
         values: tuple[Tensor, ...] = Pass.apply(run, anchor, all_values, *states)
         if before is not None and not before.is_like(values):
             before.put_back()
@@ -158,20 +177,23 @@ class Replayed:
         result = map_aggregate(self._tape.result, lambda one: by_node[one] if isinstance(one, Node) else one)
         return list(result) if isinstance(result, list) else result
 
-    def _all_recorded(self, selected: Sequence[tuple[Place, int]], kind: Kind, level: Level) -> list[Recorded]:
+    def _record_all(self, indices: Sequence[int], kind: Kind, level: Level) -> None:
+        """Record what runs and is not recorded yet."""
         while True:
-            recorded, known = [], len(level.recorded)
-            for place, index in selected:
-                if (place.number, index) not in level.recorded:
-                    level.recorded[place.number, index] = self._record(place, index, kind, level)
-                recorded.append(level.recorded[place.number, index])
-            if len(level.recorded) == known or all(one.is_of(kind.slots) for one in recorded):
-                return recorded
-            # A slot was made anew, for a wider type: what was recorded for it is of no use any more.
+            missing = [
+                (place, index)
+                for place, index, recorded in zip(self._places, indices, level.recorded, strict=True)
+                if index != NOTHING and index not in recorded
+            ]
+            if not missing:
+                return
+            for place, index in missing:
+                level.add(place.number, index, self._record(place, index, kind, level))
+            # Where a slot was made anew, for a wider type, what was recorded for it is of no use any more.
             for other in kind.levels.values():
-                other.recorded = {key: one for key, one in other.recorded.items() if one.is_of(kind.slots)}
+                other.keep_those_of(kind.slots)
             # Nothing more can be recorded into memory of which every graph is gone.
-            used = {number for other in kind.levels.values() for number, _ in other.recorded}
+            used = {number for other in kind.levels.values() for number, of in enumerate(other.recorded) if of}
             kind.pools = {number: pool for number, pool in kind.pools.items() if number in used}
 
     def _needs(self, learns: bool, hard: bool, of_states: Sequence[bool]) -> list[bool]:
@@ -183,52 +205,96 @@ class Replayed:
         return needs
 
     def _record(self, place: Place, index: int, kind: Kind, level: Level) -> Recorded:
+        """Raises NotReplayableError if there is no memory to do its work even once."""
         candidate = place.candidates[index]
         hard = place.choice.gate.hard if place.choice is not None and place.choice.gate is not None else None
         module = candidate if isinstance(candidate, nn.Module) else nn.Identity()
+        gate = None
+        if hard is not None and kind.of_gates is not None:
+            norm = HardGate.scaled_norm(module)
+            scaled = None if norm is None else (norm.num_features, norm.running_mean.dtype)  # type: ignore[union-attr]
+            gate = kind.gate(hard.index, scaled)
         work = Work(
             candidate,
             [kind.slots[source.number] for source in place.sources],
             kind.slots[place.target.number],
             passes_on=[level.needs[source.number] for source in place.sources],
-            gate=None if hard is None or kind.of_gates is None else kind.of_gates[hard.index],
+            gate=gate,
             weights=[weight for weight in module.parameters() if weight.requires_grad] if level.learns else [],
+            norms=[norm for norm in module.modules() if norm in self._norms],
             adds=place.in_cell,
             widens=place.in_cell or place.choice is not None,
         )
         pool = kind.pools.setdefault(place.number, self._recorder.pool())
         before = Buffers(module)
         try:
-            with self._recorder.rehearsing():
+            with memory_wanted(), self._recorder.rehearsing():
                 work.forward()
                 work.backward()
             in_place = before.are_same()
         finally:
             before.put_back()  # the rehearsal has moved running statistics
         forward, backward = work.forward, work.backward
+        whole = False
         if in_place:
             try:
                 forward = self._recorder.record(work.forward, pool)
                 backward = nothing if work.ends else self._recorder.record(work.backward, pool)
-            except torch.OutOfMemoryError:
-                raise
+                whole = True
             except RuntimeError as error:
                 kind.pools[place.number] = self._recorder.pool()  # the other one may be of no use any more
-                self._tell(candidate, str(error).partition("\n")[0])
+                self._warn(candidate, error)
                 forward, backward = work.forward, work.backward
+            else:
+                self._account.add(place.choice)
         else:
-            self._tell(candidate, "it does not move its buffers in place")
+            self._account.warn("buffers", not_recorded(candidate, "it does not move its buffers in place"))
         nodes = (*(source.number for source in place.sources), place.target.number)
-        return Recorded(work, forward, backward, nodes[:-1], nodes[-1], places_of(kind.slots, nodes))
+        return Recorded(
+            place.number, work, forward, backward, whole, nodes[:-1], nodes[-1], places_of(kind.slots, nodes)
+        )
 
-    def _tell(self, candidate: Callable[..., Any], reason: str) -> None:
-        if not self._told:
-            print(
-                f"warning: a {type(candidate).__name__} cannot be recorded ({reason}); it runs as without "
-                "runtime.cuda_graphs, as do others of which this holds",
-                file=sys.stderr,
+    def _warn(self, candidate: Callable[..., Any], error: RuntimeError) -> None:
+        if is_out_of_memory(error):
+            kept = self._recorder.kept / MIB
+            self._account.warn(
+                "memory",
+                f"no memory is left to record more for runtime.cuda_graphs ({kept:.0f} MiB are kept for what is "
+                "recorded); what is not recorded yet runs as without",
             )
-        self._told = True
+        else:
+            self._account.warn("recording", not_recorded(candidate, str(error).partition("\n")[0]))
+
+
+def not_recorded(candidate: Callable[..., Any], reason: str) -> str:
+    return (
+        f"a {type(candidate).__name__} cannot be recorded ({reason}); it runs as without runtime.cuda_graphs, as do "
+        "others of which this holds"
+    )
+
+
+@contextmanager
+def memory_wanted() -> Iterator[None]:
+    """Raises NotReplayableError for want of memory inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotReplayableError("there is no memory for what its replay keeps") from error
+
+
+def norms_of_one(places: Sequence[Place]) -> set[nn.Module]:
+    """Batch norms whose counters of batches nothing reads in a step, of those that run at one place alone."""
+    found = Counter(
+        norm
+        for place in places
+        for candidate in place.candidates
+        if isinstance(candidate, nn.Module)
+        for norm in candidate.modules()
+        if type(norm) in NORMS and norm.momentum is not None and norm.num_batches_tracked is not None
+    )
+    return {norm for norm, count in found.items() if count == 1}
 
 
 def is_of_one(gate: Gate) -> bool:
@@ -238,28 +304,63 @@ def is_of_one(gate: Gate) -> bool:
     return gate.hard is None or gate.hard.all_values is not None
 
 
-def shape_of(block: Block, cell: Cell) -> Any:
-    """Equal for cells in which the same places live when the same is drawn: all that `living` looks at."""
+def choices_alike(places: Sequence[Place]) -> list[list[Choice]]:
+    """Those of the places, in groups that have one key and so one gate."""
+    found: dict[Any, list[Choice]] = {}
+    for place in places:
+        if place.choice is not None:
+            found.setdefault(place.choice.key or id(place.choice), []).append(place.choice)
+    return list(found.values())
+
+
+def shape_of(block: Block, groups: Mapping[Choice, int]) -> Any:
+    """Equal for cells in which the same places live, whatever is drawn: all that `living` looks at."""
     operations = [
-        tuple((isinstance(one, Zero), isinstance(one, nn.Module) and keeps_zeros(one)) for one in place.candidates)
+        (
+            None if place.choice is None else groups[place.choice],
+            *((isinstance(one, Zero), isinstance(one, nn.Module) and keeps_zeros(one)) for one in place.candidates),
+        )
         for row in block.rows
         for place in row
     ]
-    return cell.inputs, cell.outputs, tuple(operations)
+    return None if block.cell is None else (block.cell.inputs, block.cell.outputs), tuple(operations)
 
 
-def drawn_by(choice: Choice) -> int:
-    """Its candidate that runs, under the gate of a drawn one."""
+def drawn_of(blocks: Sequence[Block], shapes: Sequence[Any]) -> Draw:
+    """What runs under the gates that are set. shapes: of the blocks, see `shape_of`."""
+    indices: list[int] = []
+    cleared: list[int] = []
+    empty: list[int] = []
+    alike: dict[Any, Draw] = {}
+    for block, shape in zip(blocks, shapes, strict=True):
+        if block.cell is None:
+            indices.append(drawn_by(block.rows[0][0].choice))
+            continue
+        if shape not in alike:
+            alike[shape] = drawn_of_cell(block, block.cell)
+        cell, first = alike[shape], block.rows[0][0].target.number
+        indices += cell.indices
+        cleared += [first + row for row in cell.cleared]
+        empty += [first + row for row in cell.empty]
+    return Draw(tuple(indices), cleared, empty)
+
+
+def drawn_of_cell(block: Block, cell: Cell) -> Draw:
+    """With nodes counted from the first that the cell computes. See `living`."""
+    indices: list[int] = []
+    operations = [[None if place.choice is None else place.choice.alone for place in row] for row in block.rows]
+    alive = living(operations, inputs=cell.inputs, outputs=cell.outputs)
+    for row, (sources, needed) in zip(block.rows, alive, strict=True):
+        runs = sources if needed else ()
+        indices += [drawn_by(place.choice) if source in runs else NOTHING for source, place in enumerate(row)]
+    needs = [number for number, (_, needed) in enumerate(alive) if needed]
+    return Draw(tuple(indices), needs, [number for number in needs if not alive[number][0]])
+
+
+def drawn_by(choice: Choice | None) -> int:
+    """Its candidate that runs, under the gate of a drawn one; the only one of what is no choice."""
+    if choice is None:
+        return 0
     assert choice.gate is not None
     assert choice.gate.drawn is not None
     return choice.gate.drawn
-
-
-def plan(block: Block, cell: Cell) -> list[tuple[list[int], bool]]:
-    """See `living`."""
-    operations = [[None if place.choice is None else place.choice.alone for place in row] for row in block.rows]
-    return living(operations, inputs=cell.inputs, outputs=cell.outputs)
-
-
-def nothing() -> None:
-    pass
