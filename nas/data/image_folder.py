@@ -25,6 +25,8 @@ STATISTICS_IMAGES = 10_000  # how many training images give mean and std of a st
 STATISTICS_BYTES = 2**26  # that so many of them take as are in memory at once
 HEADERS = 10_000  # files that are looked at where the settings tell what the images come out as
 NAMED = 5  # damaged files that a warning names
+SIDE = 2**13  # pixels of the largest image_size, whose square is the largest image that is decoded
+WORKERS = 1024  # processes that read images
 DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
 
 
@@ -43,6 +45,7 @@ class ImageFolder:
     damaged: what is done about files that cannot be decoded: ``stop``, or ``skip``, which counts and names them, at the
     cost of decoding every file once more before the start.
     workers: processes that read the images if, as uint8, they do not fit into memory_limit_mb (MiB).
+    links: whether folders that are links out of the root are gone into.
     """
 
     root: str
@@ -54,12 +57,13 @@ class ImageFolder:
     memory_limit_mb: int = 4096
     crop_padding: int = 4
     flip: bool = True
+    links: bool = False
 
     def load(self) -> DataBundle:
         """Raises ConfigError for a setting that cannot work, DataError for what is wrong with the files."""
         self._check_settings()
         root = Path(self.root).expanduser()
-        found = find_images(root, test_fraction=self.test_fraction)
+        found = find_images(root, test_fraction=self.test_fraction, links=self.links)
         train, test, class_names, held_out, account = found
         with pillow_warnings():
             if self.damaged == "skip":
@@ -111,7 +115,7 @@ class ImageFolder:
         """
         self._check_settings()
         root = Path(self.root).expanduser()
-        listing, account = find_to_score(root, class_names=spec.class_names)
+        listing, account = find_to_score(root, class_names=spec.class_names, links=self.links)
         with pillow_warnings():
             if self.damaged == "skip":
                 listing = self._whole(listing, spec.class_names, "test")
@@ -137,7 +141,7 @@ class ImageFolder:
         """Whether `load` would train on the files of a training, by their names, wherever the root lay then."""
         root = Path(self.root).expanduser()
         try:
-            found = find_images(root, test_fraction=self.test_fraction)
+            found = find_images(root, test_fraction=self.test_fraction, links=self.links)
         except (DataError, ConfigError):
             return False
         train = found.train
@@ -178,10 +182,12 @@ class ImageFolder:
             )
         if self.damaged not in ("stop", "skip"):
             raise ConfigError(f"data.damaged must be stop or skip, got {self.damaged!r}", fix="set data.damaged=stop")
-        if self.image_size is not None and self.image_size < 1:
+        if self.image_size is not None and not 1 <= self.image_size <= SIDE:
             raise ConfigError(
-                f"data.image_size must be at least 1, got {self.image_size}", fix="set data.image_size=32"
+                f"data.image_size must be from 1 to {SIDE}, got {self.image_size}", fix="set data.image_size=32"
             )
+        if self.workers > WORKERS:
+            raise ConfigError(f"data.workers must be at most {WORKERS}, got {self.workers}", fix="set data.workers=2")
         for field in ("workers", "memory_limit_mb"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"data.{field} must be >= 0, got {getattr(self, field)}", fix=f"set data.{field}=0")

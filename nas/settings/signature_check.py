@@ -1,12 +1,12 @@
 """What the signatures of targets say of plain values: a wrong one is told before the target makes something of it."""
 
 import inspect
-import pydoc
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from nas.errors import ConfigError
+from nas.settings.allowed_targets import located
 
 # Of plain types: what they are called, and one of them.
 PLAIN: dict[Any, tuple[str, str]] = {
@@ -42,7 +42,7 @@ def typed(node: Any, *, where: str) -> Any:
 def parameters_of(target: Any) -> Mapping[str, inspect.Parameter]:
     """By name; empty where they cannot be told."""
     try:
-        found = pydoc.locate(target) if isinstance(target, str) else None
+        found = located(target) if isinstance(target, str) else None
         return signature(found).parameters if callable(found) else {}
     except Exception:  # of code that is not ours: it has no signature, or cannot be imported, which is told elsewhere
         return {}
