@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nas.cli import torchrun
 from nas.cli.stages.setup import Setup
-from nas.errors import ConfigError, GenotypeError
+from nas.errors import ConfigError, GenotypeError, described
 from nas.settings.allowed_targets import trusted_by
 from nas.settings.configuration import read_yaml, to_plain
-from nas.settings.dotted import FETCH, OWN, PLACES, among, leaves
+from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
 from nas.settings.names import NAME, TARGET
 from nas.spaces.published import resolve
 from nas.storage.command_line import choice
@@ -36,7 +37,13 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     """
     stored = read_yaml(Path(given.resume) / "config.yaml")
     if is_dataclass(schema := OmegaConf.get_type(given)):  # what is of another type than settings are is refused here
-        stored = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), stored))
+        try:
+            stored = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), stored))
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"{given.resume}/config.yaml is not a configuration of this command ({described(error)})",
+                fix="give the directory that a run of this command left",
+            ) from error
     check_processes(read_manifest(Path(given.resume)), torchrun.started(), may_change=given.may_change)
     before, now, default = (leaves(to_plain(config)) for config in (stored, given, untouched))
     named = [override.partition("=")[0].lstrip("+~").rpartition("@")[2].replace("/", ".") for override in overrides]
@@ -46,7 +53,7 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
         for setting, value in now.items()
         if value != before.get(setting)
         and (value != default.get(setting) or among(setting, named))
-        and not among(setting, (*OWN, FETCH, "name"))  # which is made of other settings
+        and not among(setting, (*OWN, FETCH, LINKS, "name"))  # which is made of other settings
     }
     refused = [setting for setting in changed if not among(setting, (*PLACES, *given.may_change))]
     if refused:
@@ -63,8 +70,10 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     for setting in OWN:
         stored[setting] = given[setting]
     stored.allow_targets = trusted_by(given)  # of the command line alone: the directory may name any factory
-    if OmegaConf.select(stored, FETCH) is not None:
-        stored.data.download = bool(among(FETCH, named) and OmegaConf.select(given, FETCH))
+    for setting in (FETCH, LINKS):
+        asked = bool(among(setting, named) and OmegaConf.select(given, setting))
+        if asked or OmegaConf.select(stored, setting) is not None:
+            OmegaConf.update(stored, setting, asked, force_add=True)
     return stored
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from nas.data.image_file import EXTENSIONS
 from nas.data.stratify import hold_out
 from nas.errors import DataError
+from nas.untrusted import regular_file
 
 SAMPLED = 1024  # files whose digests a checkpoint keeps, to recognise training images
 SHOWN = 10  # names that a message lists
@@ -65,6 +66,7 @@ class Account:
     beside: number of images beside the class folders.
     unused: folders beside the split folders.
     nested: class -> the folders inside its class folder that hold images.
+    within: the real path that all folders must lie in; empty for any.
     """
 
     train_from: dict[str, int] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class Account:
     beside: int = 0
     unused: list[str] = field(default_factory=list)
     nested: dict[str, list[str]] = field(default_factory=dict)
+    within: str = ""
 
 
 class Found(NamedTuple):
@@ -88,17 +91,17 @@ class Found(NamedTuple):
     account: Account
 
 
-def find_images(root: Path, *, test_fraction: float) -> Found:
+def find_images(root: Path, *, test_fraction: float, links: bool = False) -> Found:
     """Finds the images of `root/train/<class>/*` and `root/test/<class>/*`, or of `root/<class>/*`.
 
     `training` and `testing` are other names for these folders. `val`, `valid` or `validation` is the test folder if
     there is no `test`. If there is a `test` folder too, the validation images are for training: nothing here chooses by
     them, a search takes its images for the architecture out of the training images, and the test images are for the
-    final score only. Without a test and a validation folder, `test_fraction` of every class is held out. Raises
-    DataError if the folders are not as described.
+    final score only. Without a test and a validation folder, `test_fraction` of every class is held out.
+    links: whether folders may be links that lead out of the root. Raises DataError if the folders are not as described.
     """
     splits = _splits(root)
-    account = Account()
+    account = Account(within="" if links else os.path.realpath(root))
     if "train" not in splits:
         _refuse_splits(root, splits)
     train_root = splits.get("train", root)
@@ -131,18 +134,18 @@ def find_images(root: Path, *, test_fraction: float) -> Found:
     return Found(train, test, names, held_out=False, account=account)
 
 
-def find_to_score(root: Path, *, class_names: tuple[str, ...]) -> tuple[Listing, Account]:
+def find_to_score(root: Path, *, class_names: tuple[str, ...], links: bool = False) -> tuple[Listing, Account]:
     """Finds all labelled images of a root to score a network on that was trained on the classes `class_names`.
 
     The images come from the `test` folder; without it from the `val` folder, or else from the `train` folder; without
-    split folders from `root/<class>/*`. Some classes may be missing. Raises DataError if the folders are not as
-    described.
+    split folders from `root/<class>/*`. Some classes may be missing. links: as in `find_images`. Raises DataError if
+    the folders are not as described.
     """
     splits = _splits(root)
-    account = Account()
+    account = Account(within="" if links else os.path.realpath(root))
     chosen = splits.get("test", splits.get("validation", splits.get("train", root)))
     if chosen != root and "train" not in splits:
-        _refuse_mixed(root, splits)
+        _refuse_mixed(root, splits, Account(within=account.within))
     by_class = _known(_images_by_class(chosen, account), class_names, chosen, None)
     listing = _listing(by_class, class_names)
     account.test_from[_relative(chosen, root)] = len(listing.paths)
@@ -154,7 +157,7 @@ def find_to_score(root: Path, *, class_names: tuple[str, ...]) -> tuple[Listing,
 def digest_of_file(path: Path) -> str:
     """Returns a digest of the file's contents. Raises DataError if the file cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with regular_file.opened(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})", fix="repair it, or remove it") from error
@@ -261,10 +264,9 @@ def _refuse_splits(root: Path, splits: dict[str, Path]) -> None:
         )
 
 
-def _refuse_mixed(root: Path, splits: dict[str, Path]) -> None:
+def _refuse_mixed(root: Path, splits: dict[str, Path], counted: Account) -> None:
     """Raises DataError if a root has class folders with images beside a split folder. Either could be meant."""
     used = set(splits.values())
-    counted = Account()
     if beside := [folder.name for folder in _folders(root) if folder not in used and _images_under(folder, counted)]:
         raise DataError(
             f"{root} has the folder of a split, {', '.join(map(str, used))}, and folders of images beside it "
@@ -315,6 +317,12 @@ def _images_under(folder: Path, account: Account) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
+        if account.within and os.path.commonpath([real, account.within]) != account.within:
+            # A stranger's folder may lead anywhere: to private images, or to a whole disk.
+            raise DataError(
+                f"{parent} is a link out of data.root, to {real}",
+                fix="copy what is there, or follow such links: data.links=true",
+            )
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if _is_image(name):

@@ -25,7 +25,9 @@ STATISTICS_IMAGES = 10_000  # training images that give mean and std of a stream
 STATISTICS_BYTES = 2**26  # of these images in memory at the same time
 HEADERS = 10_000  # headers that are read if the settings give the shape of the images
 NAMED = 5  # damaged files that a warning names
-DECODE_CHUNK = 64  # images per task: with one image per task, threads decode half as many small images a second
+SIDE = 2**13  # pixels of the largest image_size, whose square is the largest image that is decoded
+WORKERS = 1024  # processes that read images
+DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class ImageFolder:
     damaged: ``stop`` raises an error for a file that cannot be decoded. ``skip`` leaves such files out, and prints
     their number and names; it decodes every file once more before the start.
     workers: processes that read the images if the images, as uint8, do not fit into memory_limit_mb (MiB).
+    links: whether folders that are links out of the root are read.
     """
 
     root: str
@@ -56,13 +59,14 @@ class ImageFolder:
     memory_limit_mb: int = 4096
     crop_padding: int = 4
     flip: bool = True
+    links: bool = False
 
     def load(self) -> DataBundle:
         """Loads the data set. Raises ConfigError if a setting cannot work, DataError if something is wrong with the
         files."""
         self._check_settings()
         root = Path(self.root).expanduser()
-        found = find_images(root, test_fraction=self.test_fraction)
+        found = find_images(root, test_fraction=self.test_fraction, links=self.links)
         train, test, class_names, held_out, account = found
         with pillow_warnings():
             if self.damaged == "skip":
@@ -114,7 +118,7 @@ class ImageFolder:
         """
         self._check_settings()
         root = Path(self.root).expanduser()
-        listing, account = find_to_score(root, class_names=spec.class_names)
+        listing, account = find_to_score(root, class_names=spec.class_names, links=self.links)
         with pillow_warnings():
             if self.damaged == "skip":
                 listing = self._whole(listing, spec.class_names, "test")
@@ -143,7 +147,7 @@ class ImageFolder:
         """
         root = Path(self.root).expanduser()
         try:
-            found = find_images(root, test_fraction=self.test_fraction)
+            found = find_images(root, test_fraction=self.test_fraction, links=self.links)
         except (DataError, ConfigError):
             return False
         train = found.train
@@ -184,10 +188,12 @@ class ImageFolder:
             )
         if self.damaged not in ("stop", "skip"):
             raise ConfigError(f"data.damaged must be stop or skip, got {self.damaged!r}", fix="set data.damaged=stop")
-        if self.image_size is not None and self.image_size < 1:
+        if self.image_size is not None and not 1 <= self.image_size <= SIDE:
             raise ConfigError(
-                f"data.image_size must be at least 1, got {self.image_size}", fix="set data.image_size=32"
+                f"data.image_size must be from 1 to {SIDE}, got {self.image_size}", fix="set data.image_size=32"
             )
+        if self.workers > WORKERS:
+            raise ConfigError(f"data.workers must be at most {WORKERS}, got {self.workers}", fix="set data.workers=2")
         for field in ("workers", "memory_limit_mb"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"data.{field} must be >= 0, got {getattr(self, field)}", fix=f"set data.{field}=0")

@@ -12,6 +12,9 @@ from nas.data.statistics import channel_statistics
 from nas.data.transforms import Augment
 from nas.errors import ConfigError
 
+PIXELS = 2**28  # of all images and patterns; CIFAR-10 has 184 million
+CHUNK = 2**22  # pixels that are drawn at a time, as each takes 20 bytes while it is drawn
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
@@ -36,6 +39,12 @@ class Synthetic:
                     f"data.{field} must be at least {least}, got {getattr(self, field)}",
                     fix=f"set data.{field}={least}",
                 )
+        if (pixels := (self.train + self.test + self.classes) * self.channels * self.size**2) > PIXELS:
+            raise ConfigError(
+                f"data.train, test and classes of data.channels x data.size^2 pixels are {pixels} in all, expected at "
+                f"most {PIXELS}",
+                fix="set data.train=256, or data.size=8",
+            )
         generator = Generator().manual_seed(self.seed)
         shape = (self.channels, self.size, self.size)
         patterns = torch.randint(256, (self.classes, *shape), generator=generator).float()
@@ -57,5 +66,8 @@ class Synthetic:
 
     def _draw(self, count: int, patterns: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         labels = torch.arange(count) % self.classes
-        noise = torch.randint(256, (count, *patterns.shape[1:]), generator=generator)
-        return (0.5 * patterns[labels] + 0.5 * noise).to(torch.uint8), labels
+        images = torch.empty(count, *patterns.shape[1:], dtype=torch.uint8)
+        for rows in torch.split(torch.arange(count), max(1, CHUNK // patterns[0].numel())):
+            noise = torch.randint(256, (len(rows), *patterns.shape[1:]), generator=generator)
+            images[rows] = (0.5 * patterns[labels[rows]] + 0.5 * noise).to(torch.uint8)
+        return images, labels

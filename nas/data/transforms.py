@@ -14,6 +14,8 @@ from torch import Generator, Tensor
 from nas.data.policy import Policy
 from nas.errors import ConfigError
 
+PIXELS = 1024  # of the largest crop_padding and cutout
+
 
 def random_crop(images: Tensor, *, padding: int, generator: Generator) -> Tensor:
     """Shifts every image by up to `padding` pixels in each direction: pads with black, then crops to the old size.
@@ -85,9 +87,10 @@ class Augment:
 
     def __post_init__(self) -> None:
         for field in ("crop_padding", "cutout"):
-            if getattr(self, field) < 0:
+            if not 0 <= getattr(self, field) <= PIXELS:
                 raise ConfigError(
-                    f"{field} must be >= 0 pixels, got {getattr(self, field)}", fix=f"set {field}=0 to turn it off"
+                    f"{field} must be from 0 to {PIXELS} pixels, got {getattr(self, field)}",
+                    fix=f"set {field}=0 to turn it off",
                 )
 
     def __call__(self, images: Tensor, *, mean: Tensor, std: Tensor, generator: Generator) -> Tensor:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 EDGE = re.compile(r"(.*?)/?([0-9]{1,3})-([0-9]{1,3})", re.DOTALL)
-MOST_NODES = 24  # of a drawn cell; the choices of a larger cell are listed
-CONCATENATED = ("normal", "reduce")  # cells as in NASNet, whose output is the concatenation of their nodes
+MOST_NODES = 24  # of a cell that is drawn; choices of a larger one are listed
+MOST_CELLS = 24  # that are drawn; those of further ones are listed
+CONCATENATED = ("normal", "reduce")  # cells of NASNet's kind, whose output is all their nodes
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def parted(choices: Mapping[str, str | None]) -> tuple[list[Cell], dict[str, str
         Cell(name, {edge: choices[key] for edge, key in keys.items()}, keys)
         for name, keys in edges.items()
         if max(node for _, node in keys) < MOST_NODES
-    ]
+    ][:MOST_CELLS]
     drawn = {key for cell in cells for key in cell.keys.values()}
     return cells, {key: name for key, name in choices.items() if key not in drawn}
 

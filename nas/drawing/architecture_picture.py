@@ -24,7 +24,8 @@ LABEL = 11.0  # font size of an operation's name
 PILL = 20.0  # height of the box around the name
 LEVEL = 31.0  # extra height of an edge for each node that it passes over
 NODE_WIDTH, NODE_HEIGHT = 52.0, 30.0
-ROWS = 28  # rows in one column of a list
+ROWS = 28  # of a list in one column
+MOST_ROWS = 1000  # of a list in all
 
 
 def draw_architecture(
@@ -144,6 +145,8 @@ def draw_list(choices: Mapping[str, str | None]) -> Picture:
             rows.append((short(parent, 40), None, True))
         last = parent
         rows.append((("  " if parent else "") + short(leaf, 40), name, False))
+    if len(rows) > MOST_ROWS:
+        rows[MOST_ROWS:] = [(f"and {len(rows) - MOST_ROWS} more", None, True)]
     rows = rows or [("nothing was searched", None, True)]
     height, blocks = 26.0, [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     pictures = []

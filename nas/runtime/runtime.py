@@ -18,6 +18,7 @@ from nas.runtime.nonfinite import Guard, OnNonfinite
 from nas.runtime.precision import Precision
 from nas.runtime.rng import seed_everything
 
+THREADS = 4096  # more than any machine has; each would be started
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -56,9 +57,10 @@ class Runtime:
                 f"runtime.memory_format must be one of {', '.join(MEMORY_FORMATS)}, got {memory_format!r}",
                 fix="set runtime.memory_format=channels_last",
             )
-        if threads is not None and threads < 1:
+        if threads is not None and not 1 <= threads <= THREADS:
+            bound = "at least 1" if threads < 1 else f"at most {THREADS}"
             raise ConfigError(
-                f"runtime.threads must be at least 1, got {threads}", fix="set runtime.threads=null for torch's choice"
+                f"runtime.threads must be {bound}, got {threads}", fix="set runtime.threads=null for torch's choice"
             )
         self.device = find_device(device)
         self.threads = threads

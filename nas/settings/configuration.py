@@ -13,7 +13,7 @@ from nas.settings.dotted import leaves
 from nas.settings.names import to_names, to_targets
 from nas.untrusted import plain_data, regular_file
 
-SIZE_LIMIT = 250_000  # bytes of a run's config.yaml; usual are about eight thousand
+SIZE_LIMIT = 100_000  # bytes of a run's config.yaml; one takes about eight thousand
 
 
 def directory() -> Path:
@@ -39,7 +39,7 @@ def build(node: Any, *, allow: Allowed = (), **arguments: Any) -> Any:
     # Resolved once, and never given to OmegaConf again, which would then resolve an escaped interpolation.
     plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     if not isinstance(plain, dict) or (
-        "_target_" not in plain and not all(isinstance(c, dict) for c in plain.values())
+        "_target_" not in plain and (not plain or not all(isinstance(c, dict) for c in plain.values()))
     ):
         raise ConfigError(
             f"a group that names no _target_ cannot be built, got {', '.join(map(str, plain or []))}",

@@ -9,6 +9,8 @@ OWN = ("resume", "may_change", "allow_targets", "lock")
 PLACES = ("data.root",)
 # Whether files are downloaded to a place that the run's configuration names: never read from the files of a run.
 FETCH = "data.download"
+# Whether folders of images may be links that lead elsewhere: never read from what a run has left, either.
+LINKS = "data.links"
 
 
 def leaves(node: Any, prefix: str = "", *, lists: bool = False) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Checks plain values against the signatures of their targets, before a target is called."""
 
 import inspect
-import pydoc
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from nas.errors import ConfigError
+from nas.settings.allowed_targets import located
 
 # Plain type -> its name in messages, and an example.
 PLAIN: dict[Any, tuple[str, str]] = {
@@ -42,7 +42,7 @@ def typed(node: Any, *, where: str) -> Any:
 def parameters_of(target: Any) -> Mapping[str, inspect.Parameter]:
     """Returns the parameters of a target by name; none if they are unknown."""
     try:
-        found = pydoc.locate(target) if isinstance(target, str) else None
+        found = located(target) if isinstance(target, str) else None
         return signature(found).parameters if callable(found) else {}
     except Exception:  # a user's code may have no signature, or fail to import, which is reported elsewhere
         return {}

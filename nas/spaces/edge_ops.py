@@ -50,8 +50,8 @@ class EdgeOps(Mapping[str, Operation]):
 
 
 def check_ops(ops: object) -> None:
-    """Raises ConfigError unless `ops` is a mapping."""
-    if not isinstance(ops, Mapping):
+    """Raises ConfigError unless `ops` are operations by name, whatever a configuration said."""
+    if not isinstance(ops, Mapping) or not all(map(callable, ops.values())):
         raise ConfigError(
             f"space.ops is {ops!r}, expected operations by name", fix="choose a group of operations, e.g. ops=darts"
         )

@@ -7,6 +7,7 @@ ignored. scripts/convert_nats_bench writes the table from the official data.
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from nas.untrusted import regular_file
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ("0-1", "0-2", "1-2", "0-3", "1-3", "2-3")
 SIZE_LIMIT = 50_000_000  # bytes of a table; all cells with 30 columns take 6 million
+LINE_LIMIT = 20_000  # characters of a line
+COLUMNS = 200
 CELLS = len(OPS) ** len(EDGES)  # 15,625
 # One regular expression checks the text of a whole cell: parsing 15,625 cells would take longer than all the rest.
 CELL = re.compile(r"\+".join(r"\|" + "".join(rf"(?:{'|'.join(OPS)})~{i}\|" for i in range(n)) for n in (1, 2, 3)))
@@ -165,9 +168,13 @@ class NasBench201Table:
         try:
             opened = regular_file.opened(self.path, limit=SIZE_LIMIT)
             with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
-                reader = csv.reader(stream, strict=True)
-                for fields in reader:
-                    yield reader.line_num, fields
+                # Line by line: a line without an end, or a field of many lines, would fill the memory.
+                for number in itertools.count(1):
+                    if not (line := stream.readline(LINE_LIMIT + 1)):
+                        return
+                    if len(line) > LINE_LIMIT:
+                        raise csv.Error(f"line {number} has more than {LINE_LIMIT} characters")
+                    yield number, next(csv.reader([line], strict=True))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or f"not a CSV text: {error}"
             raise DataError(
@@ -177,10 +184,10 @@ class NasBench201Table:
 
     def _accuracy_columns(self, header: Sequence[str]) -> tuple[str, ...]:
         columns = tuple(name for name in header if ACCURACY.fullmatch(name))
-        if {"index", "arch_str"} <= set(header) and columns and len(set(header)) == len(header):
+        if {"index", "arch_str"} <= set(header) and columns and len(set(header)) == len(header) <= COLUMNS:
             return columns
         raise DataError(
-            f"the benchmark table {self.path} has the columns {', '.join(header) or 'none'}; expected index, arch_str "
+            f"the benchmark table {self.path} has the columns {', '.join(header) or 'none':.200}; expected index, arch_str "
             "and accuracies such as cifar10_test_200, each once",
             fix=f"write it in the form {FORM}",
         )

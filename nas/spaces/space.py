@@ -75,9 +75,14 @@ class Space(ABC):
         return dataclasses.replace(self, **sizes)
 
 
+MOST = 100_000  # of any size: such a network takes hours to build
+
+
 def at_least(minimum: int, **sizes: int) -> None:
-    """Raises ConfigError unless every named size is an integer >= minimum."""
+    """Raises ConfigError unless every named size is an integer >= minimum, and at most MOST."""
     for name, value in sizes.items():
+        if type(value) is int and value > MOST:
+            raise ConfigError(f"space.{name} must be at most {MOST}, got {value}", fix=f"set space.{name}={minimum}")
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise ConfigError(
                 f"space.{name} must be an integer >= {minimum}, got {value!r}", fix=f"set space.{name}={minimum}"

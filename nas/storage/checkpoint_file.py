@@ -5,7 +5,9 @@ import io
 import itertools
 import os
 import pickle
+import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +29,11 @@ GLOBALS = re.compile(
     rb"torch\._utils\n(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|collections\nOrderedDict|_codecs\nencode|"
     rb"torch\n(\w+Storage|Size|device|b?float\w+|u?int\d+|complex\d+|bool)|torch\.storage\nUntypedStorage"
 )
-EXPANDED = 2**26  # bytes by which all tensors together may be larger than their storages
+ENCODE = b"_codecs\nencode"  # what pickle makes bytes of
+# The opcodes of a pickle that make an object of a single byte: a file of them would fill 60 times its size of memory.
+SMALL_OPCODES = b"]}\x8f(\x85\x86\x87"
+SHOWN = 3  # damaged checkpoints that a message names
+EXPANDED = 2**26  # bytes that tensors may be larger than what they hold, all together
 DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
 
 
@@ -70,7 +76,8 @@ def newest(path: Path, kind: str) -> tuple[dict[str, Any] | None, list[str]]:
             except CheckpointError as error:
                 problems.append(error.problem)
     if problems:
-        raise CheckpointError("; ".join(problems), fix="start the run anew, in another directory")
+        more = [f"and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
+        raise CheckpointError("; ".join([*problems[:SHOWN], *more]), fix="start the run anew, in another directory")
     return None, []
 
 
@@ -136,21 +143,69 @@ def check_version(path: Path, version: Any, expected: int) -> None:
 
 
 def check_archive(archive: bytes) -> None:
-    """Raises ValueError if a zip archive unpacks to more bytes than it has.
-
-    torch writes no such archive, but would unpack it whatever its size. Raises UnpicklingError if a pickle names a
-    class or function that no state uses.
-    """
+    """Raises ValueError for a zip archive of which more comes out than is in it, or which torch could read in another
+    way than this does: torch writes none. Raises UnpicklingError for a pickle that names what no state is made of."""
+    check_directory(archive)
     with zipfile.ZipFile(io.BytesIO(archive)) as records:
-        names = records.namelist()
-        if sum(record.file_size for record in records.infolist()) > len(archive) or len(set(names)) < len(names):
+        infos = records.infolist()
+        names = {record.orig_filename.lower() for record in infos}  # torch looks for them in any case of letters
+        if sum(record.file_size for record in infos) > len(archive) or len(names) < len(infos):
             raise ValueError("compressed")
-        pickles = [records.read(name) for name in names if name.endswith(".pkl")]
+        if any(record.compress_type or record.filename != record.orig_filename for record in infos):
+            raise ValueError("compressed, or with other names than its names")
+        pickles = [records.read(record) for record in infos if record.filename.lower().endswith(".pkl")]
     for content in pickles:
-        # Finds every opcode GLOBAL, and perhaps a text that looks like one.
-        for named in re.findall(rb"c([\w.]+\n[\w.]+)\n", content):
-            if not GLOBALS.fullmatch(named):
-                raise pickle.UnpicklingError(named.decode())
+        # All of the opcode GLOBAL, and perhaps a text that looks like one.
+        named = re.findall(rb"c([\w.]+\n[\w.]+)\n", content)
+        for one in named:
+            if not GLOBALS.fullmatch(one):
+                raise pickle.UnpicklingError(one.decode())
+        if any(content.count(opcode) > VALUES for opcode in SMALL_OPCODES):
+            raise ValueError("more values than a state has")
+        if ENCODE in named:
+            check_encoded(content)
+
+
+def check_directory(archive: bytes) -> None:
+    """Raises ValueError unless the archive's directory lies where its end record says, before the record.
+
+    zipfile looks for the directory before the record, torch at the place that the record says: two of them would be
+    two archives.
+    """
+    end = len(archive) - DIGEST_LENGTH - 22
+    if end < 0 or archive.rfind(b"PK\x05\x06") != end:
+        raise ValueError("no end of a directory")
+    size, start = struct.unpack("<LL", archive[end + 12 : end + 20])
+    if end >= 76 and archive[end - 20 : end - 16] == b"PK\x06\x07":  # of many records, or of gigabytes
+        (record,) = struct.unpack("<Q", archive[end - 12 : end - 4])
+        end -= 76
+        if record != end or archive[end : end + 4] != b"PK\x06\x06":
+            raise ValueError("another end of a directory")
+        size, start = struct.unpack("<QQ", archive[end + 40 : end + 56])
+    if start + size != end:
+        raise ValueError("another directory")
+
+
+def check_encoded(content: bytes) -> None:
+    """Raises UnpicklingError unless a pickle encodes texts as bytes only, as pickle writes bytes: in Latin-1. Other
+    codecs are modules to be imported, and of some the time grows with the square of the text."""
+    puts = {"BINPUT", "LONG_BINPUT"}
+    memo: dict[Any, Any] = {}
+    steps: list[tuple[str, Any]] = []  # opcode and constant, with those that are taken from the memo in their place
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in puts:
+            memo[argument] = steps[-1] if steps else None
+        else:
+            steps.append(
+                (memo.get(argument) or ("", None))
+                if opcode.name in ("BINGET", "LONG_BINGET")
+                else (opcode.name, argument)
+            )
+    for position, step in enumerate(steps):
+        if step == ("GLOBAL", "_codecs encode"):
+            kinds = [name for name, _ in steps[position + 1 : position + 5]]
+            if kinds != ["BINUNICODE", "BINUNICODE", "TUPLE2", "REDUCE"] or steps[position + 2][1] != "latin1":
+                raise pickle.UnpicklingError("_codecs.encode")
 
 
 def check_state(state: Any) -> None:

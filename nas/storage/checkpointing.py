@@ -17,6 +17,8 @@ from nas.storage.signals import Interrupted, Interruption
 
 State = dict[str, Any]
 
+KEEP = 1000  # checkpoints; each is looked for at every save
+
 
 class Checkpoints(Interruption):
     """The checkpoints of one stage of a run, at `path`. A signal inside its context saves, and then raises Interrupted.
@@ -51,6 +53,8 @@ class Checkpoints(Interruption):
         ):
             if value is not None and not value > 0:
                 raise ConfigError(f"saving.{name} must be > 0, got {value:g}", fix=f"set saving.{name}={fix}")
+        if keep > KEEP:
+            raise ConfigError(f"saving.keep must be at most {KEEP}, got {keep}", fix="set saving.keep=2")
         self.path = path
         self._kind = kind
         self._resume = resume

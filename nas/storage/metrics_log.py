@@ -23,6 +23,8 @@ from nas.untrusted.escaping import fenced
 Line = dict[str, Any]
 STAGES = ("search", "retrain")
 SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about two million
+LINES = 100_000  # of it, one an epoch
+LINE_LIMIT = 2_000_000  # bytes of one; the probabilities of 20,000 candidates take 900,000
 
 OURS = ".nas"  # suffix of our event files; other event files are left alone
 RECORD_LIMIT = 10_000_000  # bytes of an event; a number takes a hundred, a picture twenty thousand
@@ -281,6 +283,8 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
         raise OutputError(
             f"the metrics in {path} cannot be read ({error.strerror})", fix="remove it: it is written anew"
         ) from error
+    if content.count(b"\n") > LINES:
+        raise OutputError(f"the metrics in {path} have more than {LINES} lines", fix="remove it: it is written anew")
     *complete, cut = content.decode("utf-8", errors="replace").split("\n")
     read = [parsed(text) for text in complete]
     damaged = [str(number) for number, line in enumerate(read, start=1) if line is None]
@@ -293,7 +297,7 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
 def parsed(text: str) -> Line | None:
     """Returns the line of metrics that a text holds, or None."""
     try:
-        line = json.loads(text)
+        line = json.loads(text) if len(text) <= LINE_LIMIT else None
     except (ValueError, RecursionError):
         return None
     return line if is_line(line) else None

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from nas.errors import CheckpointError
+from nas.errors import CheckpointError, NasError
 
-# A network is built with all candidates of its choices, and a genotype keeps few of them. In the spaces that ship, the
-# network first has up to 8 times as many modules, and 20 times as many numbers if the kept ones have no weights.
-MODULES, MODULES_PER_TENSOR = 5_000, 200
+# A network is built with all candidates of its choices, of which a genotype keeps few: up to 8 times as many modules in
+# the spaces that ship, and 20 times as many numbers where it keeps those without weights.
+MODULES, MODULES_PER_TENSOR = 5_000, 100  # of which a thousand take a quarter of a second
 NUMBERS, NUMBERS_PER_NUMBER = 20_000_000, 200
 
 
@@ -23,9 +23,21 @@ def as_large_as(weights: Any, *, source: object) -> Iterator[None]:
     weights: of a network, by name, as read from `source`.
     """
     tensors = [one for one in weights.values() if isinstance(one, Tensor)] if isinstance(weights, dict) else []
-    modules_left = MODULES + MODULES_PER_TENSOR * len(tensors)
-    numbers_left = NUMBERS + NUMBERS_PER_NUMBER * sum(tensor.numel() for tensor in tensors)
-    thread = threading.get_ident()  # the limit is for this thread only
+    error = CheckpointError(
+        f"{source} describes a network that is far larger than its weights", fix="give it as it was written"
+    )
+    modules = MODULES + MODULES_PER_TENSOR * len(tensors)
+    numbers = NUMBERS + NUMBERS_PER_NUMBER * sum(tensor.numel() for tensor in tensors)
+    with at_most(modules=modules, numbers=numbers, error=error):
+        yield
+
+
+@contextmanager
+def at_most(*, modules: int, numbers: int, error: NasError) -> Iterator[None]:
+    """A context in which building stops with `error` once there are more modules, or parameters of more numbers, or
+    once there is no memory for them."""
+    modules_left, numbers_left = modules, numbers
+    thread = threading.get_ident()  # other threads may build what they want
 
     def count(*, modules: int = 0, numbers: int = 0) -> None:
         nonlocal modules_left, numbers_left
@@ -34,10 +46,7 @@ def as_large_as(weights: Any, *, source: object) -> Iterator[None]:
         modules_left -= modules
         numbers_left -= numbers
         if modules_left < 0 or numbers_left < 0:
-            raise CheckpointError(
-                f"{source} describes a network that is far larger than its weights",
-                fix="use the file as it was written",
-            )
+            raise error
 
     def on_module(parent: nn.Module, name: str, child: nn.Module | None) -> None:
         count(modules=1)
@@ -52,6 +61,10 @@ def as_large_as(weights: Any, *, source: object) -> Iterator[None]:
     ]
     try:
         yield
+    except RuntimeError as refused:  # of torch's allocator, which knows no other error
+        if "allocate memory" not in str(refused):
+            raise
+        raise error from refused
     finally:
         for handle in handles:
             handle.remove()

@@ -52,7 +52,11 @@ def check(value: Any, *, leaves: tuple[type, ...] = (), tuples: bool = False, va
 def from_json(text: str | bytes) -> Any:
     """Reads JSON. Raises ValueError, with a message of one line, if the text is not plain JSON."""
     try:
-        return check(json.loads(text.decode() if isinstance(text, bytes) else text))
+        text = text.decode() if isinstance(text, bytes) else text
+        # Before anything is made of it: millions of empty lists take gigabytes, and seconds.
+        if text.count("[") + text.count("{") > VALUES:
+            raise NotPlainError(f"it has more than {VALUES} values")
+        return check(json.loads(text))
     except RecursionError as error:
         raise NotPlainError("it is nested too deeply") from error
 
@@ -70,7 +74,11 @@ def from_yaml(text: str | bytes) -> Any:
                 raise NotPlainError("it has aliases")
             if getattr(event, "tag", None) is not None:
                 raise NotPlainError("it has tags")
-            # Checked before the values are built, because building is recursive.
+            # A number in base 60, 1:59:59 and so on, is computed in a time that grows with the square of its length.
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.value.count(":") > DEPTH:
+                if set(event.value) <= set("0123456789:.+-_"):
+                    raise NotPlainError("it has a number of too many digits")
+            # Before anything is made of it, as that is done by recursion.
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:
                 raise NotPlainError(f"it is nested more than {DEPTH} levels deep")

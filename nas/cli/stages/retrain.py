@@ -71,7 +71,8 @@ class RetrainStage:
         probe = self.optimizer(setup.runtime.place(nn.Linear(1, 1)))
         check_first_step(probe)
         setup.build(cfg.lr, start=initial_lr(probe))
-        self.options = self.space.options(setup.data.spec)
+        with setup.buildable():
+            self.options = self.space.options(setup.data.spec)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return self.setup.optimizer(self.setup.cfg.retrain.optim, network)
@@ -84,7 +85,8 @@ class RetrainStage:
         check_chosen(genotype.choices, self.options)
         cfg, setup = self.setup.cfg.retrain, self.setup
         with all_put_back([], device=setup.runtime.device):
-            network = setup.runtime.place(self.space.network(setup.data.spec, genotype)).eval()
+            with setup.buildable():
+                network = setup.runtime.place(self.space.network(setup.data.spec, genotype)).eval()
             inputs, targets = two_examples(self.unmixed)
             with torch.no_grad(), taking(inputs):
                 outputs = network(*each(inputs))

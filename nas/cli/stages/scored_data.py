@@ -19,6 +19,7 @@ from nas.settings.names import NAME
 from nas.storage import checkpoint_file
 from nas.training.task import check_targets
 from nas.training.trained import Trained, scoring_loader
+from nas.untrusted.escaping import printable
 
 # How images are read, which is that of the training where a command line does not say.
 READING = ("image_size", "channels")
@@ -45,12 +46,17 @@ def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
     Raises DataError if what is held out of the set of the training is not what it was then.
     """
     # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are, nor is
-    # it to fetch files to a place it names.
+    # it to fetch files to a place it names, or to follow links out of that.
     with checkpoint_file.taken_from(cfg.checkpoint):
         own = dict(trained.config["data"])
-        if "download" in own:
-            own["download"] = False
+        own |= dict.fromkeys({"download", "links"} & own.keys(), False)
     node, same = chosen(cfg, own)
+    if same and (cfg.data is None or "root" not in cfg.data) and "root" in node:
+        print(
+            f"note: the data are read from {printable(node['root'])}, as the checkpoint says; data.root=... is for "
+            "another place",
+            file=sys.stderr,
+        )
     with checkpoint_file.taken_from(cfg.checkpoint):
         allow = list(cfg.allow_targets) if cfg.data is None else allowed(cfg)
         made = built(node, "data", allow=allow, source=cfg.checkpoint)

@@ -57,7 +57,8 @@ class SearchStage:
         setup.runtime.start(seed)
         self.generator = torch.Generator().manual_seed(derived_seed(seed, "gates"))
         # In training mode, whatever mode the model is built in: its steps are the search's, as retraining's are.
-        supernet = setup.runtime.place(setup.space.supernet(setup.data.spec)).train()
+        with setup.buildable():
+            supernet = setup.runtime.place(setup.space.supernet(setup.data.spec)).train()
         arch = ArchParams.from_model(supernet, init_std=cfg.search.init_std, generator=self.generator)
         arch.to(setup.runtime.device)
         self.sampler = setup.build(cfg.sampler)

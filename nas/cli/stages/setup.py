@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,21 +19,25 @@ from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.data.survey import facts
 from nas.errors import ConfigError, DataError, NasError, SpaceError, described
+from nas.methods.estimate import available_memory, size
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import allowed
 from nas.settings.configuration import build, to_plain, to_yaml
-from nas.settings.dotted import FETCH, OWN, PLACES, among, leaves
+from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
 from nas.storage.checkpointing import Checkpoints
 from nas.storage.command_line import choice
 from nas.storage.metrics_log import JsonLines, Silent
 from nas.storage.run_directory import RunDirectory, command_line
+from nas.training.network_size import at_most
 from nas.training.schedule import keep_ratios
 from nas.training.step_profile import StepProfile
 from nas.training.task import Task, check_targets
 
+# Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
+MODULES, BYTES_PER_NUMBER = 1_000_000, 4
 # Arguments that say how an optimiser computes: who gives one of them decides instead of us.
 WAYS = ("fused", "foreach", "differentiable", "capturable")
 
@@ -61,7 +66,9 @@ class Setup:
         build(cfg.tracker, allow=allow)
         build(cfg.saving, allow=allow, path=Path(), kind="search")
         with distributed.first_on_machine_first(), advice_for_moved_data(cfg):
-            data: DataBundle = build(cfg.data, allow=allow).load()
+            family = build(cfg.data, allow=allow)
+            check_parts(space=(space, "build"), task=(task, "loss"), data=(family, "load"))
+            data: DataBundle = family.load()
         check_targets(task, data.spec, training=data.train, test=data.test)
         return cls(cfg, runtime, space, benchmark, task, data)
 
@@ -85,6 +92,17 @@ class Setup:
         check_optimizer(optimizer, setting=node._get_full_key(None), device=self.runtime.device.type)
         keep_ratios(optimizer)
         return optimizer
+
+    def buildable(self) -> AbstractContextManager[None]:
+        """A context in which building a network that the memory cannot hold stops with ConfigError, instead of a
+        process that the system kills."""
+        memory = available_memory(torch.device("cpu"))
+        error = ConfigError(
+            "the network is larger than the memory" + ("" if memory is None else f", {size(memory)}"),
+            fix="set space.channels or space.cells lower, or those of retrain.network",
+        )
+        numbers = 2**62 if memory is None else memory // BYTES_PER_NUMBER
+        return at_most(modules=MODULES, numbers=numbers, error=error)
 
     def open(self, directory: Path) -> RunDirectory:
         out = RunDirectory(
@@ -128,7 +146,7 @@ class Setup:
         """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
         the run's config.yaml was edited, unless they are in ``may_change``; DataError for other training examples."""
         before, now = leaves(saved["config"]), leaves(to_plain(self.cfg))
-        may = (*OWN, FETCH, *PLACES, *self.cfg.may_change)
+        may = (*OWN, FETCH, LINKS, *PLACES, *self.cfg.may_change)
         differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
         if differing:
             listed = ", ".join(f"{setting}={now.get(setting)} (was {before.get(setting)})" for setting in differing)
@@ -153,6 +171,16 @@ class Setup:
         tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
         tracker.describe(**description(self.cfg, metric=self.task.metric.name))
         return tracker
+
+
+def check_parts(**parts: tuple[Any, str]) -> None:
+    """Raises ConfigError for a part of a run, given with a method that it must have, that is something else."""
+    for group, (made, method) in parts.items():
+        if not hasattr(made, method):
+            raise ConfigError(
+                f"the group {group} makes a {type(made).__name__}, which has no {method}()",
+                fix=f"choose one of the options of {group}, see --help",
+            )
 
 
 @contextmanager
