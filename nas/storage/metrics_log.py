@@ -26,6 +26,7 @@ SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about 
 
 OURS = ".nas"  # how the names of our event files end: others' are left alone
 RECORD_LIMIT = 10_000_000  # bytes of an event; a number of ours takes a hundred, a picture twenty thousand
+DERIVED = "derived.jsonl"
 PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history")
 HUES = "pictures/history"  # which needs more colours, as thin lines of eight hues get few pixels
 BINS = 20  # of a histogram
@@ -33,10 +34,13 @@ HISTORY = 60  # epochs that a picture of a history is drawn from
 
 
 class JsonLines:
-    """Appends one line an epoch to ``metrics.jsonl``: {"stage": ..., "epoch": ..., <metric>: <value>, ...}."""
+    """Appends one line an epoch to ``metrics.jsonl``: {"stage": ..., "epoch": ..., <metric>: <value>, ...}; and one to
+    ``derived.jsonl`` for each epoch after which something else was derived than before: {"epoch": ..., "choices": ...}.
+    """
 
     def __init__(self, *, directory: Path) -> None:
         self._path = directory / "metrics.jsonl"
+        self._derivations = Derivations(directory / DERIVED)
         self._lines, whole = read_lines(self._path)
         if not whole:
             self._write_anew()
@@ -49,6 +53,8 @@ class JsonLines:
         self._lines.append({"stage": stage, "epoch": epoch, **finite})
         self._stream.write(json.dumps(self._lines[-1]) + "\n")
         self._stream.flush()
+        if stage == "search":
+            self._derivations.write(epoch)
 
     def resume(self, stage: str, epochs: int, metrics: Mapping[str, float]) -> None:
         """Bring what was logged of a stage to where its checkpoint is: `epochs` epochs done, and the metrics of the
@@ -57,11 +63,14 @@ class JsonLines:
         complete = any(line["stage"] == stage and line["epoch"] == epochs - 1 for line in kept)
         if len(kept) < len(self._lines):
             self._replace(kept)
+        if stage == "search":
+            self._derivations.resume(epochs)
         if epochs and not complete:
             self.log(stage, epochs - 1, metrics)
 
     def derived(self, choices: Mapping[str, str | None]) -> None:
-        """What was derived after the epoch that is logged next; for pictures."""
+        """What was derived after the epoch that is logged next."""
+        self._derivations.next = dict(choices)
 
     def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
         """Once, when a run begins. texts: title -> text. settings: by which runs are compared; scores: tags of the
@@ -93,6 +102,35 @@ class JsonLines:
         self.close()
 
 
+class Derivations:
+    """The lines of ``derived.jsonl``. next: what was derived after the epoch that is written next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.next: dict[str, str | None] | None = None
+        self._lines: list[Line] | None = None  # read when they are needed first
+
+    def write(self, epoch: int) -> None:
+        choices, self.next = self.next, None
+        lines = self._read()
+        if choices is not None and (not lines or lines[-1]["choices"] != choices):
+            self._replace([*lines, {"epoch": epoch, "choices": choices}])
+
+    def resume(self, epochs: int) -> None:
+        lines = self._read()
+        if (kept := [line for line in lines if line["epoch"] < epochs]) != lines:
+            self._replace(kept)
+
+    def _read(self) -> list[Line]:
+        if self._lines is None:
+            self._lines = read_derived(self._path)
+        return self._lines
+
+    def _replace(self, lines: list[Line]) -> None:
+        self._lines = lines
+        atomic.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
 class Silent(JsonLines):
     """Logs nothing: of processes that write nothing."""
 
@@ -100,6 +138,9 @@ class Silent(JsonLines):
         pass
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def derived(self, choices: Mapping[str, str | None]) -> None:
         pass
 
     def resume(self, stage: str, epochs: int, metrics: Mapping[str, float]) -> None:
@@ -174,6 +215,7 @@ class TensorBoard(JsonLines):
             self._writer.add_custom_scalars(event_tags.layout(line))
 
     def derived(self, choices: Mapping[str, str | None]) -> None:
+        super().derived(choices)
         self._choices = dict(choices)
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -277,6 +319,28 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
         which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines ({', '.join(damaged[:5])}) are"
         print(f"warning: {path}: {which} damaged and left out, the others are kept", file=sys.stderr)
     return [line for line in read if line is not None], not damaged and not cut
+
+
+def read_derived(path: Path) -> list[Line]:
+    """What ``derived.jsonl`` holds, in the order of the epochs. Damaged lines are left out, and a file that cannot be
+    read is as one that is not there: it is for pictures."""
+    try:
+        content = regular_file.read(path, limit=SIZE_LIMIT)
+    except OSError:
+        return []
+    found: list[Line] = []
+    for text in content.decode("utf-8", errors="replace").split("\n"):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and type(line.get("epoch")) is int and is_choices(line.get("choices")):
+            found.append(line)
+    return sorted(found, key=lambda line: line["epoch"])
+
+
+def is_choices(value: Any) -> bool:
+    return isinstance(value, dict) and all(name is None or isinstance(name, str) for name in value.values())
 
 
 def parsed(text: str) -> Line | None:

@@ -1,6 +1,6 @@
 """Scores and sizes of a network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,18 @@ class Score:
 
 
 @torch.no_grad()
-def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Score:
-    """The network in eval mode on every example of the loader, once. The device is waited for at the end only."""
+def score(
+    network: nn.Module,
+    loader: Loader,
+    task: Task,
+    spec: DataSpec,
+    *,
+    look: Callable[[Tensor, Tensor], None] | None = None,
+) -> Score:
+    """The network in eval mode on every example of the loader, once. The device is waited for at the end only.
+
+    look: also gets the outputs and targets of every batch.
+    """
     network.eval()
     metric: Tensor | float = 0.0
     loss = MeanLoss(task)
@@ -40,6 +50,8 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
         outputs = network(*each(inputs))
         of_each = task.measure(outputs, targets)
         measures.add(outputs, targets, of_each)
+        if look is not None:
+            look(outputs, targets)
         metric += of_each.sum()
         loss.add(task.loss(outputs, targets), targets)
         examples += len(targets)

@@ -99,6 +99,7 @@ class ClassificationMeasures(MetricInterval):
     - ``balanced_accuracy`` and ``worst_class``: see `over_classes`;
     - ``negative_log_likelihood``: mean of -log p(label), whatever the loss was;
     - ``expected_calibration_error``: see `calibration_error`;
+    - ``calibration``: of each of its bins how many labels, their mean confidence, and the share that is right;
     - ``per_class``: accuracy (None of a class without examples) and number of examples;
     - ``confusion``: true class -> predicted class -> how often, without zeros; None, with a ``confusion_reason``, where
       that would have more than MOST_PAIRS entries.
@@ -167,12 +168,13 @@ class ClassificationMeasures(MetricInterval):
             **over_classes(per_class),
             "negative_log_likelihood": float(self._likelihood) / labels,
             "expected_calibration_error": calibration_error(self._bins.tolist()),
+            "calibration": [[int(n), c / n, r / n] if n else [0, None, None] for n, c, r in self._bins.tolist()],
             "per_class": per_class,
             **self._confusion.results(self._classes),
         }
 
 
-CLASSIFICATION = ("negative_log_likelihood", "expected_calibration_error", "per_class", "confusion")
+CLASSIFICATION = ("negative_log_likelihood", "expected_calibration_error", "calibration", "per_class", "confusion")
 
 
 class Confusion:
