@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from nas.drawing.canvas import Picture, short
+from nas.drawing.canvas import Picture, Text, short
 from nas.drawing.svg import element, number
 from nas.report.markup import Html, el
 
 WIDTH, HEIGHT = 420.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 12.0, 34.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 20.0, 12.0, 34.0
+FRAME = (20.0, 48.0, 20.0, 20.0)  # left, top, right and bottom of a drawing's frame, which the page has itself
 MOST_POINTS = 400  # of a line; more than a screen shows
 Point = tuple[float, float]
 
@@ -40,14 +41,16 @@ def percent(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
-def picture(drawn: Picture, *, least: int = 0) -> Html:
+def picture(drawn: Picture, *, least: int) -> Html:
     """A drawing of the project, in the page's colours. least: pixels under which it scrolls rather than shrinks."""
-    body = Html("".join(element(shape) for shape in drawn.shapes))
-    width, height = number(drawn.width), number(drawn.height)
+    left, top, right, bottom = FRAME
+    inner = [shape for shape in drawn.shapes if not (isinstance(shape, Text) and shape.y < top)]  # not its heading
+    body = Html("".join(map(element, inner)))
+    wide, high = drawn.width - left - right, drawn.height - top - bottom
     svg = el(
         "svg", el("title", drawn.title), el("desc", drawn.description), body,
-        viewBox=f"0 0 {width} {height}", role="img", class_="drawing",
-        style=f"min-width:{least or round(min(drawn.width, 300))}px;max-width:{width}px",
+        viewBox=f"{left:g} {top:g} {number(wide)} {number(high)}", role="img", class_="drawing",
+        style=f"min-width:{min(least, round(wide))}px;max-width:{number(wide)}px",
     )  # fmt: skip
     return scrolled(svg, drawn.title)
 
@@ -88,7 +91,9 @@ class Axes:
         for value in ticks(*self.y):
             y = self.at(self.x[0], value)[1]
             yield el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=number(y), y2=number(y), class_="grid")
-            yield el("text", show(value), x=LEFT - 8, y=number(y), dy="0.35em", text_anchor="end")
+            yield el(
+                "text", show(value).replace(".00 %", " %"), x=LEFT - 8, y=number(y), dy="0.35em", text_anchor="end"
+            )
         for value in self._marks():
             x = self.at(value, self.y[0])[0]
             yield el("text", show_x(value), x=number(x), y=HEIGHT - BOTTOM + 16, text_anchor="middle")
@@ -158,7 +163,9 @@ def figure(title: str, body: Sequence[Html], words: str, *, legend: Sequence[tup
 
 
 def dot(at: Point, colour: str, title: str, *, radius: float = 3.5) -> Html:
-    return el("circle", el("title", title), cx=number(at[0]), cy=number(at[1]), r=radius, class_=f"dot {colour}")
+    return el(
+        "circle", el("title", title), cx=number(at[0]), cy=number(at[1]), r=number(radius), class_=f"dot {colour}"
+    )
 
 
 def path(points: Sequence[Point]) -> str:
@@ -243,8 +250,8 @@ def waterfall(title: str, steps: Sequence[tuple[str, str, float]], *, show: Call
     return figure(title, body, words)
 
 
-def calibration_chart(bins: Sequence[tuple[int, float, float]], width: float) -> Html:
-    """bins: (how many, mean confidence, share that is right), of those that have examples; width: of a bin."""
+def calibration_chart(bins: Sequence[tuple[int, float, float]]) -> Html:
+    """bins: (how many, mean confidence, share that is right), of those that have examples. Larger dots are of more."""
     axes = Axes((0.0, 1.0), (0.0, 1.0))
     body = list(axes.drawn("confidence", percent, percent))
     body.append(el("path", d=path([axes.at(0, 0), axes.at(1, 1)]), class_="front"))
@@ -253,11 +260,9 @@ def calibration_chart(bins: Sequence[tuple[int, float, float]], width: float) ->
         x, base = axes.at(confidence, 0.0)
         top = axes.at(confidence, 0.3 * count / most)[1]
         body.append(el("rect", x=number(x - 5), y=number(top), width=10, height=number(base - top), class_="bar muted"))
-    points = [axes.at(confidence, right) for _, confidence, right in bins]
-    if len(points) > 1:
-        body.append(el("path", d=path(points), class_="line k0"))
-    for (count, confidence, right), at in zip(bins, points, strict=True):
-        body.append(dot(at, "k0", f"confidence {percent(confidence)}: {percent(right)} of {count:,} right"))
+    for count, confidence, right in bins:
+        said = f"confidence {percent(confidence)}: {percent(right)} of {count:,} right"
+        body.append(dot(axes.at(confidence, right), "k0", said, radius=3 + 5 * math.sqrt(count / most)))
     return figure(
         "Calibration: how often the network is right at each confidence", body,
         "; ".join(f"{percent(confidence)} sure, {percent(right)} right" for _, confidence, right in bins),
@@ -290,7 +295,7 @@ def heat(
         y = number(4 + height * (index + 0.5))
         body.append(el("text", short(name, 14), x=left - 6, y=y, dy="0.35em", text_anchor="end"))
     ends = [epoch for epoch, _ in kept[1:]] + [last + 1]
-    for number_, ((epoch, name), end) in enumerate(zip(kept, ends, strict=True)):
+    for number_, ((epoch, name), end) in enumerate(zip(kept, ends, strict=False)):
         if name in names and end > epoch:
             top = 4 + height * names.index(name)
             body.append(
@@ -316,7 +321,9 @@ def heat_png(rows: Sequence[Sequence[float]]) -> str:
     """One colour on nothing, as opaque as a value in [0, 1] is large, so that it suits light and dark."""
     levels = 32
     pixels = bytes(
-        round((levels - 1) * min(1.0, max(0.0, value))) if math.isfinite(value) else 0 for row in rows for value in row
+        round((levels - 1) * min(1.0, max(0.0, value)) ** 0.75) if math.isfinite(value) else 0
+        for row in rows
+        for value in row
     )
     image = Image.frombytes("P", (len(rows[0]), len(rows)), pixels)
     image.putpalette([47, 116, 208] * levels)

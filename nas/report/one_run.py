@@ -10,7 +10,8 @@ from nas.report.charts import Series, calibration_chart, heat, line_chart, perce
 from nas.report.markup import Html, el, lines
 from nas.report.run_files import RunFiles, items, mapping, number, text, values
 from nas.storage.command_line import pasted
-from nas.storage.event_tags import probabilities
+from nas.storage.event_tags import history, probabilities
+from nas.storage.metrics_log import Line
 
 LARGEST_MATRIX = 24  # classes of a table of confusions
 MOST_CLASSES = 40  # whose accuracies are all shown
@@ -58,8 +59,8 @@ def overview(run: RunFiles) -> Html:
     tiles = []
     show, result = shower(run), run.result
     if (score := run.score) is not None:
-        ends = [number(end) for end in items(result.get(f"test_{run.metric[0]}_interval"))]
-        between = f"95 %: {show(ends[0])} to {show(ends[1])}" if len(ends) == 2 and None not in ends else ""  # type: ignore[arg-type]
+        ends = [end for one in items(result.get(f"test_{run.metric[0]}_interval")) if (end := number(one)) is not None]
+        between = f"95 %: {show(ends[0]).removesuffix(' %')} to {show(ends[1])}" if len(ends) == 2 else ""
         tiles.append(tile(f"test {metric_name(run)}", show(score), between))
     elif found := values(run.lines.get("search", []), f"arch/{run.metric[0]}"):
         tiles.append(
@@ -118,7 +119,7 @@ def asked_for(run: RunFiles) -> list[tuple[str, object]]:
     for stage in ("search", "retrain"):
         asked, done = number(mapping(config.get(stage)).get("epochs")), run.logged.get(stage, 0)
         if asked is not None and (done or run.status[0] != "finished"):
-            said = f"{asked:,.0f} epochs" if done >= asked else f"{done:,} of {asked:,.0f} epochs"
+            said = f"{done:,} epochs" if done >= asked else f"{done:,} of {asked:,.0f} epochs"
             pairs.append((stage, said))
         elif done:
             pairs.append((stage, f"{done:,} epochs"))
@@ -166,23 +167,9 @@ def curves(run: RunFiles) -> Html | None:
     return el("div", missing, el("div", charts, class_="grid"))
 
 
-def history(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], dict[str, dict[str, list[float]]]]:
-    """Epochs from 1, and choice -> operation -> probabilities; NaN where none was logged."""
-    lines = lines if len(lines) <= STEPS else [lines[round(i * (len(lines) - 1) / (STEPS - 1))] for i in range(STEPS)]
-    found: dict[str, dict[str, list[float]]] = {}
-    for index, line in enumerate(lines):
-        for key, of in probabilities(line).items():
-            for name, value in of.items():
-                row = found.setdefault(key, {}).setdefault(name, [])
-                row += [float("nan")] * (index - len(row)) + [value]
-    for rows in found.values():
-        for row in rows.values():
-            row += [float("nan")] * (len(lines) - len(row))
-    return [line["epoch"] + 1 for line in lines], found
-
-
 def edges(run: RunFiles) -> Html | None:
-    epochs, found = history(run.lines.get("search", []))
+    lines_ = evenly(run.lines.get("search", []))
+    epochs, found = [line["epoch"] + 1 for line in lines_], history(lines_)
     if not found:
         return None
     drawn = draw_timeline(found, epochs=epochs, title="leading operation of every choice", derived=run.derived)
@@ -204,6 +191,13 @@ def edges(run: RunFiles) -> Html | None:
         el("div", heats, class_="grid heats"),
         el("p", f"{more} more choices are not shown.", class_="note") if more > 0 else None,
     )
+
+
+def evenly(found: Sequence[Line]) -> Sequence[Line]:
+    """At most STEPS of the lines, the first and the last among them."""
+    if len(found) <= STEPS:
+        return found
+    return [found[round(index * (len(found) - 1) / (STEPS - 1))] for index in range(STEPS)]
 
 
 def kept(run: RunFiles, key: str) -> list[tuple[int, str]]:
@@ -259,7 +253,7 @@ def on_test_split(run: RunFiles) -> Html | None:
         ),
         ("examples", f"{number(result.get('test_examples')) or 0:,.0f}"),
     ]
-    parts.append(description_list(facts))
+    parts.append(el("dl", [tile(label, value) for label, value in facts], class_="tiles small"))
     side = []
     if classes:
         side.append(per_class(classes))
@@ -271,7 +265,7 @@ def on_test_split(run: RunFiles) -> Html | None:
         if len(one) == 3 and all(number(of) is not None for of in one) and one[0] > 0
     ]
     if bins:
-        side.append(calibration_chart(bins, 1 / len(bins)))
+        side.append(calibration_chart(bins))
     parts.append(el("div", side, class_="grid wide"))
     pictures = [one for one in run.mistakes if is_png(one.get("png"))]
     if pictures:
@@ -306,7 +300,7 @@ def mistake(one: Mapping[str, Any]) -> Html:
     said = f"{true}, taken for {predicted}"
     return el(
         "li",
-        el("img", src=f"data:image/png;base64,{one['png']}", alt=said, loading="lazy"),
+        el("img", src=f"data:image/png;base64,{one['png']}", alt=said),
         el(
             "span",
             el("b", true),

@@ -114,7 +114,7 @@ class RunFiles:
             notes.append(
                 f"Written by release {version}; this page is made by {__version__} and lacks what it did not record."
             )
-        elif self.manifest and "changed" not in self.manifest and "config" in self.path.name:
+        elif version and "changed" not in self.manifest:
             notes.append("Written by an older release, which recorded less.")
         return notes + self.damaged
 

@@ -12,7 +12,8 @@ from nas.report.one_run import Section, compact, duration, metric_name, shower, 
 from nas.report.run_files import RunFiles, number, values
 from nas.settings.dotted import OWN, among, leaves
 
-APART = (*OWN, "seed", "name", "experiment")  # settings that make no other group of runs
+# Settings that make no other group of runs.
+APART = (*OWN, "seed", "name", "experiment", "formats", "saving", "tracker")
 HUES = 8  # colours of groups; more groups share the last
 MOST_COLUMNS = 6  # of settings in the table of runs
 MOST_SIDE_BY_SIDE = 16  # genotypes

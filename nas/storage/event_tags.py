@@ -1,5 +1,6 @@
 """What of the metrics TensorBoard shows, and under which names: grouped by purpose, one card a choice at most."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,16 @@ def probabilities(line: Mapping[str, Any]) -> Probabilities:
         if line["stage"] == "search" and name.startswith("probability/") and value is not None:
             key, _, operation = name.removeprefix("probability/").rpartition("/")
             found.setdefault(key, {})[operation] = value
+    return found
+
+
+def history(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """choice key -> operation -> its probability in each of the lines of the search, NaN where none was logged."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for index, line in enumerate(lines):
+        for key, of in probabilities(line).items():
+            for name, value in of.items():
+                found.setdefault(key, {}).setdefault(name, [math.nan] * len(lines))[index] = value
     return found
 
 
@@ -87,6 +98,6 @@ def layout(line: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def pictured(epoch: int) -> bool:
-    """Whether heat map and history are drawn after an epoch: each of the first ten, then one in ten. A picture takes as
-    many bytes as a hundred epochs of a curve."""
-    return epoch < 10 or (epoch + 1) % 10 == 0
+    """Whether heat map, history and leaders are drawn after an epoch: each of the first three, then one in twenty. A
+    picture takes as many bytes as a hundred epochs of a curve, and as long as a tenth of a second."""
+    return epoch < 3 or (epoch + 1) % 20 == 0

@@ -15,6 +15,7 @@ from nas.drawing.canvas import Picture
 from nas.drawing.heat_map import draw_heat_map
 from nas.drawing.history import draw_history
 from nas.drawing.png import to_png
+from nas.drawing.timeline import draw_timeline
 from nas.errors import OutputError
 from nas.storage import atomic, event_tags
 from nas.untrusted import regular_file
@@ -27,8 +28,8 @@ SIZE_LIMIT = 50_000_000  # bytes of metrics.jsonl; a thousand epochs take about 
 OURS = ".nas"  # how the names of our event files end: others' are left alone
 RECORD_LIMIT = 10_000_000  # bytes of an event; a number of ours takes a hundred, a picture twenty thousand
 DERIVED = "derived.jsonl"
-PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history")
-HUES = "pictures/history"  # which needs more colours, as thin lines of eight hues get few pixels
+PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history", "pictures/leading")
+HUES = ("pictures/history", "pictures/leading")  # which need more colours: eight hues, of which lines get few pixels
 BINS = 20  # of a histogram
 HISTORY = 60  # epochs that a picture of a history is drawn from
 
@@ -112,16 +113,17 @@ class Derivations:
 
     def write(self, epoch: int) -> None:
         choices, self.next = self.next, None
-        lines = self._read()
+        lines = self.lines
         if choices is not None and (not lines or lines[-1]["choices"] != choices):
             self._replace([*lines, {"epoch": epoch, "choices": choices}])
 
     def resume(self, epochs: int) -> None:
-        lines = self._read()
+        lines = self.lines
         if (kept := [line for line in lines if line["epoch"] < epochs]) != lines:
             self._replace(kept)
 
-    def _read(self) -> list[Line]:
+    @property
+    def lines(self) -> list[Line]:
         if self._lines is None:
             self._lines = read_derived(self._path)
         return self._lines
@@ -250,17 +252,21 @@ class TensorBoard(JsonLines):
             return
         title = f"probabilities in per cent after epoch {epoch + 1}"
         self._show("pictures/heat_map", draw_heat_map(probabilities, title=title, chosen=choices, stacked=True), epoch)
-        history: dict[str, dict[str, list[float]]] = {}
-        for line in done[:: max(1, len(done) // HISTORY)]:
-            for key, of in event_tags.probabilities(line).items():
-                for name, value in of.items():
-                    history.setdefault(key, {}).setdefault(name, []).append(value)
+        lines = done[:: max(1, len(done) // HISTORY)]
+        history = event_tags.history(lines)
         self._show("pictures/history", draw_history(history, title=f"probabilities until epoch {epoch + 1}"), epoch)
+        leading = draw_timeline(
+            history,
+            epochs=[line["epoch"] + 1 for line in lines],
+            title=f"leading operations until epoch {epoch + 1}",
+            derived=[(line["epoch"] + 1, line["choices"]) for line in self._derivations.lines],
+        )
+        self._show("pictures/leading", leading, epoch)
 
     def _show(self, tag: str, picture: Picture, epoch: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        content, width, height = to_png(picture, colours=128 if tag == HUES else 32)
+        content, width, height = to_png(picture, colours=128 if tag in HUES else 32)
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
         self._write(Summary.Value(tag=tag, image=image), step=epoch + 1)
 

@@ -35,6 +35,7 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
     assert len(events) == 1
     assert {path.name for path in finished.iterdir()} - set(events) == {
         "config.yaml", "manifest.json", "metrics.jsonl", "genotype.json", "result.json", "search", "retrain", "export",
+        "derived.jsonl", "mistakes.json",
     }  # fmt: skip
     assert {path.name for path in (finished / "export").iterdir()} == {
         "genotype.json", "metadata.json", "MODEL_CARD.md",
