@@ -24,8 +24,8 @@ LEVEL = {
     "adapt": 11,
     "api": 12,
     "studies": 13,
+    "report": 13,
     "cli": 14,
-    "report": 14,
 }
 HYDRA = ("settings", "cli")
 
@@ -71,6 +71,13 @@ def test_imports_go_one_way():
 def test_hydra_is_imported_in_settings_and_cli_alone():
     others = {name: {other.partition(".")[0] for other in imported(tree)} for name, tree in MODULES.items()}
     assert [name for name, found in others.items() if found & {"hydra", "omegaconf"} and room(name) not in HYDRA] == []
+
+
+def test_reports_read_files():
+    allowed = {"report", "untrusted", "errors", "drawing", "settings", "storage", "lazy", "__version__"}
+    others = {room(other) for name, tree in MODULES.items() if room(name) == "report" for other in imported(tree)
+              if other.startswith("nas.")}  # fmt: skip
+    assert others <= allowed
 
 
 def test_drawing_and_reports_import_no_torch():

@@ -11,12 +11,14 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | None:
     """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
     from nas.cli.report import show_classes, show_data, show_result, show_standings
+    from nas.cli.stages.for_report import write_mistakes
     from nas.cli.stages.scored_data import open_trained
     from nas.cli.stages.setup import open_benchmark
     from nas.data.survey import facts
     from nas.spaces.published import resolve
     from nas.storage import atomic
     from nas.storage.run_directory import check_new
+    from nas.training.mistakes import Mistakes
     from nas.training.trained import check_finite, final_result, objective, speed
 
     check(cfg)
@@ -27,15 +29,17 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     result: dict[str, Any] = {"genotype": genotype.to_dict()}
     if benchmark is not None:
         result["benchmark"] = benchmark.report(genotype)
+    mistakes = Mistakes()
     if opened is not None:
         trained, loader, data = opened
         result["data_found"] = facts(data, scored=True)
         show_data(result["data_found"])
-        result |= final_result(trained, loader, data.spec)
+        result |= final_result(trained, loader, data.spec, look=mistakes.add)
         result |= speed(trained, loader, batches=cfg.latency.batches, seconds=cfg.latency.seconds)
     atomic.write_json(directory / "result.json", result)
     if opened is not None:
         check_finite(result)
+        write_mistakes(mistakes, data, directory)
         show_result(result)
         show_classes(result)
     if benchmark is not None:

@@ -10,11 +10,13 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.cli.report import show_result
     from nas.cli.resume import resolved_again
+    from nas.cli.stages.for_report import one_latency, write_mistakes
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.setup import Setup
     from nas.cli.stages.tracked import genotype_texts, scores
     from nas.spaces.published import resolve
     from nas.storage import atomic
+    from nas.training.mistakes import Mistakes
     from nas.training.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
@@ -27,10 +29,13 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         trained = retrain.run(genotype, out, tracker)
         if not out.writes:
             return None  # of several processes the first does the rest
-        result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime), setup.data.spec)
+        loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
+        result = final_result(trained, loader, setup.data.spec, look=mistakes.add)
         atomic.write_json(out.path / "result.json", result)
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
+        write_mistakes(mistakes, setup.data, out.path)
+        out.record(latency=one_latency(trained, loader))
     show_result(result)
     print(f"\nEverything is in {directory}")
     return objective(result)

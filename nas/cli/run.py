@@ -10,11 +10,13 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
     from nas.cli.stages.export import build_formats, export_trained
+    from nas.cli.stages.for_report import one_latency, write_mistakes
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
     from nas.cli.stages.tracked import genotype_texts, scores
     from nas.storage import atomic
+    from nas.training.mistakes import Mistakes
     from nas.training.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)
@@ -30,11 +32,14 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         if not out.writes:
             return None  # of several processes the first does the rest
         loader = scoring_loader(trained, setup.data, setup.runtime)
-        result = {**final_result(trained, loader, setup.data.spec), **search.ending()}
+        mistakes = Mistakes()
+        result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add), **search.ending()}
         complete = result | search.gap_result(retrained_test=objective(result))
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
+        write_mistakes(mistakes, setup.data, out.path)
+        out.record(latency=one_latency(trained, loader))
         show_result(result)
         show_gap(complete)
         exported = export_trained(

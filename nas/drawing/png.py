@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nas.drawing.canvas import COLOURS, Box, Curve, Picture, Point, Shape, Text, Triangle, columns
+from nas.drawing.canvas import COLOURS, Box, Curve, Picture, Point, Shape, Text, Triangle
 
 FINE = 2  # drawn pixels per pixel of the result, in each direction, to smooth lines
 LARGEST = 4000  # pixels per side; a larger picture is scaled down
@@ -83,7 +83,7 @@ class Pen:
         if not shape.turned:
             self._draw.text((x, y), shape.text, fill=colour, font=drawn, anchor=anchor)
             return
-        side = 2 * round(columns(shape.text) * shape.size * self._scale) + 8
+        side = 2 * round(drawn.getlength(shape.text)) + 8
         mask = Image.new("L", (side, side))
         ImageDraw.Draw(mask).text((side / 2, side / 2), shape.text, fill=255, font=drawn, anchor=anchor)
         turned = mask.rotate(-shape.turned, resample=Image.Resampling.BICUBIC)

@@ -4,10 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nas.formats.front_matter import front_matter
 from nas.formats.preprocessing import sentences
 from nas.storage.command_line import pasted
 from nas.supernet.genotype import Genotype
 from nas.untrusted.escaping import code, fenced, markdown
+
+MOST_CLASSES = 100  # of the table of accuracies
+SPLITS = (("train", "examples for training"), ("test", "held out for the final score"))
 
 
 def model_card(metadata: Mapping[str, Any], genotype: Genotype) -> str:
@@ -17,10 +21,13 @@ def model_card(metadata: Mapping[str, Any], genotype: Genotype) -> str:
 
 def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     data, results = metadata["data"], metadata["results"]
+    yield from front_matter(metadata, genotype.space)
+    yield ""
     yield f"# {markdown(metadata['title'])}"
     yield ""
     yield f"A network of the search space {code(genotype.space)}, found by differentiable architecture search."
     yield ""
+    yield from intended_use(data, results)
     yield "## Results"
     yield ""
     if (tested := results.get("data", data["name"])) == data["name"]:
@@ -33,6 +40,7 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield "|---|---|"
     yield from (f"| {markdown(name.replace('_', ' '))} | {value} |" for name, value in shown(results))
     yield ""
+    yield from per_class(results)
     yield "## Input and output"
     yield ""
     yield f"- Input: {metadata['input']}. Of one example: {', '.join(map(str, data['input_shapes']))}."
@@ -49,6 +57,7 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
         yield from ("", *fenced("python", reading["code"].rstrip()), "")
     yield "## How it came about"
     yield ""
+    yield from training_images(metadata)
     yield from (f"- {name}: {value}" for name, value in origin(metadata["origin"]))
     for stage, settings in metadata["settings"].items():
         yield from ("", f"Settings of the {stage}:", "", *fenced("json", json.dumps(settings, indent=2)))
@@ -62,6 +71,8 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
         yield from ("", f"### {file}", "", f"{sentence(artefact['about'])} Needs {', '.join(artefact['needs'])}.", "")
         yield from fenced("python", artefact["code"].rstrip())
         yield ""
+        if reading is not None and data["class_names"]:
+            yield from one_picture(artefact, from_files="orientation" in reading)
         if "warning" in artefact:
             yield from (f"**{artefact['warning']}**", "")
         yield f"Largest difference to the network: {artefact['largest_difference_to_network']:g}."
@@ -69,6 +80,66 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
         yield from (f"{sentence(f'{k} {v:g}'.replace('_', ' '))}" for k, v in artefact.items() if k not in known)
     for name, reason in metadata["left_out"].items():
         yield from ("", f"Not there: {name}, because {markdown(reason)}.")
+
+
+def intended_use(data: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
+    tested = code(results.get("data", data["name"]))
+    yield "## Intended use"
+    yield ""
+    if data["class_names"]:
+        yield (
+            f"To tell {len(data['class_names'])} classes apart, in examples like those of {tested}. It names one of "
+            "these classes for every input, also for one that shows none of them."
+        )
+    else:
+        yield f"To predict the targets of {tested} from inputs like those of its examples."
+    yield "Its scores hold for such examples only: measure it on examples of your own before you rely on it."
+    yield ""
+
+
+def per_class(results: Mapping[str, Any]) -> Iterator[str]:
+    """A table of the accuracies; of many classes of the worst."""
+    measured = [(name, of) for name, of in (results.get("test_per_class") or {}).items() if of["accuracy"] is not None]
+    if not measured:
+        return
+    shown_ = measured
+    if len(measured) > MOST_CLASSES:
+        shown_ = sorted(measured, key=lambda one: one[1]["accuracy"])[:MOST_CLASSES]
+        yield f"The {MOST_CLASSES} worst of {len(measured)} classes; `metadata.json` has all of them:"
+        yield ""
+    yield "| class | accuracy | examples |"
+    yield "|---|---|---|"
+    yield from (f"| {markdown(name)} | {of['accuracy']:.2%} | {of['examples']:,} |" for name, of in shown_)
+    yield ""
+
+
+def training_images(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Which examples the network has seen."""
+    seen = metadata.get("training_data") or {}
+    name = code(metadata["data"]["name"])
+    counts = [f"{seen[split]:,} {said}" for split, said in SPLITS if isinstance(seen.get(split), int)]
+    yield f"- Data: {name}{', ' + ', '.join(counts) if counts else ''}"
+    if isinstance(seen.get("trained_on"), str):
+        yield f"- SHA-256 of the list of training examples: {code(seen['trained_on'])}"
+
+
+def one_picture(artefact: Mapping[str, Any], *, from_files: bool) -> Iterator[str]:
+    """The lines that go before and after an artefact's code to name the class of a picture."""
+    made = 'read("picture.png")' if from_files else "prepare(pixels)"
+    x = made if "torch" not in artefact["code"] else f"torch.from_numpy({made})"
+    maker = code(made.partition("(")[0])
+    yield f"For one picture, {maker} from above makes `x` before that, and its class is printed after it:"
+    yield ""
+    needed = ("import torch",) if x != made else ()
+    names = (
+        "import json",
+        "from pathlib import Path",
+        'names = json.loads(Path("metadata.json").read_text())["data"]["class_names"]',
+    )
+    yield from fenced(
+        "python", "\n".join([*needed, f"x = {x}", "# the code above", *names, "print(names[int(y.argmax())])"])
+    )
+    yield ""
 
 
 def shown(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

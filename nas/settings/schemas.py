@@ -142,6 +142,20 @@ class DrawConfig:
     allow_targets: list[str] = field(default_factory=list)
 
 
+@dataclass
+class PredictConfig:
+    """Of nas-predict. images: a text or a list of texts."""
+
+    export: str = MISSING
+    images: Any = MISSING
+    out: str | None = None
+    top: int = MISSING
+    batch_size: int = MISSING
+    device: str = MISSING
+    name: str = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
 def register_schemas() -> None:
     """Registers the schemas with Hydra under the names that the root YAML files use."""
     store = ConfigStore.instance()
@@ -151,6 +165,7 @@ def register_schemas() -> None:
         ("evaluate_schema", EvaluateConfig),
         ("export_schema", ExportConfig),
         ("draw_schema", DrawConfig),
+        ("predict_schema", PredictConfig),
     ):
         node = OmegaConf.structured(schema)
         if issubclass(schema, RunConfig):

@@ -1,5 +1,6 @@
 """Chooses the metrics that TensorBoard shows, and their tags: grouped by purpose, at most one card per choice."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,16 @@ def probabilities(line: Mapping[str, Any]) -> Probabilities:
         if line["stage"] == "search" and name.startswith("probability/") and value is not None:
             key, _, operation = name.removeprefix("probability/").rpartition("/")
             found.setdefault(key, {})[operation] = value
+    return found
+
+
+def history(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """choice key -> operation -> its probability in each of the lines of the search, NaN where none was logged."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for index, line in enumerate(lines):
+        for key, of in probabilities(line).items():
+            for name, value in of.items():
+                found.setdefault(key, {}).setdefault(name, [math.nan] * len(lines))[index] = value
     return found
 
 
@@ -92,8 +103,8 @@ def layout(line: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def pictured(epoch: int) -> bool:
-    """Returns whether heat map and history are drawn after an epoch: after the first ten, then after every tenth.
+    """Returns whether the pictures are drawn after an epoch: after the first three, then after every twentieth.
 
-    A picture takes as many bytes as a hundred epochs of a curve.
+    A picture takes as many bytes as a hundred epochs of a curve, and a tenth of a second.
     """
-    return epoch < 10 or (epoch + 1) % 10 == 0
+    return epoch < 3 or (epoch + 1) % 20 == 0

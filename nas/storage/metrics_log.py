@@ -15,6 +15,7 @@ from nas.drawing.canvas import Picture
 from nas.drawing.heat_map import draw_heat_map
 from nas.drawing.history import draw_history
 from nas.drawing.png import to_png
+from nas.drawing.timeline import draw_timeline
 from nas.errors import OutputError
 from nas.storage import atomic, event_tags
 from nas.untrusted import regular_file
@@ -28,17 +29,23 @@ LINE_LIMIT = 2_000_000  # bytes of one; the probabilities of 20,000 candidates t
 
 OURS = ".nas"  # suffix of our event files; other event files are left alone
 RECORD_LIMIT = 10_000_000  # bytes of an event; a number takes a hundred, a picture twenty thousand
-PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history")
-HUES = "pictures/history"  # needs more colours, because its thin lines of eight hues have few pixels
+DERIVED = "derived.jsonl"
+PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history", "pictures/leading")
+HUES = ("pictures/history", "pictures/leading")  # need more colours: thin lines of eight hues have few pixels
 BINS = 20  # of a histogram
 HISTORY = 60  # epochs that a picture of the history shows
 
 
 class JsonLines:
-    """Appends one line per epoch to ``metrics.jsonl``: {"stage": ..., "epoch": ..., <metric>: <value>, ...}."""
+    """Appends one line per epoch to ``metrics.jsonl``: {"stage": ..., "epoch": ..., <metric>: <value>, ...}.
+
+    Also appends a line to ``derived.jsonl`` after every epoch that changes what is derived: {"epoch": ..., "choices":
+    ...}.
+    """
 
     def __init__(self, *, directory: Path) -> None:
         self._path = directory / "metrics.jsonl"
+        self._derivations = Derivations(directory / DERIVED)
         self._lines, whole = read_lines(self._path)
         if not whole:
             self._write_anew()
@@ -51,6 +58,8 @@ class JsonLines:
         self._lines.append({"stage": stage, "epoch": epoch, **finite})
         self._stream.write(json.dumps(self._lines[-1]) + "\n")
         self._stream.flush()
+        if stage == "search":
+            self._derivations.write(epoch)
 
     def resume(self, stage: str, epochs: int, metrics: Mapping[str, float]) -> None:
         """Cuts the log of a stage back to its checkpoint, which has `epochs` finished epochs.
@@ -61,14 +70,14 @@ class JsonLines:
         complete = any(line["stage"] == stage and line["epoch"] == epochs - 1 for line in kept)
         if len(kept) < len(self._lines):
             self._replace(kept)
+        if stage == "search":
+            self._derivations.resume(epochs)
         if epochs and not complete:
             self.log(stage, epochs - 1, metrics)
 
     def derived(self, choices: Mapping[str, str | None]) -> None:
-        """Takes the choices that were derived after the epoch that is logged next.
-
-        Only TensorBoard uses them, for pictures.
-        """
+        """Takes the choices that were derived after the epoch that is logged next."""
+        self._derivations.next = dict(choices)
 
     def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
         """Takes a description of the run, once, when it begins. Only TensorBoard writes it.
@@ -105,6 +114,36 @@ class JsonLines:
         self.close()
 
 
+class Derivations:
+    """The lines of ``derived.jsonl``. next: what was derived after the epoch that is written next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.next: dict[str, str | None] | None = None
+        self._lines: list[Line] | None = None  # read when they are needed first
+
+    def write(self, epoch: int) -> None:
+        choices, self.next = self.next, None
+        lines = self.lines
+        if choices is not None and (not lines or lines[-1]["choices"] != choices):
+            self._replace([*lines, {"epoch": epoch, "choices": choices}])
+
+    def resume(self, epochs: int) -> None:
+        lines = self.lines
+        if (kept := [line for line in lines if line["epoch"] < epochs]) != lines:
+            self._replace(kept)
+
+    @property
+    def lines(self) -> list[Line]:
+        if self._lines is None:
+            self._lines = read_derived(self._path)
+        return self._lines
+
+    def _replace(self, lines: list[Line]) -> None:
+        self._lines = lines
+        atomic.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
 class Silent(JsonLines):
     """Logs nothing. For processes that write no files."""
 
@@ -112,6 +151,9 @@ class Silent(JsonLines):
         pass
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def derived(self, choices: Mapping[str, str | None]) -> None:
         pass
 
     def resume(self, stage: str, epochs: int, metrics: Mapping[str, float]) -> None:
@@ -187,6 +229,7 @@ class TensorBoard(JsonLines):
             self._writer.add_custom_scalars(event_tags.layout(line))
 
     def derived(self, choices: Mapping[str, str | None]) -> None:
+        super().derived(choices)
         self._choices = dict(choices)
 
     def log(self, stage: str, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -221,17 +264,21 @@ class TensorBoard(JsonLines):
             return
         title = f"probabilities in per cent after epoch {epoch + 1}"
         self._show("pictures/heat_map", draw_heat_map(probabilities, title=title, chosen=choices, stacked=True), epoch)
-        history: dict[str, dict[str, list[float]]] = {}
-        for line in done[:: max(1, len(done) // HISTORY)]:
-            for key, of in event_tags.probabilities(line).items():
-                for name, value in of.items():
-                    history.setdefault(key, {}).setdefault(name, []).append(value)
+        lines = done[:: max(1, len(done) // HISTORY)]
+        history = event_tags.history(lines)
         self._show("pictures/history", draw_history(history, title=f"probabilities until epoch {epoch + 1}"), epoch)
+        leading = draw_timeline(
+            history,
+            epochs=[line["epoch"] + 1 for line in lines],
+            title=f"leading operations until epoch {epoch + 1}",
+            derived=[(line["epoch"] + 1, line["choices"]) for line in self._derivations.lines],
+        )
+        self._show("pictures/leading", leading, epoch)
 
     def _show(self, tag: str, picture: Picture, epoch: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        content, width, height = to_png(picture, colours=128 if tag == HUES else 32)
+        content, width, height = to_png(picture, colours=128 if tag in HUES else 32)
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
         self._write(Summary.Value(tag=tag, image=image), step=epoch + 1)
 
@@ -292,6 +339,28 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
         which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines ({', '.join(damaged[:5])}) are"
         print(f"warning: {path}: {which} damaged and left out, the others are kept", file=sys.stderr)
     return [line for line in read if line is not None], not damaged and not cut
+
+
+def read_derived(path: Path) -> list[Line]:
+    """What ``derived.jsonl`` holds, in the order of the epochs. Damaged lines are left out, and a file that cannot be
+    read is as one that is not there: it is for pictures."""
+    try:
+        content = regular_file.read(path, limit=SIZE_LIMIT)
+    except OSError:
+        return []
+    found: list[Line] = []
+    for text in content.decode("utf-8", errors="replace").split("\n"):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and type(line.get("epoch")) is int and is_choices(line.get("choices")):
+            found.append(line)
+    return sorted(found, key=lambda line: line["epoch"])
+
+
+def is_choices(value: Any) -> bool:
+    return isinstance(value, dict) and all(name is None or isinstance(name, str) for name in value.values())
 
 
 def parsed(text: str) -> Line | None:

@@ -184,6 +184,15 @@ def recorded(path: Path) -> dict[str, Any] | None:
     return {key: found[key] for key in ORIGIN} if set(ORIGIN) <= found.keys() else None
 
 
+def found_data(path: Path) -> dict[str, Any]:
+    """What the run in a directory found of its data set, as `nas.data.survey` has it; empty where it is not there."""
+    try:
+        found = read_manifest(path).get("data")
+    except OutputError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def check_processes(manifest: dict[str, Any], now: int, *, may_change: Sequence[str]) -> None:
     """Raises ConfigError if a run continues with another number of processes than before, unless that is allowed."""
     before = manifest.get("processes", now)

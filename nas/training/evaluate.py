@@ -1,6 +1,6 @@
 """Scores a network, and counts its parameters and multiply-accumulates."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,18 @@ class Score:
 
 
 @torch.no_grad()
-def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Score:
-    """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end."""
+def score(
+    network: nn.Module,
+    loader: Loader,
+    task: Task,
+    spec: DataSpec,
+    *,
+    look: Callable[[Tensor, Tensor], None] | None = None,
+) -> Score:
+    """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end.
+
+    look: is called with the outputs and targets of every batch, if given.
+    """
     network.eval()
     metric: Tensor | float = 0.0
     loss = MeanLoss(task)
@@ -42,6 +52,8 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
         outputs = network(*each(inputs))
         of_each = task.measure(outputs, targets)
         measures.add(outputs, targets, of_each)
+        if look is not None:
+            look(outputs, targets)
         metric += of_each.sum()
         loss.add(task.loss(outputs, targets), targets)
         examples += len(targets)

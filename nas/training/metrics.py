@@ -102,6 +102,7 @@ class ClassificationMeasures(MetricInterval):
     - ``balanced_accuracy`` and ``worst_class``: see `over_classes`;
     - ``negative_log_likelihood``: mean of -log p(label), for any training loss;
     - ``expected_calibration_error``: see `calibration_error`;
+    - ``calibration``: for each of its bins the number of examples, their mean confidence, and the share that is right;
     - ``per_class``: accuracy (None for a class without examples) and number of examples;
     - ``confusion``: true class -> predicted class -> count, without zeros. If there are more than MOST_PAIRS entries,
       it is None and ``confusion_reason`` says why.
@@ -170,12 +171,13 @@ class ClassificationMeasures(MetricInterval):
             **over_classes(per_class),
             "negative_log_likelihood": float(self._likelihood) / labels,
             "expected_calibration_error": calibration_error(self._bins.tolist()),
+            "calibration": [[int(n), c / n, r / n] if n else [0, None, None] for n, c, r in self._bins.tolist()],
             "per_class": per_class,
             **self._confusion.results(self._classes),
         }
 
 
-CLASSIFICATION = ("negative_log_likelihood", "expected_calibration_error", "per_class", "confusion")
+CLASSIFICATION = ("negative_log_likelihood", "expected_calibration_error", "calibration", "per_class", "confusion")
 
 
 class Confusion:

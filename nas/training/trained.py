@@ -2,13 +2,13 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.data.bundle import DataBundle
 from nas.data.inputs import each
@@ -124,12 +124,14 @@ def shapes(spec: DataSpec) -> str:
     return ", ".join(map(str, spec.input_shapes))
 
 
-def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, Any]:
+def final_result(
+    trained: Trained, loader: Loader, spec: DataSpec, *, look: Callable[[Tensor, Tensor], None] | None = None
+) -> dict[str, Any]:
     """Returns the contents of ``result.json``: the score on the test split, ``test_...``, and the network's size.
 
-    spec: of the loader's data, which may be another data set than that of the training.
+    spec: of the loader's data, which may be another data set than that of the training. look: see `score`.
     """
-    tested = score(trained.network, loader, trained.task, trained.spec)
+    tested = score(trained.network, loader, trained.task, trained.spec, look=look)
     metric = trained.task.metric
     return {
         f"test_{metric.name}": tested.metric,

@@ -35,6 +35,7 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
     assert len(events) == 1
     assert {path.name for path in finished.iterdir()} - set(events) == {
         "config.yaml", "manifest.json", "metrics.jsonl", "genotype.json", "result.json", "search", "retrain", "export",
+        "derived.jsonl", "mistakes.json",
     }  # fmt: skip
     assert {path.name for path in (finished / "export").iterdir()} == {
         "genotype.json", "metadata.json", "MODEL_CARD.md",
@@ -70,7 +71,8 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
     curve = [(event.step, event.value) for event in accumulator.Scalars("search/temperature")]
     assert [step for step, _ in curve] == [1, 2]
     assert [value for _, value in curve] == pytest.approx([10.0, 0.1])
-    assert set(accumulator.Tags()["images"]) == {"pictures/derived", "pictures/heat_map", "pictures/history"}
+    pictures = {f"pictures/{name}" for name in ("derived", "heat_map", "history", "leading")}
+    assert set(accumulator.Tags()["images"]) == pictures
     texts = {"settings/text_summary", "command/text_summary", "genotype/text_summary", "notation/text_summary"}
     assert texts | {"_hparams_/experiment"} <= accumulator.summary_metadata.keys()
 

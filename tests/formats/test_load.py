@@ -1,14 +1,17 @@
 """nas.load returns the trained network from the files of a run or an export, and refuses all other files."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli.conftest import TINY
+from PIL import Image
 
 import nas
 from nas.errors import CheckpointError, ConfigError, DeviceError
@@ -203,3 +206,25 @@ def test_what_is_no_run(tmp_path):
 def test_a_device_that_is_not_there(run):
     with pytest.raises(DeviceError, match="device 'cuda:99' is not on this machine"):
         nas.load(run, device="cuda:99")
+
+
+@pytest.mark.parametrize("where", ["", "export"])
+def test_nas_predict_gives_what_the_loaded_network_gives(run, where, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image = Image.fromarray(torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy())
+    image.save("a.png")
+    (tmp_path / "b.png").write_bytes(b"x")
+    command("predict", f"export={run / where}", "images=[a.png,b.png]", "out=found.csv", "top=1", "device=cpu")
+    loaded = nas.load(run / where)
+    spec = trained(run).spec
+    x = spec.preparation(None, torch.device("cpu"))(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], None)
+    with torch.no_grad():
+        probability, index = loaded(x).softmax(dim=1).max(dim=1)
+    rows = list(csv.reader(Path("found.csv").read_text().splitlines()))
+    assert rows[1][:2] == ["a.png", spec.class_names[int(index)]]
+    assert float(rows[1][2]) == pytest.approx(probability.item(), abs=1e-5)
+    assert rows[2][:3] == ["b.png", "", ""]
+    printed = capsys.readouterr()
+    assert "written to found.csv" in printed.out
+    assert "warning: b.png cannot be read as an image" in printed.err
+    assert not (tmp_path / "runs").exists()

@@ -94,6 +94,9 @@ def test_calibration_error_by_hand():
     results = classified(outputs, torch.tensor([0, 0, 1]), "abc")
     expected = 2 / 3 * abs(1 / 2 - 0.84) + 1 / 3 * abs(0 - 0.5)
     assert results["expected_calibration_error"] == pytest.approx(expected, abs=1e-6)
+    filled = {number: one for number, one in enumerate(results["calibration"]) if one[0]}
+    assert filled == {7: pytest.approx([1, 0.5, 0.0]), 12: pytest.approx([2, 0.84, 0.5])}
+    assert results["calibration"][0] == [0, None, None]
 
 
 def test_calibration_bins_are_closed_above():
@@ -234,6 +237,7 @@ def test_labels_that_are_all_ignored_have_no_measures_and_a_reason():
     results = measures.results()
     assert "no label of the split counts" in results.pop("measures_reason")
     assert set(results) == {
-        *("accuracy_interval", "negative_log_likelihood", "expected_calibration_error", "per_class", "confusion")
+        *("accuracy_interval", "negative_log_likelihood", "expected_calibration_error", "calibration"),
+        *("per_class", "confusion"),
     }
     assert set(results.values()) == {None}

@@ -21,7 +21,7 @@ from nas.runtime.buffers import unsaved
 from nas.settings.building import built, foreign
 from nas.settings.configuration import build
 from nas.spaces.space import Space
-from nas.storage.run_directory import recorded
+from nas.storage.run_directory import found_data, recorded
 from nas.training.evaluate import score
 from nas.training.trained import Trained
 
@@ -99,6 +99,7 @@ def export_trained(
             },
             "results": dict(result),
             "origin": recorded(run),
+            "training_data": {**found_data(run), "trained_on": trained.trained_on},
             "settings": settings,
         },
         directory=directory,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.cli.report import show_data
+from nas.cli.stages.for_report import changed
 from nas.cli.stages.tracked import description
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, each, mapped
@@ -117,7 +118,7 @@ class Setup:
         )
         if out.writes:
             found = facts(self.data)
-            out.record(data=found)
+            out.record(data=found, changed=changed(self.cfg))
             show_data(found)
         return out
 

@@ -1,0 +1,46 @@
+"""What a run leaves for its report beside its result: changed settings, the worst mistakes, a latency."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nas.cli.mistakes import untouched
+from nas.data.bundle import DataBundle
+from nas.data.loader import Loader
+from nas.data.spec import ImageSpec
+from nas.settings.configuration import to_plain
+from nas.settings.dotted import OWN, among, leaves
+from nas.storage import atomic
+from nas.training.latency import latency
+from nas.training.mistakes import FILE, Mistakes
+from nas.training.trained import Trained
+
+SECONDS = 0.1  # that the latency is measured for, and ten passes at least
+NOT_COMPARED = (*OWN, "name", "seed", "experiment")
+
+
+def changed(cfg: DictConfig) -> dict[str, list[Any]]:
+    """The settings that are not those of nas-run without arguments: name -> [default, value], None for none."""
+
+    def compared(config: DictConfig) -> dict[str, Any]:
+        # Without the name, which only a command can resolve.
+        left = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_COMPARED])
+        return leaves(to_plain(left))
+
+    before, now = compared(untouched("run")), compared(cfg)
+    names = [name for name in now | before if before.get(name) != now.get(name)]
+    return {name: [before.get(name), now.get(name)] for name in names if not among(name, ("genotype", *NOT_COMPARED))}
+
+
+def write_mistakes(mistakes: Mistakes, data: DataBundle, directory: Path) -> None:
+    """Into ``mistakes.json``; nothing where there are none, or no pictures of them."""
+    if isinstance(data.spec, ImageSpec) and (found := mistakes.found(data.test, data.spec)):
+        atomic.write_json(directory / FILE, found)
+
+
+def one_latency(trained: Trained, loader: Loader) -> list[dict[str, Any]]:
+    """Of one example, where the network is. Beside a training it is rougher than what nas-evaluate measures."""
+    inputs, _ = next(loader.epoch(0))
+    return [asdict(latency(trained.network, inputs, batch=1, seconds=SECONDS))]

@@ -1,0 +1,429 @@
+"""The page of one run: its parts, each left out or replaced by a sentence where the run has nothing for it."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from nas.drawing.architecture_picture import draw_architecture
+from nas.drawing.timeline import draw_timeline
+from nas.report.charts import Series, calibration_chart, heat, line_chart, percent, picture, plain, scrolled, waterfall
+from nas.report.markup import Html, el, lines
+from nas.report.run_files import RunFiles, items, mapping, number, text, values
+from nas.storage.command_line import pasted
+from nas.storage.event_tags import history, probabilities
+from nas.storage.metrics_log import Line
+
+LARGEST_MATRIX = 24  # classes of a table of confusions
+MOST_CLASSES = 40  # whose accuracies are all shown
+MOST_PAIRS = 15  # of classes that are taken for each other
+MOST_HEATS = 64  # choices with a heat map of their own
+STEPS = 250  # columns of a heat map
+GAP = (
+    ("relaxed", "relaxed", "the supernet as it is searched"),
+    ("derived", "derived", "derived operations only, batch norms as the search left them"),
+    ("recalibrated", "recalibrated", "derived operations only, batch norms re-estimated"),
+    ("retrained_test", "retrained", "trained from scratch, on the test split"),
+)
+Section = tuple[str, str, Html]  # id, heading, content
+
+
+def shower(run: RunFiles) -> Callable[[float], str]:
+    """How values of the run's metric are written."""
+    return (lambda value: f"{100 * value:.2f} %") if run.metric[2] else plain
+
+
+def metric_name(run: RunFiles) -> str:
+    return run.metric[0].replace("_", " ")
+
+
+def sections(run: RunFiles) -> Iterator[Section]:
+    yield "overview", "What came out", overview(run)
+    for name, heading, content in (
+        ("curves", "Curves", curves(run)),
+        ("edges", "Which operation leads", edges(run)),
+        ("gap", "From the search to the network", gap_and_collapse(run)),
+        ("test", "On the test split", on_test_split(run)),
+        ("settings", "Settings that differ from the defaults", settings(run)),
+        ("load", "How to load the network", load(run)),
+        ("manifest", "Where it came from", manifest(run)),
+    ):
+        if content:
+            yield name, heading, content
+
+
+def tile(label: str, value: str, note: str = "") -> Html:
+    return el("div", el("dt", label), el("dd", value), el("p", note) if note else None, class_="tile")
+
+
+def overview(run: RunFiles) -> Html:
+    tiles = []
+    show, result = shower(run), run.result
+    if (score := run.score) is not None:
+        ends = [end for one in items(result.get(f"test_{run.metric[0]}_interval")) if (end := number(one)) is not None]
+        between = f"95 %: {show(ends[0]).removesuffix(' %')} to {show(ends[1])}" if len(ends) == 2 else ""
+        tiles.append(tile(f"test {metric_name(run)}", show(score), between))
+    elif found := values(run.lines.get("search", []), f"arch/{run.metric[0]}"):
+        tiles.append(
+            tile(f"{metric_name(run)} of the search", show(found[-1][1]), f"epoch {found[-1][0]:.0f}, no test yet")
+        )
+    parameters = number(result.get("parameters")) or number(result.get("derived_parameters"))
+    if parameters is None and (found := values(run.lines.get("search", []), "derived_parameters")):
+        parameters = found[-1][1]
+    if parameters is not None:
+        tiles.append(tile("parameters", compact(parameters), f"{parameters:,.0f}"))
+    if (macs := number(result.get("macs"))) is not None:
+        tiles.append(tile("multiply-accumulates", compact(macs), "for one example"))
+    if (one := run.one_latency) is not None:
+        tiles.append(tile("latency", f"{one:.3g} ms", f"one example, {text(run.manifest.get('device')).split(',')[0]}"))
+    if (seconds := run.seconds) is not None:
+        tiles.append(tile("time", duration(seconds), "search, retraining and all"))
+    asked = el("div", el("h3", "What was asked"), description_list(asked_for(run)), class_="asked")
+    choices = run.choices
+    cells: Html | None = None
+    if choices:
+        last = run.lines.get("search", [])[-1:]
+        drawn = draw_architecture(
+            choices, title="derived architecture", stacked=True, probabilities=probabilities(last[0]) if last else None
+        )
+        cells = el("div", el("h3", "What was derived"), picture(drawn, least=440), class_="derived")
+    return el("div", el("dl", tiles, class_="tiles") if tiles else None, el("div", asked, cells, class_="hero"))
+
+
+def compact(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+
+
+def description_list(pairs: Sequence[tuple[str, object]]) -> Html:
+    return el("dl", [[el("dt", name), el("dd", value)] for name, value in pairs], class_="pairs")
+
+
+def asked_for(run: RunFiles) -> list[tuple[str, object]]:
+    config = run.config
+    pairs: list[tuple[str, object]] = []
+    for group in ("space", "sampler", "searcher", "deriver", "data"):
+        if name := text(mapping(config.get(group)).get("_name_")) or text(mapping(config.get(group)).get("_target_")):
+            pairs.append((group, name))
+    if not pairs and run.space:
+        pairs.append(("space", run.space))
+    if not config and text(run.result.get("data")):
+        pairs.append(("data", text(run.result.get("data"))))
+    for stage in ("search", "retrain"):
+        asked, done = number(mapping(config.get(stage)).get("epochs")), run.logged.get(stage, 0)
+        if asked is not None and (done or run.status[0] != "finished"):
+            said = f"{done:,} epochs" if done >= asked else f"{done:,} of {asked:,.0f} epochs"
+            pairs.append((stage, said))
+        elif done:
+            pairs.append((stage, f"{done:,} epochs"))
+    if text(run.manifest.get("search_stopped")):
+        pairs.append(("stopped", text(run.manifest.get("search_stopped"))))
+    if number(run.manifest.get("seed")) is not None:
+        pairs.append(("seed", str(run.manifest["seed"])))
+    if text(run.manifest.get("device")):
+        pairs.append(("device", text(run.manifest.get("device"))))
+    if text(run.manifest.get("started")):
+        pairs.append(("started", text(run.manifest.get("started")).replace("T", " ")))
+    if command := [one for one in items(run.manifest.get("command")) if isinstance(one, str)]:
+        pairs.append(("command", el("code", pasted(command))))
+    return pairs
+
+
+def curves(run: RunFiles) -> Html | None:
+    show, name = shower(run), run.metric[0]
+    search, retrain = run.lines.get("search", []), run.lines.get("retrain", [])
+    both = (("weights", "weights", "k0"), ("architecture", "arch", "k1"))
+    drawn = [
+        line_chart(
+            "Search: losses of both levels", [Series(said, values(search, f"{of}/loss"), hue) for said, of, hue in both]
+        ),
+        line_chart(
+            f"Search: {metric_name(run)} of both levels",
+            [Series(said, values(search, f"{of}/{name}"), hue) for said, of, hue in both],
+            show=show,
+        ),
+        line_chart("Temperature", [Series("temperature", values(search, "temperature"))]),
+        line_chart("Entropy of the choices, mean", [Series("entropy", values(search, "entropy/mean"))]),
+        line_chart("Retraining: loss", [Series("loss", values(retrain, "weights/loss"))]),
+        line_chart(
+            f"Retraining: {metric_name(run)} on training batches",
+            [Series(name, values(retrain, f"weights/{name}"))],
+            show=show,
+        ),
+    ]
+    charts = [one for one in drawn if one is not None]
+    if not charts:
+        return None
+    missing = None
+    if search and not retrain:
+        missing = el("p", "There was no retraining, or it has not begun.", class_="note")
+    return el("div", missing, el("div", charts, class_="grid"))
+
+
+def edges(run: RunFiles) -> Html | None:
+    lines_ = evenly(run.lines.get("search", []))
+    epochs, found = [line["epoch"] + 1 for line in lines_], history(lines_)
+    if not found:
+        return None
+    drawn = draw_timeline(found, epochs=epochs, title="leading operation of every choice", derived=run.derived)
+    if run.derived:
+        said = (
+            "The colour is the operation with the largest probability, as strong as that is. A mark is an epoch after "
+            "which another operation was derived."
+        )
+    else:
+        said = "The colour is the operation with the largest probability. The run did not record what was derived when."
+    heats = [heat(key, list(of.items()), epochs, kept(run, key)) for key, of in list(found.items())[:MOST_HEATS]]
+    more = len(found) - len(heats)
+    return el(
+        "div",
+        el("p", said, class_="note"),
+        picture(drawn, least=640),
+        el("h3", "Probabilities of every choice"),
+        el("p", "Darker is more probable; the frame is the derived operation.", class_="note") if run.derived else None,
+        el("div", heats, class_="grid heats"),
+        el("p", f"{more} more choices are not shown.", class_="note") if more > 0 else None,
+    )
+
+
+def evenly(found: Sequence[Line]) -> Sequence[Line]:
+    """At most STEPS of the lines, the first and the last among them."""
+    if len(found) <= STEPS:
+        return found
+    return [found[round(index * (len(found) - 1) / (STEPS - 1))] for index in range(STEPS)]
+
+
+def kept(run: RunFiles, key: str) -> list[tuple[int, str]]:
+    """(epoch, operation) from which on it was derived; an empty name for a dropped edge."""
+    found: list[tuple[int, str]] = []
+    for epoch, choices in run.derived:
+        name = choices.get(key) or ""
+        if not found or found[-1][1] != name:
+            found.append((epoch, name))
+    return found
+
+
+def gap_and_collapse(run: RunFiles) -> Html | None:
+    show, search = shower(run), run.lines.get("search", [])
+    measured = mapping(run.result.get("discretisation_gap"))
+    steps = [(name, said, value) for key, name, said in GAP if (value := number(measured.get(key))) is not None]
+    if not steps:
+        last = search[-1] if search else {}
+        steps = [(n, said, v) for key, n, said in GAP if (v := number(last.get(f"gap/{key}"))) is not None]
+    drawn = [
+        waterfall(f"Discretisation gap: {metric_name(run)}", steps, show=show) if steps else None,
+        line_chart(
+            "The gap over the epochs",
+            [Series(name, values(search, f"gap/{key}"), f"k{i}") for i, (key, name, _) in enumerate(GAP[:3])],
+            show=show,
+        ),
+        line_chart(
+            "Collapse monitor: derived operations",
+            [
+                Series("skips", values(search, "collapse/skips"), "k1"),
+                Series("without parameters", values(search, "collapse/parameter_free"), "k0"),
+            ],
+        ),
+    ]
+    charts = [one for one in drawn if one is not None]
+    stopped = text(run.manifest.get("search_stopped"))
+    note = el("p", f"The search was stopped: {stopped}.", class_="note") if stopped else None
+    return el("div", note, el("div", charts, class_="grid")) if charts else None
+
+
+def on_test_split(run: RunFiles) -> Html | None:
+    result, parts = run.result, []
+    if run.score is None:
+        return None
+    classes = {name: mapping(of) for name, of in mapping(result.get("test_per_class")).items()}
+    confusion = {name: mapping(of) for name, of in mapping(result.get("test_confusion")).items()}
+    facts = [
+        (f"test {metric_name(run)}", shower(run)(run.score)),
+        *(
+            (label, form(value))
+            for key, label, form in FACTS
+            if (value := number(result.get(f"test_{key}"))) is not None
+        ),
+        ("examples", f"{number(result.get('test_examples')) or 0:,.0f}"),
+    ]
+    parts.append(el("dl", [tile(label, value) for label, value in facts], class_="tiles small"))
+    side = []
+    if classes:
+        side.append(per_class(classes))
+    if confusion:
+        side.append(matrix(confusion) if len(confusion) <= LARGEST_MATRIX else pairs(confusion))
+    bins = [
+        (int(one[0]), one[1], one[2])
+        for one in map(items, items(result.get("test_calibration")))
+        if len(one) == 3 and all(number(of) is not None for of in one) and one[0] > 0
+    ]
+    if bins:
+        side.append(calibration_chart(bins))
+    parts.append(el("div", side, class_="grid wide"))
+    pictures = [one for one in run.mistakes if is_png(one.get("png"))]
+    if pictures:
+        parts += [
+            el("h3", "Worst mistakes"),
+            el("p", "The wrong answers that the network was most sure of.", class_="note"),
+            el("ul", [mistake(one) for one in pictures], class_="mistakes"),
+        ]
+    return el("div", parts)
+
+
+FACTS = (
+    ("balanced_accuracy", "balanced accuracy", percent),
+    ("top5_accuracy", "top-5 accuracy", percent),
+    ("loss", "loss", plain),
+    ("negative_log_likelihood", "negative log-likelihood", plain),
+    ("expected_calibration_error", "expected calibration error", plain),
+    ("root_mean_squared_error", "root mean squared error", plain),
+    ("r_squared", "R squared", plain),
+)
+
+
+def is_png(value: object) -> bool:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+    return (
+        isinstance(value, str) and value.startswith("iVBOR") and len(value) < 100_000 and not set(value) - set(letters)
+    )
+
+
+def mistake(one: Mapping[str, Any]) -> Html:
+    true, predicted, sure = text(one.get("true")), text(one.get("predicted")), number(one.get("confidence"))
+    said = f"{true}, taken for {predicted}"
+    return el(
+        "li",
+        el("img", src=f"data:image/png;base64,{one['png']}", alt=said),
+        el(
+            "span",
+            el("b", true),
+            " taken for ",
+            el("b", predicted),
+            f", {percent(round(sure, 3))} sure" if sure else None,
+        ),
+    )
+
+
+def per_class(classes: Mapping[str, Mapping[str, Any]]) -> Html:
+    rows = [(name, number(of.get("accuracy")), number(of.get("examples")) or 0) for name, of in classes.items()]
+    heading = "Accuracy of each class"
+    if len(rows) > MOST_CLASSES:
+        rows = sorted((row for row in rows if row[1] is not None), key=lambda row: row[1] or 0.0)[:MOST_CLASSES]
+        heading = f"Accuracy of the {len(rows)} worst of {len(classes)} classes"
+    shown = [
+        el(
+            "tr", el("th", name, scope="row"),
+            el("td", el("span", style=f"width:{100 * (accuracy or 0):.1f}%", class_="level")),
+            el("td", "-" if accuracy is None else f"{100 * accuracy:.1f} %", class_="n"),
+            el("td", f"{examples:,.0f}", class_="n faint"),
+        )
+        for name, accuracy, examples in rows
+    ]  # fmt: skip
+    head = el("tr", [el("th", one, scope="col") for one in ("class", "accuracy", "", "examples")])
+    table = el("table", el("thead", head), el("tbody", shown), class_="classes")
+    return el("figure", el("figcaption", heading), scrolled(table, heading))
+
+
+def matrix(confusion: Mapping[str, Mapping[str, Any]]) -> Html:
+    names = list(confusion)
+    rows = []
+    for name in names:
+        counts = [number(confusion[name].get(other)) or 0 for other in names]
+        whole = sum(counts) or 1
+        cells = [
+            el(
+                "td", f"{count:,.0f}" if count else "", title=f"{name} taken for {other}: {count:,.0f}",
+                style=f"--p:{count / whole:.3f}", class_="right" if other == name else "wrong",
+            )
+            for other, count in zip(names, counts, strict=True)
+        ]  # fmt: skip
+        rows.append(el("tr", el("th", name, scope="row"), cells))
+    head = el("tr", el("td", ""), [el("th", el("span", name), scope="col") for name in names])
+    table = el("table", el("thead", head), el("tbody", rows), class_="matrix")
+    caption = "Confusion: a row for each true class, a column for each answer"
+    return el("figure", el("figcaption", caption), scrolled(table, caption))
+
+
+def pairs(confusion: Mapping[str, Mapping[str, Any]]) -> Html:
+    found = sorted(
+        ((number(n) or 0, true, name) for true, of in confusion.items() for name, n in of.items() if name != true),
+        reverse=True,
+    )[:MOST_PAIRS]
+    rows = [
+        el("tr", el("td", true), el("td", name), el("td", f"{count:,.0f}", class_="n")) for count, true, name in found
+    ]
+    head = el("tr", [el("th", one, scope="col") for one in ("class", "taken for", "how often")])
+    caption = f"The most frequent confusions of {len(confusion)} classes"
+    table = el("table", el("thead", head), el("tbody", rows))
+    return el("figure", el("figcaption", caption), scrolled(table, caption))
+
+
+def settings(run: RunFiles) -> Html | None:
+    changed = mapping(run.manifest.get("changed"))
+    if not changed:
+        if not run.manifest:
+            return None
+        said = (
+            "None: the run used the defaults." if "changed" in run.manifest
+            else "The run did not record them; config.yaml has all its settings."
+        )  # fmt: skip
+        return el("p", said, class_="note")
+    rows = [
+        el(
+            "tr",
+            el("th", name.replace("._name_", ""), scope="row"),
+            el("td", el("code", shown_value(two[1]))),
+            el("td", shown_value(two[0])),
+        )
+        for name, two in ((name, items(of)) for name, of in changed.items())
+        if len(two) == 2
+    ]
+    head = el("tr", [el("th", one, scope="col") for one in ("setting", "this run", "default")])
+    table = el("table", el("thead", head), el("tbody", rows), class_="settings")
+    return scrolled(table, "Settings that differ from the defaults")
+
+
+def shown_value(value: Any) -> str:
+    return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def load(run: RunFiles) -> Html | None:
+    artefacts = mapping(run.export.get("artefacts"))
+    if not artefacts and run.score is None:
+        return None
+    whole = f"import nas\n\nnetwork = nas.load({json.dumps(str(run.path))})  # in eval mode"
+    parts: list[Html | None] = [el("pre", el("code", lines(whole)), tabindex="0")]
+    for name, of in ((name, mapping(of)) for name, of in artefacts.items()):
+        needs = ", ".join(map(str, items(of.get("needs"))))
+        parts += [
+            el("h3", f"export/{name}"),
+            el("p", f"{text(of.get('about'))}. Needs {needs}.", class_="note"),
+            el("p", el("strong", text(of.get("warning")))) if text(of.get("warning")) else None,
+            el("pre", el("code", lines(text(of.get("code")).rstrip())), tabindex="0"),
+        ]
+    left_out = mapping(run.export.get("left_out"))
+    parts += [el("p", f"Not there: {name}, because {why}.", class_="note") for name, why in left_out.items()]
+    return el("div", parts)
+
+
+def manifest(run: RunFiles) -> Html | None:
+    if not run.manifest:
+        return None
+    shown = {key: value for key, value in run.manifest.items() if key not in ("changed", "command")}
+    versions = mapping(shown.pop("versions", {}))
+    pairs_: list[tuple[str, object]] = [
+        (
+            key.replace("_", " "),
+            el("code", shown_value(value)) if isinstance(value, dict | list) else shown_value(value),
+        )
+        for key, value in shown.items()
+    ]
+    pairs_.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return description_list(pairs_)

@@ -1,0 +1,274 @@
+"""What a run left in its directory, read as far as it is there and whole: anybody may have written it."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas import __version__
+from nas.errors import OutputError
+from nas.storage.metrics_log import DERIVED, STAGES, Line, parsed, read_derived
+from nas.untrusted import plain_data, regular_file
+
+KNOWN = ("manifest.json", "metrics.jsonl", "result.json")  # by one of which a directory is a run's
+DEPTH = 3  # levels of directories in which runs are looked for
+LARGEST = 64_000_000  # bytes of a file; the largest table of confusions takes half of it
+LONGEST = 10_000_000  # bytes of a line of metrics
+VALUES = 4_000_000
+MOST_RUNS = 1000
+
+
+@dataclass
+class RunFiles:
+    """config: of ``config.yaml``. choices: the derived ones. lines: stage -> lines of metrics, thinned out evenly.
+    logged: stage -> how many lines there are. derived: (epoch from 1, choices), for each change. damaged: what could
+    not be read, in words."""
+
+    path: Path
+    manifest: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    genotype: dict[str, Any] = field(default_factory=dict)
+    export: dict[str, Any] = field(default_factory=dict)
+    mistakes: list[dict[str, Any]] = field(default_factory=list)
+    lines: dict[str, list[Line]] = field(default_factory=dict)
+    logged: dict[str, int] = field(default_factory=dict)
+    derived: list[tuple[int, dict[str, str | None]]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name or str(self.path)
+
+    @property
+    def space(self) -> str:
+        return text(self.genotype.get("space")) or text(mapping(self.config.get("space")).get("_name_"))
+
+    @property
+    def choices(self) -> dict[str, str | None]:
+        found = mapping(self.genotype.get("choices")) or (self.derived[-1][1] if self.derived else {})
+        return {key: name for key, name in found.items() if name is None or isinstance(name, str)}
+
+    @property
+    def metric(self) -> tuple[str, bool, bool]:
+        """Name, whether higher is better, whether it is shown in per cent."""
+        given = mapping(self.result.get("metric"))
+        name = text(given.get("name"))
+        if name:
+            return name, given.get("higher_is_better") is not False, given.get("percent") is True
+        logged = [key[5:] for line in self.lines.get("search", [])[:1] for key in line if key.startswith("arch/")]
+        logged += [key[8:] for line in self.lines.get("retrain", [])[:1] for key in line if key.startswith("weights/")]
+        name = next((key for key in logged if key not in ("loss", "grad_norm") and "/" not in key), "accuracy")
+        return name, True, name == "accuracy"
+
+    @property
+    def score(self) -> float | None:
+        return number(self.result.get(f"test_{self.metric[0]}"))
+
+    @property
+    def seconds(self) -> float | None:
+        return number(self.manifest.get("wall_seconds"))
+
+    @property
+    def latency(self) -> list[dict[str, Any]]:
+        found = self.result.get("latency") or self.manifest.get("latency")
+        return [one for one in map(mapping, items(found)) if number(one.get("median_ms")) is not None]
+
+    @property
+    def one_latency(self) -> float | None:
+        """Milliseconds for one example."""
+        return next((number(one["median_ms"]) for one in self.latency if one.get("batch") == 1), None)
+
+    @property
+    def status(self) -> tuple[str, str]:
+        """finished, running, killed, interrupted, failed or unknown; and a sentence."""
+        said = self.manifest.get("status")
+        go_on = "resume= with this directory goes on from the last checkpoint."
+        if said == "running":
+            process = text(self.manifest.get("process"))
+            alive = is_alive(process)
+            if alive is None:
+                return "running", f"Still running, or killed: the process was {process or 'not recorded'}. {go_on}"
+            if alive:
+                return "running", "Still running. This page shows what was there when it was written."
+            return "killed", f"Killed before its end. This page shows what is left; {go_on}"
+        if said == "interrupted":
+            return "interrupted", f"Interrupted before its end. This page shows what is left; {go_on}"
+        if said == "failed":
+            return "failed", "Failed before its end. This page shows what is left."
+        if said == "finished":
+            return "finished", ""
+        return "unknown", "How the run ended is not recorded: manifest.json is missing or damaged."
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know before the numbers."""
+        notes = [self.status[1]] if self.status[1] else []
+        version = text(mapping(self.manifest.get("versions")).get("gumbel-nas"))
+        if version and version != __version__:
+            notes.append(
+                f"Written by release {version}; this page is made by {__version__} and lacks what it did not record."
+            )
+        elif version and "changed" not in self.manifest:
+            notes.append("Written by an older release, which recorded less.")
+        return notes + self.damaged
+
+
+def is_alive(process: str) -> bool | None:
+    """Of "<pid> on <machine>"; None of another machine."""
+    pid, _, machine = process.partition(" on ")
+    if machine != platform.node() or not pid.isascii() or not pid.isdigit() or not 0 < int(pid) < 2**31:
+        return None
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The directories of runs among `paths`, or below them. Raises OutputError if one of the paths has none."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            problem = "is a file" if path.exists() else "does not exist"
+            raise OutputError(f"{path} {problem}, expected the directory of a run", fix="give e.g. runs/my_run")
+        here = list(below(path, DEPTH))
+        if not here:
+            raise OutputError(
+                f"there is no run in {path}, expected a directory with one of {', '.join(KNOWN)}",
+                fix="give the directory that a run left, or one that holds such directories",
+            )
+        found += [one for one in here if one not in found]
+    if len(found) > MOST_RUNS:
+        raise OutputError(
+            f"there are {len(found)} runs, expected at most {MOST_RUNS} in one page", fix="give fewer directories"
+        )
+    return found
+
+
+def below(path: Path, depth: int) -> Iterable[Path]:
+    if any((path / name).is_file() for name in KNOWN):
+        yield path
+    elif depth > 0:
+        with contextlib.suppress(OSError):
+            for child in sorted(path.iterdir()):
+                if child.is_dir() and not child.is_symlink():
+                    yield from below(child, depth - 1)
+
+
+def read_run(path: Path, *, points: int) -> RunFiles:
+    """points: lines of metrics of a stage that are kept at most."""
+    run = RunFiles(path)
+    run.manifest = mapping(read_json(run, "manifest.json"))
+    run.result = mapping(read_json(run, "result.json"))
+    run.genotype = mapping(read_json(run, "genotype.json")) or mapping(run.result.get("genotype"))
+    run.export = mapping(read_json(run, "export/metadata.json"))
+    run.mistakes = [mapping(one) for one in items(read_json(run, "mistakes.json"))][:24]
+    try:
+        run.config = mapping(plain_data.from_yaml(regular_file.read(path / "config.yaml", limit=LARGEST)))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        run.damaged.append(f"config.yaml cannot be read ({reason(error)}).")
+    read_metrics(run, points)
+    run.derived = [(line["epoch"] + 1, line["choices"]) for line in read_derived(path / DERIVED)]
+    return run
+
+
+def read_json(run: RunFiles, name: str) -> Any:
+    try:
+        content = regular_file.read(run.path / name, limit=LARGEST)
+        return plain_data.check(json.loads(content.decode()), values=VALUES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        run.damaged.append(f"{name} is damaged and left out ({reason(error)}).")
+        return None
+
+
+def reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (
+        type(error).__name__ if isinstance(error, RecursionError) else str(error)
+    )
+
+
+def read_metrics(run: RunFiles, points: int) -> None:
+    """In two passes over the file, so that of a long run only the lines that are shown are parsed."""
+    path, damaged = run.path / "metrics.jsonl", 0
+    stages: list[str] = []
+    try:
+        with regular_file.opened(path) as stream:
+            while line := stream.readline(LONGEST):
+                stages.append(stage_of(line))
+        counts = {stage: stages.count(stage) for stage in STAGES}
+        seen = dict.fromkeys(STAGES, 0)
+        found: dict[str, dict[int, Line]] = {stage: {} for stage in STAGES}
+        with regular_file.opened(path) as stream:
+            for stage in stages:
+                content = stream.readline(LONGEST)
+                if not stage:
+                    damaged += 1
+                    continue
+                index, seen[stage] = seen[stage], seen[stage] + 1
+                count = counts[stage]
+                # As many as there is room for, evenly, and the last.
+                if count > points and index != count - 1 and index * points // count == (index - 1) * points // count:
+                    continue
+                line_ = parsed(content.decode("utf-8", errors="replace"))
+                if line_ is None or not content.endswith(b"\n"):
+                    damaged += 1
+                else:
+                    found[line_["stage"]][line_["epoch"]] = line_
+    except FileNotFoundError:
+        if run.manifest:
+            run.damaged.append("metrics.jsonl is missing: there are no curves.")
+        return
+    except OSError as error:
+        run.damaged.append(f"metrics.jsonl cannot be read ({reason(error)}): there are no curves.")
+        return
+    if damaged:
+        run.damaged.append(f"metrics.jsonl: {damaged} damaged {'line is' if damaged == 1 else 'lines are'} left out.")
+    run.lines = {stage: [of[epoch] for epoch in sorted(of)] for stage, of in found.items() if of}
+    run.logged = {stage: counts[stage] for stage in run.lines}
+
+
+def stage_of(line: bytes) -> str:
+    """Of a line of metrics, by its beginning, as ours have it; empty for what is no such line."""
+    for stage in STAGES:
+        if line.startswith(b'{"stage": "%s"' % stage.encode()):
+            return stage
+    found = parsed(line.decode("utf-8", errors="replace"))
+    return "" if found is None else str(found["stage"])
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A dict with keys of text; empty for anything else."""
+    return {key: of for key, of in value.items() if isinstance(key, str)} if isinstance(value, dict) else {}
+
+
+def items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def values(lines: Iterable[Line], name: str) -> list[tuple[float, float]]:
+    """(epoch from 1, value) of a metric, where it is a finite number."""
+    return [(line["epoch"] + 1.0, float(line[name])) for line in lines if number(line.get(name)) is not None]

@@ -1,0 +1,245 @@
+"""nas-report: pages from what is left on the disk, whatever it is."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from written_runs import KEYS, write_run
+
+from nas.cli.report_runs import main, run
+from nas.errors import OutputError
+from nas.report.charts import heat_png, pareto, thinned, ticks
+from nas.report.markup import Html, el
+from nas.report.page import page_of_one, page_of_several, report
+from nas.report.run_files import read_run
+
+
+class Texts(HTMLParser):
+    """All texts, the tags that are open, and whether each is closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts, self.open, self.ids = [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip() and self.open[-1:] not in (["style"], ["script"]):
+            self.texts.append(data)
+
+
+def texts(page):
+    return "\n".join(Texts(page).texts)
+
+
+# -- one run
+
+
+def test_the_page_of_a_run(tmp_path):
+    page = report([write_run(tmp_path / "my_run")])
+    parsed = Texts(page)
+    assert parsed.ids == ["main", "overview", "curves", "edges", "gap", "test", "settings", "load", "manifest"]
+    shown = "\n".join(parsed.texts)
+    for expected in (
+        "my_run", "finished", "nas_bench_201, gdas, digits", "90.00 %", "95 %: 80.00 to 95.00 %", "1 k",
+        "123 k", "2.5 ms", "1 min 15 s", "6 epochs", "nas-run sampler=gdas", "skip_connect derived from epoch 1 to 3",
+        "conv_3x3 derived from epoch 4 to 6", "cell/0-1 changed, epoch 4", "search.epochs",
+        "confidence 50 %: 25 % of 4 right", "relaxed 80.00 %, derived 30.00 %, recalibrated 70.00 %, retrained 90.00 %",
+    ):  # fmt: skip
+        assert expected in shown, expected
+
+
+def test_it_needs_nothing_from_elsewhere(tmp_path):
+    page = report([write_run(tmp_path / "a")])
+    assert "default-src &#x27;none&#x27;" in page
+    for word in ("http://", "https://", "@import", "url(", "<iframe", 'src="/'):
+        assert word not in page
+
+
+def test_names_are_escaped(tmp_path):
+    evil = "<script>alert(1)</script>\"'&\x1b[2J"
+    directory = write_run(tmp_path / "<img src=x onerror=alert(1)>", names=[evil, "b", "c"], sampler=evil)
+    line = {"stage": "search", "epoch": 6, f"probability/{evil}/{evil}": 0.5}
+    with (directory / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    (directory / "genotype.json").write_text(json.dumps({"space": evil, "choices": {evil: evil}}))
+    for page in (report([directory]), report([directory, write_run(tmp_path / "b")])):
+        assert page.count("<script") == 1
+        assert "<img src=x" not in page
+        assert "\x1b" not in page
+        assert "<script>alert(1)</script>" in texts(page)
+    assert el("p", Html("<b>"), "<i>", None, [1, "&"], title='"<') == '<p title="&quot;&lt;"><b>&lt;i&gt;1&amp;</p>'
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ({"status": "running", "process": f"{os.getpid()} on {platform.node()}"}, "Still running."),
+        ({"status": "running", "process": f"{2**31 - 1} on {platform.node()}"}, "Killed before its end."),
+        ({"status": "running", "process": "7 on another"}, "Still running, or killed: the process was 7 on another."),
+        ({"status": "interrupted"}, "Interrupted before its end."),
+        ({"status": "failed"}, "Failed before its end."),
+        ({"status": "finished", "versions": {"gumbel-nas": "0.0.1"}}, "Written by release 0.0.1"),
+        ({"status": "finished", "versions": {"gumbel-nas": "0.1.0"}}, "Written by an older release"),
+        ([1, 2], "manifest.json is missing or damaged"),
+    ],
+)
+def test_a_run_that_is_not_as_usual_says_so(tmp_path, manifest, expected):
+    directory = write_run(tmp_path / "a")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    assert expected in texts(report([directory]))
+
+
+# -- whatever is there instead
+
+
+BAD = {
+    "truncated": lambda run: (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:-30]),
+    "nan": lambda run: (run / "metrics.jsonl").write_text(
+        '{"stage": "search", "epoch": 0, "weights/loss": NaN, "arch/loss": 1e400, "probability/a/b": null}\n'
+    ),
+    "no metrics": lambda run: (run / "metrics.jsonl").unlink(),
+    "no result": lambda run: (run / "result.json").unlink(),
+    "no genotype": lambda run: ((run / "genotype.json").unlink(), (run / "derived.jsonl").unlink()),
+    "fifo": lambda run: ((run / "metrics.jsonl").unlink(), os.mkfifo(run / "metrics.jsonl")),
+    "binary": lambda run: [path.write_bytes(b"\xff\x00{[") for path in run.iterdir() if path.is_file()],
+    "nested": lambda run: (run / "result.json").write_text("[" * 100_000),
+    "alone": lambda run: [path.unlink() for path in run.iterdir() if path.name != "result.json"],
+    "empty": lambda run: [path.write_text("") for path in run.iterdir()],
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_damaged_or_missing_gives_a_page_that_says_so(tmp_path, what):
+    directory = write_run(tmp_path / "a")
+    BAD[what](directory)
+    assert "finished" in texts(report([directory])) or "missing or damaged" in texts(report([directory]))
+    Texts(report([directory, write_run(tmp_path / "b")]))
+    if what == "truncated":
+        assert "metrics.jsonl: 1 damaged line is left out" in texts(report([directory]))
+
+
+KINDS = (None, -1, float("nan"), "<x>", [[]], {"a": {"b": [None]}}, [{"accuracy": "x"}], True)
+
+
+def test_values_of_any_kind_give_a_page(tmp_path):
+    """Every value of every file replaced by values of other kinds, one after the other."""
+    directory = write_run(tmp_path / "a", epochs=2)
+    for name in ("manifest.json", "result.json", "genotype.json", "mistakes.json", "config.yaml"):
+        content = json.loads((directory / name).read_text())
+        for number, value in enumerate(KINDS):
+            if isinstance(content, dict):
+                some = [key for index, key in enumerate(content) if index % len(KINDS) == number]
+                changes = [content | dict.fromkeys(keys, value) for keys in (content, some)]
+            else:
+                changes = [[value]]
+            for changed in changes:
+                (directory / name).write_text(json.dumps(changed))
+                read = read_run(directory, points=5)
+                assert page_of_one(read).endswith("</html>\n")
+                assert page_of_several([read, read]).endswith("</html>\n")
+        (directory / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("x"), lambda path: None])
+def test_what_is_no_run_is_one_line(tmp_path, make, capsys, monkeypatch):
+    make(tmp_path / "x")
+    monkeypatch.setattr(sys, "argv", ["nas-report", str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_where_the_page_goes(tmp_path, monkeypatch):
+    one, two = write_run(tmp_path / "runs" / "a"), write_run(tmp_path / "runs" / "b")
+    monkeypatch.chdir(tmp_path)
+    assert run([str(one)]) == one / "report.html"
+    assert run([str(tmp_path / "runs")]) == tmp_path / "runs" / "report.html"
+    assert run([str(one), str(two), "out=both.html"]).read_text().count("<title>2 runs</title>") == 1
+    for out in ("out=page.pdf", "out=nowhere/page.html"):
+        with pytest.raises(OutputError, match=r"\.html|no directory"):
+            run([str(one), out])
+
+
+def test_long_runs_and_many_classes_stay_small(tmp_path):
+    directory = write_run(tmp_path / "a", epochs=1, classes=300)
+    line = '{"stage": "search", "epoch": %d, "weights/loss": %f, "probability/a/b": 0.5}\n'
+    (directory / "metrics.jsonl").write_text("".join(line % (epoch, epoch % 7) for epoch in range(20_000)))
+    page = report([directory])
+    assert len(page) < 300_000
+    assert "20,000 epochs" in texts(page)
+    assert "Accuracy of the 40 worst of 300 classes" in texts(page)
+    assert "The most frequent confusions of 300 classes" in texts(page)
+
+
+# -- several runs
+
+
+def test_several_runs_are_grouped_and_compared(tmp_path):
+    runs = [write_run(tmp_path / f"{sampler}_{seed}", sampler=sampler, seed=seed, accuracy=0.8 + 0.05 * seed)
+            for sampler in ("gdas", "softmax") for seed in (0, 1)]  # fmt: skip
+    genotype = json.loads((runs[0] / "genotype.json").read_text())
+    genotype["choices"][KEYS[1]] = "none"
+    (runs[0] / "genotype.json").write_text(json.dumps(genotype))
+    shown = texts(report(runs))
+    assert "4 runs" in shown
+    assert "82.50 %" in shown  # the mean of each group
+    assert "± 3.54 % test accuracy, 2 runs" in shown
+    assert "2 of 3 choices are the same in all 4 runs." in shown
+    assert "3 of 4" in shown
+    assert "softmax_1: 85.00 %, 1.1 k, on the Pareto front" in shown
+
+
+def test_of_a_hundred_runs(tmp_path):
+    runs = [write_run(tmp_path / str(index), epochs=2, seed=index, sampler=f"s{index}") for index in range(4)]
+    runs += [shutil.copytree(runs[index % 4], tmp_path / str(index)) for index in range(4, 100)]
+    page = report([tmp_path])
+    assert len(page) < 2_000_000
+    assert texts(page).count("class 0") == 0
+    assert "100 finished" in texts(page)
+    assert len(runs) == 100
+
+
+# -- parts
+
+
+def test_the_pareto_front():
+    assert pareto([(1, 1), (2, 3), (3, 2), (4, 4), (1, 0)]) == [(1, 1), (2, 3), (4, 4)]
+    assert pareto([(1, 5), (2, 3), (3, 4)], higher_is_better=False) == [(1, 5), (2, 3)]
+
+
+def test_thinning_keeps_peaks():
+    points = [(float(x), 100.0 if x == 7777 else 0.0) for x in range(20_000)]
+    found = thinned(points)
+    assert len(found) <= 402
+    assert (7777.0, 100.0) in found
+    assert found == sorted(found)
+
+
+def test_round_numbers_on_an_axis():
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(3.0, 3.0) == [3.0]
+    assert heat_png([[0.0, float("nan"), 1.0]]).startswith("data:image/png;base64,iVBOR")
+
+
+def test_the_command_imports_neither_torch_nor_hydra():
+    code = "import nas.cli.report_runs, sys; print({'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
