@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # What a command line says of a resumption itself, and of whom it trusts: never read from what a run has left.
-OWN = ("resume", "may_change", "allow_targets", "lock")
+OWN = ("resume", "may_change", "allow_targets", "lock", "retry_failed")
 # Where the data lie. A resumed run may get another place, as the training examples themselves are compared.
 PLACES = ("data.root",)
 # Whether files are fetched, to a place that the run's configuration names: never read from what a run has left.

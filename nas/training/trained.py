@@ -164,6 +164,6 @@ def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: 
     }
 
 
-def objective(result: dict[str, Any]) -> float:
-    """What a sweeper is given of a result: the task's metric on the test split."""
+def test_score(result: dict[str, Any]) -> float:
+    """The task's metric on the test split, of a `final_result`."""
     return float(result[f"test_{result['metric']['name']}"])
