@@ -52,13 +52,8 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     output.resume_in_place(sys.argv)
     base = output.base(sys.argv).absolute()
     task = Task(config_name, body, shared=shared, debug=debug, options=options(sys.argv[1:]), base=base)
-
-    def stoppable(cfg: DictConfig) -> float | list[float] | None:
-        with parallel.job(), AtOnce(control_c=parallel.in_job_process()):
-            return task(cfg)
-
     where = str(configuration.directory())
-    main = hydra.main(version_base="1.3", config_path=where, config_name=config_name)(stoppable)
+    main = hydra.main(version_base="1.3", config_path=where, config_name=config_name)(stoppable(task))
 
     def again() -> None:
         for _ in range(output.TRIES - 1):
@@ -73,8 +68,21 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     launched(again, task)
 
 
-def launched(launch: Callable[[], None], task: "Task") -> None:
-    """Let `launch` run one task, or the tasks of a sweep; of a sweep the table is printed. Exits as `command` says."""
+def stoppable(task: "Task") -> Callable[[DictConfig], float | list[float] | None]:
+    """The task as a function that a signal stops."""
+
+    def stopped_by_signals(cfg: DictConfig) -> float | list[float] | None:
+        with parallel.job(), AtOnce(control_c=parallel.in_job_process()):
+            return task(cfg)
+
+    return stopped_by_signals
+
+
+def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str] | None = None) -> None:
+    """Let `launch` run one task, or the tasks of a sweep; of a sweep the table is printed. Exits as `command` says.
+
+    again: see `sweep_table.end`.
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -89,10 +97,13 @@ def launched(launch: Callable[[], None], task: "Task") -> None:
                     sys.exit(failed.code)
             except Exception as error:
                 # Of the jobs, as one whose process was killed; or of a cluster. Each job that ran has left its record.
-                if not sweep.home or task.debug or not any(sweep.home[0].rglob(sweep.RECORD)):
+                if not sweep.home or task.debug or isinstance(error, HydraException | OmegaConfBaseException):
                     raise
-                tell(f"the sweep has ended early: {explain_lost(error)}")
-            if sweep.home and sweep_table.end(f"nas-{task.config_name}"):
+                begun = any(sweep.home[0].rglob(sweep.RECORD))
+                tell(f"the sweep {'has ended early' if begun else 'could not begin'}: {explain_lost(error)}")
+                sweep_table.end(f"nas-{task.config_name}", again=again)
+                sys.exit(USER_ERROR)
+            if sweep.home and sweep_table.end(f"nas-{task.config_name}", again=again):
                 sys.exit(USER_ERROR)
         except KeyboardInterrupt:
             fail(NOTHING_DONE, INTERRUPTED)

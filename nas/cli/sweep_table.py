@@ -67,9 +67,12 @@ def standing(directory: Path) -> tuple[str, float | None, bool]:
     return "", None, True
 
 
-def end(command: str) -> int:
+def end(command: str, *, again: tuple[str, str] | None = None) -> int:
     """Print the table of the sweep that this process has begun, and leave it as ``sweep.json``. Returns the number of
-    jobs that have not finished."""
+    jobs that have not finished.
+
+    again: what goes on with the sweep, and what to add to it for the jobs that have failed; None for the command line.
+    """
     directory = sweep.home[0]
     names.release(directory)
     found = rows(directory)
@@ -98,10 +101,10 @@ def end(command: str) -> int:
     left = sum(row.status != "finished" for row in found)
     print(f"The sweep is in {directory}")
     if left:
-        again = setting("hydra.sweep.dir", directory)
+        same, repeats = again or (f"The same command with {setting('hydra.sweep.dir', directory)}", "retry_failed=true")
         failed = any(row.status == "failed" for row in found)
         print(
-            f"{left} of {len(found)} jobs have not finished. The same command with {again} goes on with those that "
-            f"were killed{', with retry_failed=true also with those that have failed' if failed else ''}."
+            f"{left} of {len(found)} jobs have not finished. {same} goes on with those that were killed"
+            f"{f', with {repeats} also with those that have failed' if failed else ''}."
         )
     return left

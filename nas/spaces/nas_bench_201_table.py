@@ -111,6 +111,16 @@ class NasBench201Table:
             for column, accuracy, ascending in zip(self.columns, accuracies, self._sorted.T, strict=True)
         }
 
+    def accuracies(self, column: str) -> np.ndarray:
+        """(cells,) in percent, in the order of the file. Raises KeyError for a column that the table does not have."""
+        if column not in self.columns:
+            raise KeyError(column)
+        return self._accuracies[:, self.columns.index(column)].copy()
+
+    def cell(self, row: int) -> Genotype:
+        """The cell in a row, in the order of the file."""
+        return self.genotype(self._indices[row])
+
     def metrics(self, genotype: Genotype) -> dict[str, float]:
         """The same under the names that a search logs: ``benchmark/<column>`` and ``benchmark/<column>_rank``."""
         return {
