@@ -17,7 +17,7 @@ from nas.cli.mistakes import explain, suggestion, untouched
 from nas.cli.sweep import Job, JobFailedError
 from nas.errors import ConfigError, NasError, described
 from nas.settings import allowed_targets, configuration, schemas
-from nas.storage import disk, names
+from nas.storage import disk, lock, names
 from nas.storage.command_line import setting
 from nas.storage.signals import AtOnce, Interrupted
 from nas.untrusted.escaping import printable
@@ -285,6 +285,12 @@ class Task:
             if sweep.optimises():
                 raise JobFailedError(USER_ERROR)
             return None
+        if begun and cfg.lock and is_held(job.directory):
+            # As when a cluster still has the jobs of a launching process that is gone.
+            tell(f"{job.name} is being run by another process")
+            if sweep.optimises():
+                raise JobFailedError(USER_ERROR)
+            return None
         job.record("running")
         value = self.go_on(cfg, job.directory, as_before=False) if begun else self.body(cfg, job.directory)
         if value is None and sweep.optimises():
@@ -298,6 +304,14 @@ def as_value(found: Any) -> float | list[float] | None:
     if isinstance(found, list):
         return [float(one) for one in found]
     return float(found) if isinstance(found, int | float) else None
+
+
+def is_held(directory: Path) -> bool:
+    """Whether another process runs what is in a directory."""
+    if (descriptor := lock.take(directory)) is None:
+        return True
+    os.close(descriptor)
+    return False
 
 
 def recorded_objective(directory: Path) -> float | list[float] | None:

@@ -142,7 +142,7 @@ def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]]
     from nas.settings import configuration
     from nas.storage.command_line import hydra_value
 
-    jobs = [[*common, *job] for job in jobs]
+    own, jobs = jobs, [[*common, *job] for job in jobs]
     with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory()), job_name="nas-study"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -153,7 +153,8 @@ def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]]
                 run_mode=RunMode.MULTIRUN,
                 with_log_configuration=False,
             )
-            sweep.begin(config)
+            varied = {setting.partition("=")[0].lstrip("+~").partition("@")[0] for job in own for setting in job}
+            sweep.begin(config, varied=varied)
             if not any(home.rglob(sweep.RECORD)):
                 compose_all(hydra, config, jobs)
         except (HydraException, OmegaConfBaseException, ValueError) as error:

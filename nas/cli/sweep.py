@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,9 @@ class Beginning(Callback):  # type: ignore[misc]
         begin(config)
 
 
-def begin(config: DictConfig) -> None:
-    """config: Hydra's, of which that of each job is made anew, with the overrides that it lists."""
+def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
+    """config: Hydra's, of which that of each job is made anew, with the overrides that it lists. varied: settings that
+    jobs may change, beside those that the command line sweeps over."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     overrides = list(config.hydra.overrides.hydra)
@@ -62,7 +63,7 @@ def begin(config: DictConfig) -> None:
     home[:] = [directory]
     raw = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     sweeps = {str(override.key_or_group): override.is_sweep_override() for override in raw}  # the last one counts
-    common = [f'"{key}"' for key, varies in sweeps.items() if not varies]
+    common = [f'"{key}"' for key, varies in sweeps.items() if not varies and key not in varied]
     added = [f"hydra.sweep.dir={hydra_value(str(directory))}", f"{EXCLUDED}=[{','.join(common)}]"]
     with read_write(config), open_dict(config):
         config.hydra.overrides.hydra = [o for o in overrides if not o.startswith("hydra.sweep.dir=")] + added
@@ -110,7 +111,8 @@ def differing() -> list[str]:
 
     common = set(hydra().job.config.override_dirname.exclude_keys)
     parsed = OverridesParser.create().parse_overrides(list(hydra().overrides.task))
-    return [str(override.input_line) for override in parsed if override.key_or_group not in common]
+    last = {override.get_key_element(): str(override.input_line) for override in parsed}  # the last of a key counts
+    return [line for key, line in last.items() if key.lstrip("+~").partition("@")[0] not in common]
 
 
 def job_directory() -> str:

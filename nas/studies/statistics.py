@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,10 @@ def stats() -> Any:
 def described(values: Sequence[float]) -> dict[str, Any]:
     """Number, mean, standard deviation (of n - 1) and the bootstrap interval of the mean; without the last two for one
     value, which has neither."""
-    given = np.asarray(values, dtype=float)
-    known: dict[str, Any] = {"n": len(given), "mean": float(given.mean())}
-    if len(given) == 1:
+    known: dict[str, Any] = {"n": len(values), "mean": mean(values)}
+    if len(values) == 1:
         return known
-    return known | {"std": float(given.std(ddof=1)), "interval": interval(given)}
+    return known | {"std": stdev(values), "interval": interval(np.asarray(values, dtype=float))}
 
 
 def interval(values: np.ndarray) -> list[float]:
