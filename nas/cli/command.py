@@ -106,7 +106,8 @@ def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str]
             if sweep.home and sweep_table.end(f"nas-{task.config_name}", again=again):
                 sys.exit(USER_ERROR)
         except KeyboardInterrupt:
-            fail(NOTHING_DONE, INTERRUPTED)
+            goes_on = f"; the same command with {setting('hydra.sweep.dir', sweep.home[0])} goes on" if sweep.home else ""
+            fail(f"the sweep was interrupted{goes_on}" if sweep.home else NOTHING_DONE, INTERRUPTED)
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
             # ValueError may be Hydra's, of the overrides.
@@ -233,7 +234,9 @@ class Task:
         if job is None:
             fail(message, code)
         tell(f"{job.name}: {message}")
-        if job.before.get("status") != "finished":
+        if (before := job.before).get("status") == "finished":
+            job.record("finished", objective=before.get("objective"), refused=message)  # what is there stays
+        else:
             job.record("failed", error=message)
         if sweep.optimises():
             raise JobFailedError(code) from None  # the sweeper gets no number of it
@@ -279,6 +282,7 @@ class Task:
             check_same(cfg, job.directory)
         if before.get("status") == "finished":
             print(f"{job.name} has finished before")
+            job.record("finished", objective=before.get("objective"))
             return as_value(before.get("objective"))
         if before.get("status") == "failed" and not cfg.get("retry_failed"):
             tell(f"{job.name} has failed before and is not repeated, retry_failed=true does so: {before.get('error')}")

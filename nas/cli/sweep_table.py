@@ -30,7 +30,7 @@ def rows(directory: Path) -> list[Row]:
         if (record := sweep.record_of(path)) is not None:
             what, value, higher = standing(path.parent)
             settings = " ".join(map(str, record.get("settings", [])))
-            status, error = str(record.get("status")), str(record.get("error", ""))
+            status, error = str(record.get("status")), str(record.get("error", record.get("refused", "")))
             finished = status == "finished"
             found.append(
                 Row(record["number"], settings, status, path.parent, value if finished else None, what, higher, error)
@@ -98,7 +98,7 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
         for row in found
     ]  # fmt: skip
     atomic.write_json(directory / "sweep.json", {"command": command, "jobs": listed})
-    left = sum(row.status != "finished" for row in found)
+    left = sum(row.status != "finished" or bool(row.error) for row in found)
     print(f"The sweep is in {directory}")
     if left:
         same, repeats = again or (f"The same command with {setting('hydra.sweep.dir', directory)}", "retry_failed=true")

@@ -54,7 +54,7 @@ def test_a_failed_job_is_named_and_the_same_sweep_again_does_what_is_left(nas: N
     assert [(job["number"], job["status"]) for job in read(Path("sweep/sweep.json"))["jobs"]] == [
         (1, "finished"), (0, "failed"),
     ]  # fmt: skip
-    times = {path: path.stat().st_mtime_ns for path in done.iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in done.iterdir() if path.name != sweep.RECORD}
     again = nas("search", *given)
     assert again.code == 2
     assert "job 1 (search.batch_size=8) has finished before" in again.out
@@ -62,7 +62,8 @@ def test_a_failed_job_is_named_and_the_same_sweep_again_does_what_is_left(nas: N
     other = nas("search", *given, "retry_failed=true", "search.init_std=0.5")
     assert "error: job 0 (search.batch_size=1000): search.batch_size 1000 is larger" in other.err
     assert "holds a run with another configuration: search.init_std=0.5 (was 0.001)" in other.err
-    assert {path: path.stat().st_mtime_ns for path in done.iterdir()} == times
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert all("error" in job for job in read(Path("sweep/sweep.json"))["jobs"])
 
 
 def test_sweeps_have_directories_of_their_own(nas: Nas) -> None:
