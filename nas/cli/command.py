@@ -1,21 +1,23 @@
 """What all commands share: Hydra, one line for a user's mistake, exit codes."""
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas.cli import output, parallel, paths, torchrun
+from nas.cli import output, parallel, paths, sweep, sweep_table, torchrun
 from nas.cli.mistakes import explain, suggestion, untouched
-from nas.cli.sweep import JobFailedError, named_job
-from nas.errors import ConfigError, NasError
+from nas.cli.sweep import Job, JobFailedError
+from nas.errors import ConfigError, NasError, described
 from nas.settings import allowed_targets, configuration, schemas
-from nas.storage import disk, names
+from nas.storage import disk, lock, names
 from nas.storage.command_line import setting
 from nas.storage.signals import AtOnce, Interrupted
 from nas.untrusted.escaping import printable
@@ -27,19 +29,18 @@ USER_ERROR = 2
 INTERRUPTED = 130
 NOTHING_DONE = "interrupted before anything was done"
 
+Body = Callable[[DictConfig, Path], float | list[float] | None]
 
-def command(config_name: str, body: Callable[[DictConfig, Path], float | None], *, shared: bool = False) -> None:
+
+def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     """Run `body` with the configuration composed from the command line, and the run's output directory.
 
     shared: whether several processes can do it together, see `nas.runtime.distributed`.
     Exits with 2 and one line on standard error for a mistake of the user; with 128 + its number after a signal, 130 for
-    Ctrl-C. ``--debug`` shows the traceback instead. A job of a sweep
-    that fails does so after the sweep's other jobs have ended. What `body` returns is the objective of a Hydra sweeper.
+    Ctrl-C. ``--debug`` shows the traceback instead. A sweep whose jobs have not all finished exits with 2. What `body`
+    returns is the objective of a Hydra sweeper.
     """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     debug = "--debug" in sys.argv
     if debug:
@@ -47,53 +48,163 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
     sys.argv[1:] = paths.read(sys.argv[1:])
     shown_anywhere()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
-    schemas.register_schemas()
-    composed = False
+    register()
     output.resume_in_place(sys.argv)
     base = output.base(sys.argv).absolute()
-    absent = names.absent(base)
-    given = tuple(sys.argv[1:])  # the processes of joblib have other arguments
+    task = Task(config_name, body, shared=shared, debug=debug, options=options(sys.argv[1:]), base=base)
+    where = str(configuration.directory())
+    main = hydra.main(version_base="1.3", config_path=where, config_name=config_name)(stoppable(task))
 
-    def task(cfg: DictConfig) -> float | None:
-        nonlocal composed
-        composed = True
-        directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir), output.own)
-        if allowed_targets.allowed(cfg) and (here := os.getcwd()) not in sys.path:
-            # An installed command does not look for packages where it is started. The user's own may lie there; last
-            # in the list, so that no file there stands in for an installed module.
-            sys.path.append(here)
+    def again() -> None:
+        for _ in range(output.TRIES - 1):
+            try:
+                main()
+                return
+            except FileNotFoundError:  # another process removed a parent directory, which was empty
+                if task.composed:
+                    raise
+        main()
+
+    launched(again, task)
+
+
+def stoppable(task: "Task") -> Callable[[DictConfig], float | list[float] | None]:
+    """The task as a function that a signal stops."""
+
+    def stopped_by_signals(cfg: DictConfig) -> float | list[float] | None:
+        with parallel.job(), AtOnce(control_c=parallel.in_job_process()):
+            return task(cfg)
+
+    return stopped_by_signals
+
+
+def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str] | None = None) -> None:
+    """Let `launch` run one task, or the tasks of a sweep; of a sweep the table is printed. Exits as `command` says.
+
+    again: see `sweep_table.end`.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    sweep.home.clear()
+    with torchrun.left_at_once(), torchrun.one_voice():
+        try:
+            try:
+                with parallel.signals_reach_jobs():
+                    launch()
+            except JobFailedError as failed:
+                if not sweep.home:
+                    sys.exit(failed.code)
+            except Exception as error:
+                # Of the jobs, as one whose process was killed; or of a cluster. Each job that ran has left its record.
+                if not sweep.home or task.debug or isinstance(error, HydraException | OmegaConfBaseException):
+                    raise
+                begun = any(sweep.home[0].rglob(sweep.RECORD))
+                tell(f"the sweep {'has ended early' if begun else 'could not begin'}: {explain_lost(error)}")
+                sweep_table.end(f"nas-{task.config_name}", again=again)
+                sys.exit(USER_ERROR)
+            if sweep.home and sweep_table.end(f"nas-{task.config_name}", again=again):
+                sys.exit(USER_ERROR)
+        except KeyboardInterrupt:
+            goes_on = (
+                f"; the same command with {setting('hydra.sweep.dir', sweep.home[0])} goes on" if sweep.home else ""
+            )
+            fail(f"the sweep was interrupted{goes_on}" if sweep.home else NOTHING_DONE, INTERRUPTED)
+        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+            # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
+            # ValueError may be Hydra's, of the overrides.
+            theirs = isinstance(error, HydraException | OmegaConfBaseException)
+            unknown = task.composed if isinstance(error, ValueError) else getattr(error, "filename", None) is None
+            if task.debug or (unknown and not theirs):
+                raise
+            fail(explain(error, task.config_name), USER_ERROR)
+
+
+def register() -> None:
+    """Make schemas and resolvers known, in the process of a launcher's job, too."""
+    schemas.register_schemas()
+    OmegaConf.register_new_resolver("nas.job_directory", sweep.job_directory, replace=True)
+
+
+def options(arguments: Sequence[str]) -> list[str]:
+    """Of a command line, those that say where configurations lie, with their values."""
+    found: list[str] = []
+    for number, argument in enumerate(arguments):
+        if argument.partition("=")[0] in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"):
+            found += [argument] if "=" in argument else arguments[number : number + 2]
+    return found
+
+
+class Task:
+    """What is done with one configuration: checked, resumed, given to `body`, and mistakes told in one line.
+
+    options: of the command line, see `options`. base: the output directory that it gives. composed: whether a
+    configuration was composed in this process.
+    """
+
+    def __init__(
+        self,
+        config_name: str,
+        body: Body,
+        *,
+        shared: bool,
+        debug: bool = False,
+        options: Sequence[str] = (),
+        base: Path,
+    ) -> None:
+        self.config_name = config_name
+        self.body = body
+        self.shared = shared
+        self.debug = debug
+        self.options = options
+        self.base = base
+        self.absent = names.absent(base)
+        self.composed = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        register()  # a launcher's process has composed nothing itself
+
+    def __call__(self, cfg: DictConfig) -> float | list[float] | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        self.composed = True
+        job = Job.current(f"nas-{self.config_name}", self.options)
+        if job is None:
+            directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir), output.own)
+            return self.told(cfg, directory, None)
+        print(f"\n{job.name}", flush=True)
+        with job.own_command():
+            return self.told(cfg, job.directory, job)
+
+    def told(self, cfg: DictConfig, directory: Path, job: Job | None) -> float | list[float] | None:
+        """What the run gives, or one line for what went wrong."""
+        from omegaconf.errors import OmegaConfBaseException
+
         made = directory
         try:
+            if allowed_targets.allowed(cfg) and (here := os.getcwd()) not in sys.path:
+                # An installed command does not look for packages where it is started. The user's own may lie there;
+                # last in the list, so that no file there stands in for an installed module.
+                sys.path.append(here)
             if unknown := next(schemas.added(cfg), None):
-                raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, config_name))
+                raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
             paths.anchored(cfg)
-            if not shared:
-                torchrun.refuse_several(f"nas-{config_name}")
-            if torchrun.has_restarted() and (directory / "manifest.json").exists():
-                OmegaConf.update(cfg, "resume", str(directory))
-            if OmegaConf.select(cfg, "resume") is not None:
-                from nas.cli.resume import has_finished, resumed  # imports torch
-
-                directory = Path(cfg.resume)
-                if has_finished(directory):
-                    print(f"The run in {directory} has finished: there is nothing to resume.")
-                    return None
-                cfg = resumed(cfg, paths.anchored(untouched(config_name)), HydraConfig.get().overrides.task)
-            return body(cfg, directory)
+            sweep.prepare(cfg, f"nas-{self.config_name}")
+            if not self.shared:
+                torchrun.refuse_several(f"nas-{self.config_name}")
+            return self.run(cfg, directory) if job is None else self.run_job(cfg, job)
         except (NasError, OmegaConfBaseException) as error:
-            if debug:
+            if self.debug:
                 raise
             # Not left to Hydra, which would add a line of its own.
-            if (job := named_job(given)) is not None:
-                tell(f"{job}: {explain(error, config_name)}")
-                raise JobFailedError(USER_ERROR) from None
-            fail(explain(error, config_name), USER_ERROR)
+            return self.failed(explain(error, self.config_name), USER_ERROR, job)
         except Interrupted as stop:
             begun = (directory / "manifest.json").exists()
             saved = f", all that was done is saved; {setting('resume', directory)} goes on"
             stopped(f"stopped by {stop}{saved if begun else ' before anything was done'}", 128 + stop.received)
         except KeyboardInterrupt:
-            if debug:
+            if self.debug:
                 raise
             begun = (directory / "manifest.json").exists()
             fail(f"interrupted; what was reached is in {directory}" if begun else NOTHING_DONE, INTERRUPTED)
@@ -101,13 +212,15 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             # Whoever read the output has had enough, as `head` has. Python would complain once more when it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(FAILED)
+        except JobFailedError:
+            raise
         except Exception as error:
-            if not debug and (refusal := disk.refusal(error)) is not None:
+            if not self.debug and (refusal := disk.refusal(error)) is not None:
                 refused = str(disk.refused(refusal, directory, Path(tempfile.gettempdir())))
-                if (job := named_job(given)) is not None:
-                    tell(f"{job}: {refused}")
-                    raise JobFailedError(USER_ERROR) from None
-                fail(refused, USER_ERROR)
+                return self.failed(refused, USER_ERROR, job)
+            if job is not None and not self.debug:
+                traceback.print_exc()
+                return self.failed(described(error), FAILED, job)
             if torchrun.tells_errors():
                 raise
             sys.exit(FAILED)
@@ -115,38 +228,114 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing. Of
             # several processes each tries, as torchrun ends the others when the first of them is gone.
             names.release(made)
-            if made in absent or made != base:  # not one that the user has made
-                names.remove_if_empty(made, above=absent)
+            if made in self.absent or made != self.base:  # not one that the user has made
+                names.remove_if_empty(made, above=self.absent)
 
-    def stoppable(cfg: DictConfig) -> float | None:
-        with parallel.job(), AtOnce(control_c=parallel.in_job_process()):
-            return task(cfg)
+    def failed(self, message: str, code: int, job: Job | None) -> float | None:
+        """Tells the message, and exits. A job of a sweep records it, so that the sweep goes on with the next."""
+        if job is None:
+            fail(message, code)
+        tell(f"{job.name}: {message}")
+        if (before := job.before).get("status") == "finished":
+            job.record("finished", objective=before.get("objective"), refused=message)  # what is there stays
+        else:
+            job.record("failed", error=message)
+        if sweep.optimises():
+            raise JobFailedError(code) from None  # the sweeper gets no number of it
+        return None
 
-    with torchrun.left_at_once(), torchrun.one_voice():
-        try:
-            main = hydra.main(version_base="1.3", config_path=str(configuration.directory()), config_name=config_name)(
-                stoppable
-            )
-            with parallel.signals_reach_jobs():
-                for _ in range(output.TRIES - 1):
-                    try:
-                        return main()
-                    except FileNotFoundError:  # another process removed a parent directory, which was empty
-                        if composed:
-                            raise
-                main()
-        except JobFailedError as failed:
-            sys.exit(failed.code)
-        except KeyboardInterrupt:
-            fail(NOTHING_DONE, INTERRUPTED)
-        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-            # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
-            # ValueError may be Hydra's, of the overrides.
-            theirs = isinstance(error, HydraException | OmegaConfBaseException)
-            unknown = composed if isinstance(error, ValueError) else getattr(error, "filename", None) is None
-            if debug or (unknown and not theirs):
-                raise
-            fail(explain(error, config_name), USER_ERROR)
+    def run(self, cfg: DictConfig, directory: Path) -> float | list[float] | None:
+        """Of a command by itself, which goes on with another run if it is told to."""
+        if OmegaConf.select(cfg, "resume") == "auto":
+            held = (directory / "manifest.json").exists()
+            return self.go_on(cfg, directory, as_before=True) if torchrun.agreed(held) else self.begin(cfg, directory)
+        if torchrun.has_restarted() and (directory / "manifest.json").exists():
+            OmegaConf.update(cfg, "resume", str(directory))
+        if OmegaConf.select(cfg, "resume") is not None:
+            return self.go_on(cfg, Path(cfg.resume), as_before=False)
+        return self.body(cfg, directory)
+
+    def begin(self, cfg: DictConfig, directory: Path) -> float | list[float] | None:
+        cfg.resume = None
+        return self.body(cfg, directory)
+
+    def go_on(self, cfg: DictConfig, directory: Path, *, as_before: bool) -> float | list[float] | None:
+        """With the run in a directory. as_before: whether all settings are to be what they were."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from nas.cli.resume import check_same, has_finished, resumed  # imports torch
+
+        cfg.resume = str(directory)
+        if as_before:
+            check_same(cfg, directory)
+        if has_finished(directory):
+            print(f"The run in {directory} has finished: there is nothing to resume.")
+            return None
+        untouched_settings = paths.anchored(untouched(self.config_name))
+        return self.body(resumed(cfg, untouched_settings, HydraConfig.get().overrides.task), directory)
+
+    def run_job(self, cfg: DictConfig, job: Job) -> float | list[float] | None:
+        """Of a sweep: what has finished is not done again, and what was killed goes on."""
+        before = job.before
+        begun = "resume" in cfg and (job.directory / "manifest.json").exists()
+        if begun:
+            from nas.cli.resume import check_same
+
+            check_same(cfg, job.directory)
+        if before.get("status") == "finished":
+            print(f"{job.name} has finished before")
+            job.record("finished", objective=before.get("objective"))
+            return as_value(before.get("objective"))
+        if before.get("status") == "failed" and not cfg.get("retry_failed"):
+            tell(f"{job.name} has failed before and is not repeated, retry_failed=true does so: {before.get('error')}")
+            if sweep.optimises():
+                raise JobFailedError(USER_ERROR)
+            return None
+        if begun and cfg.lock and is_held(job.directory):
+            # As when a cluster still has the jobs of a launching process that is gone.
+            tell(f"{job.name} is being run by another process")
+            if sweep.optimises():
+                raise JobFailedError(USER_ERROR)
+            return None
+        job.record("running")
+        value = self.go_on(cfg, job.directory, as_before=False) if begun else self.body(cfg, job.directory)
+        if value is None and sweep.optimises():
+            value = recorded_objective(job.directory)
+        job.record("finished", objective=value)
+        return value
+
+
+def as_value(found: Any) -> float | list[float] | None:
+    """An objective that was read from a file."""
+    if isinstance(found, list):
+        return [float(one) for one in found]
+    return float(found) if isinstance(found, int | float) else None
+
+
+def is_held(directory: Path) -> bool:
+    """Whether another process runs what is in a directory."""
+    if (descriptor := lock.take(directory)) is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def recorded_objective(directory: Path) -> float | list[float] | None:
+    """Of a run that was killed after it had finished."""
+    try:
+        found = list(json.loads((directory / "result.json").read_text(encoding="utf-8"))["objective"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return as_value(found[0] if len(found) == 1 else found)
+
+
+def explain_lost(error: Exception) -> str:
+    """Why a launcher gave up."""
+    if isinstance(error, NasError):
+        return str(error)
+    if type(error).__name__ == "TerminatedWorkerError":
+        return "a process of a job was killed, by the system, which had no memory left, or by somebody"
+    return described(error)
 
 
 def shown_anywhere() -> None:

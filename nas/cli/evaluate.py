@@ -19,7 +19,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.storage import atomic
     from nas.storage.run_directory import check_new
     from nas.training.mistakes import Mistakes
-    from nas.training.trained import check_finite, final_result, objective, speed
+    from nas.training.trained import check_finite, final_result, speed, test_score
 
     check(cfg)
     benchmark = open_benchmark(cfg)
@@ -45,7 +45,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     if benchmark is not None:
         show_standings(result["benchmark"])
     print(f"\nEverything is in {directory}")
-    return None if opened is None else objective(result)
+    return None if opened is None else test_score(result)
 
 
 def check(cfg: DictConfig) -> None:

@@ -10,6 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from nas.errors import NasError
 from nas.settings import configuration
 
+# Launchers and sweepers of plug-ins -> the extra that installs them.
+EXTRAS = {
+    "joblib": "sweep",
+    "optuna": "sweep",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+    "ray": "ray",
+    "ray_aws": "ray",
+}
+
 
 def explain(error: Exception, config_name: str) -> str:
     """One line of what was got, what was expected and how to fix it, from whatever stopped a command."""
@@ -44,6 +54,8 @@ def explain(error: Exception, config_name: str) -> str:
         r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", text
     ):
         group, got, options = option.groups()
+        if (extra := EXTRAS.get(got)) is not None:
+            return f"{group}={got} is not installed; pip install 'gumbel-nas[{extra}]'"
         return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
     if several := re.search(
         r"Could not override '([^'@]+)[^']*'\. Did you mean to override (?:one of )?([^?]+)\?", text

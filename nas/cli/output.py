@@ -41,7 +41,7 @@ def own(directory: Path) -> Path:
 
     hydra: Any = HydraConfig.get()
     pattern = hydra.sweep if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else hydra.run
-    resumes = any(override.startswith("resume=") for override in hydra.overrides.task)
+    resumes = any(o.startswith("resume=") and o != "resume=auto" for o in hydra.overrides.task)
     if resumes or not any("${now:" in str(pattern._get_node(key)._value()) for key in pattern):
         return directory
     claimed = names.claimed(directory)

@@ -25,7 +25,7 @@ def read(arguments: Sequence[str]) -> list[str]:
     Beside a run that is resumed, or a checkpoint, settings of ``data`` are of the data of its training, unless
     others are chosen. Hydra does not know those settings, and has to be made to take them.
     """
-    keys = {argument.partition("=")[0] for argument in arguments}
+    keys = {argument.partition("=")[0] for argument in arguments if argument != "resume=auto"}
     of_others = bool(keys & {"resume", "checkpoint"}) and "data" not in keys
     return [
         f"++{argument}" if of_others and OF_OTHERS.match(argument) else argument

@@ -77,6 +77,23 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     return stored
 
 
+def check_same(cfg: DictConfig, directory: Path) -> None:
+    """Raises ConfigError, listing them, for settings that differ from those of the run in a directory. Where the data
+    lie may differ, and what is in ``cfg.may_change``."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        return
+    before, now = leaves(to_plain(read_yaml(path))), leaves(to_plain(cfg))
+    may = (*OWN, FETCH, *PLACES, *cfg.may_change)
+    differing = [name for name in now | before if before.get(name) != now.get(name) and not among(name, may)]
+    if differing:
+        listed = ", ".join(f"{name}={now.get(name)} (was {before.get(name)})" for name in differing)
+        raise ConfigError(
+            f"{directory} holds a run with another configuration: {listed}",
+            fix=f"choose another directory, or allow it: {choice('may_change', differing)}",
+        )
+
+
 def resolved_again(cfg: DictConfig, setup: Setup) -> Genotype:
     """The genotype of a retraining that is resumed: as it is given, or the copy in the run's directory where that has
     moved. Raises GenotypeError if it is another one by now."""

@@ -7,19 +7,21 @@ from omegaconf import DictConfig
 from nas.cli.command import command
 
 
-def run(cfg: DictConfig, directory: Path) -> float | None:
+def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_result
     from nas.cli.resume import resolved_again
     from nas.cli.stages.for_report import one_latency, write_mistakes
+    from nas.cli.stages.objective import Objective, as_result
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.setup import Setup
     from nas.cli.stages.tracked import genotype_texts, scores
     from nas.spaces.published import resolve
     from nas.storage import atomic
     from nas.training.mistakes import Mistakes
-    from nas.training.trained import check_finite, final_result, objective, scoring_loader
+    from nas.training.trained import check_finite, final_result, scoring_loader
 
     setup = Setup.from_config(cfg)
+    objective = Objective.from_config(cfg, setup.task.metric)
     genotype = resolve(cfg.genotype, benchmark=setup.benchmark) if cfg.resume is None else resolved_again(cfg, setup)
     retrain = RetrainStage(setup)
     retrain.check(genotype)
@@ -29,16 +31,20 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         trained = retrain.run(genotype, out, tracker)
         if not out.writes:
             return None  # of several processes the first does the rest
+        # First what a sweeper is given: the test split is read after that.
+        validated = retrain.validated(trained)
+        measured = {} if objective is None else objective.measured(lambda: trained.network, setup.data.spec, validated)
         loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
         result = final_result(trained, loader, setup.data.spec, look=mistakes.add)
-        atomic.write_json(out.path / "result.json", result)
+        complete = result | as_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
+        atomic.write_json(out.path / "result.json", complete)
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
         write_mistakes(mistakes, setup.data, out.path)
         out.record(latency=one_latency(trained, loader))
     show_result(result)
     print(f"\nEverything is in {directory}")
-    return objective(result)
+    return None if objective is None else objective.value(measured)
 
 
 def main() -> None:

@@ -7,19 +7,21 @@ from omegaconf import DictConfig
 from nas.cli.command import command
 
 
-def run(cfg: DictConfig, directory: Path) -> float | None:
+def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
     from nas.cli.stages.export import build_formats, export_trained
     from nas.cli.stages.for_report import one_latency, write_mistakes
+    from nas.cli.stages.objective import Objective, as_result
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
     from nas.cli.stages.tracked import genotype_texts, scores
     from nas.storage import atomic
     from nas.training.mistakes import Mistakes
-    from nas.training.trained import check_finite, final_result, objective, scoring_loader
+    from nas.training.trained import check_finite, final_result, scoring_loader, test_score
 
     setup = Setup.from_config(cfg)
+    objective = Objective.from_config(cfg, setup.task.metric)
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     search, retrain = SearchStage(setup), RetrainStage(setup)
     retrain.check(search.first)
@@ -31,10 +33,14 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         trained = retrain.run(genotype, out, tracker)
         if not out.writes:
             return None  # of several processes the first does the rest
+        # First what a sweeper is given: the test split is read after that.
+        validated = retrain.validated(trained)
+        measured = {} if objective is None else objective.measured(lambda: trained.network, setup.data.spec, validated)
         loader = scoring_loader(trained, setup.data, setup.runtime)
         mistakes = Mistakes()
         result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add), **search.ending()}
-        complete = result | search.gap_result(retrained_test=objective(result))
+        complete = result | search.gap_result(retrained_test=test_score(result))
+        complete |= as_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
@@ -53,7 +59,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         )
     show_export(exported)
     print(f"\nEverything is in {directory}")
-    return objective(result)
+    return None if objective is None else objective.value(measured)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """nas-search: search for an architecture and write its genotype."""
 
+import functools
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -7,21 +8,27 @@ from omegaconf import DictConfig
 from nas.cli.command import command
 
 
-def run(cfg: DictConfig, directory: Path) -> None:
+def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_gap, show_search, show_standings
+    from nas.cli.stages.objective import Objective, as_result
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
     from nas.cli.stages.tracked import genotype_texts
     from nas.storage import atomic
 
     setup = Setup.from_config(cfg)
+    objective = Objective.from_config(cfg, setup.task.metric)
     search = SearchStage(setup)
     search.try_derived()
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
+        validated = search.validated(genotype) if objective is not None and objective.needs_examples else None
         if not out.writes:
-            return  # of several processes the first does the rest
-        result = search.result(genotype)
+            return None  # of several processes the first does the rest
+        result = search.result(genotype) | as_result(validated, setup.task.metric)
+        if objective is not None:
+            network = functools.cache(lambda: search.derived_network(genotype))
+            result["objective"] = objective.measured(network, setup.data.spec, validated)
         atomic.write_json(out.path / "result.json", result)
         tracker.finish({}, texts=genotype_texts(genotype))
     show_search(genotype, search.derived_parameters(genotype))
@@ -29,6 +36,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
         show_standings(setup.benchmark.report(genotype))
     show_gap(result)
     print(f"\nEverything is in {directory}")
+    return None if objective is None else objective.value(result["objective"])
 
 
 def main() -> None:

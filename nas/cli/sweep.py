@@ -1,7 +1,32 @@
-"""Jobs of a sweep: a job that fails ends neither the sweep nor its neighbours."""
+"""Jobs of a sweep: each has a directory, a name and a command of its own, and a file that says how it ended.
 
+A job that fails ends neither the sweep nor its neighbours. The same sweep again skips the jobs that have finished and
+goes on with those that were killed.
+"""
+
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from nas.errors import ConfigError
+from nas.storage import atomic, names
+from nas.storage.command_line import hydra_value
+
+RECORD = ".job.json"
+LONGEST = 100  # characters of a job's directory
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"
+OF_SWEEPS = ("hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hydra/launcher", "hydra.launcher", "hydra.mode")
 
 
 class JobFailedError(Exception):
@@ -13,16 +38,162 @@ class JobFailedError(Exception):
         self.code = code
 
 
-def named_job(given: Sequence[str]) -> str | None:
-    """Returns the number of this job and the settings that differ in it; None outside a sweep.
+home: list[Path] = []  # the directory of the sweep that this process has begun
 
-    given: the arguments of the command that started the sweep. Also None under torchrun: a process that went on alone
-    to the next job would wait for the others there.
-    """
+
+class Beginning(Callback):  # type: ignore[misc]
+    """Before the first job of a sweep: its directory, which no other sweep has, and what all of its jobs share."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return
+        begin(config)
+
+
+def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
+    """config: Hydra's, of which that of each job is made anew, with the overrides that it lists. varied: settings that
+    jobs may change, beside those that the command line sweeps over."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = list(config.hydra.overrides.hydra)
+    given = any(override.startswith("hydra.sweep.dir=") for override in overrides)
+    directory = Path(str(config.hydra.sweep.dir)).absolute()
+    if not given:
+        directory = names.claimed(directory)
+    home[:] = [directory]
+    raw = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    sweeps = {str(override.key_or_group): override.is_sweep_override() for override in raw}  # the last one counts
+    common = [f'"{key}"' for key, varies in sweeps.items() if not varies and key not in varied]
+    added = [f"hydra.sweep.dir={hydra_value(str(directory))}", f"{EXCLUDED}=[{','.join(common)}]"]
+    with read_write(config), open_dict(config):
+        config.hydra.overrides.hydra = [o for o in overrides if not o.startswith("hydra.sweep.dir=")] + added
+        config.hydra.sweep.dir = str(directory)
+        # A failed job shall not end the sweep.
+        if config.hydra.sweeper.get("max_failure_rate") == 0.0:
+            config.hydra.sweeper.max_failure_rate = 1.0
+
+
+def hydra() -> Any:
     from hydra.core.hydra_config import HydraConfig
 
-    hydra = HydraConfig.get()
-    if hydra.mode is None or hydra.mode.name != "MULTIRUN" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    return HydraConfig.get()
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep. No under torchrun: a process that went on alone to the next job would wait for
+    the others there."""
+    mode = hydra().mode
+    return mode is not None and mode.name == "MULTIRUN" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def optimises() -> bool:
+    """Whether this is a job of a sweep whose sweeper is given an objective."""
+    mode, sweeper = hydra().mode, hydra().sweeper
+    return mode is not None and mode.name == "MULTIRUN" and sweeper.get("_target_", BASIC) != BASIC
+
+
+def directions() -> list[str] | None:
+    """maximize or minimize for each objective of the sweeper; None if it has no such setting."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized() or not optimises():
         return None
-    differ = [override for override in hydra.overrides.task if override not in given]
-    return f"job {hydra.job.num}" + (f" ({', '.join(differ)})" if differ else "")
+    given = hydra().sweeper.get("direction")
+    if given is None:
+        return None
+    several = OmegaConf.is_list(given)
+    return [str(getattr(one, "name", one)) for one in (given if several else [given])]
+
+
+def differing() -> list[str]:
+    """The settings of this job in which the jobs of its sweep may differ."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    common = set(hydra().job.config.override_dirname.exclude_keys)
+    parsed = OverridesParser.create().parse_overrides(list(hydra().overrides.task))
+    last = {override.get_key_element(): str(override.input_line) for override in parsed}  # the last of a key counts
+    return [line for key, line in last.items() if key.lstrip("+~").partition("@")[0] not in common]
+
+
+def job_directory() -> str:
+    """The name of this job's directory: its number and what differs, as far as a path can hold it."""
+    text = "_".join(differing())
+    plain = re.sub(r"[^A-Za-z0-9_.+-]", "-", text)
+    if len(plain) > LONGEST:
+        plain = f"{plain[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{hydra().job.num}_{plain}".rstrip("_")
+
+
+@dataclass(frozen=True)
+class Job:
+    """name: its number, and what differs in it. directory: its own. command: that makes this run alone."""
+
+    number: int
+    name: str
+    settings: list[str]
+    directory: Path
+    command: list[str]
+
+    @classmethod
+    def current(cls, command: str, options: Sequence[str]) -> "Job | None":
+        """The job that this process is in; None outside a sweep. options: of the command line, for all jobs."""
+        if not in_sweep():
+            return None
+        settings = differing()
+        directory = Path(hydra().runtime.output_dir)
+        kept = [o for o in hydra().overrides.hydra if not o.startswith((*OF_SWEEPS, EXCLUDED))]
+        own = [command, *options, *hydra().overrides.task, *kept, f"hydra.run.dir={hydra_value(str(directory))}"]
+        number = int(hydra().job.num)
+        name = f"job {number}" + (f" ({', '.join(settings)})" if settings else "")
+        return cls(number, name, settings, directory, own)
+
+    @contextlib.contextmanager
+    def own_command(self) -> Iterator[None]:
+        """Inside, the job's command is that of the process: manifest, model card and messages have it."""
+        before = sys.argv
+        sys.argv = list(self.command)
+        try:
+            yield
+        finally:
+            sys.argv = before
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """What it recorded when it ran before; empty if it did not."""
+        return record_of(self.directory / RECORD) or {}
+
+    def record(self, status: str, **facts: Any) -> None:
+        """status: running, finished or failed."""
+        facts = {"number": self.number, "settings": self.settings, "command": self.command, "status": status, **facts}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(self.directory / RECORD, facts)
+
+
+def record_of(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("number"), int) else None
+
+
+def prepare(cfg: DictConfig, command: str) -> None:
+    """In a sweep that optimises, an objective is chosen, and retraining holds examples out for it. In place.
+
+    Raises ConfigError if nothing may be held out, as the sweeper would be given the test score.
+    """
+    if "objective" not in cfg:
+        return
+    if optimises() and cfg.objective is None:
+        cfg.objective = "score"
+    given = cfg.objective if OmegaConf.is_list(cfg.objective) else [cfg.objective]
+    of_sizes = all(name in ("macs", "parameters", "latency") for name in given)
+    if cfg.objective is None or of_sizes or command == "nas-search" or cfg.retrain.validation:
+        return
+    if cfg.retrain.validation is not None or not optimises():
+        raise ConfigError(
+            f"objective={cfg.objective} needs examples that the retraining does not see, got retrain.validation="
+            f"{'null' if cfg.retrain.validation is None else cfg.retrain.validation}",
+            fix="set retrain.validation=0.1",
+        )
+    cfg.retrain.validation = 0.1

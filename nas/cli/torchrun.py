@@ -87,6 +87,15 @@ def common(directory: Path, own: Callable[[Path], Path]) -> Path:
     return agreed
 
 
+def agreed(value: bool) -> bool:
+    """What the first process says, for what others may see later."""
+    if started() == 1:
+        return value
+    from nas.runtime import distributed
+
+    return distributed.agreed(str(value)) == str(True)
+
+
 def refuse_several(command: str) -> None:
     """Raises ConfigError if there are several processes, for a command that is the work of one."""
     if started() > 1:

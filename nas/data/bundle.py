@@ -127,3 +127,25 @@ class DataBundle:
                     fix="add training examples, at least two in some class",
                 )
         return self.train.subset(weight), self.train.subset(arch)
+
+    def retrain_splits(self, *, validation: float, seed: int) -> tuple[Split, Split | None]:
+        """The examples of `train` that retraining learns from, and a `validation` part of them, with every class in
+        proportion, that it does not see; None if that part is 0.
+
+        The same for the same seed. Raises ConfigError if `validation` is outside [0, 1), DataError if a part is empty.
+        """
+        if not 0 <= validation < 1:
+            raise ConfigError(
+                f"retrain.validation must be at least 0 and below 1, got {validation}", fix="set retrain.validation=0.1"
+            )
+        if validation == 0:
+            return self.train, None
+        labels = torch.zeros(len(self.train)) if self.train.labels is None else self.train.labels
+        learnt, held_out = stratified_indices(labels, fraction=1 - validation, seed=seed)
+        if len(learnt) == 0 or len(held_out) == 0:
+            raise DataError(
+                f"retrain.validation={validation} of the {len(self.train)} training examples of {self.spec.name!r} "
+                "leaves a part empty",
+                fix="add training examples, or set retrain.validation=0",
+            )
+        return self.train.subset(learnt), self.train.subset(held_out)

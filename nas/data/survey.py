@@ -19,8 +19,9 @@ PER_CLASS = 100  # classes whose numbers of examples are recorded one by one
 COMPARED_FILES = 20_000  # that are read to find copies; more would take minutes
 
 
-def facts(bundle: DataBundle, *, scored: bool = False) -> dict[str, Any]:
-    """Returns what manifest.json records about a data set, as plain values. scored: only its test split is used."""
+def facts(bundle: DataBundle, *, scored: bool = False, compared: bool = True) -> dict[str, Any]:
+    """Returns what manifest.json records about a data set, as plain values. scored: only its test split is used.
+    compared: whether test images are read to find copies of training images."""
     spec, images = bundle.spec, isinstance(bundle.spec, ImageSpec)
     known: dict[str, Any] = {
         "name": spec.name,
@@ -33,7 +34,7 @@ def facts(bundle: DataBundle, *, scored: bool = False) -> dict[str, Any]:
     }
     if spec.class_names:
         known |= _classes(bundle, scored=scored)
-    if images and not scored and not known.get("copies"):
+    if images and compared and not scored and not known.get("copies"):
         known |= copied_pixels(bundle.train, bundle.test)
     return known
 

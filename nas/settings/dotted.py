@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # How the command line resumes a run, and whom it trusts: never read from the files of a run.
-OWN = ("resume", "may_change", "allow_targets", "lock")
+OWN = ("resume", "may_change", "allow_targets", "lock", "retry_failed")
 # Where the data lie. A resumed run may use another place, because the training examples themselves are compared.
 PLACES = ("data.root",)
 # Whether files are downloaded to a place that the run's configuration names: never read from the files of a run.

@@ -49,6 +49,7 @@ class RetrainLoop:
     mixup: float = MISSING
     cutmix: float = MISSING
     average: float = MISSING
+    validation: float | None = None
     optim: Any = MISSING
     lr: Any = MISSING
     policy: Any = MISSING
@@ -84,6 +85,8 @@ class RunConfig:
     resume: str | None = None
     may_change: list[str] = field(default_factory=list)
     lock: bool = True
+    objective: Any = None
+    retry_failed: bool = False
     experiment: Any = None
     allow_targets: list[str] = field(default_factory=list)
 

@@ -114,6 +114,16 @@ class NasBench201Table:
             for column, accuracy, ascending in zip(self.columns, accuracies, self._sorted.T, strict=True)
         }
 
+    def accuracies(self, column: str) -> np.ndarray:
+        """(cells,) in percent, in the order of the file. Raises KeyError for a column that the table does not have."""
+        if column not in self.columns:
+            raise KeyError(column)
+        return self._accuracies[:, self.columns.index(column)].copy()
+
+    def cell(self, row: int) -> Genotype:
+        """The cell in a row, in the order of the file."""
+        return self.genotype(self._indices[row])
+
     def metrics(self, genotype: Genotype) -> dict[str, float]:
         """The same under the names that a search logs: ``benchmark/<column>`` and ``benchmark/<column>_rank``."""
         return {
@@ -187,8 +197,8 @@ class NasBench201Table:
         if {"index", "arch_str"} <= set(header) and columns and len(set(header)) == len(header) <= COLUMNS:
             return columns
         raise DataError(
-            f"the benchmark table {self.path} has the columns {', '.join(header) or 'none':.200}; expected index, arch_str "
-            "and accuracies such as cifar10_test_200, each once",
+            f"the benchmark table {self.path} has the columns {', '.join(header) or 'none':.200}; expected index, "
+            "arch_str and accuracies such as cifar10_test_200, each once",
             fix=f"write it in the form {FORM}",
         )
 

@@ -176,6 +176,6 @@ def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: 
     }
 
 
-def objective(result: dict[str, Any]) -> float:
-    """Returns the number that a sweeper gets: the task's metric on the test split."""
+def test_score(result: dict[str, Any]) -> float:
+    """Returns the task's metric on the test split, of a `final_result`."""
     return float(result[f"test_{result['metric']['name']}"])

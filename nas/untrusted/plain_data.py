@@ -75,9 +75,9 @@ def from_yaml(text: str | bytes) -> Any:
             if getattr(event, "tag", None) is not None:
                 raise NotPlainError("it has tags")
             # A number in base 60, 1:59:59 and so on, is computed in a time that grows with the square of its length.
-            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.value.count(":") > DEPTH:
-                if set(event.value) <= set("0123456789:.+-_"):
-                    raise NotPlainError("it has a number of too many digits")
+            plain = event.value if isinstance(event, yaml.ScalarEvent) and event.implicit[0] else ""
+            if plain.count(":") > DEPTH and set(plain) <= set("0123456789:.+-_"):
+                raise NotPlainError("it has a number of too many digits")
             # Before anything is made of it, as that is done by recursion.
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:

@@ -235,13 +235,6 @@ def test_interrupted_run_keeps_what_it_reached(nas: Nas, tmp_path: Path, monkeyp
     assert Path("cut/genotype.json").exists()
 
 
-def test_sweep_runs_side_by_side_in_one_folder(nas: Nas) -> None:
-    assert nas("search", "-m", *TINY, "search.epochs=1", "seed=0,1").code == 0
-    runs = sorted(path for path in Path("runs").iterdir() if path.is_dir())
-    assert [path.name.rsplit("seed", 1)[1] for path in runs] == ["0_0", "1_1"]
-    assert all((path / "genotype.json").exists() for path in runs)
-
-
 def test_a_data_set_of_another_kind_is_refused(finished: Path, nas: Nas) -> None:
     outcome = nas("evaluate", f"checkpoint={finished}/retrain/checkpoint.pt", "data=digits")
     assert outcome.code == 2
@@ -251,12 +244,3 @@ def test_a_data_set_of_another_kind_is_refused(finished: Path, nas: Nas) -> None
 def test_start_up_leaves_torch_alone() -> None:
     code = "import nas.cli.run, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.slow
-def test_a_failed_job_is_named_and_leaves_its_sweep_alone(nas: Nas, tmp_path: Path) -> None:
-    sizes = "search.batch_size=8,1000,4"
-    ended = nas("search", "-m", *TINY, "search.epochs=1", sizes, f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    assert ended.code == 2
-    assert "error: job 1 (search.batch_size=1000): search.batch_size 1000 is larger" in ended.err
-    assert len(list((tmp_path / "sweep").glob("*/genotype.json"))) == 2

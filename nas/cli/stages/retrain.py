@@ -23,11 +23,12 @@ from nas.supernet.choice import check_chosen
 from nas.supernet.genotype import Genotype
 from nas.training.batch_norm import synchronised
 from nas.training.ema import Average
+from nas.training.evaluate import Score, score
 from nas.training.hooks import Profiling, Saving
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
 from nas.training.put_back import all_put_back
 from nas.training.schedule import Linear, initial_lr
-from nas.training.trained import Trained
+from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import try_training
 
 
@@ -46,9 +47,12 @@ class RetrainStage:
             accumulation=cfg.accumulation,
             precision=setup.runtime.precision,
         )
+        learnt, self.held_out = setup.data.retrain_splits(
+            validation=cfg.validation or 0.0, seed=derived_seed(setup.cfg.seed, "retrain validation")
+        )
         loader = functools.partial(
             Loader,
-            setup.data.train,
+            learnt,
             spec=setup.data.spec,
             batch_size=cfg.batch_size,
             device=setup.runtime.device,
@@ -158,6 +162,21 @@ class RetrainStage:
         return Trained(
             state.result.eval(), genotype, data.spec, setup.task, to_plain(cfg), data.trained_on, data.sample
         )
+
+    def validated(self, trained: Trained) -> Score | None:
+        """On the training examples that were held out of the retraining; None if there are none."""
+        if self.held_out is None:
+            return None
+        loader = Loader(
+            self.held_out,
+            spec=self.setup.data.spec,
+            batch_size=EVALUATION_BATCH,
+            device=self.setup.runtime.device,
+            shuffle=False,
+            drop_last=False,
+            what="retrain.validation",
+        )
+        return score(trained.network, loader, trained.task, trained.spec)
 
 
 def last_drop_path(cfg: DictConfig) -> float:

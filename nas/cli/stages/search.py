@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from nas.cli.progress_bar import Progress
 from nas.cli.stages.setup import Setup, at_least, check_outputs, taking, two_examples
@@ -34,7 +35,7 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
-from nas.training.evaluate import count_parameters
+from nas.training.evaluate import Score, count_parameters
 from nas.training.hooks import Hook, Profiling, Saving
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
@@ -283,6 +284,16 @@ class SearchStage:
             arch_loader=self.arch_loader,
             arch_optim=self.state.arch_optim,
         )
+
+    def validated(self, genotype: Genotype) -> Score:
+        """Of the derived operations inside of the supernet, batch norms recalibrated, on all of the architecture's
+        split."""
+        return self.judge(None).decided(genotype.choices, recalibrated=True)
+
+    def derived_network(self, genotype: Genotype) -> nn.Module:
+        """The genotype's network, not trained, at the size it would be retrained in."""
+        network = self.retrained_space.network(self.setup.data.spec, genotype)
+        return self.setup.runtime.place(network).eval()
 
     def gap_judge(self) -> Judge:
         """One for the discretisation gap: on the last batches, as a deriver that looks at data has chosen by the first,

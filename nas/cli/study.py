@@ -1,0 +1,233 @@
+"""nas-study: methods x seeds from one YAML file, on any engine, with baselines, statistics and a table of every run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nas.cli import output, sweep
+from nas.cli.command import USER_ERROR, Task, fail, launched, register, shown_anywhere
+from nas.cli.mistakes import explain
+from nas.errors import ConfigError, NasError
+from nas.storage import atomic
+from nas.studies.plan import Plan, differences, directory_of, read
+
+BEGUN = "begun.json"  # what the study is, and of which code, since its first job
+REPORT = "study.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="nas-study",
+        description="Run the methods of a study with every seed, and report on every run. The same command again goes "
+        "on with a study that was interrupted.",
+    )
+    parser.add_argument("study", type=Path, help="a YAML file, see scripts/README.md")
+    parser.add_argument("--out", type=Path, help="the study's directory (default: its name, in $NAS_RUNS or runs)")
+    parser.add_argument("--retry-failed", action="store_true", help="repeat the jobs that have failed")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("engine", nargs="*", help="launcher, e.g. hydra/launcher=joblib hydra.launcher.n_jobs=2")
+    given = parser.parse_intermixed_args()
+    shown_anywhere()
+    register()
+    try:
+        plan, plain = read(given.study)
+        directory = (given.out or output.base([]) / plan.name).absolute()
+        with held(directory):
+            begin(directory, plain)
+            run(plan, directory, given)
+    except NasError as error:
+        if given.debug:
+            raise
+        fail(str(error), USER_ERROR)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Raises OutputError if another process has the study."""
+    from nas.storage.run_directory import locked
+
+    descriptor = locked(directory)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def begin(directory: Path, plain: dict[str, Any]) -> None:
+    """Raises ConfigError if the directory holds a study that was begun with other settings or with other code. Where
+    and how jobs are run may change."""
+    from nas.storage.run_directory import commit
+    from nas.studies.collected import plain as read_plain
+
+    now = {"study": plain, "commit": commit()}
+    before = read_plain(directory / BEGUN)
+    if not before:
+        atomic.write_json(directory / BEGUN, now)
+        return
+    old, new = ({name: value for name, value in of.items() if name != "engine"} for of in (before["study"], plain))
+    if changed := differences(old, new):
+        raise ConfigError(
+            f"the study in {directory} was begun with other settings: {', '.join(changed[:5])}",
+            fix="undo the change, or give another --out",
+        )
+    if before["commit"] != now["commit"]:
+        raise ConfigError(
+            f"the study in {directory} was begun with the code of commit {before['commit']}, got {now['commit']}",
+            fix="check that commit out, or give another --out",
+        )
+
+
+def run(plan: Plan, directory: Path, given: argparse.Namespace) -> None:
+    """All jobs that are not done, and the report. Exits with 2 if a job has not finished."""
+    from nas.cli import search
+    from nas.cli.run import run as run_body
+    from nas.studies import statistics
+    from nas.studies.baselines import Baselines
+
+    statistics.stats()  # found to be missing now, not after the jobs
+    baselines = None if plan.benchmark is None else Baselines(plan.benchmark, seeds=plan.seeds)
+    engine = [*(given.engine or plan.engine), f"++retry_failed={str(given.retry_failed).lower()}"]
+    task = Task(
+        plan.command, run_body if plan.command == "run" else search.run, shared=True, debug=given.debug, base=directory
+    )
+    sys.argv[1:] = engine  # by which signals are passed on, see parallel
+    jobs = [[*settings, f"hydra.sweep.subdir='{directory_of(method, seed)}'"] for method, seed, settings in plan.jobs()]
+
+    def launch() -> None:
+        launch_jobs(task, [*plan.of_all(), *engine], jobs, directory, first=0)
+        if plan.retrain is not None:
+            launch_retraining(plan, directory, engine, given)
+        write_report(plan, directory, baselines)
+
+    launched(launch, task, again=("The same command", "--retry-failed"))
+
+
+def launch_retraining(plan: Plan, directory: Path, engine: Sequence[str], given: argparse.Namespace) -> None:
+    """Of what every finished search derived, with every seed."""
+    from nas.cli import retrain
+
+    assert plan.retrain is not None
+    jobs = []
+    for method, seed, settings in plan.jobs():
+        genotype = directory / directory_of(method, seed) / "genotype.json"
+        if sweep.record_of(genotype.with_name(sweep.RECORD)) is None or not genotype.is_file():
+            continue
+        if (sweep.record_of(genotype.with_name(sweep.RECORD)) or {}).get("status") != "finished":
+            continue
+        for own in plan.retrain.seeds:
+            place = directory_of(method, seed, own)
+            chosen = [*settings[:-1], *plan.retrain.settings, f"seed={own}", f'genotype="{genotype}"']
+            jobs.append([*chosen, f"hydra.sweep.subdir='{place}'"])
+    if jobs:
+        task = Task("retrain", retrain.run, shared=True, debug=given.debug, base=directory)
+        first = len(plan.methods) * len(plan.seeds)
+        launch_jobs(task, [*plan.of_all(), *engine], jobs, directory, first=first)
+
+
+def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]], home: Path, *, first: int) -> None:
+    """Hand jobs to Hydra's launcher, each by the settings in which it differs. first: the number of the first one."""
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.errors import HydraException
+    from hydra.types import HydraContext, RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    from nas.cli.command import stoppable
+    from nas.settings import configuration
+    from nas.storage.command_line import hydra_value
+
+    own, jobs = jobs, [[*common, *job] for job in jobs]
+    with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory()), job_name="nas-study"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            config = hydra.compose_config(
+                config_name=task.config_name,
+                overrides=[*common, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={hydra_value(str(home))}"],
+                run_mode=RunMode.MULTIRUN,
+                with_log_configuration=False,
+            )
+            varied = {setting.partition("=")[0].lstrip("+~").partition("@")[0] for job in own for setting in job}
+            sweep.begin(config, varied=varied)
+            if not any(home.rglob(sweep.RECORD)):
+                compose_all(hydra, config, jobs)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(explain(error, task.config_name), fix="correct the study") from error
+        launcher = Plugins.instance().instantiate_launcher(
+            config=config,
+            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
+            task_function=stoppable(task),
+        )
+        launcher.launch(jobs, initial_job_idx=first)
+
+
+def compose_all(hydra: Any, config: Any, jobs: Sequence[Sequence[str]]) -> None:
+    """The configuration of one job of each method, so that a mistake is found before the first job begins."""
+    seen = set()
+    for job in jobs:
+        settings = tuple(job[:-2])  # without seed and directory
+        if settings not in seen:
+            seen.add(settings)
+            hydra.config_loader.load_sweep_config(config, list(job))
+
+
+def write_report(plan: Plan, directory: Path, baselines: Any) -> None:
+    from nas.settings.configuration import read_yaml, to_plain
+    from nas.storage.run_directory import commit
+    from nas.studies.collected import collect
+    from nas.studies.report import markdown, report
+
+    table = None if baselines is None else baselines.table
+    runs = collect(plan, directory, record=sweep.RECORD, table=table)
+    configs = [to_plain(read_yaml(run.directory / "config.yaml")) for run in runs if run.manifest]
+    agreement = {
+        f"{run.method}, seed {run.seed}": supernet_agreement(plan, run.directory, baselines)
+        for run in runs
+        if plan.supernet is not None and run.status == "finished"
+    }
+    known = report(plan, runs, configs, baselines=baselines, agreement=agreement, commit=commit())
+    atomic.write_json(directory / REPORT, known)
+    text = markdown(known)
+    atomic.write_text(directory / "study.md", text)
+    print(f"\n{text}\nThe study is in {directory}: {REPORT}, study.md")
+
+
+def supernet_agreement(plan: Plan, directory: Path, baselines: Any) -> dict[str, Any]:
+    """How the losses of drawn cells inside of a run's supernet rank them, beside the benchmark; kept beside the run."""
+    from nas.cli.stages.search import SearchStage
+    from nas.cli.stages.setup import Setup
+    from nas.settings.configuration import read_yaml
+    from nas.storage import checkpoint_file
+    from nas.studies.collected import plain
+    from nas.studies.statistics import rank_agreement
+
+    assert plan.supernet is not None
+    kept = directory / "supernet.json"
+    if found := plain(kept):
+        return found
+    cfg = read_yaml(directory / "config.yaml")
+    cfg.allow_targets, cfg.resume = [], None
+    stage = SearchStage(Setup.from_config(cfg))
+    path = directory / "search" / "checkpoint.pt"
+    stage.state.load_state_dict(checkpoint_file.load(path, "search"), source=path)
+    judge = stage.judge(plan.supernet.batches)
+    rows = baselines.sampled(plan.supernet.cells)
+    truths = baselines.all_cells()[rows].tolist()
+    agreement: dict[str, Any] = {}
+    for name, recalibrated in (("recalibrated", True), ("as trained", False)):
+        scores = [
+            -judge.decided(baselines.table.cell(row).choices, recalibrated=recalibrated).loss for row in rows.tolist()
+        ]
+        agreement[name] = rank_agreement(scores, truths)
+    atomic.write_json(kept, agreement)
+    return agreement
+
+
+if __name__ == "__main__":
+    main()

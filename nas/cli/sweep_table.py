@@ -1,0 +1,110 @@
+"""The table at the end of a sweep, best first, and what is left to do."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.cli import sweep
+from nas.storage import atomic, names
+from nas.storage.command_line import setting
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job in the table. value: the number that it is ranked by, None for none; what: what that is."""
+
+    number: int
+    settings: str
+    status: str
+    directory: Path
+    value: float | None = None
+    what: str = ""
+    higher_is_better: bool = True
+    error: str = ""
+
+
+def rows(directory: Path) -> list[Row]:
+    """Of all jobs in the directory of a sweep, best first, those without a number last."""
+    found = []
+    for path in directory.rglob(sweep.RECORD):
+        if (record := sweep.record_of(path)) is not None:
+            what, value, higher = standing(path.parent)
+            settings = " ".join(map(str, record.get("settings", [])))
+            status, error = str(record.get("status")), str(record.get("error", record.get("refused", "")))
+            finished = status == "finished"
+            found.append(
+                Row(record["number"], settings, status, path.parent, value if finished else None, what, higher, error)
+            )
+    return sorted(
+        found,
+        key=lambda row: (
+            row.value is None,
+            0.0 if row.value is None else -row.value if row.higher_is_better else row.value,
+            row.number,
+        ),
+    )
+
+
+def standing(directory: Path) -> tuple[str, float | None, bool]:
+    """What a run is ranked by, its value, and whether higher is better: the objective, else a score on examples that
+    the network has not seen, else the test score."""
+    try:
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        metric = result.get("metric", {})
+        name, higher = str(metric.get("name", "")), bool(metric.get("higher_is_better", True))
+        for objective, value in result.get("objective", {}).items():
+            return objective, float(value), higher if objective == "score" else False
+        gap = result.get("discretisation_gap", {})
+        for what, value in (
+            (f"validation {name}", result.get(f"validation_{name}")),
+            (f"test {name}", result.get(f"test_{name}")),
+            (f"{name} of the derived operations, recalibrated", gap.get("recalibrated")),
+        ):
+            if value is not None:
+                return what.replace("_", " "), float(value), higher
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass
+    return "", None, True
+
+
+def end(command: str, *, again: tuple[str, str] | None = None) -> int:
+    """Print the table of the sweep that this process has begun, and leave it as ``sweep.json``. Returns the number of
+    jobs that have not finished.
+
+    again: what goes on with the sweep, and what to add to it for the jobs that have failed; None for the command line.
+    """
+    directory = sweep.home[0]
+    names.release(directory)
+    found = rows(directory)
+    if not found:
+        names.remove_if_empty(directory, above=frozenset())
+        return 0
+    from nas.cli.report import Shown, show
+
+    what = next((row.what for row in found if row.value is not None), "")
+    table = Shown("job", "settings", what or "value", "ended", title=f"{len(found)} jobs, best first" if what else None)
+    for row in found:
+        status = "killed or still running" if row.status == "running" else row.status
+        ended = f"{status}: {row.error}" if row.error else status
+        table.add_row(str(row.number), row.settings, "" if row.value is None else f"{row.value:.6g}", ended)
+    print()
+    show(table)
+    listed = [
+        {
+            "number": row.number, "settings": row.settings, "status": row.status, "directory": str(row.directory),
+            **({"ranked_by": row.what, "value": row.value} if row.value is not None else {}),
+            **({"error": row.error} if row.error else {}),
+        }
+        for row in found
+    ]  # fmt: skip
+    atomic.write_json(directory / "sweep.json", {"command": command, "jobs": listed})
+    left = sum(row.status != "finished" or bool(row.error) for row in found)
+    print(f"The sweep is in {directory}")
+    if left:
+        same, repeats = again or (f"The same command with {setting('hydra.sweep.dir', directory)}", "retry_failed=true")
+        failed = any(row.status == "failed" for row in found)
+        print(
+            f"{left} of {len(found)} jobs have not finished. {same} goes on with those that were killed"
+            f"{f', with {repeats} also with those that have failed' if failed else ''}."
+        )
+    return left

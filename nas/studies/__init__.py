@@ -1,0 +1,1 @@
+"""Methods x seeds: what is run, baselines, statistics, and tables of every run."""

@@ -1,0 +1,89 @@
+"""What a method has to beat, from a benchmark's table: random cells, random search at equal cost, and drawn cells."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from nas.errors import ConfigError
+from nas.spaces.nas_bench_201_notation import from_text
+from nas.spaces.nas_bench_201_table import ACCURACY, NasBench201Table
+from nas.studies.plan import Benchmark
+
+# What a person would draw, and what a collapsed search ends in.
+CELL = "|{0}~0|+|{0}~0|{0}~1|+|{1}~0|{0}~1|{0}~2|"
+DRAWN = {
+    "3x3 convolutions on all edges": CELL.format("nor_conv_3x3", "nor_conv_3x3"),
+    "3x3 convolutions, one skip over all": CELL.format("nor_conv_3x3", "skip_connect"),
+    "skips on all edges": CELL.format("skip_connect", "skip_connect"),
+}
+
+
+class Baselines:
+    """Of one column of a table, and of the same number of runs as the methods have.
+
+    Raises ConfigError if the table lacks a column.
+    """
+
+    def __init__(self, benchmark: Benchmark, *, seeds: tuple[int, ...]) -> None:
+        self.benchmark = benchmark
+        self.seeds = seeds
+        self.table = NasBench201Table(table=benchmark.table)
+        for column in (benchmark.column, benchmark.chosen_by):
+            if column is not None and column not in self.table.columns:
+                raise ConfigError(
+                    f"the benchmark table {benchmark.table} has no column {column}, expected one of "
+                    f"{', '.join(self.table.columns)}",
+                    fix=f"set benchmark.column: {self.table.columns[0]}",
+                )
+        if benchmark.chosen_by is not None and "_test_" in benchmark.chosen_by:
+            raise ConfigError(
+                f"benchmark.chosen_by is {benchmark.chosen_by}, expected a column of a validation split: nothing is "
+                "chosen by test accuracies",
+                fix="set it to e.g. cifar10_valid_12",
+            )
+
+    def all_cells(self) -> np.ndarray:
+        """(cells,) what the reported column has."""
+        return self.table.accuracies(self.benchmark.column)
+
+    def random_cells(self) -> dict[int, float]:
+        """seed -> the accuracy of a cell that is drawn by it."""
+        values = self.all_cells()
+        return {seed: float(values[self._drawn(seed, "cell", 1)[0]]) for seed in self.seeds}
+
+    def cells_at_cost(self, search_epochs: float) -> int | None:
+        """How many cells random search trains in the epochs that a search takes: weight and architecture steps of a
+        search see every training image once an epoch, as a training does. None without a column to choose by."""
+        if self.benchmark.chosen_by is None:
+            return None
+        epochs = ACCURACY.fullmatch(self.benchmark.chosen_by)
+        number = re.fullmatch("[0-9]+", epochs["epochs"]) if epochs else None
+        return None if number is None else max(1, int(search_epochs // int(number[0])))
+
+    def random_search(self, cells: int) -> dict[int, float]:
+        """seed -> the accuracy of the best of so many cells, by the column that they are chosen by."""
+        assert self.benchmark.chosen_by is not None
+        chosen_by, values = self.table.accuracies(self.benchmark.chosen_by), self.all_cells()
+        found = {}
+        for seed in self.seeds:
+            drawn = self._drawn(seed, "search", cells)
+            found[seed] = float(values[drawn[int(np.argmax(chosen_by[drawn]))]])
+        return found
+
+    def drawn_cells(self) -> list[dict[str, Any]]:
+        """Cells that nobody has to search for."""
+        rows = []
+        for name, text in DRAWN.items():
+            standing = self.table.look_up(from_text(text))[self.benchmark.column]
+            rows.append({"name": name, "cell": text, "accuracy": standing.accuracy, "rank": standing.rank})
+        return rows
+
+    def sampled(self, count: int) -> np.ndarray:
+        """So many different rows of the table, (count,), the same ones for every supernet."""
+        generator = np.random.default_rng(0)
+        return generator.permutation(len(self.table))[:count]
+
+    def _drawn(self, seed: int, purpose: str, count: int) -> np.ndarray:
+        generator = np.random.default_rng([abs(seed), ("cell", "search").index(purpose)])
+        return generator.integers(len(self.table), size=count)

@@ -1,0 +1,228 @@
+"""What a study runs: methods x seeds, and retraining seeds, from one YAML file."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nas.errors import ConfigError
+from nas.settings.dotted import leaves
+from nas.untrusted import plain_data, regular_file
+
+SIZE_LIMIT = 250_000  # bytes
+EXAMPLE = "see scripts/README.md for an example"
+OWN_NAMES = ("random cell", "random search")  # of the baselines that a table gives
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A table that derived cells are looked up in. column: what is reported. chosen_by: the column that random search
+    chooses by, measured after fewer epochs on a validation split; None for no random search."""
+
+    table: str
+    column: str
+    chosen_by: str | None = None
+
+
+@dataclass(frozen=True)
+class SupernetCheck:
+    """How many random cells of each supernet are compared with the benchmark, on how many batches."""
+
+    cells: int = 100
+    batches: int = 4
+
+
+@dataclass(frozen=True)
+class Retraining:
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """name: of the study. command: search, or run, which retrains with the same seed. common: settings of all jobs.
+    methods: name -> its settings. engine: Hydra's overrides of the launcher. tuning: method -> device hours that went
+    into its settings. primary: the two methods whose difference was named beforehand."""
+
+    name: str
+    methods: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    command: str = "search"
+    common: tuple[str, ...] = ()
+    retrain: Retraining | None = None
+    benchmark: Benchmark | None = None
+    supernet: SupernetCheck | None = None
+    engine: tuple[str, ...] = ()
+    tuning: Mapping[str, float] = field(default_factory=dict)
+    primary: tuple[str, ...] = ()
+    ablations: tuple[str, ...] = ()
+    confounders: tuple[str, ...] = ()
+
+    def jobs(self) -> list[tuple[str, int, list[str]]]:
+        """(method, seed, the settings that are not common) of every search, in the order of the seeds: an interrupted
+        study has as many of each method."""
+        return [
+            (method, seed, [*settings, f"seed={seed}"])
+            for seed in self.seeds
+            for method, settings in self.methods.items()
+        ]
+
+    def of_all(self) -> list[str]:
+        """The settings of every job."""
+        looked_up = self.benchmark
+        if looked_up is None:
+            return list(self.common)
+        return [*self.common, "benchmark=nas_bench_201", f'benchmark.table="{looked_up.table}"']
+
+
+def directory_of(method: str, seed: int, retrained: int | None = None) -> str:
+    """Of a job, below that of the study."""
+    return f"{method}/seed_{seed}" + ("" if retrained is None else f"_retrained_{retrained}")
+
+
+class _Unique(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses two equal keys, of which YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ConfigError(f"the study has {twice[0]} twice, expected names of their own", fix="rename one of them")
+        return super().construct_mapping(node, deep=deep)
+
+
+def read(path: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan in a file, and the same as plain data. Raises ConfigError for a file that is none."""
+    try:
+        text = regular_file.read(path, limit=SIZE_LIMIT)
+        plain = plain_data.from_yaml(text)
+        loader = _Unique(text)
+        try:
+            loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"the study {path} cannot be read ({reason})", fix="give a YAML file, " + EXAMPLE) from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"the study {path} has no settings", fix=EXAMPLE)
+    return from_plain(plain), plain
+
+
+def from_plain(plain: Mapping[str, Any]) -> Plan:
+    """Raises ConfigError for settings that are missing, unknown, or of another type."""
+    known = set(Plan.__dataclass_fields__)
+    if unknown := sorted(map(str, plain.keys() - known)):
+        raise ConfigError(
+            f"{unknown[0]} is not a setting of a study, expected some of {', '.join(sorted(known))}", fix=EXAMPLE
+        )
+    if missing := [name for name in ("name", "methods", "seeds") if not plain.get(name)]:
+        raise ConfigError(f"the study has no {missing[0]}", fix=EXAMPLE)
+    methods = plain["methods"]
+    if not isinstance(methods, dict):
+        raise ConfigError(f"methods are a {type(methods).__name__}, expected a name and settings each", fix=EXAMPLE)
+    made = Plan(
+        name=file_name(plain["name"], "name"),
+        methods={file_name(name, "methods"): texts(of, f"methods.{name}") for name, of in methods.items()},
+        seeds=numbers(plain["seeds"], "seeds"),
+        command=str(plain.get("command", "search")),
+        common=texts(plain.get("common"), "common"),
+        retrain=None if plain.get("retrain") is None else retraining(plain["retrain"]),
+        benchmark=None if plain.get("benchmark") is None else fields(Benchmark, plain["benchmark"], "benchmark"),
+        supernet=None if plain.get("supernet") is None else fields(SupernetCheck, plain["supernet"], "supernet"),
+        engine=texts(plain.get("engine"), "engine"),
+        tuning={str(name): float(hours) for name, hours in (plain.get("tuning") or {}).items()},
+        primary=texts(plain.get("primary"), "primary"),
+        ablations=texts(plain.get("ablations"), "ablations"),
+        confounders=texts(plain.get("confounders"), "confounders"),
+    )
+    check(made)
+    return made
+
+
+def check(plan: Plan) -> None:
+    if plan.command not in ("search", "run"):
+        raise ConfigError(f"command is {plan.command}, expected search or run", fix="set command: search")
+    if plan.command == "run" and plan.retrain is not None:
+        raise ConfigError("command: run retrains already, got retrain as well", fix="set command: search")
+    if plan.supernet is not None and plan.benchmark is None:
+        raise ConfigError(
+            "supernet is compared with a benchmark, got none", fix="add benchmark: {table: ..., column: ...}"
+        )
+    names = (*plan.methods, *OWN_NAMES)
+    for setting, given in (("primary", plan.primary), ("tuning", tuple(plan.tuning))):
+        if unknown := [name for name in given if name not in names]:
+            raise ConfigError(
+                f"{setting} names {unknown[0]}, which is no method of the study, expected some of {', '.join(names)}",
+                fix=f"correct {setting}",
+            )
+    if len(plan.primary) not in (0, 2):
+        raise ConfigError(f"primary has {len(plan.primary)} methods, expected the two to compare", fix="name two")
+    if taken := [name for name in plan.methods if name in OWN_NAMES]:
+        raise ConfigError(f"a method is called {taken[0]}, which is a baseline of every study", fix="rename it")
+
+
+def fields(kind: Any, given: Any, where: str) -> Any:
+    known = kind.__dataclass_fields__
+    if not isinstance(given, dict) or given.keys() - known.keys():
+        raise ConfigError(f"{where} is {given!s:.80}, expected settings among {', '.join(known)}", fix=EXAMPLE)
+    for name, value in given.items():
+        wanted = int if kind is SupernetCheck else str
+        if type(value) is not wanted or (isinstance(value, int) and value < 1):
+            raise ConfigError(
+                f"{where}.{name} is {value!r}, expected {'a number' if wanted is int else 'a text'}", fix=EXAMPLE
+            )
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ConfigError(f"{where} lacks a setting of {', '.join(known)}", fix=EXAMPLE) from error
+
+
+def retraining(given: Any) -> Retraining:
+    if not isinstance(given, dict) or given.keys() - {"seeds", "settings"} or "seeds" not in given:
+        raise ConfigError(f"retrain is {given!s:.80}, expected seeds and settings", fix=EXAMPLE)
+    return Retraining(numbers(given["seeds"], "retrain.seeds"), texts(given.get("settings"), "retrain.settings"))
+
+
+def numbers(given: Any, where: str) -> tuple[int, ...]:
+    if (
+        not isinstance(given, list)
+        or not given
+        or not all(type(one) is int for one in given)
+        or len(set(given)) < len(given)
+    ):
+        raise ConfigError(f"{where} is {given!r}, expected different whole numbers", fix=f"write {where}: [0, 1, 2, 3]")
+    return tuple(given)
+
+
+def texts(given: Any, where: str) -> tuple[str, ...]:
+    """A list of texts, or one text of words as a shell has them."""
+    try:
+        given = [] if given is None else shlex.split(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise ConfigError(f"{where} is {given!r}, which has quotes that are not closed", fix="close them") from error
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise ConfigError(
+            f"{where} is {given!s:.80}, expected a text or a list of texts", fix=f"write e.g. {where}: sampler=gdas"
+        )
+    return tuple(given)
+
+
+def file_name(name: Any, where: str) -> str:
+    if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\\"'") or name.startswith((".", "-")):
+        raise ConfigError(
+            f"{where} has {name!r}, expected a name that can be one of a directory", fix="write my_method"
+        )
+    return name
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings that are not what they were, each with both values."""
+    old, new = leaves(dict(before)), leaves(dict(now))
+    return [
+        f"{name}={new.get(name)} (was {old.get(name)})"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]

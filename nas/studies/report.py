@@ -1,0 +1,207 @@
+"""A study as JSON and as Markdown: every run, what they compare to, and what they cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nas.studies import statistics
+from nas.studies.baselines import Baselines
+from nas.studies.checklist import checklist
+from nas.studies.collected import Run, what_is_compared
+from nas.studies.plan import Plan
+
+HOUR = 3600
+
+
+def report(
+    plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, baselines: Baselines | None,
+    agreement: Mapping[str, Any], commit: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What ``study.json`` of a study holds. agreement: of supernets with the benchmark, by run."""
+    values = {m: [run.value for run in runs if run.method == m and run.value is not None] for m in plan.methods}
+    values = {method: of for method, of in values.items() if of}
+    known: dict[str, Any] = {"name": plan.name, "commit": commit, "compared": what_is_compared(plan)}
+    random: dict[str, dict[int, float]] = {}
+    if baselines is not None:
+        population = baselines.all_cells()
+        random["random cell"] = baselines.random_cells()
+        known["all_cells"] = {"n": len(population), "mean": float(population.mean()), "std": float(population.std())}
+        epochs = max((run.epochs for run in runs), default=0)
+        cells = baselines.cells_at_cost(epochs)
+        if cells is not None:
+            random["random search"] = baselines.random_search(cells)
+            known["random_search"] = {
+                "cells": cells,
+                "chosen_by": baselines.benchmark.chosen_by,
+                "search_epochs": epochs,
+            }
+        known["drawn_cells"] = baselines.drawn_cells()
+    values |= {name: list(of.values()) for name, of in random.items()}
+    known["methods"] = {name: statistics.described(of) for name, of in values.items()}
+    known["comparisons"] = statistics.compared(values)
+    if plan.primary:
+        known["primary"] = primary(plan.primary, known["comparisons"])
+    known["runs"] = [as_plain(run) for run in runs] + [
+        {"method": name, "seed": seed, "status": "looked up", "value": value}
+        for name, of in random.items()
+        for seed, value in of.items()
+    ]
+    known["curves"] = {method: curve([run for run in runs if run.method == method]) for method in plan.methods}
+    known["costs"] = {method: ledger(plan, [run for run in runs if run.method == method]) for method in plan.methods}
+    known["supernet"] = dict(agreement)
+    known["checklist"] = checklist(plan, runs, configs, baselines=baselines is not None)
+    return known
+
+
+def primary(names: Sequence[str], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The comparison that was named beforehand, whose p-value needs no correction."""
+    for pair in comparisons:
+        if {pair["one"], pair["other"]} == set(names):
+            sign = 1 if pair["one"] == names[0] else -1
+            return {"one": names[0], "other": names[1], "difference": sign * pair["difference"], "p": pair["p"]}
+    return {"one": names[0], "other": names[1], "difference": None, "p": None}
+
+
+def as_plain(run: Run) -> dict[str, Any]:
+    return {
+        "method": run.method,
+        "seed": run.seed,
+        "status": run.status,
+        "value": run.value,
+        "directory": str(run.directory),
+        "command": run.manifest.get("command"),
+        "commit": run.manifest.get("commit"),
+        "genotype": run.genotype,
+        "seconds": run.seconds,
+        **({"retrained": {str(seed): score for seed, score in run.retrained.items()}} if run.retrained else {}),
+        **({"error": run.error} if run.error else {}),
+    }
+
+
+def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """By epoch: the mean of what the runs had derived then, and how many there are."""
+    epochs = sorted({epoch for run in runs for epoch in run.curve})
+    rows = []
+    for epoch in epochs:
+        values = [run.curve[epoch] for run in runs if epoch in run.curve]
+        rows.append({"epoch": epoch, "n": len(values), "mean": sum(values) / len(values), "values": values})
+    return rows
+
+
+def ledger(plan: Plan, runs: Sequence[Run]) -> dict[str, float | None]:
+    """Device hours of a method, of all its runs. tuning: as the plan says, None where it does not."""
+    stages = {
+        stage: sum(run.seconds.get(stage, 0.0) for run in runs) / HOUR
+        for stage in ("search", "selection", "retraining")
+    }
+    return {**stages, "tuning": plan.tuning.get(runs[0].method) if runs else None}
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *escaped)]
+
+
+def markdown(known: Mapping[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        f"# {known['name']}",
+        "",
+        f"Compared: {known['compared']}. Code: {known['commit'] or 'not from a checkout'}.",
+        "",
+    ]
+    lines += summary(known) + comparisons(known) + every_run(known) + curves(known) + costs(known) + supernet(known)
+    lines += [
+        "## Checklist",
+        "",
+        *table(("group", "point", "", "why"), [tuple(row.values()) for row in known["checklist"]]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def summary(known: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, of in known["methods"].items():
+        low, high = of.get("interval", (None, None))
+        interval = f"{number(low)} to {number(high)}" if "interval" in of else "one run has no interval"
+        rows.append((name, str(of["n"]), number(of["mean"]), number(of.get("std")), interval))
+    lines = ["## Methods", "", *table(("method", "runs", "mean", "std", "95 % interval of the mean"), rows), ""]
+    if "all_cells" in known:
+        of = known["all_cells"]
+        lines += [f"All {of['n']:,} cells: mean {number(of['mean'])}, std {number(of['std'])}.", ""]
+    if "random_search" in known:
+        of = known["random_search"]
+        lines += [
+            f"Random search: the best of {of['cells']} cells by {of['chosen_by']}, as many as train in the "
+            f"{of['search_epochs']} epochs of a search.", "",
+        ]  # fmt: skip
+    if "drawn_cells" in known:
+        drawn = [(one["name"], number(one["accuracy"]), f"{one['rank']:,}") for one in known["drawn_cells"]]
+        lines += [*table(("cell without a search", "value", "rank"), drawn), ""]
+    return lines
+
+
+def comparisons(known: Mapping[str, Any]) -> list[str]:
+    lines = ["## Differences", ""]
+    if (first := known.get("primary")) is not None:
+        lines += [
+            f"Named beforehand: {first['one']} - {first['other']} = {number(first['difference'])}, "
+            f"p = {number(first['p'], '.4f')}.", "",
+        ]  # fmt: skip
+    rows = [
+        (
+            f"{pair['one']} - {pair['other']}",
+            number(pair["difference"]),
+            number(pair["p"], ".4f"),
+            number(pair.get("p_holm"), ".4f"),
+        )
+        for pair in known["comparisons"]
+    ]
+    about = "Permutation tests of the means, two-sided; corrected for the number of pairs by Holm's method."
+    return [*lines, about, "", *table(("difference of means", "", "p", "p corrected"), rows), ""]
+
+
+def every_run(known: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (
+            run["method"],
+            str(run["seed"]),
+            number(run["value"]),
+            run["status"] + (f": {run['error']}" if run.get("error") else ""),
+        )
+        for run in known["runs"]
+    ]
+    return ["## Every run", "", *table(("method", "seed", "value", "ended"), rows), ""]
+
+
+def curves(known: Mapping[str, Any]) -> list[str]:
+    of = {name: {row["epoch"]: row["mean"] for row in rows} for name, rows in known["curves"].items() if rows}
+    if not of:
+        return []
+    epochs = sorted({epoch for curve in of.values() for epoch in curve})
+    shown = epochs if len(epochs) <= 20 else [*epochs[:: -(-len(epochs) // 20)], epochs[-1]]
+    rows = [(str(e), *(number(curve.get(e)) for curve in of.values())) for e in dict.fromkeys(shown)]
+    return ["## By epoch", "", "The mean over the runs of what was derived then.", "", *table(("epoch", *of), rows), ""]
+
+
+def costs(known: Mapping[str, Any]) -> list[str]:
+    stages = ("search", "selection", "retraining", "tuning")
+    rows = [(name, *(number(of[stage], ".3f") for stage in stages)) for name, of in known["costs"].items()]
+    return ["## Device hours of all runs", "", *table(("method", *stages), rows), ""]
+
+
+def supernet(known: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, of in known["supernet"].items():
+        for norms in ("recalibrated", "as trained"):
+            found = of[norms]
+            precision = ", ".join(f"{number(value)} of {k}" for k, value in found["precision_at"].items())
+            taus = (number(found[one]) for one in ("kendall", "spearman", "weighted_tau"))
+            rows.append((name, norms, str(found["cells"]), *taus, precision))
+    if not rows:
+        return []
+    headings = ("run", "norms", "cells", "Kendall", "Spearman", "weighted tau", "precision at")
+    return ["## Supernet against benchmark", "", *table(headings, rows), ""]

@@ -1,0 +1,106 @@
+"""Means with intervals, differences with p-values, and rank correlations; by scipy."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from nas.errors import ConfigError
+
+SEED = 0  # of all resampling: a table that is made again is the same
+RESAMPLES = 9999
+CONFIDENCE = 0.95
+
+
+def stats() -> Any:
+    """scipy.stats. Raises ConfigError, naming the extra, where scipy is not installed."""
+    try:
+        import scipy.stats
+    except ImportError as error:
+        raise ConfigError(
+            "a study needs scipy, which is not installed", fix="pip install 'gumbel-nas[study]'"
+        ) from error
+    return scipy.stats
+
+
+def described(values: Sequence[float]) -> dict[str, Any]:
+    """Number, mean, standard deviation (of n - 1) and the bootstrap interval of the mean; without the last two for one
+    value, which has neither."""
+    known: dict[str, Any] = {"n": len(values), "mean": mean(values)}
+    if len(values) == 1:
+        return known
+    return known | {"std": stdev(values), "interval": interval(np.asarray(values, dtype=float))}
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """95 % of the means of resampled values (percentile bootstrap)."""
+    if (values == values[0]).all():
+        return [float(values[0])] * 2
+    found = stats().bootstrap(
+        (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval  # fmt: skip
+    return [float(found.low), float(found.high)]
+
+
+def p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Of a two-sided permutation test of the difference of the means; None if a side has one value only."""
+    if min(len(one), len(other)) < 2:
+        return None
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean(x, axis=axis) - np.mean(y, axis=axis)  # type: ignore[no-any-return]
+
+    test = stats().permutation_test(
+        (np.asarray(one, float), np.asarray(other, float)), difference, permutation_type="independent",
+        n_resamples=RESAMPLES, rng=np.random.default_rng(SEED),
+    )  # fmt: skip
+    return float(test.pvalue)
+
+
+def compared(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Every pair of methods: the difference of the means, the p-value, and that corrected for the number of pairs."""
+    pairs = [
+        {
+            "one": one,
+            "other": other,
+            "difference": float(np.mean(values[one]) - np.mean(values[other])),
+            "p": p_value(values[one], values[other]),
+        }
+        for one, other in itertools.combinations(values, 2)
+    ]
+    tested = [pair for pair in pairs if pair["p"] is not None]
+    for pair, corrected in zip(tested, holm([float(pair["p"] or 0.0) for pair in tested]), strict=True):
+        pair["p_holm"] = corrected
+    return pairs
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Corrected for their number (Holm 1979): the chance of one false difference or more among all is kept."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def rank_agreement(
+    scores: Sequence[float], truths: Sequence[float], *, at: Sequence[int] = (1, 5, 10)
+) -> dict[str, Any]:
+    """Of scores with true values of the same things, both the higher the better.
+
+    kendall: tau-b. weighted_tau: which weighs the best most. precision_at k: the part of the k with the best scores
+    that is among the k truly best. Where all scores are equal, correlations are None.
+    """
+    found: dict[str, Any] = {"cells": len(scores)}
+    for name, measure in (("kendall", "kendalltau"), ("spearman", "spearmanr"), ("weighted_tau", "weightedtau")):
+        constant = len(set(scores)) == 1 or len(set(truths)) == 1
+        value = math.nan if constant else float(getattr(stats(), measure)(scores, truths).statistic)
+        found[name] = None if math.isnan(value) else value
+    best = [sorted(range(len(scores)), key=lambda index: -of[index]) for of in (scores, truths)]
+    found["precision_at"] = {str(k): len(set(best[0][:k]) & set(best[1][:k])) / k for k in at if k <= len(scores)}
+    return found

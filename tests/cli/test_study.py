@@ -1,0 +1,78 @@
+"""nas-study: what it leaves, that it goes on, and what it refuses."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli.conftest import TINY, Outcome
+
+from nas.storage import run_directory
+
+pytest.importorskip("scipy", reason="needs scipy")
+Nas = Callable[..., Outcome]
+STUDY: dict[str, Any] = {
+    "name": "mine",
+    "common": [*TINY, "search.epochs=1", "tracker=jsonl", "search.gap_batches=1"],
+    "methods": {"gdas": "sampler=gdas", "broken": "search.arch_every=0"},
+    "seeds": [3],
+}
+
+
+def write(study: dict[str, Any]) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(STUDY)
+    ended = nas("study", "study.yaml")
+    assert ended.code == 2
+    assert "error: job 1 (search.arch_every=0, seed=3): search.arch_every must be at least 1" in ended.err
+    home = Path("runs/mine")
+    known = read(home / "study.json")
+    runs = [(run["method"], run["seed"], run["status"]) for run in known["runs"]]
+    assert runs == [("gdas", 3, "finished"), ("broken", 3, "failed")]
+    result = read(home / "gdas" / "seed_3" / "result.json")
+    assert known["runs"][0]["value"] == result["discretisation_gap"]["recalibrated"]
+    assert known["runs"][0]["genotype"] == result["genotype"]
+    assert "one run has no interval" in ended.out
+    assert (home / "study.md").read_text() in ended.out
+
+    again = nas("study", "study.yaml")
+    assert "job 0 (sampler=gdas, seed=3) has finished before" in again.out
+    assert "job 1 (search.arch_every=0, seed=3) has failed before" in again.err
+
+    write(STUDY | {"seeds": [3, 4]})
+    assert "begun with other settings: seeds=[3, 4] (was [3])" in nas("study", "study.yaml").err
+    write(STUDY | {"engine": "hydra/launcher=basic"})
+    monkeypatch.setattr(run_directory, "commit", lambda: "another")
+    assert "begun with the code of commit" in nas("study", "study.yaml").err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": {"gdas": "sampler=gda"}}, "sampler=gda is not an option of sampler"),
+        ({"engine": "hydra/launcher=ray"}, "pip install 'gumbel-nas[ray]'"),
+        ({"benchmark": {"table": "absent.csv", "column": "cifar10_test_200"}}, "absent.csv cannot be read"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_job(change: dict[str, Any], message: str, nas: Nas) -> None:
+    write(STUDY | change)
+    ended = nas("study", "study.yaml", "--out", "out")
+    assert (ended.code, message in ended.err, ended.err.count("\n")) == (2, True, 1), ended.err
+    assert not list(Path("out").rglob("manifest.json"))
+
+
+def test_two_processes_on_one_study(nas: Nas) -> None:
+    write(STUDY)
+    study = importlib.import_module("nas.cli.study")
+    with study.held(Path("out").absolute()):
+        assert "is being written by another process" in nas("study", "study.yaml", "--out", "out").err

@@ -1,0 +1,273 @@
+"""Sweeps: their jobs by name, what the same sweep again does, and what a sweeper is given."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.conftest import TINY, Outcome
+from omegaconf import OmegaConf
+
+from nas.cli import command, sweep, sweep_table
+from nas.cli.stages.objective import Objective
+from nas.data.split import TensorSplit
+from nas.data.synthetic import Synthetic
+from nas.errors import ConfigError
+from nas.storage import checkpoint_file, lock
+from nas.training.task import Metric
+
+Nas = Callable[..., Outcome]
+SHORT = (*TINY, "search.epochs=1", "retrain.epochs=1", "tracker=jsonl")
+OPTUNA = (
+    "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=1",
+    "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize",
+)  # fmt: skip
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_failed_job_is_named_and_the_same_sweep_again_does_what_is_left(nas: Nas) -> None:
+    given = ("-m", *SHORT, "search.batch_size=1000,8", "hydra.sweep.dir=sweep")
+    ended = nas("search", *given)
+    assert ended.code == 2
+    assert "error: job 0 (search.batch_size=1000): search.batch_size 1000 is larger" in ended.err
+    assert {path.name for path in Path("sweep").iterdir() if path.is_dir()} == {
+        "0_search.batch_size-1000", "1_search.batch_size-8",
+    }  # fmt: skip
+    done = Path("sweep/1_search.batch_size-8").absolute()
+    # Its own command, without the sweep.
+    command_of_job = read(done / "manifest.json")["command"]
+    assert command_of_job[0] == "nas-search"
+    assert {"experiment=quickstart", "search.epochs=1", "search.batch_size=8"} <= set(command_of_job)
+    assert command_of_job[-1] == f"hydra.run.dir={done}"
+    assert not {"-m", "hydra.sweep.dir=sweep", "search.batch_size=1000"} & set(command_of_job)
+    assert [(job["number"], job["status"]) for job in read(Path("sweep/sweep.json"))["jobs"]] == [
+        (1, "finished"), (0, "failed"),
+    ]  # fmt: skip
+    times = {path: path.stat().st_mtime_ns for path in done.iterdir() if path.name != sweep.RECORD}
+    again = nas("search", *given)
+    assert again.code == 2
+    assert "job 1 (search.batch_size=8) has finished before" in again.out
+    assert "job 0 (search.batch_size=1000) has failed before and is not repeated" in again.err
+    other = nas("search", *given, "retry_failed=true", "search.init_std=0.5")
+    assert "error: job 0 (search.batch_size=1000): search.batch_size 1000 is larger" in other.err
+    assert "holds a run with another configuration: search.init_std=0.5 (was 0.001)" in other.err
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert all("error" in job for job in read(Path("sweep/sweep.json"))["jobs"])
+
+
+def test_sweeps_have_directories_of_their_own(nas: Nas) -> None:
+    for _ in range(2):
+        assert nas("draw", "-m", "genotype=DARTS_V2", "out=cell.svg", "theme=dark,light").code == 0
+    sweeps = sorted(Path("runs").iterdir())
+    assert len(sweeps) == 2
+    assert all({path.name for path in one.iterdir()} >= {"0_theme-dark", "1_theme-light"} for one in sweeps)
+
+
+def test_the_table_is_best_first(tmp_path: Path) -> None:
+    for number, (status, value) in enumerate([("finished", 0.3), ("running", 0.9), ("finished", 0.5)]):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / sweep.RECORD).write_text(json.dumps({"number": number, "settings": [], "status": status}))
+        metric = {"name": "accuracy", "higher_is_better": True}
+        (directory / "result.json").write_text(json.dumps({"metric": metric, "test_accuracy": value}))
+    assert [(row.number, row.value) for row in sweep_table.rows(tmp_path)] == [(2, 0.5), (0, 0.3), (1, None)]
+    (tmp_path / "0" / "result.json").write_text(json.dumps({"metric": metric, "objective": {"macs": 7}}))
+    assert sweep_table.standing(tmp_path / "0") == ("macs", 7.0, False)
+
+
+@pytest.fixture
+def untouchable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The test split of made-up data cannot be read before the objective is there. Returns what happened, in order."""
+    happened: list[str] = []
+    load, measured = Synthetic.load, Objective.measured
+
+    class Forbidden(TensorSplit):
+        def batches(self, *arguments: Any, **options: Any) -> Any:
+            assert happened[-1] != "job", "the test split was read before the objective was there"
+            happened.append("test")
+            return super().batches(*arguments, **options)
+
+        def contents(self) -> Any:
+            raise AssertionError("the test split was read")
+
+    def guarded(self: Synthetic) -> Any:
+        data = load(self)
+        data.test.__class__ = Forbidden
+        happened.append("job")
+        return data
+
+    def noted(self: Objective, *arguments: Any) -> dict[str, float]:
+        found = measured(self, *arguments)
+        happened.append("objective")
+        return found
+
+    monkeypatch.setattr(Synthetic, "load", guarded)
+    monkeypatch.setattr(Objective, "measured", noted)
+    return happened
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Optuna
+def test_an_optuna_sweep_never_sees_the_test_split(nas: Nas, untouchable: list[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs hydra-optuna-sweeper")
+    ended = nas("run", *OPTUNA, *SHORT, "retrain.optim.lr=interval(0.01,0.1)", "hydra.sweep.dir=sweep")
+    assert ended.code == 0, ended.err
+    assert [kind for kind, _ in itertools.groupby(untouchable)] == ["job", "objective", "test"] * 2
+    results = [read(path) for path in Path("sweep").glob("*/result.json")]
+    assert all(result["objective"] == {"score": result["validation_accuracy"]} for result in results)
+    assert all(result["validation_examples"] == 5 for result in results)  # 0.1 of 48
+    assert all("test_accuracy" in result for result in results)
+    best = OmegaConf.load("sweep/optimization_results.yaml")
+    assert best.best_value == max(result["objective"]["score"] for result in results)
+
+
+def test_held_out_examples_are_not_learnt(nas: Nas) -> None:
+    cell = "genotype='|skip_connect~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|skip_connect~2|'"
+    ended = nas(
+        "retrain", *SHORT, cell, "retrain.validation=0.25", "objective=[score,macs,parameters]", "hydra.run.dir=out"
+    )
+    assert ended.code == 0, ended.err
+    result = read(Path("out/result.json"))
+    assert result["validation_examples"] == 12
+    assert read(Path("out/manifest.json"))["retrain_epoch"]["examples"] == 36
+    assert result["objective"] == {
+        "score": result["validation_accuracy"],
+        "macs": result["macs"],
+        "parameters": result["parameters"],
+    }
+
+
+ACCURACY = Metric("accuracy", higher_is_better=True, percent=True)
+
+
+@pytest.mark.parametrize(
+    ("objective", "validation", "message"),
+    [
+        ("latncy", 0.1, "objective has latncy, expected some of score, loss, macs, parameters, latency or accuracy"),
+        ([], 0.1, "objective has nothing"),
+    ],
+)
+def test_an_objective_that_is_none(objective: Any, validation: float, message: str) -> None:
+    cfg = OmegaConf.create({"objective": objective, "retrain": {"validation": validation}})
+    with pytest.raises(ConfigError, match=message):
+        Objective.from_config(cfg, ACCURACY)
+
+
+def test_the_sweeper_looks_for_the_better_end() -> None:
+    objective = Objective(("score", "macs"), True, ACCURACY)
+    objective.check_directions(["maximize", "minimize"])
+    assert objective.value({"macs": 3.0, "score": 0.5}) == [0.5, 3.0]
+    for wrong in (["minimize", "minimize"], ["maximize"]):
+        with pytest.raises(ConfigError, match=r"set hydra.sweeper.direction=\[maximize,minimize\]"):
+            objective.check_directions(wrong)
+
+
+def test_an_objective_of_a_retraining_needs_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "optimises", lambda: True)
+    cfg = OmegaConf.create({"objective": None, "retrain": {"validation": None}})
+    sweep.prepare(cfg, "nas-run")
+    assert (cfg.objective, cfg.retrain.validation) == ("score", 0.1)
+    sizes = OmegaConf.create({"objective": ["macs"], "retrain": {"validation": None}})
+    sweep.prepare(sizes, "nas-run")
+    assert sizes.retrain.validation is None
+    cfg = OmegaConf.create({"objective": None, "retrain": {"validation": 0.0}})
+    with pytest.raises(ConfigError, match=r"set retrain.validation=0.1"):
+        sweep.prepare(cfg, "nas-run")
+
+
+def test_resume_auto(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas.cli.progress_bar import Progress
+
+    given = ("search", *TINY, "tracker=jsonl", "resume=auto")
+    assert nas(*given, "hydra.run.dir=whole").code == 0
+
+    def interrupt(self: Progress, epoch: int, fraction: float) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "step", interrupt)
+        assert nas(*given, "hydra.run.dir=cut").code == 130
+    assert nas(*given, "hydra.run.dir=cut").code == 0
+    assert len(read(Path("cut/manifest.json"))["resumed"]) == 1
+    assert same_bits(Path("cut"), Path("whole"))
+    assert "has finished" in nas(*given, "hydra.run.dir=cut").out
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    def state(directory: Path) -> str:
+        found = checkpoint_file.load(directory / "search" / "checkpoint.pt", "search")
+        kept = {name: found[name] for name in found.keys() - {"config", "metrics", "seconds"}}
+        return repr({name: str(kept[name]) for name in sorted(kept)})
+
+    return state(one) == state(other) and (one / "genotype.json").read_bytes() == (other / "genotype.json").read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
+def test_a_sweep_that_is_killed_and_started_again_gives_the_same_bits(
+    launcher: tuple[str, ...], tmp_path: Path
+) -> None:
+    settings = [*TINY, "tracker=jsonl", "search.epochs=12", "seed=0,1,2", *launcher]
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "nas.cli.search", "-m", *settings, f"hydra.sweep.dir={tmp_path / name}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+
+    assert start("whole").wait(300) == 0
+    killed = start("killed")
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "killed").glob("1_*/search/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = list((tmp_path / "killed").glob("*/result.json"))
+    assert len(before) < 3
+    assert start("killed").wait(300) == 0
+    for seed in range(3):
+        assert same_bits(tmp_path / "killed" / f"{seed}_seed-{seed}", tmp_path / "whole" / f"{seed}_seed-{seed}")
+    shutil.rmtree(tmp_path / "whole")
+
+
+def test_a_job_that_another_process_runs_is_left_alone(tmp_path: Path) -> None:
+    assert not command.is_held(tmp_path)
+    descriptor = lock.take(tmp_path)
+    assert descriptor is not None
+    assert command.is_held(tmp_path)
+    os.close(descriptor)
+
+
+SLURM = Path(__file__).parents[2] / "scripts" / "slurm_cluster"
+
+
+@pytest.mark.long
+def test_jobs_on_slurm(tmp_path: Path) -> None:
+    """On the cluster that scripts/slurm_cluster has started."""
+    if "SLURM_CONF" not in os.environ or shutil.which("sbatch") is None:
+        pytest.skip(f"needs a Slurm cluster: {SLURM} start, and the environment that it names")
+    pytest.importorskip("submitit", reason="needs hydra-submitit-launcher")
+    settings = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", *SHORT, "weight_optim.lr=0.1,1e20,0.05"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "nas.cli.search", "-m", *settings, f"hydra.sweep.dir={tmp_path / 'sweep'}"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, capture_output=True, text=True,
+        timeout=500, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    jobs = read(tmp_path / "sweep" / "sweep.json")["jobs"]
+    assert {job["number"]: job["status"] for job in jobs} == {0: "finished", 1: "failed", 2: "finished"}
+    assert "the loss is nan" in next(job["error"] for job in jobs if job["number"] == 1)

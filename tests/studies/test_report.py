@@ -1,0 +1,152 @@
+"""The report of a study, from directories as its jobs leave them."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.errors import ConfigError
+from nas.spaces.nas_bench_201_notation import from_text, to_text
+from nas.spaces.nas_bench_201_table import EDGES, OPS
+from nas.studies.baselines import DRAWN, Baselines
+from nas.studies.checklist import checklist
+from nas.studies.collected import Run, collect, costs
+from nas.studies.plan import Benchmark, from_plain
+from nas.studies.report import markdown, report
+from nas.supernet.genotype import Genotype
+
+pytest.importorskip("scipy", reason="needs scipy")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Some cells, whose accuracy is the share of their 3x3 convolutions; the drawn cells are among them."""
+    path = tmp_path_factory.mktemp("table") / "accuracy.csv"
+    cells = dict.fromkeys(DRAWN.values())
+    for ops in itertools.islice(itertools.product(OPS, repeat=6), 0, None, 100):
+        choices = {f"cell/{edge}": op for edge, op in zip(EDGES, ops, strict=True)}
+        cells[to_text(Genotype("nas_bench_201", choices))] = None
+    lines = ["index,arch_str,cifar10_test_200,cifar10_valid_12"]
+    for index, cell in enumerate(cells):
+        share = cell.count("nor_conv_3x3") * 10
+        lines.append(f"{index},{cell},{share + index / 1000},{share}")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def baselines(table: str, **settings: Any) -> Baselines:
+    return Baselines(Benchmark(table, "cifar10_test_200", **settings), seeds=(0, 1, 2))
+
+
+def test_random_search_chooses_by_validation_and_reports_the_other_column(table: str) -> None:
+    of = baselines(table, chosen_by="cifar10_valid_12")
+    assert [of.cells_at_cost(epochs) for epochs in (50, 12, 3)] == [4, 1, 1]
+    assert baselines(table).cells_at_cost(50) is None
+    one, many = of.random_search(1), of.random_search(500)
+    assert one.keys() == {0, 1, 2}
+    assert all(many[seed] >= one[seed] - 0.2 for seed in one)  # 0.2 is what the columns differ by
+    assert of.random_cells() == of.random_cells()
+    assert [row["name"] for row in of.drawn_cells()] == list(DRAWN)
+    assert of.drawn_cells()[0]["accuracy"] >= 60
+
+
+def test_nothing_is_chosen_by_test_accuracies(table: str) -> None:
+    with pytest.raises(ConfigError, match="expected a column of a validation split"):
+        baselines(table, chosen_by="cifar10_test_200")
+    with pytest.raises(ConfigError, match="has no column cifar10_valid_25, expected one of cifar10_test_200"):
+        baselines(table, chosen_by="cifar10_valid_25")
+
+
+def left_by_a_job(directory: Path, *, cell: str, status: str = "finished", **manifest: Any) -> None:
+    directory.mkdir(parents=True)
+    (directory / ".job.json").write_text(
+        json.dumps({"number": 0, "status": status, "error": "lost" * (status != "finished")})
+    )
+    (directory / "result.json").write_text(json.dumps({"genotype": from_text(cell).to_dict()}))
+    known = {"status": "finished", "wall_seconds": 90.0, "search_epoch": {"batches": 10}, "commit": "abc", **manifest}
+    (directory / "manifest.json").write_text(json.dumps(known))
+    line = {"stage": "search", "epoch": 0, "seconds_per_step": 3.0, "benchmark/cifar10_test_200": 50.0}
+    (directory / "metrics.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"epoch": 1}) + "\n")
+
+
+def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
+    plan = from_plain(
+        {
+            "name": "mine", "methods": {"good": "", "bad": ""}, "seeds": [0, 1, 2], "tuning": {"good": 2},
+            "primary": ["good", "random cell"],
+            "benchmark": {"table": table, "column": "cifar10_test_200", "chosen_by": "cifar10_valid_12"},
+        }
+    )  # fmt: skip
+    best, worst, *_ = DRAWN.values()
+    for seed in (0, 1, 2):
+        left_by_a_job(tmp_path / "good" / f"seed_{seed}", cell=best)
+    left_by_a_job(tmp_path / "bad" / "seed_0", cell=worst, status="failed")
+    left_by_a_job(tmp_path / "bad" / "seed_1", cell=worst)
+    of = Baselines(plan.benchmark, seeds=plan.seeds)  # type: ignore[arg-type]
+    runs = collect(plan, tmp_path, record=".job.json", table=of.table)
+    known = report(plan, runs, [], baselines=of, agreement={}, commit="abc")
+    listed = [(run["method"], run["seed"], run["status"], run["value"] is None) for run in known["runs"]]
+    assert listed[:6] == [
+        ("good", 0, "finished", False), ("good", 1, "finished", False), ("good", 2, "finished", False),
+        ("bad", 0, "failed", True), ("bad", 1, "finished", False), ("bad", 2, "not begun", True),
+    ]  # fmt: skip
+    assert {run[0] for run in listed[6:]} == {"random cell", "random search"}
+    assert known["methods"]["good"]["std"] == 0.0
+    assert known["methods"]["bad"]["n"] == 1
+    assert known["random_search"]["cells"] == 1
+    assert known["primary"]["one"] == "good"
+    assert known["primary"]["difference"] > 0
+    assert known["curves"]["good"] == [{"epoch": e, "n": 3, "mean": 50.0, "values": [50.0] * 3} for e in (1, 2)]
+    good = known["costs"]["good"]
+    assert good == {
+        "search": pytest.approx(3 * 60 / 3600),
+        "selection": pytest.approx(3 * 30 / 3600),
+        "retraining": 0.0,
+        "tuning": 2.0,
+    }
+    assert known["costs"]["bad"]["tuning"] is None
+    text = markdown(known)
+    assert "| bad | 0 | - | failed: lost |" in text
+    assert "one run has no interval" in text
+    assert "Named beforehand: good - random cell" in text
+    json.dumps(known)
+
+
+def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
+    plan = from_plain(
+        {"name": "mine", "methods": {"a": "", "b": ""}, "seeds": [0], "tuning": {"a": 0}, "command": "run"}
+    )
+
+    def answers(commit: str, epochs: int, **changes: Any) -> dict[str, str]:
+        manifest = {"commit": commit, "device": "cpu", "platform": "linux", "versions": {"torch": "2"}}
+        runs = [
+            Run(method, 0, tmp_path, "finished", manifest=manifest | of, seconds={"search": 1.0})
+            for method, of in (("a", {}), ("b", changes))
+        ]
+        configs = [
+            {"data": {"root": "x"}, "retrain": {"epochs": 5}},
+            {"data": {"root": "x"}, "retrain": {"epochs": epochs}},
+        ]
+        return {row["point"]: row["answer"] for row in checklist(plan, runs, configs, baselines=False)}
+
+    clean, dirty = answers("abc", 5), answers("abc-dirty", 6, device="cuda")
+    assert len(clean) == 14
+    assert [point for point, answer in clean.items() if answer == "no"] == [
+        "ablations are given", "confounders are named", "there are several seeds (4 or more)",
+        "there are random baselines", "what tuning took is given",
+    ]  # fmt: skip
+    assert [point for point in clean if clean[point] != dirty[point]] == [
+        "the code of the search is given", "the code that trains the final networks is given",
+        "the final networks are trained alike", "all runs had the same hardware and software",
+    ]  # fmt: skip
+
+
+def test_costs_of_an_interrupted_run_are_those_of_its_epochs() -> None:
+    lines = [
+        {"stage": "search", "epoch": 0, "seconds_per_step": 2.0},
+        {"stage": "retrain", "epoch": 0, "seconds_per_step": 1.0},
+    ]
+    manifest = {"search_epoch": {"batches": 5}, "retrain_epoch": {"batches": 3}}
+    assert costs(manifest, lines) == {"search": 10.0, "selection": 0.0, "retraining": 3.0}
