@@ -12,9 +12,9 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.cli.resume import resolved_again
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.setup import Setup
-    from nas.cli.stages.tracked import genotype_texts, scores
     from nas.spaces.published import resolve
     from nas.storage import atomic
+    from nas.training.records import genotype_texts, scores
     from nas.training.trained import check_finite, final_result, objective, scoring_loader
 
     setup = Setup.from_config(cfg)

@@ -11,12 +11,12 @@ def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import show_gap, show_search, show_standings
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
-    from nas.cli.stages.tracked import genotype_texts
     from nas.storage import atomic
+    from nas.training.records import genotype_texts
 
     setup = Setup.from_config(cfg)
     search = SearchStage(setup)
-    search.try_derived()
+    search.try_derived(auxiliary_weight=search.auxiliary_weight)
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         if not out.writes:

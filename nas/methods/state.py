@@ -57,6 +57,10 @@ class SearchState:
         self.step, self.seconds = 0, 0.0
         self.weights_meter, self.arch_meter = Meter(self.metric), Meter(self.metric)
 
+    def ended(self, epochs: int) -> bool:
+        """Whether a search of so many epochs is over."""
+        return self.epoch == epochs or self.stopped is not None
+
     def state_dict(self) -> dict[str, Any]:
         """Raises DivergenceError if it is not finite: it is not to be saved over one that is."""
         self.guard.check(WEIGHTS, self.supernet.parameters(), naming(self.supernet))

@@ -136,6 +136,14 @@ def made_of(node: Any, allow: Allowed) -> Any:
     return called(function, values, node[TARGET], "cannot be built")
 
 
+def complete(part: Any, **arguments: Any) -> Any:
+    """What a class, a function, or a partial of one gives for the arguments that are left.
+
+    Raises ConfigError, naming it, if it does not take them.
+    """
+    return called(part, arguments, public_path(part), "refuses its arguments")
+
+
 def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) -> Any:
     try:
         return function(**arguments)
