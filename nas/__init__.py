@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Name -> the package that lists it. Importing this package takes no time: torch alone takes a second.
+# Name -> the package or module that has it. Importing this package takes no time: torch alone takes a second.
 _public = {
+    "evaluate": "api",
+    "export": "api",
+    "retrain": "api",
+    "search": "api",
     "ArchParams": "supernet",
     "Choice": "supernet",
     "Genotype": "supernet",

@@ -9,10 +9,11 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
-    from nas.cli.stages.export import build_formats, export_trained
+    from nas.cli.stages.export import build_formats
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
+    from nas.formats.export_trained import export_trained
     from nas.storage import atomic
     from nas.training.records import genotype_texts, scores
     from nas.training.trained import check_finite, final_result, objective, scoring_loader

@@ -80,13 +80,13 @@ class Found(NamedTuple):
     account: Account
 
 
-def find_images(root: Path, *, test_fraction: float) -> Found:
+def find_images(root: Path, *, test_fraction: float | None) -> Found:
     """The images of `root/train/<class>/*` + `root/test/<class>/*`, or of `root/<class>/*`.
 
     `training`, and `testing`, are other names for them. `val`, `valid` or `validation` stands in for `test` where there
     is none; beside a `test` folder its images are for training, out of which a search takes those for the architecture:
     nothing here chooses by them, and the test images are for the final score only. Without either of them,
-    `test_fraction` of every class is held out. Raises DataError if the folders are not as described.
+    `test_fraction` of every class is held out; None: nothing. Raises DataError if the folders are not as described.
     """
     splits = _splits(root)
     account = Account()
@@ -113,13 +113,27 @@ def find_images(root: Path, *, test_fraction: float) -> Found:
         account.train_from[_relative(extra, root)] = len(more.paths)
         train = Listing(train.paths + more.paths, torch.cat([train.labels, more.labels]))
     if test_root is None:
-        kept, taken = hold_out(train.labels, test_fraction=test_fraction)
+        everything = torch.arange(len(train.paths))
+        kept, taken = (
+            (everything, everything[:0])
+            if test_fraction is None
+            else hold_out(train.labels, test_fraction=test_fraction)
+        )
         account.train_from = {_relative(train_root, root): len(kept)}
         account.test_from = {_relative(train_root, root): len(taken)}
         return Found(train.subset(kept), train.subset(taken), names, held_out=True, account=account)
     test = _listing(_known(_images_by_class(test_root, account), names, test_root, train_root), names)
     account.test_from[_relative(test_root, root)] = len(test.paths)
     return Found(train, test, names, held_out=False, account=account)
+
+
+def find_training(root: Path) -> Found:
+    """All images of a root that are for training, and no others: those of its `train` folder, see `find_images`, or of
+    `root/<class>/*` where there are no splits. Raises DataError if the folders are not as described."""
+    found = find_images(root, test_fraction=None)
+    nothing = found.train.subset(torch.arange(0))
+    found.account.test_from.clear()
+    return found._replace(test=nothing, held_out=False)
 
 
 def find_to_score(root: Path, *, class_names: tuple[str, ...]) -> tuple[Listing, Account]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nas.data.bundle import DataBundle, Split
-from nas.data.class_folders import Listing, digest_of_file, find_images, find_to_score
+from nas.data.class_folders import Found, Listing, digest_of_file, find_images, find_to_score, find_training
 from nas.data.image_file import Header, pillow_warnings, read_header, read_pixels
 from nas.data.spec import DataSpec, ImageSpec
 from nas.data.split import StreamSplit, TensorSplit, fits_in_memory
@@ -59,7 +59,16 @@ class ImageFolder:
         """Raises ConfigError for a setting that cannot work, DataError for what is wrong with the files."""
         self._check_settings()
         root = Path(self.root).expanduser()
-        found = find_images(root, test_fraction=self.test_fraction)
+        return self._bundle(root, find_images(root, test_fraction=self.test_fraction))
+
+    def training(self) -> DataBundle:
+        """All images for training that are in the root, and an empty test split: nothing is held out. Raises as `load`
+        does."""
+        self._check_settings()
+        root = Path(self.root).expanduser()
+        return self._bundle(root, find_training(root))
+
+    def _bundle(self, root: Path, found: Found) -> DataBundle:
         train, test, class_names, held_out, account = found
         with pillow_warnings():
             if self.damaged == "skip":

@@ -45,7 +45,7 @@ def export(
 ) -> Exported:
     """Write the network to `directory` in the formats, with its genotype, metadata and a model card.
 
-    metadata: what metadata.json holds beside what this adds, see `nas.cli.stages.export`.
+    metadata: what metadata.json holds beside what this adds, see `nas.formats.export_trained`.
     again: in place of the files that the same run left there before it was killed.
     Raises OutputError if the directory is not empty, unless `again`; if a file, loaded in a fresh process, does not
     give the network's outputs; or if the network can be had in none of the formats. Nothing is written then. Of a

@@ -20,6 +20,7 @@ class Subject:
     title: the network in words. load: the code that loads it with this project, run beside the files.
     measure: a network of the same inputs and outputs -> what it reaches on the test split, by the metric's name.
     unsaved: finds the buffers of it that no state dict holds, if its weights do not give its outputs without them.
+    private: the functions that no other program can import and that its model is made by; empty for none.
     """
 
     network: nn.Module
@@ -29,6 +30,7 @@ class Subject:
     load: str
     measure: Callable[[nn.Module], Mapping[str, float]]
     unsaved: Callable[[], tuple[str, ...]] = tuple
+    private: str = ""
 
     @property
     def variables(self) -> tuple[str, ...]:

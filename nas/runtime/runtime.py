@@ -58,6 +58,8 @@ class Runtime:
             raise ConfigError(
                 f"runtime.threads must be at least 1, got {threads}", fix="set runtime.threads=null for torch's choice"
             )
+        self._given: dict[str, object] = {"device": device, "memory_format": memory_format, "precision": precision}
+        self._given |= {"on_nonfinite": on_nonfinite, "max_skipped": max_skipped}
         self.device = find_device(device)
         self.threads = threads
         self.deterministic = deterministic
@@ -74,6 +76,11 @@ class Runtime:
         self.compile = compile
         self.cuda_graphs = cuda_graphs and self.device.type == "cuda" and distributed.world() == 1
         self.profile = profile
+
+    def described(self) -> dict[str, object]:
+        """The arguments it was made with."""
+        names = ("threads", "deterministic", "compile", "cuda_graphs", "profile")
+        return {**self._given, **{name: getattr(self, name) for name in names}}
 
     def start(self, seed: int) -> None:
         """Set the process up: threads, determinism, and the seed of every global generator."""

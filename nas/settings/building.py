@@ -60,7 +60,7 @@ def as_target(thing: Any) -> Any:
             )
         return {TARGET: public_path(thing), PARTIAL: True, **as_targets(arguments)}
     path = public_path(type(thing))
-    if path in TARGETS:
+    if path in TARGETS or dataclasses.is_dataclass(thing):
         return {TARGET: path, **as_targets(arguments_of(thing))}
     if isinstance(thing, dict) or hasattr(thing, "items"):
         return as_targets(thing)
@@ -175,13 +175,24 @@ def spelt_out(node: Any) -> Any:
 
 def foreign(plain: Any) -> list[str]:
     """The packages of the user's own classes that a description names, for whoever has to allow them."""
+    return sorted({name.partition(".")[0] for name in foreign_names(plain)})
+
+
+def private(plain: Any) -> list[str]:
+    """The user's own functions and classes in a description that another program cannot import: of a script, and what
+    is defined inside of a function."""
+    return sorted(name for name in foreign_names(plain) if name.startswith("__main__.") or "<" in name)
+
+
+def foreign_names(plain: Any) -> set[str]:
+    """Of the user's own functions and classes in a description."""
     found: set[str] = set()
 
     def look(node: Any) -> None:
         if isinstance(node, dict):
             name = node.get(TARGET, node.get(NAME))
             if isinstance(name, str) and "." in name and name not in TARGETS:
-                found.add(name.partition(".")[0])
+                found.add(name)
             for child in node.values():
                 look(child)
         elif isinstance(node, list):
@@ -189,4 +200,4 @@ def foreign(plain: Any) -> list[str]:
                 look(child)
 
     look(spelt_out(plain))
-    return sorted(found)
+    return found

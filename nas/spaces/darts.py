@@ -1,17 +1,18 @@
 """The DARTS space (Liu et al. 2019): a normal and a reduction cell, stacked into the NASNet skeleton for CIFAR."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
+from nas.spaces import op_sets
 from nas.spaces.cell import Cell, ClassifierHead
 from nas.spaces.mixed_edges import CellSpace, MixedEdges
-from nas.spaces.ops import FactorizedReduce, ReLUConvBN
+from nas.spaces.ops import FactorizedReduce, Operation, ReLUConvBN
 from nas.spaces.space import at_least
 from nas.supernet.genotype import Genotype
 
@@ -151,6 +152,7 @@ class Darts(CellSpace):
     """
 
     name = "darts"
+    ops: Mapping[str, Operation] = field(default_factory=op_sets.darts)
     channels: int = 16
     cells: int = 8
     steps: int = 4

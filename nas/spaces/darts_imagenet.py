@@ -2,14 +2,17 @@
 first cell. Its genotypes are those of the skeleton for CIFAR, so a cell found there is trained here."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
+from nas.spaces import op_sets
 from nas.spaces.darts import Darts, DartsNetwork, check_size
 from nas.spaces.mixed_edges import CellSpace
+from nas.spaces.ops import Operation
 from nas.spaces.space import at_least
 
 LEAST_SIZE = 193  # of which the last cells see 7x7 pixels, as of the published 224
@@ -44,6 +47,7 @@ class DartsImageNet(CellSpace):
     """
 
     name = Darts.name
+    ops: Mapping[str, Operation] = field(default_factory=op_sets.darts)
     channels: int = 48
     cells: int = 14
     steps: int = 4

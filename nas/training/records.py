@@ -34,6 +34,7 @@ class Records:
     directory: of the run; None: nothing is written. tracker: of the metrics. saving: makes the checkpoints of a stage.
     settings: of the run, as plain data: every checkpoint holds them, and a run that goes on is compared with them.
     may_change: settings that may differ then. profile: whether to record some steps. progress: whether to print.
+    hooks: called before those of the stages, see `nas.training.hooks.Hook`.
     """
 
     directory: RunDirectory | None = None
@@ -43,6 +44,7 @@ class Records:
     may_change: Sequence[str] = ()
     profile: bool = False
     progress: bool = True
+    hooks: Sequence[Hook] = ()
 
     def stage(self, name: str) -> "StageRecords":
         """Those of one stage, ``search`` or ``retrain``, in its subdirectory."""
@@ -151,7 +153,7 @@ class StageRecords:
                 hooks.append(saving)
             if records.progress:
                 hooks.insert(0, stack.enter_context(Progress(self._stage, epochs, metric=metric)))
-            yield hooks
+            yield [*records.hooks, *hooks]
 
 
 def description(settings: Mapping[str, Any], *, text: str, command: Sequence[str], metric: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nas.data.bundle import DataBundle
-from nas.data.inputs import each
+from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import DataError, DivergenceError
@@ -33,8 +33,11 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """A retrained network and what it takes to use it, as its checkpoint holds them. trained_on, sample: of a
-    `DataBundle`."""
+    """A retrained network and what it takes to use it, as its checkpoint holds them. It is called as its network is.
+
+    trained_on, sample: of a `DataBundle`. examples: inputs of its training, as the network gets them; None where it was
+    loaded. result: its score, where it was measured. directory: of its run, None for none.
+    """
 
     network: nn.Module
     genotype: Genotype
@@ -43,6 +46,21 @@ class Trained:
     config: dict[str, Any]
     trained_on: str | None = None
     sample: tuple[str, ...] = ()
+    examples: Inputs | None = None
+    result: Mapping[str, Any] | None = None
+    directory: Path | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.network(*inputs)
+
+    def some_inputs(self) -> Inputs:
+        """A few inputs on the CPU, to compare networks on: of the training, or made-up ones."""
+        if self.examples is not None:
+            return self.examples
+        return mapped(
+            lambda zeros: torch.randn_like(zeros) if zeros.is_floating_point() else zeros,
+            self.spec.zeros(device=torch.device("cpu"), batch=2),
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, allow: Allowed, runtime: Runtime) -> "Trained":
