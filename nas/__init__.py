@@ -31,7 +31,7 @@ _public = {
     "StraightThrough": "methods",
     "Uniform": "methods",
 }
-_rooms = ("data", "formats", "methods", "runtime", "spaces", "supernet", "training")
+_rooms = ("data", "errors", "formats", "methods", "runtime", "spaces", "storage", "supernet", "training")
 __all__ = ["__version__", "load", *sorted(_public), *_rooms]
 
 

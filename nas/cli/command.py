@@ -10,8 +10,9 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas import __version__
 from nas.cli import output, parallel, paths, torchrun
-from nas.cli.mistakes import explain, suggestion, untouched
+from nas.cli.mistakes import explain, refuse_several_options, suggestion, untouched
 from nas.cli.sweep import JobFailedError, named_job
 from nas.errors import ConfigError, NasError
 from nas.settings import allowed_targets, configuration, schemas
@@ -44,6 +45,9 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    if sys.argv[1:] == ["--version"]:  # Hydra would print its own
+        print(f"gumbel-nas {__version__}")
+        return
     sys.argv[1:] = paths.read(sys.argv[1:])
     shown_anywhere()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
@@ -64,6 +68,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             sys.path.append(here)
         made = directory
         try:
+            refuse_several_options(HydraConfig.get().overrides.task)
             if unknown := next(schemas.added(cfg), None):
                 raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, config_name))
             paths.anchored(cfg)
@@ -98,9 +103,7 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             begun = (directory / "manifest.json").exists()
             fail(f"interrupted; what was reached is in {directory}" if begun else NOTHING_DONE, INTERRUPTED)
         except BrokenPipeError:
-            # Whoever read the output has had enough, as `head` has. Python would complain once more when it flushes.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(FAILED)
+            enough()
         except Exception as error:
             if not debug and (refusal := disk.refusal(error)) is not None:
                 refused = str(disk.refused(refusal, directory, Path(tempfile.gettempdir())))
@@ -130,7 +133,9 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             with parallel.signals_reach_jobs():
                 for _ in range(output.TRIES - 1):
                     try:
-                        return main()
+                        main()
+                        sys.stdout.flush()  # help, say: what reads it may have gone
+                        return
                     except FileNotFoundError:  # another process removed a parent directory, which was empty
                         if composed:
                             raise
@@ -139,6 +144,8 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             sys.exit(failed.code)
         except KeyboardInterrupt:
             fail(NOTHING_DONE, INTERRUPTED)
+        except BrokenPipeError:
+            enough()
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
             # ValueError may be Hydra's, of the overrides.
@@ -154,6 +161,12 @@ def shown_anywhere() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not so where a caller collects what is printed
             stream.reconfigure(errors="backslashreplace")
+
+
+def enough() -> NoReturn:
+    """End quietly: whoever read the output has had enough, as `head` has."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+    sys.exit(FAILED)
 
 
 def fail(message: str, code: int) -> NoReturn:

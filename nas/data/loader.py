@@ -4,7 +4,7 @@ There is no iterator state: a resumed run needs only the epoch and the step it s
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -91,8 +91,11 @@ class Loader:
         """Examples that an epoch does not use, as they fill no batch."""
         return len(self._split) % self._batch_size if self._drop_last else 0
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `start` on; those before it are not produced.
+    def epoch(
+        self, epoch: int, *, start: int = 0, wanted: Callable[[int], bool] = lambda number: True
+    ) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on; those before it, and those whose number is not wanted, are
+        not produced.
 
         Yields inputs (B, ...), of images (B, C, H, W) float32, and targets (B, ...), of classes int64 or, where they
         are mixed, (B, classes) float32, on the device.
@@ -101,10 +104,13 @@ class Loader:
             order = torch.randperm(len(self._split), generator=_generator(self._seed, epoch))
         else:
             order = torch.arange(len(self._split))
-        vectors = torch.split(order, self._batch_size)[start : len(self)]
+        batches = torch.split(order, self._batch_size)
+        numbers = [number for number in range(start, len(self)) if wanted(number)]
+        vectors = [batches[number] for number in numbers]
         if self._reads_share:
-            vectors = tuple(map(self._share.rows, vectors))
-        for number, (inputs, targets) in enumerate(self._split.batches(vectors, device=self._device), start):
+            vectors = list(map(self._share.rows, vectors))
+        produced = self._split.batches(vectors, device=self._device)
+        for number, (inputs, targets) in zip(numbers, produced, strict=True):
             generator = _generator(self._seed, epoch, number)
             if self._reads_share:
                 inputs, targets = mapped(self._among_blanks, inputs), self._among_blanks(targets)
@@ -122,16 +128,29 @@ class Loader:
 
 
 def search_batches(
-    weight_loader: Loader, arch_loader: Loader, epoch: int, start: int = 0
-) -> Iterator[tuple[Batch, Batch]]:
+    weight_loader: Loader,
+    arch_loader: Loader,
+    epoch: int,
+    start: int = 0,
+    *,
+    wanted: Callable[[int], bool] = lambda step: True,
+) -> Iterator[tuple[Batch, Batch | None]]:
     """Pairs (weight batch, architecture batch), one for every weight batch of the epoch from number `start` on.
+
+    wanted: whether a step of the search, counted over all epochs, uses its architecture batch; where it does not the
+    batch is not loaded, and None. The batches of the other steps are the same.
 
     The architecture batches run on through permutation after permutation across the epochs, so every architecture
     example is used equally often whichever of the two loaders is longer. A pure function of its arguments.
     """
     done = epoch * len(weight_loader) + start
-    arch_batches = _endless(arch_loader, done)
-    yield from between_steps(zip(weight_loader.epoch(epoch, start=start), arch_batches, strict=False))
+    arch_batches = _endless(arch_loader, done, wanted)
+
+    def pairs() -> Iterator[tuple[Batch, Batch | None]]:
+        for step, weight_batch in enumerate(weight_loader.epoch(epoch, start=start), done):
+            yield weight_batch, next(arch_batches) if wanted(step) else None
+
+    yield from between_steps(pairs())
 
 
 def between_steps(batches: Iterable[T]) -> Iterator[T]:
@@ -143,10 +162,12 @@ def between_steps(batches: Iterable[T]) -> Iterator[T]:
         raise
 
 
-def _endless(loader: Loader, position: int) -> Iterator[Batch]:
+def _endless(loader: Loader, position: int, wanted: Callable[[int], bool]) -> Iterator[Batch]:
+    """The wanted batches from a position on, counted over all epochs of the loader."""
     epoch, start = divmod(position, len(loader))
     while True:
-        yield from loader.epoch(epoch, start=start)
+        first = epoch * len(loader)
+        yield from loader.epoch(epoch, start=start, wanted=lambda number, first=first: wanted(first + number))  # type: ignore[misc]
         epoch, start = epoch + 1, 0
 
 

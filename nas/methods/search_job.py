@@ -108,7 +108,6 @@ class SearchJob:
         self.sampler = parts.sampler
         self._build_state(parts)
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
-        # Where no step of the logits uses the architecture's batches they are not read.
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
         inputs, targets = two_examples(self.arch_loader)
@@ -238,6 +237,7 @@ class SearchJob:
     def _try_step(self) -> None:
         """One step on trial; prints what the search will take by it."""
         (weight_batch, arch_batch) = next(search_batches(self.weight_loader, self.arch_loader, 0))
+        assert arch_batch is not None  # all are wanted
         tau = self.temperature(0.0)
         measured = try_search(self.searcher, weight_batch, arch_batch, temperature=tau, learns=self.learns)
         if measured is not None and distributed.first():

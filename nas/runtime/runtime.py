@@ -170,12 +170,12 @@ def available_devices() -> list[str]:
 
 
 def find_device(name: str) -> torch.device:
-    """Raises DeviceError unless the device is there; ``auto`` takes the fastest."""
+    """Raises DeviceError unless the device is there; ``auto`` takes the first GPU, else the CPU."""
     available = available_devices()
     if distributed.world() > 1 and name != "cpu":
         return own_gpu(name)
     if name == "auto":
-        return torch.device(available[-1])
+        return torch.device(next((device for device in available if device != "cpu"), "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -20,7 +20,7 @@ NAMES = (
     (r"\bdata\.root\b", "the folder"),
     (r"=null\b", "=None"),
     (r"=(true|false)\b", lambda found: f"={found[1].title()}"),
-    (r"; --debug shows where it stopped", ""),
+    (r"; --debug shows where it stopped| in config\.yaml(?=, or allow)", ""),
 )
 
 

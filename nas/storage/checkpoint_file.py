@@ -23,9 +23,11 @@ FORMAT = "nas-checkpoint"
 VERSION = 2
 VALUES = 2_000_000  # of a state; a supernet of 20,000 candidates has 400,000
 # The classes and functions that the pickle of a state names; torch would let some more pass, which take any memory.
+# What stands before such a name may end in a c, as the 100th entry of the pickle's memo does.
 GLOBALS = re.compile(
-    rb"torch\._utils\n(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|collections\nOrderedDict|_codecs\nencode|"
-    rb"torch\n(\w+Storage|Size|device|b?float\w+|u?int\d+|complex\d+|bool)|torch\.storage\nUntypedStorage"
+    rb"(?:[\w.]*c)?(?:torch\._utils\n(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|"
+    rb"collections\nOrderedDict|_codecs\nencode|"
+    rb"torch\n(\w+Storage|Size|device|b?float\w+|u?int\d+|complex\d+|bool)|torch\.storage\nUntypedStorage)"
 )
 EXPANDED = 2**26  # bytes that tensors may be larger than what they hold, all together
 DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal

@@ -10,6 +10,8 @@ _registered = False
 def close_in_children(descriptor: int) -> None:
     """Close it in every process that Python forks from this one from now on, as long as it is of the same file."""
     global _registered
+    if not hasattr(os, "register_at_fork"):  # Windows, which has no fork
+        return
     if not _registered:  # for good: Python cannot take it back
         os.register_at_fork(after_in_child=_close_all)
         _registered = True

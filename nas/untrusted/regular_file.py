@@ -1,11 +1,17 @@
 """Opens files that anybody may have written: regular files of bounded size, and nothing that blocks or has no end."""
 
 import errno
+import functools
+import operator
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
 
+# Windows lacks all of these but O_BINARY, which only it has.
+FLAGS = functools.reduce(
+    operator.or_, (getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
+)
 SPARSE = 2**26  # bytes from which a file must not be mostly holes
 
 
@@ -16,7 +22,7 @@ def opened(path: str | Path, *, limit: int | None = None) -> BufferedReader:
     Raises OSError, whose strerror says why: a FIFO, a socket, a device, a directory, a file that is too large.
     """
     # Without O_NONBLOCK, opening a FIFO waits for a writer. Of a regular file it changes nothing.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    descriptor = os.open(path, FLAGS)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -24,7 +30,7 @@ def opened(path: str | Path, *, limit: int | None = None) -> BufferedReader:
         if limit is not None and found.st_size > limit:
             raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, expected at most {limit}", str(path))
         # A terabyte of holes takes no place on the disk, and all of the memory. File systems that compress save less.
-        if found.st_size > SPARSE and found.st_blocks * 512 < found.st_size / 8:
+        if found.st_size > SPARSE and getattr(found, "st_blocks", found.st_size) * 512 < found.st_size / 8:
             raise OSError(errno.EFBIG, "it is mostly holes", str(path))
         return os.fdopen(descriptor, "rb")
     except BaseException:
