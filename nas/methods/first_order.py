@@ -6,19 +6,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.methods.regulariser import Regulariser
-from nas.methods.sampler import Gates, LossSampler, Sampler, draw, told
+from nas.methods.sampler import Gates, LossSampler, draw, told
+from nas.methods.state import SearchState
 from nas.methods.undrawn import UndrawnDecay, check_undrawn
 from nas.runtime import distributed
-from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, Guard, naming
+from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, naming
 from nas.runtime.precision import Precision, take_step
-from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import choices, gates
 from nas.training.meter import StepResult
 from nas.training.task import Task
@@ -41,58 +39,51 @@ def weights_frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class FirstOrder:
     """Weight steps and architecture steps of a supernet.
 
-    task: whose loss both levels have. sampler: draws fresh gates for every step. generator: the sampler's randomness,
-    on the CPU. grad_clip: the norm that the weights' gradient is clipped to; 0 for none. regulariser: what the
-    architecture's loss has beside the task's; losses are reported without it.
-    precision: of the forward passes. scaler: of both levels' losses, one that `precision` made. guard: watches both
-    levels' steps. undrawn: what a weight step does to the operations that it does not draw. ``rest``: nothing.
-    ``decay``: momentum and weight decay move them, as in the published runs; see `UndrawnDecay`.
+    state: of the search, whose supernet, logits, optimisers, sampler, generator, scaler and guard the steps use.
+    task: whose loss both levels have. regulariser: what the architecture's loss has beside the task's; losses are
+    reported without it. precision: of the forward passes, the one that made the state's scaler. grad_clip: the norm
+    that the weights' gradient is clipped to; 0 for none. undrawn: what a weight step does to the operations that it
+    does not draw. ``rest``: nothing. ``decay``: momentum and weight decay move them, as in the published runs; see
+    `UndrawnDecay`.
     """
 
     def __init__(
         self,
+        state: SearchState,
         *,
-        supernet: nn.Module,
-        arch: ArchParams,
         task: Task,
-        sampler: Sampler,
-        weight_optim: Optimizer,
-        arch_optim: Optimizer,
-        generator: torch.Generator,
-        grad_clip: float = 5.0,
         regulariser: Regulariser | None = None,
         precision: Precision | None = None,
-        scaler: GradScaler | None = None,
-        guard: Guard | None = None,
+        grad_clip: float = 5.0,
         undrawn: str = "rest",
     ) -> None:
         if grad_clip < 0:
             raise ConfigError(
                 f"searcher.grad_clip must be >= 0, got {grad_clip}", fix="set searcher.grad_clip=0 for no clipping"
             )
-        self.scored = sampler if isinstance(sampler, LossSampler) else None
-        if self.scored is not None and arch.share_logits is not None:
+        self.supernet = state.supernet
+        self.arch = state.arch
+        self.sampler = state.sampler
+        self.scored = self.sampler if isinstance(self.sampler, LossSampler) else None
+        if self.scored is not None and self.arch.share_logits is not None:
             raise ConfigError(
-                f"{type(sampler).__name__} learns from losses alone, which give shares no gradient, got choices that "
-                "are weighed (edge normalisation)",
+                f"{type(self.sampler).__name__} learns from losses alone, which give shares no gradient, got choices "
+                "that are weighed (edge normalisation)",
                 fix="set space.edge_normalisation=false, or another sampler, e.g. sampler=gdas",
             )
-        self.supernet = supernet
-        self.arch = arch
         self.task = task
-        self.sampler = sampler
-        self.weight_optim = weight_optim
-        self.arch_optim = arch_optim
-        self.generator = generator
+        self.weight_optim = state.weight_optim
+        self.arch_optim = state.arch_optim
+        self.generator = state.generator
         self.grad_clip = grad_clip
         self.regulariser = regulariser
         self.precision = precision or Precision()
-        self.scaler = scaler or self.precision.scaler()
-        self.guard = guard or Guard()
-        self.choices = choices(supernet)
-        self.weights = list(supernet.parameters())
-        check_undrawn(undrawn, weight_optim)
-        self.undrawn = UndrawnDecay(self.choices, weight_optim) if undrawn == "decay" else None
+        self.scaler = state.scaler
+        self.guard = state.guard
+        self.choices = choices(self.supernet)
+        self.weights = list(self.supernet.parameters())
+        check_undrawn(undrawn, self.weight_optim)
+        self.undrawn = UndrawnDecay(self.choices, self.weight_optim) if undrawn == "decay" else None
 
     def draw_ahead(self, temperature: float) -> list[Gates]:
         """The gates of a weight step and of the architecture step that follows it: one, and as many as the sampler's

@@ -162,17 +162,10 @@ class SearchJob:
         self.lr = complete(parts.lr, start=initial_lr(state.weight_optim))
         self.searcher: FirstOrder = complete(
             parts.searcher,
-            supernet=supernet,
-            arch=arch,
+            state=state,
             task=job.task,
-            sampler=self.sampler,
-            weight_optim=state.weight_optim,
-            arch_optim=state.arch_optim,
-            generator=self.generator,
             regulariser=self.regulariser,
             precision=job.runtime.precision,
-            scaler=state.scaler,
-            guard=state.guard,
         )
 
     def _regulariser(self, chosen: Mapping[str, Any]) -> Sum | None:

@@ -77,7 +77,9 @@ class Tuning:
                 if self.recipe.lr_end is not None and self.optim is not None:
                     set_lr(self.optim, CosineByEpoch(self.recipe.lr, self.recipe.lr_end).in_epoch(epoch, self.epochs))
                 # Opened anew in every call: scoring reads the same examples in between.
-                pairs = search_batches(judge.weight_loader, judge.arch_loader, epoch, start, wanted=self._tunes_logits)
+                pairs = search_batches(
+                    judge.weight_loader, judge.tuning_loader, epoch, start, wanted=self._tunes_logits
+                )
                 for weight_batch, arch_batch in itertools.islice(pairs, steps):
                     if arch_batch is not None and self.arch_optim is not None:
                         self._logits_step(decided, arch_batch, self.arch_optim)

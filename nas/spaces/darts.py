@@ -78,11 +78,20 @@ class AuxiliaryHead(nn.Sequential):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stem:
+    """first: gives the first input of the first cell, and to_last the second one from it, of `channels` channels both;
+    reduces: whether to_last halves the resolution."""
+
+    first: nn.Module
+    to_last: nn.Module
+    channels: int
+    reduces: bool
+
+
 class DartsNetwork(nn.Module):
     """Stem, `cells` cells of which those at 1/3 and 2/3 are reductions, head.
 
-    stem: gives the first input of the first cell, and to_last the second one from it, of c_stem channels both;
-    stem_reduces: whether to_last halves the resolution.
     auxiliary: makes a second classifier for the channels at two thirds of the depth, None for none.
     final_norm: whether a batch norm and a ReLU follow the last cell, as in GDAS' NASNet skeleton.
     Returns (N, classes) scores; in training mode with an auxiliary head the pair (scores, auxiliary scores).
@@ -91,11 +100,8 @@ class DartsNetwork(nn.Module):
     def __init__(
         self,
         edges: MixedEdges,
+        stem: Stem,
         *,
-        stem: nn.Module,
-        to_last: nn.Module,
-        c_stem: int,
-        stem_reduces: bool,
         classes: int,
         channels: int,
         cells: int,
@@ -104,12 +110,12 @@ class DartsNetwork(nn.Module):
         final_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = stem
-        self.to_last = to_last
+        self.stem = stem.first
+        self.to_last = stem.to_last
         self.cells = nn.ModuleList()
         self.auxiliary_at = 2 * cells // 3
         self.auxiliary: nn.Module | None = None
-        c_before_last, c_last, after_reduction = c_stem, c_stem, stem_reduces
+        c_before_last, c_last, after_reduction = stem.channels, stem.channels, stem.reduces
         for index in range(cells):
             reduction = index in (cells // 3, 2 * cells // 3)
             channels *= 2 if reduction else 1
@@ -171,10 +177,12 @@ class Darts(CellSpace):
         c_stem = self.stem_multiplier * self.channels
         return DartsNetwork(
             self.edges(affine=affine),
-            stem=nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem)),
-            to_last=nn.Identity(),
-            c_stem=c_stem,
-            stem_reduces=False,
+            Stem(
+                first=nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem)),
+                to_last=nn.Identity(),
+                channels=c_stem,
+                reduces=False,
+            ),
             classes=spec.num_classes,
             channels=self.channels,
             cells=self.cells,

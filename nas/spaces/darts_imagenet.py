@@ -10,7 +10,7 @@ from torch import nn
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.spaces import op_sets
-from nas.spaces.darts import Darts, DartsNetwork, check_size
+from nas.spaces.darts import Darts, DartsNetwork, Stem, check_size
 from nas.spaces.mixed_edges import CellSpace
 from nas.spaces.ops import Operation
 from nas.spaces.space import at_least
@@ -70,20 +70,22 @@ class DartsImageNet(CellSpace):
         half, whole = self.channels // 2, self.channels
         return DartsNetwork(
             self.edges(affine=affine),
-            stem=nn.Sequential(
-                nn.Conv2d(spec.channels, half, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(half),
-                nn.ReLU(),
-                nn.Conv2d(half, whole, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(whole),
+            Stem(
+                first=nn.Sequential(
+                    nn.Conv2d(spec.channels, half, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(half),
+                    nn.ReLU(),
+                    nn.Conv2d(half, whole, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(whole),
+                ),
+                to_last=nn.Sequential(
+                    nn.ReLU(),
+                    nn.Conv2d(whole, whole, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(whole),
+                ),
+                channels=whole,
+                reduces=True,
             ),
-            to_last=nn.Sequential(
-                nn.ReLU(),
-                nn.Conv2d(whole, whole, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(whole),
-            ),
-            c_stem=whole,
-            stem_reduces=True,
             classes=spec.num_classes,
             channels=self.channels,
             cells=self.cells,

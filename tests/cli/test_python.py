@@ -163,3 +163,6 @@ def test_the_same_settings_give_the_same_bits(nas, tmp_path):
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(loaded(x), net(x))
     assert python.evaluate("net", data)["test_loss"] == net.result["test_loss"]
+    manifest = tmp_path / "found" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished"', '"failed"'))
+    assert "was made in Python, expected one of a command; go on in Python" in nas("search", "resume=found").err

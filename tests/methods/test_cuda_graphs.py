@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from searchers import build_searcher
 from torch import nn
 
 from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs
@@ -64,7 +65,8 @@ def searcher(supernet, sampler, recorder=None, device=CPU, precision=None):
     if recorder is not None:
         replay(supernet, recorder)
     arch = ArchParams.from_model(supernet, generator=torch.Generator().manual_seed(1)).to(device)
-    return FirstOrder(
+    return build_searcher(
+        FirstOrder,
         supernet=supernet,
         arch=arch,
         task=Classification(),

@@ -12,7 +12,6 @@ from nas.methods.deriver import Argmax
 from nas.methods.first_order import FirstOrder
 from nas.methods.loop import Plan, search
 from nas.methods.state import SearchState
-from nas.runtime.precision import Precision
 from nas.supernet.genotype import Genotype
 from nas.training.schedule import Constant, Linear
 from nas.training.task import Classification
@@ -67,19 +66,10 @@ def test_the_loop_of_the_readme_gives_the_bits_of_the_framework():
         torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9),
         torch.optim.Adam(arch.parameters(), lr=0.01, betas=(0.5, 0.999)),
         generator=torch.Generator().manual_seed(1),
-        scaler=Precision().scaler(),
+        sampler=nas.GDAS(),
         metric="accuracy",
     )
-    searcher = FirstOrder(
-        supernet=supernet,
-        arch=arch,
-        task=Classification(),
-        sampler=nas.GDAS(),
-        weight_optim=state.weight_optim,
-        arch_optim=state.arch_optim,
-        generator=state.generator,
-        grad_clip=0.0,
-    )
+    searcher = FirstOrder(state, task=Classification(), grad_clip=0.0)
     genotype = search(
         state,
         searcher=searcher,

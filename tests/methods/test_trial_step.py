@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from searchers import build_searcher
 from torch import nn
 
 from nas.errors import SpaceError
@@ -45,7 +46,8 @@ class Model(nn.Module):
 def searcher_of(model, *, sampler=None, kind=FirstOrder, optim=torch.optim.SGD, precision="fp32", **options):
     arch = ArchParams.from_model(model, generator=torch.Generator().manual_seed(1))
     precision = Precision(precision)
-    return kind(
+    return build_searcher(
+        kind,
         supernet=model.train(),
         arch=arch,
         task=Classification(),
