@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Name -> the package that lists it. Importing this package takes no time: torch alone takes a second.
+# Name -> the package or module that has it. Importing this package takes no time: torch alone takes a second.
 _public = {
+    "evaluate": "api",
+    "export": "api",
+    "retrain": "api",
+    "search": "api",
     "ArchParams": "supernet",
     "Choice": "supernet",
     "Genotype": "supernet",
@@ -27,7 +31,7 @@ _public = {
     "StraightThrough": "methods",
     "Uniform": "methods",
 }
-_rooms = ("data", "formats", "methods", "runtime", "spaces", "supernet", "training")
+_rooms = ("data", "errors", "formats", "methods", "runtime", "spaces", "storage", "supernet", "training")
 __all__ = ["__version__", "load", *sorted(_public), *_rooms]
 
 

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import nas
+from nas.settings.names import TARGETS
 
 ROOT = Path(nas.__file__).parent
 # A module imports from its own room, and from rooms of a smaller number.
@@ -84,3 +85,18 @@ def test_drawing_and_reports_import_no_torch():
     inside = {name: tree for name, tree in MODULES.items() if room(name) in ("report", "drawing")}
     others = {name: {other.partition(".")[0] for other in imported(tree)} for name, tree in inside.items()}
     assert [name for name, found in others.items() if found & {"torch", "torchvision"}] == []
+
+
+def test_no_argument_list_is_longer_than_eight():
+    """But for the settings of a person: what a configuration names, and the functions of Python."""
+    named = {target.rpartition(".")[2] for target in TARGETS if target.startswith("nas.")}
+    long = []
+    for name, tree in MODULES.items():
+        classes = {one: node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for one in node.body}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef) or name == "nas.api" or classes.get(node) in named:
+                continue
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            if len([one for one in arguments if one.arg not in ("self", "cls")]) > 8:
+                long.append(f"{name}.{node.name}")
+    assert long == []

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas import __version__
 from nas.cli import output, parallel, paths, sweep, sweep_table, torchrun
-from nas.cli.mistakes import explain, suggestion, untouched
+from nas.cli.mistakes import explain, refuse_several_options, suggestion, untouched
 from nas.cli.sweep import Job, JobFailedError
 from nas.errors import ConfigError, NasError, described
 from nas.settings import allowed_targets, configuration, schemas
@@ -45,6 +46,9 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    if sys.argv[1:] == ["--version"]:  # Hydra would print its own
+        print(f"gumbel-nas {__version__}")
+        return
     sys.argv[1:] = paths.read(sys.argv[1:])
     shown_anywhere()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
@@ -59,6 +63,7 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
         for _ in range(output.TRIES - 1):
             try:
                 main()
+                sys.stdout.flush()  # help, say: what reads it may have gone
                 return
             except FileNotFoundError:  # another process removed a parent directory, which was empty
                 if task.composed:
@@ -110,6 +115,8 @@ def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str]
                 f"; the same command with {setting('hydra.sweep.dir', sweep.home[0])} goes on" if sweep.home else ""
             )
             fail(f"the sweep was interrupted{goes_on}" if sweep.home else NOTHING_DONE, INTERRUPTED)
+        except BrokenPipeError:
+            enough()
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
             # ValueError may be Hydra's, of the overrides.
@@ -179,6 +186,7 @@ class Task:
 
     def told(self, cfg: DictConfig, directory: Path, job: Job | None) -> float | list[float] | None:
         """What the run gives, or one line for what went wrong."""
+        from hydra.core.hydra_config import HydraConfig
         from omegaconf.errors import OmegaConfBaseException
 
         made = directory
@@ -187,6 +195,7 @@ class Task:
                 # An installed command does not look for packages where it is started. The user's own may lie there;
                 # last in the list, so that no file there stands in for an installed module.
                 sys.path.append(here)
+            refuse_several_options(HydraConfig.get().overrides.task)
             if unknown := next(schemas.added(cfg), None):
                 raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
             paths.anchored(cfg)
@@ -209,9 +218,7 @@ class Task:
             begun = (directory / "manifest.json").exists()
             fail(f"interrupted; what was reached is in {directory}" if begun else NOTHING_DONE, INTERRUPTED)
         except BrokenPipeError:
-            # Whoever read the output has had enough, as `head` has. Python would complain once more when it flushes.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(FAILED)
+            enough()
         except JobFailedError:
             raise
         except Exception as error:
@@ -343,6 +350,12 @@ def shown_anywhere() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not so where a caller collects what is printed
             stream.reconfigure(errors="backslashreplace")
+
+
+def enough() -> NoReturn:
+    """End quietly: whoever read the output has had enough, as `head` has."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+    sys.exit(FAILED)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -50,8 +50,8 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
 
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError unless there is one thing to evaluate, and something to evaluate it by, in sizes above 0."""
-    from nas.cli.stages.setup import at_least
     from nas.errors import ConfigError
+    from nas.training.job import at_least
 
     if (cfg.checkpoint is None) == (cfg.genotype is None):
         raise ConfigError(

@@ -9,9 +9,10 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import show_data, show_export, show_result
-    from nas.cli.stages.export import build_formats, export_trained
+    from nas.cli.stages.export import build_formats
     from nas.cli.stages.scored_data import open_trained
     from nas.data.survey import facts
+    from nas.formats.export_trained import export_trained
     from nas.storage.run_directory import check_new
     from nas.training.trained import check_finite, final_result
 

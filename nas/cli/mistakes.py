@@ -3,11 +3,11 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas.errors import NasError
+from nas.errors import ConfigError, NasError
 from nas.settings import configuration
 
 # Launchers and sweepers of plug-ins -> the extra that installs them.
@@ -80,6 +80,22 @@ def explain(error: Exception, config_name: str) -> str:
     if value := re.search(r"(Value .* could not be converted to \w+) full_key: (\S+)", text):
         return f"{value[2]}: {value[1]}; correct the value (see --cfg job)"
     return f"{text.split(' full_key:')[0].strip()}; see --help, or --debug for a traceback"
+
+
+def refuse_several_options(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a list of options of a group that makes one object: Hydra would mix their settings."""
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        options = [option.strip() for option in value.strip("[]").split(",")]
+        if not value.startswith("[") or len(options) < 2:
+            continue
+        paths = [configuration.directory() / group.partition("@")[0] / f"{option}.yaml" for option in options]
+        texts = [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
+        if sum(text.startswith("_target_:") or "\n_target_:" in text for text in texts if "@package" not in text) > 1:
+            raise ConfigError(
+                f"{group} takes one of its options, got {len(options)}: {', '.join(options)}",
+                fix=f"set {group}={options[0]}",
+            )
 
 
 def suggestion(key: str, config_name: str) -> str:

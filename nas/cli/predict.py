@@ -12,10 +12,10 @@ MOST_ROWS = 50  # of the table that is printed
 
 def run(cfg: DictConfig, directory: Path) -> None:
     from nas.cli.report import Shown, show
-    from nas.cli.stages.setup import at_least
     from nas.errors import ConfigError, DataError
     from nas.formats.predict import Predictor, images_in, to_csv
     from nas.storage import atomic
+    from nas.training.job import at_least
     from nas.untrusted.escaping import printable
 
     at_least(1, top=cfg.top, batch_size=cfg.batch_size)

@@ -35,6 +35,11 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     what the run was started with and that are not in ``given.may_change``, or are below one that is; and for
     another number of processes.
     """
+    if read_manifest(Path(given.resume)).get("made_in") is not None:
+        raise ConfigError(
+            f"the run in {given.resume} was made in Python, expected one of a command",
+            fix="go on in Python: give its directory as resume=... to the function that made it",
+        )
     stored = read_yaml(Path(given.resume) / "config.yaml")
     if is_dataclass(schema := OmegaConf.get_type(given)):  # what is of another type than settings are is refused here
         try:

@@ -11,14 +11,14 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_result
     from nas.cli.resume import resolved_again
     from nas.cli.stages.for_report import one_latency, write_mistakes
-    from nas.cli.stages.objective import Objective, as_result
+    from nas.cli.stages.objective import Objective
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.setup import Setup
-    from nas.cli.stages.tracked import genotype_texts, scores
     from nas.spaces.published import resolve
     from nas.storage import atomic
     from nas.training.mistakes import Mistakes
-    from nas.training.trained import check_finite, final_result, scoring_loader
+    from nas.training.records import genotype_texts, scores
+    from nas.training.trained import check_finite, final_result, scoring_loader, validation_result
 
     setup = Setup.from_config(cfg)
     objective = Objective.from_config(cfg, setup.task.metric)
@@ -36,7 +36,9 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         measured = {} if objective is None else objective.measured(lambda: trained.network, setup.data.spec, validated)
         loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
         result = final_result(trained, loader, setup.data.spec, look=mistakes.add)
-        complete = result | as_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
+        complete = (
+            result | validation_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
+        )
         atomic.write_json(out.path / "result.json", complete)
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)

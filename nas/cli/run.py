@@ -9,16 +9,17 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
-    from nas.cli.stages.export import build_formats, export_trained
+    from nas.cli.stages.export import build_formats
     from nas.cli.stages.for_report import one_latency, write_mistakes
-    from nas.cli.stages.objective import Objective, as_result
+    from nas.cli.stages.objective import Objective
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
-    from nas.cli.stages.tracked import genotype_texts, scores
+    from nas.formats.export_trained import export_trained
     from nas.storage import atomic
     from nas.training.mistakes import Mistakes
-    from nas.training.trained import check_finite, final_result, scoring_loader, test_score
+    from nas.training.records import genotype_texts, scores
+    from nas.training.trained import check_finite, final_result, scoring_loader, test_score, validation_result
 
     setup = Setup.from_config(cfg)
     objective = Objective.from_config(cfg, setup.task.metric)
@@ -40,7 +41,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         mistakes = Mistakes()
         result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add), **search.ending()}
         complete = result | search.gap_result(retrained_test=test_score(result))
-        complete |= as_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
+        complete |= validation_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
         atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)

@@ -10,22 +10,23 @@ from nas.cli.command import command
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_gap, show_search, show_standings
-    from nas.cli.stages.objective import Objective, as_result
+    from nas.cli.stages.objective import Objective
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
-    from nas.cli.stages.tracked import genotype_texts
     from nas.storage import atomic
+    from nas.training.records import genotype_texts
+    from nas.training.trained import validation_result
 
     setup = Setup.from_config(cfg)
     objective = Objective.from_config(cfg, setup.task.metric)
     search = SearchStage(setup)
-    search.try_derived()
+    search.try_derived(auxiliary_weight=search.auxiliary_weight)
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         validated = search.validated(genotype) if objective is not None and objective.needs_examples else None
         if not out.writes:
             return None  # of several processes the first does the rest
-        result = search.result(genotype) | as_result(validated, setup.task.metric)
+        result = search.result(genotype) | validation_result(validated, setup.task.metric)
         if objective is not None:
             network = functools.cache(lambda: search.derived_network(genotype))
             result["objective"] = objective.measured(network, setup.data.spec, validated)

@@ -91,13 +91,14 @@ class Found(NamedTuple):
     account: Account
 
 
-def find_images(root: Path, *, test_fraction: float, links: bool = False) -> Found:
+def find_images(root: Path, *, test_fraction: float | None, links: bool = False) -> Found:
     """Finds the images of `root/train/<class>/*` and `root/test/<class>/*`, or of `root/<class>/*`.
 
     `training` and `testing` are other names for these folders. `val`, `valid` or `validation` is the test folder if
     there is no `test`. If there is a `test` folder too, the validation images are for training: nothing here chooses by
     them, a search takes its images for the architecture out of the training images, and the test images are for the
-    final score only. Without a test and a validation folder, `test_fraction` of every class is held out.
+    final score only. Without a test and a validation folder, `test_fraction` of every class is held out;
+    None: nothing.
     links: whether folders may be links that lead out of the root. Raises DataError if the folders are not as described.
     """
     splits = _splits(root)
@@ -125,13 +126,30 @@ def find_images(root: Path, *, test_fraction: float, links: bool = False) -> Fou
         account.train_from[_relative(extra, root)] = len(more.paths)
         train = Listing(train.paths + more.paths, torch.cat([train.labels, more.labels]))
     if test_root is None:
-        kept, taken = hold_out(train.labels, test_fraction=test_fraction)
+        everything = torch.arange(len(train.paths))
+        kept, taken = (
+            (everything, everything[:0])
+            if test_fraction is None
+            else hold_out(train.labels, test_fraction=test_fraction)
+        )
         account.train_from = {_relative(train_root, root): len(kept)}
         account.test_from = {_relative(train_root, root): len(taken)}
         return Found(train.subset(kept), train.subset(taken), names, held_out=True, account=account)
     test = _listing(_known(_images_by_class(test_root, account), names, test_root, train_root), names)
     account.test_from[_relative(test_root, root)] = len(test.paths)
     return Found(train, test, names, held_out=False, account=account)
+
+
+def find_training(root: Path, *, links: bool = False) -> Found:
+    """Finds the training images of a root and no others, with an empty test split: nothing is held out.
+
+    These are the training images of `find_images`, or all of `root/<class>/*` without split folders. links: as in
+    `find_images`. Raises DataError if the folders are not as described.
+    """
+    found = find_images(root, test_fraction=None, links=links)
+    nothing = found.train.subset(torch.arange(0))
+    found.account.test_from.clear()
+    return found._replace(test=nothing, held_out=False)
 
 
 def find_to_score(root: Path, *, class_names: tuple[str, ...], links: bool = False) -> tuple[Listing, Account]:

@@ -61,7 +61,7 @@ class Custom:
         splits: list[Split] = [
             TensorSplit(*items.stacked())
             if in_memory
-            else StreamSplit(items, self._labels(items), workers=self.workers)
+            else StreamSplit(items, class_labels(items, workers=self.workers), workers=self.workers)
             for items in (train, test)
         ]
         return DataBundle(
@@ -70,7 +70,11 @@ class Custom:
                 input_shapes=tuple(tuple(tensor.shape) for tensor in each(inputs)),
                 input_dtypes=tuple(name_of(tensor.dtype) for tensor in each(inputs)),
                 target_shape=tuple(target.shape),
-                class_names=self._class_names([split.labels for split in splits if split.labels is not None]),
+                class_names=class_names(
+                    [split.labels for split in splits if split.labels is not None],
+                    self.classes,
+                    what=import_path(self.factory),
+                ),
             ),
             train=splits[0],
             test=splits[1],
@@ -94,28 +98,35 @@ class Custom:
         train = Items(pair[0], f"the training set of {import_path(self.factory)}")
         return train, Items(pair[1], f"the test set of {import_path(self.factory)}", like=train.like)
 
-    def _labels(self, items: "Items") -> Tensor | None:
-        """Returns the class labels of items that are not in memory, or None. Reads all items once."""
-        _, target = items.like
-        if target.is_floating_point() or target.ndim > 0:
-            return None
-        order = torch.arange(len(items)).split(READ_AHEAD)
-        batches = StreamSplit(items, None, workers=self.workers).batches(order, device=torch.device("cpu"))
-        return torch.cat([targets for _, targets in batches])
 
-    def _class_names(self, labels: list[Tensor]) -> tuple[str, ...]:
-        if not labels:
-            return tuple(self.classes or ())
-        lowest, highest = (int(extreme) for extreme in torch.cat(labels).aminmax())
-        # Without names, the largest label gives the number of classes. More classes than examples are an error.
-        most = max(2, len(labels[0])) if self.classes is None else len(self.classes)
-        if lowest < 0 or highest >= most:
-            raise DataError(
-                f"the targets of {import_path(self.factory)} are integers from {lowest} to {highest}, expected class "
-                f"labels from 0 to at most {most - 1}",
-                fix="count the classes from 0, name all in data.classes, or return floats if they are values",
-            )
-        return tuple(map(str, range(max(2, highest + 1))) if self.classes is None else self.classes)
+def class_labels(items: "Items", *, workers: int) -> Tensor | None:
+    """Returns the class labels of items that are not in memory, or None if targets are values. Reads all items once."""
+    _, target = items.like
+    if target.is_floating_point() or target.ndim > 0:
+        return None
+    order = torch.arange(len(items)).split(READ_AHEAD)
+    batches = StreamSplit(items, None, workers=workers).batches(order, device=torch.device("cpu"))
+    return torch.cat([targets for _, targets in batches])
+
+
+def class_names(labels: Sequence[Tensor], names: Sequence[str] | None, *, what: str) -> tuple[str, ...]:
+    """Returns the names of the classes by label; without given names "0", "1", ...
+
+    labels: of each split, the training split first; empty if targets are values. names: the given names. what: names
+    the source of the labels in errors. Raises DataError if the integers are no class labels.
+    """
+    if not labels:
+        return tuple(names or ())
+    lowest, highest = (int(extreme) for extreme in torch.cat(list(labels)).aminmax())
+    # Without names, the largest label gives the number of classes. More classes than examples are an error.
+    most = max(2, len(labels[0])) if names is None else len(names)
+    if lowest < 0 or highest >= most:
+        raise DataError(
+            f"the targets of {what} are integers from {lowest} to {highest}, expected class "
+            f"labels from 0 to at most {most - 1}",
+            fix="count the classes from 0, name all in data.classes, or return floats if they are values",
+        )
+    return tuple(map(str, range(max(2, highest + 1))) if names is None else names)
 
 
 class Items:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nas.data.bundle import DataBundle, Split
-from nas.data.class_folders import Listing, digest_of_file, find_images, find_to_score
+from nas.data.class_folders import Found, Listing, digest_of_file, find_images, find_to_score, find_training
 from nas.data.image_file import Header, pillow_warnings, read_header, read_pixels
 from nas.data.spec import DataSpec, ImageSpec
 from nas.data.split import StreamSplit, TensorSplit, fits_in_memory
@@ -66,7 +66,15 @@ class ImageFolder:
         files."""
         self._check_settings()
         root = Path(self.root).expanduser()
-        found = find_images(root, test_fraction=self.test_fraction, links=self.links)
+        return self._bundle(root, find_images(root, test_fraction=self.test_fraction, links=self.links))
+
+    def training(self) -> DataBundle:
+        """Loads the training images alone, with an empty test split: nothing is held out. Raises as `load` does."""
+        self._check_settings()
+        root = Path(self.root).expanduser()
+        return self._bundle(root, find_training(root, links=self.links))
+
+    def _bundle(self, root: Path, found: Found) -> DataBundle:
         train, test, class_names, held_out, account = found
         with pillow_warnings():
             if self.damaged == "skip":

@@ -48,7 +48,7 @@ def export(
 ) -> Exported:
     """Writes the network to `directory` in the formats, with its genotype, metadata and a model card.
 
-    metadata: the other contents of metadata.json, see `nas.cli.stages.export`.
+    metadata: the other contents of metadata.json, see `nas.formats.export_trained`.
     again: replace the files that the same run left there before it was killed.
     Raises OutputError, and writes nothing, if the directory is not empty, unless `again`; if a file, loaded in a fresh
     process, does not give the network's outputs; or if no format can hold the network. A network with random outputs

@@ -30,7 +30,9 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield from intended_use(data, results)
     yield "## Results"
     yield ""
-    if (tested := results.get("data", data["name"])) == data["name"]:
+    if not any(name.startswith("test_") for name in results):
+        yield "Not scored on a test split:"
+    elif (tested := results.get("data", data["name"])) == data["name"]:
         yield f"On the test split of {code(tested)}, which neither the search nor the training saw:"
     else:
         trained_on = code(data["name"])

@@ -21,6 +21,10 @@ class Weights:
                 f"without {', '.join(unsaved)}, which training changed and no state dict holds "
                 "(persistent=False), the weights do not give this network"
             )
+        if subject.private:
+            raise UnavailableError(
+                f"no other program can import {subject.private}, which makes the model: put it into a module of its own"
+            )
         write_weights(subject.network, directory)
         return Artefact(
             file=FILE,

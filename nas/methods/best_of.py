@@ -59,6 +59,8 @@ class BestOf:
         self.batches = batches
         self.rounds = rounds
         self.by = by
+        self.count = count
+        self.exclude = tuple(exclude)
         self.rule = from_logits(count=count, exclude=exclude)
 
     def __call__(self, arch: ArchParams) -> dict[str, str | None]:

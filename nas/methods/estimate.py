@@ -1,10 +1,10 @@
 """Estimates the time and memory of a search from one measured step."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from nas.runtime.memory import size
 
 SHORT = 0.9  # of the available memory; the search warns if it needs more
 
@@ -39,36 +39,9 @@ class Measured:
         )
 
 
-def available_memory(device: torch.device) -> int | None:
-    """The bytes that this process can use on the device, including the bytes that it already uses.
-
-    On a GPU: the memory that no other process has taken. On Linux: the available memory, or the limit of the control
-    group if lower. Returns None on other systems.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        limits = [int(fields["MemAvailable"].split()[0]) * 1024 + resident]
-        limits += [
-            int(text)
-            for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-            if Path(path).exists() and (text := Path(path).read_text().strip()).isdigit()
-        ]
-    except (OSError, ValueError, LookupError):
-        return None
-    return min(limits)
-
-
 def duration(seconds: float) -> str:
     """The duration as text, in a readable unit."""
     for limit, unit, factor in ((120, "s", 1), (7200, "min", 60), (48 * 3600, "h", 3600)):
         if seconds < limit:
             return f"{seconds / factor:.2g} {unit}" if seconds / factor < 10 else f"{seconds / factor:.0f} {unit}"
     return f"{seconds / 86400:.1f} days"
-
-
-def size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

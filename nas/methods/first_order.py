@@ -8,19 +8,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.methods.regulariser import Regulariser
-from nas.methods.sampler import Gates, LossSampler, Sampler, draw, told
+from nas.methods.sampler import Gates, LossSampler, draw, told
+from nas.methods.state import SearchState
 from nas.methods.undrawn import UndrawnDecay, check_undrawn
 from nas.runtime import distributed
-from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, Guard, naming
+from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, naming
 from nas.runtime.precision import Precision, take_step
-from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import choices, gates
 from nas.training.meter import StepResult
 from nas.training.task import Task
@@ -44,58 +42,51 @@ def weights_frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class FirstOrder:
     """Takes the weight steps and architecture steps of a supernet.
 
-    task: gives the loss of both levels. sampler: draws new gates for every step. generator: the sampler's random
-    generator, on the CPU. grad_clip: the largest norm of the weights' gradient; 0 for no clipping. regulariser: a term
-    of the architecture loss beside the task's loss; reported losses leave the term out.
-    precision: the precision of the forward passes. scaler: scales the losses of both levels; made by `precision`.
-    guard: checks the steps of both levels. undrawn: the effect of a weight step on operations that it does not draw.
-    ``rest``: no effect. ``decay``: momentum and weight decay change them, as in the published runs; see `UndrawnDecay`.
+    state: of the search; the steps use its supernet, logits, optimisers, sampler, generator, scaler and guard.
+    task: gives the loss of both levels. regulariser: a term of the architecture loss beside the task's loss; reported
+    losses leave the term out. precision: the precision of the forward passes, which made the state's scaler.
+    grad_clip: the largest norm of the weights' gradient; 0 for no clipping. undrawn: the effect of a weight step on
+    operations that it does not draw. ``rest``: no effect. ``decay``: momentum and weight decay change them, as in the
+    published runs; see `UndrawnDecay`.
     """
 
     def __init__(
         self,
+        state: SearchState,
         *,
-        supernet: nn.Module,
-        arch: ArchParams,
         task: Task,
-        sampler: Sampler,
-        weight_optim: Optimizer,
-        arch_optim: Optimizer,
-        generator: torch.Generator,
-        grad_clip: float = 5.0,
         regulariser: Regulariser | None = None,
         precision: Precision | None = None,
-        scaler: GradScaler | None = None,
-        guard: Guard | None = None,
+        grad_clip: float = 5.0,
         undrawn: str = "rest",
     ) -> None:
         if grad_clip < 0:
             raise ConfigError(
                 f"searcher.grad_clip must be >= 0, got {grad_clip}", fix="set searcher.grad_clip=0 for no clipping"
             )
-        self.scored = sampler if isinstance(sampler, LossSampler) else None
-        if self.scored is not None and arch.share_logits is not None:
+        self.supernet = state.supernet
+        self.arch = state.arch
+        self.sampler = state.sampler
+        self.scored = self.sampler if isinstance(self.sampler, LossSampler) else None
+        if self.scored is not None and self.arch.share_logits is not None:
             raise ConfigError(
-                f"{type(sampler).__name__} learns from losses alone and gives shares no gradient, got weighed choices "
-                "(edge normalisation)",
+                f"{type(self.sampler).__name__} learns from losses alone and gives shares no gradient, got "
+                "weighed choices (edge normalisation)",
                 fix="set space.edge_normalisation=false, or another sampler, e.g. sampler=gdas",
             )
-        self.supernet = supernet
-        self.arch = arch
         self.task = task
-        self.sampler = sampler
-        self.weight_optim = weight_optim
-        self.arch_optim = arch_optim
-        self.generator = generator
+        self.weight_optim = state.weight_optim
+        self.arch_optim = state.arch_optim
+        self.generator = state.generator
         self.grad_clip = grad_clip
         self.regulariser = regulariser
         self.precision = precision or Precision()
-        self.scaler = scaler or self.precision.scaler()
-        self.guard = guard or Guard()
-        self.choices = choices(supernet)
-        self.weights = list(supernet.parameters())
-        check_undrawn(undrawn, weight_optim)
-        self.undrawn = UndrawnDecay(self.choices, weight_optim) if undrawn == "decay" else None
+        self.scaler = state.scaler
+        self.guard = state.guard
+        self.choices = choices(self.supernet)
+        self.weights = list(self.supernet.parameters())
+        check_undrawn(undrawn, self.weight_optim)
+        self.undrawn = UndrawnDecay(self.choices, self.weight_optim) if undrawn == "decay" else None
 
     def draw_ahead(self, temperature: float) -> list[Gates]:
         """Draws the gates of a weight step and of the next architecture step.

@@ -1,5 +1,6 @@
 """The search: alternate the two levels over the epochs, cool down, derive."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,12 +25,17 @@ class Order:
     arch_every: int = 1
     arch_first: bool = False
 
+    def moves_arch(self, step: int, *, steps: int) -> bool:
+        """Whether the architecture takes a step beside a weight step. step: counted over epochs of `steps` steps."""
+        return step >= self.warmup_epochs * steps and (step + 1) % self.arch_every == 0
+
     def step(
-        self, searcher: FirstOrder, weight_batch: Batch, arch_batch: Batch, state: SearchState, done: float
+        self, searcher: FirstOrder, weight_batch: Batch, arch_batch: Batch | None, state: SearchState, done: float
     ) -> None:
-        """One iteration of both levels, measured by the meters of the state. done: of the search, in [0, 1]."""
+        """One iteration of both levels, measured by the meters of the state. arch_batch: None where the architecture
+        takes no step. done: of the search, in [0, 1]."""
         weights, arch, tau = state.weights_meter, state.arch_meter, state.temperature
-        if state.epoch < self.warmup_epochs or (state.epoch * state.steps + state.step + 1) % self.arch_every:
+        if arch_batch is None:
             weights.add(searcher.weight_step(weight_batch, tau))
         elif self.arch_first:
             arch.add(searcher.arch_step(arch_batch, weight_batch, tau, done))
@@ -72,11 +78,12 @@ def search(
     """
     every, epochs = Hooks(hooks), plan.epochs
     state.steps = steps = len(weight_loader)
+    uses_arch = functools.partial(plan.order.moves_arch, steps=steps)
     while state.epoch < epochs and state.stopped is None:
         epoch, done = state.epoch, progress(state.epoch, epochs)
         state.temperature = plan.temperature(done)
         started = time.perf_counter() - state.seconds
-        for weight_batch, arch_batch in search_batches(weight_loader, arch_loader, epoch, start=state.step):
+        for weight_batch, arch_batch in search_batches(weight_loader, arch_loader, epoch, state.step, wanted=uses_arch):
             set_lr(state.weight_optim, learning_rate(plan.lr, epoch, state.step, steps=steps, epochs=epochs))
             with state.guard.at(epoch, state.step):
                 plan.order.step(searcher, weight_batch, arch_batch, state, done)

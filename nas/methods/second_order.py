@@ -11,6 +11,7 @@ from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.methods.first_order import FirstOrder, weights_frozen
 from nas.methods.sampler import Gates
+from nas.methods.state import SearchState
 from nas.runtime import distributed
 from nas.runtime.rng import Randomness
 from nas.supernet.choice import gates
@@ -32,8 +33,10 @@ class SecondOrder(FirstOrder):
     that are not trained by SGD.
     """
 
-    def __init__(self, *, method: str = "difference", radius: float = 0.01, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(
+        self, state: SearchState, *, method: str = "difference", radius: float = 0.01, **arguments: Any
+    ) -> None:
+        super().__init__(state, **arguments)
         if method not in METHODS:
             raise ConfigError(
                 f"searcher.method must be one of {', '.join(METHODS)}, got {method!r}",

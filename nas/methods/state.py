@@ -14,6 +14,7 @@ from nas.methods.sampler import LossSampler, Sampler, refuse_nan
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, Guard, naming
+from nas.runtime.precision import Precision
 from nas.runtime.rng import random_state, set_random_state
 from nas.storage import checkpoint_file
 from nas.supernet.arch_params import ArchParams
@@ -25,8 +26,9 @@ from nas.training.meter import Meter
 class SearchState:
     """All that a search changes: what a checkpoint of it holds.
 
-    metric: the task's. guard, sampler: the searcher's. In the middle of an epoch, `step` steps of it are done and
-    measured by the meters. There is no best genotype beside the last one: nothing is selected by a score on the way.
+    metric: the task's. sampler: draws fresh gates for every step. generator: its randomness, on the CPU. In the middle
+    of an epoch, `step` steps of it are done and measured by the meters. There is no best genotype beside the last one:
+    nothing is selected by a score on the way.
     """
 
     supernet: nn.Module
@@ -34,10 +36,10 @@ class SearchState:
     weight_optim: Optimizer
     arch_optim: Optimizer
     generator: torch.Generator
-    scaler: GradScaler  # of the losses, in fp16
+    sampler: Sampler
     metric: str
+    scaler: GradScaler = field(default_factory=Precision().scaler)  # of the losses, in fp16
     guard: Guard = field(default_factory=Guard)
-    sampler: Sampler | None = None
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after those
     seconds: float = 0.0  # that these took
@@ -56,6 +58,10 @@ class SearchState:
     def begin_epoch(self) -> None:
         self.step, self.seconds = 0, 0.0
         self.weights_meter, self.arch_meter = Meter(self.metric), Meter(self.metric)
+
+    def ended(self, epochs: int) -> bool:
+        """Whether a search of so many epochs is over."""
+        return self.epoch == epochs or self.stopped is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Raises DivergenceError if it is not finite: it is not to be saved over one that is."""

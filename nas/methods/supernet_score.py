@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from nas.training.task import Task
 from nas.training.weighing import MeanLoss, mean
 
 
+@dataclass(eq=False, kw_only=True)
 class Judge:
     """Scores gates and decided architectures inside a supernet, all on the same examples with the same noise.
 
@@ -40,36 +42,30 @@ class Judge:
     evaluation mode during training always use their running statistics.
     """
 
-    def __init__(
-        self,
-        *,
-        supernet: nn.Module,
-        task: Task,
-        weight_loader: Loader,
-        validation_loader: Loader,
-        batches: int | None,
-        start: int = 0,
-        seed: int,
-        precision: Precision | None = None,
-        arch_loader: Loader | None = None,
-        arch_optim: torch.optim.Optimizer | None = None,
-    ) -> None:
-        self.supernet = supernet
-        self.task = task
-        self.seed = seed
-        self.noise = seed_of_process(seed, "noise")
-        self.precision = precision or Precision()
-        self.choices = choices(supernet)
-        self.weight_loader = weight_loader
-        self.arch_loader = arch_loader or validation_loader
-        self._arch_optim = arch_optim
-        self._whole = functools.partial(validation_loader.epoch, 0, start=start)
-        self._reads_anew = batches is None
-        self.validation: list[Batch] = [] if batches is None else list(itertools.islice(self._whole(), batches))
-        self.calibration: list[Batch] = (
-            [] if batches is None else list(itertools.islice(weight_loader.epoch(0), batches))
-        )
+    supernet: nn.Module
+    task: Task
+    weight_loader: Loader
+    validation_loader: Loader
+    batches: int | None
+    seed: int
+    start: int = 0
+    precision: Precision = field(default_factory=Precision)
+    arch_loader: Loader | None = None
+    arch_optim: torch.optim.Optimizer | None = None
+
+    def __post_init__(self) -> None:
+        self.noise = seed_of_process(self.seed, "noise")
+        self.choices = choices(self.supernet)
+        self._whole = functools.partial(self.validation_loader.epoch, 0, start=self.start)
+        self._reads_anew = self.batches is None
+        self.validation: list[Batch] = list(itertools.islice(self._whole(), self.batches or 0))
+        self.calibration: list[Batch] = list(itertools.islice(self.weight_loader.epoch(0), self.batches or 0))
         self.examples = distributed.world() * sum(len(targets) for _, targets in self._validation())
+
+    @property
+    def tuning_loader(self) -> Loader:
+        """Training batches of the logits."""
+        return self.arch_loader or self.validation_loader
 
     @property
     def steps(self) -> int:
@@ -81,9 +77,9 @@ class Judge:
 
     def logits_optimizer(self) -> torch.optim.Optimizer:
         """The search's optimiser of the logits. Raises ConfigError if the judge was made without it."""
-        if self._arch_optim is None:
+        if self.arch_optim is None:
             raise ConfigError("the logits cannot be tuned without their optimiser", fix="set deriver.tune_logits=false")
-        return self._arch_optim
+        return self.arch_optim
 
     def generator(self) -> torch.Generator:
         """Returns a new generator on the CPU, always in the same state."""

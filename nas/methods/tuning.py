@@ -80,15 +80,20 @@ class Tuning:
                 if self.recipe.lr_end is not None and self.optim is not None:
                     set_lr(self.optim, CosineByEpoch(self.recipe.lr, self.recipe.lr_end).in_epoch(epoch, self.epochs))
                 # Opened again in every call, as scoring reads the same examples in between.
-                pairs = search_batches(judge.weight_loader, judge.arch_loader, epoch, start=start)
+                pairs = search_batches(
+                    judge.weight_loader, judge.tuning_loader, epoch, start, wanted=self._tunes_logits
+                )
                 for weight_batch, arch_batch in itertools.islice(pairs, steps):
-                    if self.arch_optim is not None:
+                    if arch_batch is not None and self.arch_optim is not None:
                         self._logits_step(decided, arch_batch, self.arch_optim)
                     if self.optim is not None:
                         self._weight_step(decided, weight_batch, self.optim)
                     self.done, steps = self.done + 1, steps - 1
         if self.optim is not None:
             self.optim.zero_grad(set_to_none=True)
+
+    def _tunes_logits(self, step: int) -> bool:
+        return self.arch_optim is not None
 
     def _logits_step(
         self,

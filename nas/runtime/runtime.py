@@ -62,6 +62,8 @@ class Runtime:
             raise ConfigError(
                 f"runtime.threads must be {bound}, got {threads}", fix="set runtime.threads=null for torch's choice"
             )
+        self._given: dict[str, object] = {"device": device, "memory_format": memory_format, "precision": precision}
+        self._given |= {"on_nonfinite": on_nonfinite, "max_skipped": max_skipped}
         self.device = find_device(device)
         self.threads = threads
         self.deterministic = deterministic
@@ -89,6 +91,11 @@ class Runtime:
             self.no_cuda_graphs = f"needs a process that is alone, got {distributed.world()}"
         self.cuda_graphs = False if self.no_cuda_graphs else cuda_graphs
         self.profile = profile
+
+    def described(self) -> dict[str, object]:
+        """The arguments it was made with."""
+        names = ("threads", "deterministic", "compile", "cuda_graphs", "profile")
+        return {**self._given, **{name: getattr(self, name) for name in names}}
 
     def start(self, seed: int) -> None:
         """Sets up the process: threads, determinism, and the seed of every global generator."""
@@ -180,12 +187,12 @@ def available_devices() -> list[str]:
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the device; ``auto`` takes the fastest. Raises DeviceError if the machine lacks the device."""
+    """Returns the device; ``auto`` takes the first GPU, or the CPU without one. Raises DeviceError if it is missing."""
     available = available_devices()
     if distributed.world() > 1 and name != "cpu":
         return own_gpu(name)
     if name == "auto":
-        return torch.device(available[-1])
+        return torch.device(next((device for device in available if device != "cpu"), "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError:

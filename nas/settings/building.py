@@ -67,7 +67,7 @@ def as_target(thing: Any) -> Any:
             )
         return {TARGET: public_path(thing), PARTIAL: True, **as_targets(arguments)}
     path = public_path(type(thing))
-    if path in TARGETS:
+    if path in TARGETS or dataclasses.is_dataclass(thing):
         return {TARGET: path, **as_targets(arguments_of(thing))}
     if isinstance(thing, dict) or hasattr(thing, "items"):
         return as_targets(thing)
@@ -146,6 +146,14 @@ def made_of(node: Any, allow: Allowed) -> Any:
     return called(function, values, node[TARGET], "cannot be built")
 
 
+def complete(part: Any, **arguments: Any) -> Any:
+    """What a class, a function, or a partial of one gives for the arguments that are left.
+
+    Raises ConfigError, naming it, if it does not take them.
+    """
+    return called(part, arguments, public_path(part), "refuses its arguments")
+
+
 def called(function: Any, arguments: dict[str, Any], target: Any, problem: str) -> Any:
     try:
         return function(**arguments)
@@ -179,13 +187,24 @@ def spelt_out(node: Any) -> Any:
 
 def foreign(plain: Any) -> list[str]:
     """Returns the packages of a user's own classes that a description names. Loading it requires allowing them."""
+    return sorted({name.partition(".")[0] for name in foreign_names(plain)})
+
+
+def private(plain: Any) -> list[str]:
+    """Returns the user's own functions and classes in a description that no other program can import: those of a
+    script, and those defined inside a function."""
+    return sorted(name for name in foreign_names(plain) if name.startswith("__main__.") or "<" in name)
+
+
+def foreign_names(plain: Any) -> set[str]:
+    """Returns the names of the user's own functions and classes in a description."""
     found: set[str] = set()
 
     def look(node: Any) -> None:
         if isinstance(node, dict):
             name = node.get(TARGET, node.get(NAME))
             if isinstance(name, str) and "." in name and name not in TARGETS:
-                found.add(name.partition(".")[0])
+                found.add(name)
             for child in node.values():
                 look(child)
         elif isinstance(node, list):
@@ -193,4 +212,4 @@ def foreign(plain: Any) -> list[str]:
                 look(child)
 
     look(spelt_out(plain))
-    return sorted(found)
+    return found

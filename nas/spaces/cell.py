@@ -8,10 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nas.spaces.dead_edges import living, only_drawn
-from nas.spaces.in_place_sum import owns_output, summed
-from nas.spaces.shared_prefix import shared_starts
-from nas.supernet.choice import Choice
+from nas.spaces.planned_cell import run_planned
 
 
 class DropPath(nn.Module):
@@ -49,8 +46,7 @@ class Cell(nn.Module):
     inputs: how many nodes the cell is given; nodes: how many it computes. outputs: the numbers of those it returns.
     edge: (source, node) -> module of that edge.
 
-    In training, edges that have no part in the outputs do not run (see `nas.spaces.dead_edges`), and operations share
-    what they begin with (see `nas.spaces.shared_prefix`).
+    In training the sums are formed faster, with the same values: see `nas.spaces.planned_cell`.
     """
 
     def __init__(
@@ -66,36 +62,13 @@ class Cell(nn.Module):
 
     def forward(self, states: list[Tensor]) -> list[Tensor]:
         """states: the input nodes, (N, C, H, W) each. Returns the nodes of `outputs`."""
-        edges: list[list[nn.Module]] = [list(cast(nn.ModuleList, incoming)) for incoming in self.edges]
-        operations = [[only_drawn(edge) for edge in incoming] for incoming in edges]
-        if self.training:
-            plan = living(operations, inputs=self.inputs, outputs=self.outputs)
-        else:
-            plan = [(list(range(len(incoming))), True) for incoming in edges]
-        starts = shared_starts(operations, plan) if self.training else {}
-        nodes: dict[int, Any] = dict(enumerate(states))
-        started: dict[Any, Tensor] = {}
-        for row, (incoming, (sources, needed)) in enumerate(zip(edges, plan, strict=True)):
-            if sources and needed:
-                terms, owned = [], []
-                for source in sources:
-                    edge, operation, start = incoming[source], operations[row][source], starts.get((row, source))
-                    if start is None:
-                        output = edge(nodes[source])
-                    else:
-                        if (source, start.kind) not in started:
-                            started[source, start.kind] = start.module(nodes[source])
-                        output = cast(Choice, edge).instead(start.rest, started[source, start.kind])
-                    terms.append(self._dropped(edge, output))
-                    owned.append(owns_output(edge, operation, start))
-                if self.training and None not in operations[row]:
-                    nodes[self.inputs + row] = summed(terms, owned)
-                else:
-                    nodes[self.inputs + row] = functools.reduce(operator.add, terms)  # sum() begins with 0 + the first
-            elif needed:
-                none = operations[row][0]
-                assert none is not None  # what enters from the cell's own input is `none`, or the node were not zeros
-                nodes[self.inputs + row] = none(nodes[0])
+        rows: list[list[nn.Module]] = [list(cast(nn.ModuleList, incoming)) for incoming in self.edges]
+        if self.training:  # the same sums, without what has no part in them
+            return run_planned(rows, states, outputs=self.outputs, dropped=self._dropped)
+        nodes = list(states)
+        for incoming in rows:
+            terms = (self._dropped(edge, edge(node)) for edge, node in zip(incoming, nodes, strict=True))
+            nodes.append(functools.reduce(operator.add, terms))  # sum() begins with 0 + the first
         return [nodes[node] for node in self.outputs]
 
     def _dropped(self, edge: nn.Module, output: Any) -> Any:

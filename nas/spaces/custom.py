@@ -1,6 +1,7 @@
 """A search space from the user's own function, which builds a module with choices in it."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from nas.data.spec import DataSpec
-from nas.errors import SpaceError
+from nas.errors import ConfigError, SpaceError
 from nas.runtime.user_functions import Factory, call, import_path
 from nas.spaces.space import Space
 
@@ -19,8 +20,8 @@ from nas.spaces.space import Space
 class Custom(Space):
     """A search space that the user's factory builds.
 
-    factory: a function or class that returns an ``nn.Module`` with `Choice` modules in it.
-    arguments: the keyword arguments of the factory.
+    factory: a function or class that returns an ``nn.Module`` with `Choice` modules in it; or such a module itself,
+    which is copied with its weights. arguments: the keyword arguments of the factory.
 
     The factory also receives each of the following arguments that its signature names and `arguments` does not set:
     spec: the `DataSpec`, which has all facts about the data;
@@ -31,12 +32,19 @@ class Custom(Space):
     """
 
     name = "custom"
-    factory: Factory
+    factory: Factory | nn.Module
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
         """Raises ConfigError if the factory does not take its arguments. Raises SpaceError if the factory returns no
         module, or a lazy module, whose sizes are unknown before the first forward pass."""
+        if isinstance(self.factory, nn.Module):
+            if self.arguments:
+                raise ConfigError(
+                    f"a model that is built already takes no arguments, got {', '.join(self.arguments)}",
+                    fix="give the function or class that builds it as space.factory",
+                )
+            return copy.deepcopy(self.factory)
         model = call(
             self.factory,
             self.arguments,
@@ -60,6 +68,11 @@ class Custom(Space):
                     fix="give it its sizes, e.g. nn.Linear(16, 10) instead of nn.LazyLinear(10)",
                 )
         return model
+
+    def described(self) -> dict[str, object]:
+        """Returns the arguments of the constructor; the class of a module, as no file can name the module itself."""
+        factory = type(self.factory) if isinstance(self.factory, nn.Module) else self.factory
+        return {"factory": factory, "arguments": dict(self.arguments)}
 
     def resized(self, sizes: Mapping[str, Any]) -> "Custom":
         """Returns the same space with other arguments. Only `build` checks whether the factory takes the arguments."""

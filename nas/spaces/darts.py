@@ -1,17 +1,18 @@
 """The DARTS space (Liu et al. 2019): a normal and a reduction cell, stacked into the NASNet skeleton for CIFAR."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
+from nas.spaces import op_sets
 from nas.spaces.cell import Cell, ClassifierHead
 from nas.spaces.mixed_edges import CellSpace, MixedEdges
-from nas.spaces.ops import FactorizedReduce, ReLUConvBN
+from nas.spaces.ops import FactorizedReduce, Operation, ReLUConvBN
 from nas.spaces.space import at_least
 from nas.supernet.genotype import Genotype
 
@@ -77,12 +78,21 @@ class AuxiliaryHead(nn.Sequential):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stem:
+    """first: gives the first input of the first cell, and to_last the second one from it, of `channels` channels both;
+    reduces: whether to_last halves the resolution."""
+
+    first: nn.Module
+    to_last: nn.Module
+    channels: int
+    reduces: bool
+
+
 class DartsNetwork(nn.Module):
     """Stem, `cells` cells and head. The cells at 1/3 and 2/3 of the depth are reductions.
 
-    stem: computes the first input of the first cell. to_last: computes the second input from the first input.
-    c_stem: the channels of both inputs. stem_reduces: whether to_last halves the resolution.
-    auxiliary: a function that builds the second classifier from the channels at two thirds of the depth, or None.
+    auxiliary: makes a second classifier for the channels at two thirds of the depth, None for none.
     final_norm: whether a batch norm and a ReLU follow the last cell, as in GDAS' NASNet skeleton.
     Returns (N, classes) scores; in training mode with an auxiliary head the pair (scores, auxiliary scores).
     """
@@ -90,11 +100,8 @@ class DartsNetwork(nn.Module):
     def __init__(
         self,
         edges: MixedEdges,
+        stem: Stem,
         *,
-        stem: nn.Module,
-        to_last: nn.Module,
-        c_stem: int,
-        stem_reduces: bool,
         classes: int,
         channels: int,
         cells: int,
@@ -103,12 +110,12 @@ class DartsNetwork(nn.Module):
         final_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = stem
-        self.to_last = to_last
+        self.stem = stem.first
+        self.to_last = stem.to_last
         self.cells = nn.ModuleList()
         self.auxiliary_at = 2 * cells // 3
         self.auxiliary: nn.Module | None = None
-        c_before_last, c_last, after_reduction = c_stem, c_stem, stem_reduces
+        c_before_last, c_last, after_reduction = stem.channels, stem.channels, stem.reduces
         for index in range(cells):
             reduction = index in (cells // 3, 2 * cells // 3)
             channels *= 2 if reduction else 1
@@ -152,6 +159,7 @@ class Darts(CellSpace):
     """
 
     name = "darts"
+    ops: Mapping[str, Operation] = field(default_factory=op_sets.darts)
     channels: int = 16
     cells: int = 8
     steps: int = 4
@@ -170,10 +178,12 @@ class Darts(CellSpace):
         c_stem = self.stem_multiplier * self.channels
         return DartsNetwork(
             self.edges(affine=affine),
-            stem=nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem)),
-            to_last=nn.Identity(),
-            c_stem=c_stem,
-            stem_reduces=False,
+            Stem(
+                first=nn.Sequential(nn.Conv2d(spec.channels, c_stem, 3, padding=1, bias=False), nn.BatchNorm2d(c_stem)),
+                to_last=nn.Identity(),
+                channels=c_stem,
+                reduces=False,
+            ),
             classes=spec.num_classes,
             channels=self.channels,
             cells=self.cells,

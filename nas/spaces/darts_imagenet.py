@@ -5,14 +5,17 @@ so this skeleton can train a cell that was found on CIFAR.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
-from nas.spaces.darts import Darts, DartsNetwork, check_size
+from nas.spaces import op_sets
+from nas.spaces.darts import Darts, DartsNetwork, Stem, check_size
 from nas.spaces.mixed_edges import CellSpace
+from nas.spaces.ops import Operation
 from nas.spaces.space import at_least
 
 LEAST_SIZE = 193  # pixels; the last cells see 7x7 pixels then, as with the published 224
@@ -48,6 +51,7 @@ class DartsImageNet(CellSpace):
     """
 
     name = Darts.name
+    ops: Mapping[str, Operation] = field(default_factory=op_sets.darts)
     channels: int = 48
     cells: int = 14
     steps: int = 4
@@ -70,20 +74,22 @@ class DartsImageNet(CellSpace):
         half, whole = self.channels // 2, self.channels
         return DartsNetwork(
             self.edges(affine=affine),
-            stem=nn.Sequential(
-                nn.Conv2d(spec.channels, half, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(half),
-                nn.ReLU(),
-                nn.Conv2d(half, whole, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(whole),
+            Stem(
+                first=nn.Sequential(
+                    nn.Conv2d(spec.channels, half, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(half),
+                    nn.ReLU(),
+                    nn.Conv2d(half, whole, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(whole),
+                ),
+                to_last=nn.Sequential(
+                    nn.ReLU(),
+                    nn.Conv2d(whole, whole, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(whole),
+                ),
+                channels=whole,
+                reduces=True,
             ),
-            to_last=nn.Sequential(
-                nn.ReLU(),
-                nn.Conv2d(whole, whole, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(whole),
-            ),
-            c_stem=whole,
-            stem_reduces=True,
             classes=spec.num_classes,
             channels=self.channels,
             cells=self.cells,

@@ -1,12 +1,13 @@
 """The MBConv space of ProxylessNAS (Cai et al. 2019): a chain of MobileNetV2 blocks with one choice per layer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
+from nas.spaces import op_sets
 from nas.spaces.cell import ClassifierHead
 from nas.spaces.edge_ops import candidates, check_ops
 from nas.spaces.ops import InvertedResidual, Operation, conv_bn_relu6
@@ -44,7 +45,7 @@ class MBConv(Space):
     """
 
     name = "mbconv"
-    ops: Mapping[str, Operation]
+    ops: Mapping[str, Operation] = field(default_factory=op_sets.mbconv)
     stem: int = 32
     stem_stride: int = 1
     first: int = 16

@@ -1,14 +1,16 @@
 """The NAS-Bench-201 space (Dong & Yang 2020): one cell of 4 nodes and 5 operations, 15,625 architectures."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
+from nas.spaces import op_sets
 from nas.spaces.cell import Cell, ClassifierHead
 from nas.spaces.mixed_edges import CellSpace, MixedEdges
-from nas.spaces.ops import ReLUConvBN
+from nas.spaces.ops import Operation, ReLUConvBN
 from nas.spaces.space import at_least
 
 
@@ -74,6 +76,7 @@ class NasBench201(CellSpace):
     """
 
     name = "nas_bench_201"
+    ops: Mapping[str, Operation] = field(default_factory=op_sets.nas_bench_201)
     channels: int = 16
     cells: int = 5
     nodes: int = 4

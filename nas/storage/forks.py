@@ -10,6 +10,8 @@ _registered = False
 def close_in_children(descriptor: int) -> None:
     """Closes the descriptor in every process that Python forks from now on, while it belongs to the same file."""
     global _registered
+    if not hasattr(os, "register_at_fork"):  # Windows, which has no fork
+        return
     if not _registered:  # Python cannot undo it
         os.register_at_fork(after_in_child=_close_all)
         _registered = True

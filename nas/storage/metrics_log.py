@@ -102,7 +102,8 @@ class JsonLines:
 
     def _opened(self) -> TextIO:
         # Does not follow a link that somebody has put there since the file was written.
-        return open(self._path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
+        follow = getattr(os, "O_NOFOLLOW", 0)  # which Windows lacks
+        return open(self._path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | follow))
 
     def close(self) -> None:
         self._stream.close()

@@ -122,31 +122,40 @@ class Choice(nn.Module):
         self._in_place: list[bool] | None = None  # see `begins_in_place`, once it has been asked
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
-        gate = self.gate
-        if gate is None:
+        gate = self._open_gate()
+        if gate.drawn is not None:
+            output = self._drawn(gate, gate.drawn, *inputs, **named)
+        elif gate.weights:
+            output = functools.reduce(operator.add, self._terms(gate.weights, *inputs, **named))
+        else:
+            return 0 if self.added else self._zeros(*inputs, **named)
+        return output if gate.share is None else gate.share * output
+
+    def _open_gate(self) -> Gate:
+        """The gate that is set. Raises SpaceError where there is none, or where it could not do its work."""
+        if self.gate is None:
             raise UngatedError(
                 f"a Choice between {', '.join(self.names)} was run without gates",
                 fix="run the supernet inside `with gates(...)`, or freeze() it first",
             )
         if self.training and not torch.is_grad_enabled():
             refuse_reentrant(f"a Choice between {', '.join(self.names)}")
-        if gate.drawn is not None:
-            candidate = self._candidate(gate.drawn)
-            if gate.hard is None:
-                output: Tensor = candidate(*inputs, **named)
-            else:
-                output = gate.hard.run(candidate, *inputs, **named)
-                if self.overwritten is not False and not transformed() and gate.hard.keeps_output(candidate):
-                    output = self._copied(output)
-            if gate.others is not None:
-                output = output + sum(gate.others[i] for i in range(len(self.names)) if i != gate.drawn)
-            return output if gate.share is None else gate.share * output
-        if gate.weights is None:
+        if self.gate.drawn is None and self.gate.weights is None:
             raise SpaceError("gates without weights must say which candidate is drawn", fix="set Gates.drawn")
-        if not gate.weights:
-            return 0 if self.added else self._zeros(*inputs, **named)
-        mixed: Tensor = functools.reduce(operator.add, self._terms(gate.weights, *inputs, **named))
-        return mixed if gate.share is None else gate.share * mixed
+        return self.gate
+
+    def _drawn(self, gate: Gate, index: int, *inputs: Any, **named: Any) -> Tensor:
+        """The output of the only candidate that runs, and what is added for the gradient of the others."""
+        candidate = self._candidate(index)
+        if gate.hard is None:
+            output: Tensor = candidate(*inputs, **named)
+        else:
+            output = gate.hard.run(candidate, *inputs, **named)
+            if self.overwritten is not False and not transformed() and gate.hard.keeps_output(candidate):
+                output = self._copied(output)
+        if gate.others is None:
+            return output
+        return output + sum(gate.others[i] for i in range(len(self.names)) if i != index)
 
     def _zeros(self, *inputs: Any, **named: Any) -> Tensor:
         """Of the form of the output. The first candidate runs once for each form of the input."""

@@ -29,6 +29,12 @@ class Genotype:
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Genotype, (self.space, dict(self.choices))  # the view of the choices can be neither pickled nor copied
+
+    def __hash__(self) -> int:
+        return hash((self.space, frozenset(self.choices.items())))
+
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, "space": self.space, "choices": dict(self.choices)}
 

@@ -70,6 +70,10 @@ class RetrainState:
         self.epoch += 1
         self.begin_epoch()
 
+    def ended(self, epochs: int) -> bool:
+        """Whether a training of so many epochs is over."""
+        return self.epoch == epochs
+
     @property
     def result(self) -> nn.Module:
         """What is scored, exported and loaded again: the average if there is one, else the network itself."""

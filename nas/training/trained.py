@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.data.bundle import DataBundle
-from nas.data.inputs import each
+from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import DataError, DivergenceError
@@ -22,10 +22,10 @@ from nas.settings.building import built
 from nas.spaces.space import Space
 from nas.storage import checkpoint_file
 from nas.supernet.genotype import Genotype
-from nas.training.evaluate import count_parameters, macs_or_reason, score
+from nas.training.evaluate import Score, count_parameters, macs_or_reason, score
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as
-from nas.training.task import Task
+from nas.training.task import Metric, Task
 from nas.untrusted import plain_data
 
 EVALUATION_BATCH = 256
@@ -33,9 +33,10 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """A retrained network and what is needed to use it, as in its checkpoint.
+    """A retrained network and what is needed to use it, as in its checkpoint. Calling it calls the network.
 
-    trained_on, sample: as in `DataBundle`.
+    trained_on, sample: as in `DataBundle`. examples: training inputs as the network gets them; None if it was loaded.
+    result: its score, if that was measured. directory: of its run, or None.
     """
 
     network: nn.Module
@@ -45,6 +46,21 @@ class Trained:
     config: dict[str, Any]
     trained_on: str | None = None
     sample: tuple[str, ...] = ()
+    examples: Inputs | None = None
+    result: Mapping[str, Any] | None = None
+    directory: Path | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.network(*inputs)
+
+    def some_inputs(self) -> Inputs:
+        """A few inputs on the CPU, to compare networks on: of the training, or made-up ones."""
+        if self.examples is not None:
+            return self.examples
+        return mapped(
+            lambda zeros: torch.randn_like(zeros) if zeros.is_floating_point() else zeros,
+            self.spec.zeros(device=torch.device("cpu"), batch=2),
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, allow: Allowed, runtime: Runtime) -> "Trained":
@@ -179,3 +195,14 @@ def speed(trained: Trained, loader: Loader, *, batches: Sequence[int], seconds: 
 def test_score(result: dict[str, Any]) -> float:
     """Returns the task's metric on the test split, of a `final_result`."""
     return float(result[f"test_{result['metric']['name']}"])
+
+
+def validation_result(score: Score | None, metric: Metric) -> dict[str, Any]:
+    """Returns the entries ``validation_...`` of ``result.json``; none without a score."""
+    if score is None:
+        return {}
+    return {
+        f"validation_{metric.name}": score.metric,
+        "validation_loss": score.loss,
+        "validation_examples": score.examples,
+    }

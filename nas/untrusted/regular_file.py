@@ -1,11 +1,17 @@
 """Opens untrusted files. Accepts regular files of bounded size only, which neither block nor are endless."""
 
 import errno
+import functools
+import operator
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
 
+# Windows lacks all of these but O_BINARY, which only it has.
+FLAGS = functools.reduce(
+    operator.or_, (getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
+)
 SPARSE = 2**26  # bytes; a larger file must not be mostly holes
 
 
@@ -16,7 +22,7 @@ def opened(path: str | Path, *, limit: int | None = None) -> BufferedReader:
     Raises OSError for a FIFO, a socket, a device, a directory or a file that is too large; strerror says which.
     """
     # Without O_NONBLOCK, opening a FIFO waits for a writer. The flag has no effect on a regular file.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    descriptor = os.open(path, FLAGS)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -24,7 +30,7 @@ def opened(path: str | Path, *, limit: int | None = None) -> BufferedReader:
         if limit is not None and found.st_size > limit:
             raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, expected at most {limit}", str(path))
         # A terabyte of holes takes no disk space, but fills the memory. Compressing file systems save less than this.
-        if found.st_size > SPARSE and found.st_blocks * 512 < found.st_size / 8:
+        if found.st_size > SPARSE and getattr(found, "st_blocks", found.st_size) * 512 < found.st_size / 8:
             raise OSError(errno.EFBIG, "it is mostly holes", str(path))
         return os.fdopen(descriptor, "rb")
     except BaseException:

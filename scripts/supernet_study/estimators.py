@@ -97,16 +97,9 @@ def main_effects(drawn, losses, probs):
 def gradients(stage, case, batches, steps, generator):
     """Returns (steps, logits): the gradients of steps that change nothing; and the seconds per step."""
     arch = stage.state.arch
-    searcher = FirstOrder(
-        supernet=stage.state.supernet,
-        arch=arch,
-        task=stage.setup.task,
-        sampler=case.sampler,
-        weight_optim=stage.state.weight_optim,
-        arch_optim=torch.optim.SGD(arch.parameters(), lr=0.0),
-        generator=generator,
-        precision=stage.setup.runtime.precision,
-    )
+    resting = torch.optim.SGD(arch.parameters(), lr=0.0)
+    state = dataclasses.replace(stage.state, sampler=case.sampler, arch_optim=resting, generator=generator)
+    searcher = FirstOrder(state, task=stage.setup.task, precision=stage.setup.runtime.precision)
     found, started = [], time.process_time()
     for _ in range(steps):
         batch = next(batches)

@@ -219,7 +219,7 @@ def test_interrupted_before_the_run_began(nas: Nas, tmp_path: Path, monkeypatch:
 
 
 def test_interrupted_run_keeps_what_it_reached(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.cli.progress_bar import Progress
+    from nas.training.progress_bar import Progress
 
     def interrupt(self: Progress, epoch: int, fraction: float) -> None:
         if epoch == 1:

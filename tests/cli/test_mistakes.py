@@ -25,6 +25,10 @@ MISTAKES = {
         ("space=dart",),
         "space=dart is not an option of space; expected one of {options}",
     ),
+    "several options of one object": (
+        ("tracker=[tensorboard,jsonl]",),
+        "tracker takes one of its options, got 2: tensorboard, jsonl; set tracker=tensorboard",
+    ),
     "unknown data set": (
         ("data=cifar11",),
         "data=cifar11 is not an option of data; expected one of {options}",

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from nas.cli.stages.setup import check_targets
 from nas.data.labels import check_labels
 from nas.data.spec import DataSpec
 from nas.data.split import StreamSplit, TensorSplit
 from nas.errors import DataError
-from nas.training.task import Classification, Custom
+from nas.training.task import Classification, Custom, check_targets
 
 SPEC = DataSpec(name="pixels", input_shapes=((1, 2, 2),), target_shape=(2, 2), class_names=("a", "b"))
 

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -247,3 +247,22 @@ def test_pairs_from_start_are_those_of_the_whole_epoch(weights: int, archs: int,
     resumed = list(search_batches(weight, arch, 3, start=start))
     for part in (0, 1):
         assert_equal([pair[part] for pair in resumed], [pair[part] for pair in whole])
+
+
+def test_architecture_batches_that_no_step_uses_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, arch = loader(12, batch_size=2, seed=1), loader(12, batch_size=3, seed=2)
+    every = [pair for epoch in range(3) for pair in search_batches(weight, arch, epoch)]
+    sizes: list[int] = []
+    batches = TensorSplit.batches
+
+    def counted(self: TensorSplit, order: Sequence[torch.Tensor], *, device: torch.device) -> Iterator[Any]:
+        sizes.extend(map(len, order))
+        return batches(self, order, device=device)
+
+    monkeypatch.setattr(TensorSplit, "batches", counted)
+    wanted = [7, 10, 17]
+    some = [pair for epoch in range(3) for pair in search_batches(weight, arch, epoch, wanted=wanted.__contains__)]
+    assert [step for step, (_, batch) in enumerate(some) if batch is not None] == wanted
+    assert_equal([some[step][1] for step in wanted], [every[step][1] for step in wanted])
+    assert_equal([batch for batch, _ in some], [batch for batch, _ in every])
+    assert sizes.count(3) == len(wanted)

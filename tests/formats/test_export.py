@@ -17,11 +17,11 @@ from cli.conftest import TINY
 from torch import nn
 
 import nas
-from nas.cli.stages.export import needed
 from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import ConfigError, DataError, OutputError
 from nas.formats import subprocess_check, subprocess_main
 from nas.formats.export import export
+from nas.formats.export_trained import needed
 from nas.formats.format import TOLERANCE, Artefact, Subject, UnavailableError
 from nas.formats.onnx import Onnx
 from nas.formats.program import Program
@@ -85,7 +85,7 @@ torch.save(found, outputs)
 
 @torch.no_grad()
 def test_the_code_of_the_model_card_runs_without_this_project(run, tmp_path):
-    from nas.cli.stages.export import on_cpu
+    from nas.formats.export_trained import on_cpu
 
     network = on_cpu(trained(run).network)
     inputs = [torch.randn(count, 3, 8, 8) for count in BATCHES]

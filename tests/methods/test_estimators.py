@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from searchers import build_searcher
 from torch import nn
 
 from nas.errors import ConfigError
@@ -38,7 +39,8 @@ def batch(seed=3, size=8):
 def make(sampler, kind=FirstOrder, seed=2, **sgd):
     supernet = Small()
     arch = ArchParams.from_model(supernet, init_std=0.7, generator=torch.Generator().manual_seed(1)).double()
-    return kind(
+    return build_searcher(
+        kind,
         supernet=supernet,
         arch=arch,
         task=Classification(),

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from searchers import build_searcher
 from small_judge import judge_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -38,7 +39,8 @@ class Fixed:
 
 def make(supernet, *, lr=0.05, momentum=0.9, weight_decay=1e-2, arch_lr=0.1, init_std=0.1, **kwargs):
     arch = ArchParams.from_model(supernet, init_std=init_std, generator=torch.Generator().manual_seed(1))
-    return FirstOrder(
+    return build_searcher(
+        FirstOrder,
         supernet=supernet,
         arch=arch,
         task=Classification(),

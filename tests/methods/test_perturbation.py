@@ -140,7 +140,7 @@ def test_tuning_is_a_step_of_the_open_logits_and_then_one_of_the_weights():
         scores = p[0] * F.linear(hidden, weights[4], weights[5]) + p[1] * F.linear(hidden, weights[6], weights[7])
         return F.cross_entropy(scores, y)
 
-    pairs = zip(judge.weight_loader.epoch(0), judge.arch_loader.epoch(0), strict=True)
+    pairs = zip(judge.weight_loader.epoch(0), judge.tuning_loader.epoch(0), strict=True)
     for weight_batch, arch_batch in pairs:
         reference.zero_grad()
         loss(arch_batch).backward()

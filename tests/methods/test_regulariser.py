@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from searchers import build_searcher
 from torch import nn
 
 from nas.methods.first_order import FirstOrder
@@ -98,7 +99,8 @@ def test_a_regulariser_of_ones_own_is_logged_with_its_metrics():
 def searcher_of(kind, sampler, regulariser):
     supernet = Small()
     arch = ArchParams.from_model(supernet, init_std=0.5, generator=torch.Generator().manual_seed(1))
-    return kind(
+    return build_searcher(
+        kind,
         supernet=supernet,
         arch=arch,
         task=Classification(),

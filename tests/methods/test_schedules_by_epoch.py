@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nas.cli.stages.retrain import last_drop_path
+from nas.cli.stages.retrain import options
 from nas.errors import ConfigError
 from nas.methods.regulariser import BetaDecay
 from nas.supernet.arch_params import ArchParams
@@ -78,5 +78,9 @@ def test_beta_decay_by_epoch_has_half_a_unit_more_every_epoch(epochs):
     [({}, 0.2), ({"drop_path_reached": True}, 0.2), ({"drop_path_reached": False}, 0.2 * 599 / 600)],
 )
 def test_the_last_rate_of_drop_path(setting, last):
-    cfg = OmegaConf.create({"drop_path": 0.2, "epochs": 600, **setting})
-    assert last_drop_path(cfg) == pytest.approx(last, rel=1e-12)
+    zeros = dict.fromkeys(
+        ("grad_clip", "cutout", "auxiliary_weight", "label_smoothing", "mixup", "cutmix", "average"), 0
+    )
+    numbers = {"epochs": 600, "batch_size": 96, "accumulation": 1, "drop_path": 0.2, "network": {}}
+    cfg = OmegaConf.create(zeros | numbers | setting)
+    assert options(cfg).last_drop_path == pytest.approx(last, rel=1e-12)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from searchers import build_searcher
 from torch import nn
 
 from nas.errors import ConfigError, DivergenceError
@@ -58,7 +59,8 @@ def batch(seed=3, size=8):
 def make(sampler, kind=FirstOrder, model=Small, arch_lr=1.0, **arguments):
     supernet = model()
     arch = ArchParams.from_model(supernet, init_std=0.7, generator=torch.Generator().manual_seed(1))
-    return kind(
+    return build_searcher(
+        kind,
         supernet=supernet,
         arch=arch,
         task=Classification(),

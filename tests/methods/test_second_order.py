@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from searchers import build_searcher
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,7 +27,8 @@ class Scale(nn.Module):
 
 def make(supernet, *, method, sampler=None, task=None, arch=None, **sgd):
     arch = arch or ArchParams.from_model(supernet, init_std=0.5, generator=torch.Generator().manual_seed(1)).double()
-    return SecondOrder(
+    return build_searcher(
+        SecondOrder,
         supernet=supernet,
         arch=arch,
         task=task or Regression(),
@@ -180,7 +182,8 @@ def test_settings_that_cannot_work():
         make(Network(), method="finite")
     arch = ArchParams.from_model(network := Network())
     with pytest.raises(ConfigError, match="unrolls a step of SGD, got Adam"):
-        SecondOrder(
+        build_searcher(
+            SecondOrder,
             supernet=network,
             arch=arch,
             task=Classification(),

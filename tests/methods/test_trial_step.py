@@ -7,17 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from searchers import build_searcher
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.data.spec import ImageSpec
 from nas.errors import SpaceError
-from nas.methods.estimate import Measured, available_memory, duration
+from nas.methods.estimate import Measured, duration
 from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import GDAS, Softmax
 from nas.methods.second_order import SecondOrder
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
+from nas.runtime.memory import available_memory
 from nas.runtime.nonfinite import Guard, OnNonfinite
 from nas.runtime.precision import Precision
 from nas.spaces.nas_bench_201 import NasBench201
@@ -50,7 +52,8 @@ class Model(nn.Module):
 def searcher_of(model, *, sampler=None, kind=FirstOrder, optim=torch.optim.SGD, precision="fp32", **options):
     arch = ArchParams.from_model(model, generator=torch.Generator().manual_seed(1))
     precision = Precision(precision)
-    return kind(
+    return build_searcher(
+        kind,
         supernet=model.train(),
         arch=arch,
         task=Classification(),

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from searchers import build_searcher
 from torch import nn
 
 from nas.errors import ConfigError
@@ -46,7 +47,8 @@ class Planned:
 def searcher(supernet, plan, *, undrawn, **sgd):
     arch = ArchParams.from_model(supernet, init_std=0.0).double()
     settings = {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY} | sgd
-    return FirstOrder(
+    return build_searcher(
+        FirstOrder,
         supernet=supernet,
         arch=arch,
         task=Classification(),
@@ -161,7 +163,8 @@ def test_settings_that_cannot_work(undrawn, optimizer, message):
     supernet = Supernet()
     arch = ArchParams.from_model(supernet)
     with pytest.raises(ConfigError, match=message):
-        FirstOrder(
+        build_searcher(
+            FirstOrder,
             supernet=supernet,
             arch=arch,
             task=Classification(),

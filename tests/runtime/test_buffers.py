@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from nas.methods.sampler import Softmax
 from nas.methods.state import SearchState
 from nas.runtime.buffers import restore_unsaved, unsaved
-from nas.runtime.precision import Precision
 from nas.storage import checkpoint_file
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
@@ -46,7 +46,7 @@ def searching():
         weight_optim=torch.optim.SGD(model.parameters(), lr=0.1),
         arch_optim=torch.optim.Adam(arch.parameters()),
         generator=torch.Generator(),
-        scaler=Precision("fp32").scaler(),
+        sampler=Softmax(),
         metric="accuracy",
     )
 

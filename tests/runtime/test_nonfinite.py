@@ -43,9 +43,10 @@ def searching(what="loss", passes=(), *, guard=None, sampler=None, cls=FirstOrde
         "generator": torch.Generator().manual_seed(2),
         "scaler": Precision(precision).scaler(),
         "guard": guard or Guard(),
+        "sampler": sampler or GDAS(),
     }
-    searcher = cls(task=Classification(), sampler=sampler or GDAS(), precision=Precision(precision), **shared)
-    return searcher, SearchState(metric="accuracy", **shared)
+    state = SearchState(metric="accuracy", **shared)
+    return cls(state, task=Classification(), precision=Precision(precision)), state
 
 
 def step(searcher, number=0, level="both"):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from searchers import build_searcher
 from torch import nn
 
 from nas.errors import ConfigError
@@ -27,7 +28,8 @@ def searcher(space, spec, precision, *, sampler=None, cls=FirstOrder):
     torch.manual_seed(0)
     supernet = space.supernet(spec)
     arch = ArchParams.from_model(supernet, generator=torch.Generator().manual_seed(0))
-    return cls(
+    return build_searcher(
+        cls,
         supernet=supernet,
         arch=arch,
         task=Classification(),

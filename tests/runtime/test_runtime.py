@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from nas.errors import ConfigError, DeviceError
+from nas.runtime import runtime
 from nas.runtime.runtime import Runtime, available_devices, derived_seed, find_device
 
 
@@ -32,7 +33,15 @@ def test_known_devices():
     assert available_devices()[0] == "cpu"
     for name in available_devices():
         assert find_device(name) == torch.device(name)
-    assert find_device("auto") == torch.device(available_devices()[-1])
+    assert find_device("auto") == torch.device([*available_devices()[1:], "cpu"][0])
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"), [(["cpu"], "cpu"), (["cpu", "cuda:0", "cuda:1"], "cuda:0"), (["cpu", "mps"], "mps")]
+)
+def test_auto_is_the_first_gpu(there, taken, monkeypatch):
+    monkeypatch.setattr(runtime, "available_devices", lambda: there)
+    assert find_device("auto") == torch.device(taken)
     assert Runtime(device="cpu").device == torch.device("cpu")
 
 

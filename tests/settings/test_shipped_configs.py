@@ -65,6 +65,7 @@ def two_steps(cfg: DictConfig, directory: Path) -> None:
     search, retrain = SearchStage(setup), RetrainStage(setup)
     batches = 4 if cfg.search.one_level else 2
     assert (len(search.weight_loader), len(search.arch_loader), len(retrain.loader)) == (batches, batches, 2)
+    object.__setattr__(setup, "cfg", None)  # which nothing reads once the stages are built
     with setup.open(directory) as out, JsonLines(directory=out.path) as tracker:
         genotype = search.run(out, tracker)
         trained = retrain.run(genotype, out, tracker)

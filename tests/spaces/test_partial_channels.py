@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import load_ops
+from searchers import build_searcher
 from small_judge import Node, four_classes, judge_of
 from torch import nn
 
@@ -164,7 +165,8 @@ def searcher(spec, cls=FirstOrder, sampler=None, *, parts=2, **options):
     )
     supernet = space.supernet(spec).double()
     arch = ArchParams.from_model(supernet, init_std=0.1, generator=torch.Generator().manual_seed(0)).double()
-    return cls(
+    return build_searcher(
+        cls,
         supernet=supernet,
         arch=arch,
         task=Classification(),

@@ -36,6 +36,14 @@ def equal(a, b):
     return type(a) is type(b) and a == b
 
 
+@pytest.mark.parametrize("before", [91, 92, 93])
+def test_a_state_of_any_number_of_names_is_read(before, tmp_path):
+    """The names are numbered in the pickle; the number of one that stands before a tensor may be a letter there."""
+    path, weights = tmp_path / "checkpoint.pt", torch.arange(3.0)
+    checkpoint_file.save(path, "search", {**{f"name{number}": None for number in range(before)}, "weights": weights})
+    assert torch.equal(checkpoint_file.load(path, "search")["weights"], weights)
+
+
 def write_sealed(content, path, **options):
     """A file with a valid checksum, whatever is in it: what somebody who knows the format can make."""
     stream = io.BytesIO()

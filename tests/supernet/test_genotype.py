@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 
@@ -139,3 +141,14 @@ def test_resolve_takes_a_name_or_a_file(tmp_path):
         resolve("DARTS_V3")
     with pytest.raises(GenotypeError, match="no genotype can be read at"):
         resolve("missing.json")
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda genotype: pickle.loads(pickle.dumps(genotype))])
+def test_a_genotype_is_copied_pickled_and_hashed(again):
+    genotype = Genotype("mine", {"a": "x", "b": None})
+    same = again(genotype)
+    assert same == genotype
+    assert hash(same) == hash(Genotype("mine", {"b": None, "a": "x"}))
+    assert len({genotype, same, Genotype("mine", {"a": "y", "b": None})}) == 2
+    with pytest.raises(TypeError):
+        same.choices["a"] = "y"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from searchers import build_searcher
 from torch import nn
 
 from nas.cli import torchrun
@@ -118,7 +119,8 @@ def searched(kind, sampler, **options):
     model = Experts()
     generator = torch.Generator().manual_seed(3)
     arch = ArchParams.from_model(model, generator=generator).double()
-    searcher = kind(
+    searcher = build_searcher(
+        kind,
         supernet=model,
         arch=arch,
         task=TASK,

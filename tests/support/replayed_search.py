@@ -4,6 +4,7 @@ import copy
 from contextlib import nullcontext
 
 import torch
+from searchers import build_searcher
 
 from nas.methods.cuda_graphs.replayed_module import replay
 from nas.methods.first_order import FirstOrder
@@ -42,7 +43,8 @@ def searcher(supernet, sampler, recorder=None, device=CPU, precision=None):
         replay(supernet, recorder)
     arch = ArchParams.from_model(supernet, generator=torch.Generator().manual_seed(1))
     arch.to(device, next(supernet.parameters()).dtype)  # or sums in another order would show in the logits' roundings
-    return FirstOrder(
+    return build_searcher(
+        FirstOrder,
         supernet=supernet,
         arch=arch,
         task=Classification(),

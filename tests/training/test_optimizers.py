@@ -1,17 +1,15 @@
 """Optimisers from a configuration: their steps, the learning rates of their groups, and which are refused."""
 
 import copy
-import types
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
-from nas.cli.stages.setup import Setup, check_optimizer
 from nas.errors import ConfigError
 from nas.runtime.precision import Precision, check_first_step, take_step
 from nas.settings import configuration
+from nas.training.optimizers import build_optimizer, check_optimizer
 from nas.training.schedule import initial_lr, keep_ratios, set_lr
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9}
@@ -19,10 +17,8 @@ ADAM = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.1}
 
 
 def built(node, network=None):
-    cfg = OmegaConf.create({"allow_targets": [], "resume": None, "weight_optim": node})
-    parts = dict.fromkeys(("space", "benchmark", "task", "data"))
-    setup = Setup(cfg, runtime=types.SimpleNamespace(device=torch.device("cpu")), **parts)
-    return setup.optimizer(cfg.weight_optim, network or nn.Linear(3, 2))
+    make = configuration.build(node)
+    return build_optimizer(make, network or nn.Linear(3, 2), device=torch.device("cpu"), setting="weight_optim")
 
 
 @pytest.mark.parametrize("other", ["foreach", "differentiable"])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from nas.cli.stages.retrain import check_drop_path
 from nas.errors import ConfigError, SpaceError
 from nas.spaces.cell import DropPath
 from nas.supernet.choice import Choice, freeze
 from nas.training.loop import TrainingStep
+from nas.training.retrain_job import check_drop_path
 from nas.training.task import Classification
 from nas.training.trial_training import try_small, try_training
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -99,14 +98,3 @@ MEASURED: dict[str, Callable[[nn.Module, DataSpec], float]] = {
     "parameters": lambda network, spec: float(count_parameters(network)),
     "latency": milliseconds,
 }
-
-
-def as_result(score: Score | None, metric: Metric) -> dict[str, Any]:
-    """The entries ``validation_...`` of a ``result.json``; none without a score."""
-    if score is None:
-        return {}
-    return {
-        f"validation_{metric.name}": score.metric,
-        "validation_loss": score.loss,
-        "validation_examples": score.examples,
-    }

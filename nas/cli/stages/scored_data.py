@@ -2,42 +2,26 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from omegaconf import DictConfig
 
 from nas.data.bundle import DataBundle
-from nas.data.class_folders import SAMPLED
 from nas.data.loader import Loader
-from nas.data.spec import DataSpec
-from nas.errors import ConfigError, DataError
+from nas.errors import ConfigError
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import allowed
 from nas.settings.building import built
 from nas.settings.configuration import build, to_plain
 from nas.settings.names import NAME
 from nas.storage import checkpoint_file
+from nas.training.scored import bundle_to_score
 from nas.training.task import check_targets
 from nas.training.trained import Trained, scoring_loader
 from nas.untrusted.escaping import printable
 
 # How images are read, which is that of the training where a command line does not say.
 READING = ("image_size", "channels")
-
-
-@runtime_checkable
-class Scorable(Protocol):
-    """A data set family that can give all its examples to be scored, as those of another place than the training's."""
-
-    def load(self) -> DataBundle: ...
-
-    def to_score(self, spec: DataSpec, *, sample: tuple[str, ...]) -> tuple[DataBundle, int]:
-        """The examples, as the test split, and how many of them the network was trained on, by `sample`."""
-        ...
-
-    def is_trained_on(self, trained_on: str) -> bool:
-        """Whether what is held out of this place leaves the very examples of the training, as in a moved folder."""
-        ...
 
 
 def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
@@ -48,8 +32,13 @@ def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
     # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are, nor is
     # it to fetch files to a place it names, or to follow links out of that.
     with checkpoint_file.taken_from(cfg.checkpoint):
-        own = dict(trained.config["data"])
+        own = dict(trained.config["data"] or {})
         own |= dict.fromkeys({"download", "links"} & own.keys(), False)
+    if not own and (cfg.data is None or NAME not in to_plain(cfg.data, "data")):
+        raise ConfigError(
+            f"the network in {cfg.checkpoint} was trained on data that were given in Python, which no file names",
+            fix="choose what to score it on: data=...; or use nas.evaluate in Python",
+        )
     node, same = chosen(cfg, own)
     if same and (cfg.data is None or "root" not in cfg.data) and "root" in node:
         print(
@@ -60,22 +49,7 @@ def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
     with checkpoint_file.taken_from(cfg.checkpoint):
         allow = list(cfg.allow_targets) if cfg.data is None else allowed(cfg)
         made = built(node, "data", allow=allow, source=cfg.checkpoint)
-    if same or not isinstance(made, Scorable):
-        data: DataBundle = made.load()
-        if same:
-            check_unseen(trained, data)
-        return data
-    data, seen = made.to_score(trained.spec, sample=trained.sample)
-    if (seen or not trained.sample) and trained.trained_on is not None and made.is_trained_on(trained.trained_on):
-        return made.load()
-    if seen:
-        least = "at least " if len(trained.sample) == SAMPLED else ""
-        print(
-            f"warning: {least}{seen:,} of the {len(data.test):,} images to score "
-            "are copies of images that the network was trained on: the score is better than on new ones",
-            file=sys.stderr,
-        )
-    return data
+    return bundle_to_score(made, trained, same=same)
 
 
 def chosen(cfg: DictConfig, own: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -103,16 +77,6 @@ def place(node: dict[str, Any]) -> object:
     """Where the data lie: a path may be written in several ways."""
     root = node.get("root")
     return Path(root).expanduser().resolve() if isinstance(root, str) else root
-
-
-def check_unseen(trained: Trained, data: DataBundle) -> None:
-    """Raises DataError if the test split of the set that the network was trained on is another one by now."""
-    if data.held_out and trained.trained_on not in (None, data.trained_on):
-        raise DataError(
-            f"{data.spec.name!r} is not what it was when the network was trained: what is held out of it now may hold "
-            "examples that the network has seen",
-            fix="score it on others, e.g. those of a folder with train and test in it: data=image_folder data.root=...",
-        )
 
 
 def open_trained(cfg: DictConfig) -> tuple[Trained, Loader, DataBundle]:

@@ -1,187 +1,142 @@
-"""What the stages of a run share: its parts built from the configuration, and the checks both stages make."""
+"""What the stages of a run share, built from the configuration, and how the run's directory is opened."""
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from nas.cli.report import show_data
 from nas.cli.stages.for_report import changed
-from nas.cli.stages.tracked import description
 from nas.data.bundle import DataBundle
-from nas.data.inputs import Inputs, each, mapped
-from nas.data.loader import Loader
 from nas.data.survey import facts
-from nas.errors import ConfigError, DataError, NasError, SpaceError, described
-from nas.methods.estimate import available_memory, size
+from nas.errors import DataError
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import allowed
+from nas.settings.building import complete
 from nas.settings.configuration import build, to_plain, to_yaml
-from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
-from nas.storage.checkpointing import Checkpoints
-from nas.storage.command_line import choice
 from nas.storage.metrics_log import JsonLines, Silent
 from nas.storage.run_directory import RunDirectory, command_line
-from nas.training.network_size import at_most
-from nas.training.schedule import keep_ratios
-from nas.training.step_profile import StepProfile
+from nas.training.job import Job, check_seed
+from nas.training.records import Records, description
 from nas.training.task import Task, check_targets
 
-# Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
-MODULES, BYTES_PER_NUMBER = 1_000_000, 4
-# Arguments that say how an optimiser computes: who gives one of them decides instead of us.
-WAYS = ("fused", "foreach", "differentiable", "capturable")
 
-
-@dataclass(frozen=True)
-class Setup:
-    """What every stage of a run shares."""
+@dataclass(frozen=True, kw_only=True)
+class Setup(Job):
+    """What every stage of a run shares. A stage reads `cfg` when it is built; nothing reads it later."""
 
     cfg: DictConfig
-    runtime: Runtime
-    space: Space
-    benchmark: NasBench201Table | None
-    task: Task
-    data: DataBundle
+    opening: "Opening"
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Setup":
         allow = allowed(cfg)
-        if abs(cfg.seed) >= 2**63:
-            raise ConfigError(f"seed must be below 2^63, got {cfg.seed}", fix="set seed=0")
+        check_seed(cfg.seed)
         runtime: Runtime = build(cfg.runtime, allow=allow)
         space: Space = build(cfg.space, allow=allow)
         task: Task = build(cfg.task, allow=allow)
         benchmark = open_benchmark(cfg)
-        # Only tried: a mistake in them is to leave no directory.
-        build(cfg.tracker, allow=allow)
-        build(cfg.saving, allow=allow, path=Path(), kind="search")
+        opening = Opening.from_config(cfg)
         with distributed.first_on_machine_first(), advice_for_moved_data(cfg):
-            family = build(cfg.data, allow=allow)
-            check_parts(space=(space, "build"), task=(task, "loss"), data=(family, "load"))
-            data: DataBundle = family.load()
+            data: DataBundle = build(cfg.data, allow=allow).load()
         check_targets(task, data.spec, training=data.train, test=data.test)
-        return cls(cfg, runtime, space, benchmark, task, data)
+        return cls(
+            cfg=cfg,
+            opening=opening,
+            runtime=runtime,
+            space=space,
+            benchmark=benchmark,
+            task=task,
+            data=data,
+            seed=cfg.seed,
+            progress=distributed.first(),
+        )
 
     def build(self, node: Any, **arguments: Any) -> Any:
         return build(node, allow=allowed(self.cfg), **arguments)
 
-    def optimizer(self, node: Any, network: nn.Module) -> Optimizer:
-        """For the parameters of a network. Fused, where the optimiser has that and the node does not say how it is to
-        compute: the same numbers in one pass over them, which torch has for real ones only.
-
-        Raises ConfigError for an optimiser whose steps need more than gradients.
-        """
-        arguments: dict[str, Any] = {"params": network.parameters()}
-        factory = self.build(node)
-        fuses = self.runtime.device.type in ("cpu", "cuda") and not node.get("dampening")  # see begin_momentum
-        fuses &= not any(parameter.is_complex() for parameter in network.parameters())
-        fuses &= all(node.get(name) is None for name in WAYS)
-        if fuses and has_argument(factory, "fused"):
-            arguments["fused"] = True
-        optimizer: Optimizer = self.build(node, **arguments)
-        check_optimizer(optimizer, setting=node._get_full_key(None), device=self.runtime.device.type)
-        keep_ratios(optimizer)
-        return optimizer
-
-    def buildable(self) -> AbstractContextManager[None]:
-        """A context in which building a network that the memory cannot hold stops with ConfigError, instead of a
-        process that the system kills."""
-        memory = available_memory(torch.device("cpu"))
-        error = ConfigError(
-            "the network is larger than the memory" + ("" if memory is None else f", {size(memory)}"),
-            fix="set space.channels or space.cells lower, or those of retrain.network",
-        )
-        numbers = 2**62 if memory is None else memory // BYTES_PER_NUMBER
-        return at_most(modules=MODULES, numbers=numbers, error=error)
-
     def open(self, directory: Path) -> RunDirectory:
+        opening = self.opening
         out = RunDirectory(
             directory,
-            config=to_yaml(self.cfg),
+            config=opening.text,
             command=command_line(),
-            seed=self.cfg.seed,
+            seed=self.seed,
             runtime=self.runtime,
-            resume=self.cfg.resume is not None,
+            resume=opening.resume,
             writes=distributed.first(),
-            lock=self.cfg.lock,
+            lock=opening.lock,
         )
         if out.writes:
-            found = facts(self.data, compared=self.cfg.objective is None)  # else the test split is read at the end
-            out.record(data=found, changed=changed(self.cfg))
+            # A sweep's objective is known before the test split is read, which happens at the end.
+            found = facts(self.data, compared=not opening.objective)
+            out.record(data=found, changed=opening.changed)
             show_data(found)
         return out
-
-    def track_epoch(self, out: RunDirectory, stage: str, loader: Loader) -> None:
-        """Says and records what an epoch of a stage uses, as batches of one size leave examples out."""
-        used = {"examples": loader.examples, "batches": len(loader), "left_out": loader.left_out}
-        out.record(**{f"{stage}_epoch": used})
-        if loader.left_out and out.writes:
-            print(
-                f"{stage}: {loader.left_out:,} of the {loader.examples:,} examples fill no batch and are left out of "
-                "an epoch, other ones each time"
-            )
-
-    def checkpoints(self, out: RunDirectory, stage: str) -> Checkpoints:
-        """Of a stage, in its subdirectory."""
-        checkpoints: Checkpoints = self.build(
-            self.cfg.saving,
-            path=out.subdirectory(stage) / "checkpoint.pt",
-            kind=stage,
-            resume=out.resumed,
-            writes=out.writes,
-        )
-        return checkpoints
-
-    def check_unchanged(self, saved: dict[str, Any], source: Path) -> None:
-        """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
-        the run's config.yaml was edited, unless they are in ``may_change``; DataError for other training examples."""
-        before, now = leaves(saved["config"]), leaves(to_plain(self.cfg))
-        may = (*OWN, FETCH, LINKS, *PLACES, *self.cfg.may_change)
-        differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
-        if differing:
-            listed = ", ".join(f"{setting}={now.get(setting)} (was {before.get(setting)})" for setting in differing)
-            raise ConfigError(
-                f"{source} was written under another configuration: {listed}",
-                fix=f"undo the change in config.yaml, or allow it: {choice('may_change', differing)}",
-            )
-        others = [name for name, value in self.data.seen.items() if saved.get(name, value) != value]
-        if others and not among("data", self.cfg.may_change):
-            raise DataError(
-                f"{self.data.spec.name!r} has other training examples than when {source} was written",
-                fix=f"put them back as they were, or allow it: {choice('may_change', ['data'])}",
-            )
-
-    def profile(self, out: RunDirectory, stage: str) -> StepProfile:
-        """Of the steps of a stage, into its subdirectory, if that is asked for."""
-        return StepProfile(out.subdirectory(stage) if self.runtime.profile and out.writes else None)
 
     def track(self, out: RunDirectory) -> JsonLines:
         if not out.writes:
             return Silent()
-        tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
-        tracker.describe(**description(self.cfg, metric=self.task.metric.name))
+        opening = self.opening
+        tracker: JsonLines = complete(opening.tracker, directory=out.path)
+        metric = self.task.metric.name
+        tracker.describe(**description(opening.settings, text=opening.text, command=command_line(), metric=metric))
         return tracker
 
+    def records(self, out: RunDirectory, tracker: JsonLines) -> Records:
+        """Where the stages leave what they make."""
+        opening = self.opening
+        return Records(
+            directory=out,
+            tracker=tracker,
+            saving=opening.saving,
+            settings=opening.settings,
+            may_change=opening.may_change,
+            profile=self.runtime.profile,
+        )
 
-def check_parts(**parts: tuple[Any, str]) -> None:
-    """Raises ConfigError for a part of a run, given with a method that it must have, that is something else."""
-    for group, (made, method) in parts.items():
-        if not hasattr(made, method):
-            raise ConfigError(
-                f"the group {group} makes a {type(made).__name__}, which has no {method}()",
-                fix=f"choose one of the options of {group}, see --help",
-            )
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What the configuration says of the run's directory.
+
+    settings, text: all of it, as plain data and as YAML. changed: the settings that differ from the defaults.
+    objective: whether a sweeper is given one.
+    """
+
+    settings: dict[str, Any]
+    text: str
+    changed: dict[str, list[Any]]
+    objective: bool
+    resume: bool
+    lock: bool
+    may_change: tuple[str, ...]
+    tracker: Any
+    saving: Any
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> "Opening":
+        """Raises ConfigError for a tracker or for checkpoints that cannot be built."""
+        allow = allowed(cfg)
+        tracker, saving = build(cfg.tracker, allow=allow), build(cfg.saving, allow=allow)
+        complete(saving, path=Path(), kind="search")  # only tried: a mistake in it is to leave no directory
+        return cls(
+            settings=to_plain(cfg),
+            text=to_yaml(cfg),
+            changed=changed(cfg),
+            objective=cfg.objective is not None,
+            resume=cfg.resume is not None,
+            lock=cfg.lock,
+            may_change=tuple(cfg.may_change),
+            tracker=tracker,
+            saving=saving,
+        )
 
 
 @contextmanager
@@ -206,70 +161,3 @@ def open_benchmark(cfg: DictConfig) -> NasBench201Table | None:
         return None
     table: NasBench201Table = build(cfg.benchmark, allow=list(cfg.allow_targets))
     return table
-
-
-def check_optimizer(optimizer: Any, *, setting: str, device: str) -> None:
-    """Raises ConfigError, naming the setting, for what no step of ours can be taken with."""
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"{setting} makes a {type(optimizer).__name__}, expected a torch.optim.Optimizer",
-            fix=f"name one as {setting}._target_, e.g. torch.optim.SGD",
-        )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ConfigError(
-            f"{setting} makes a {type(optimizer).__name__}, whose step computes the loss several times by a closure, "
-            "expected one that steps by the gradients of one batch",
-            fix="choose another optimiser, e.g. torch.optim.SGD or torch.optim.AdamW",
-        )
-    if device != "cuda" and any(group.get("capturable") for group in optimizer.param_groups):
-        raise ConfigError(
-            f"{setting}.capturable=true is for CUDA graphs, got the device {device}",
-            fix=f"leave {setting}.capturable out",
-        )
-
-
-def has_argument(function: Callable[..., Any], name: str) -> bool:
-    try:
-        return name in inspect.signature(function).parameters
-    except ValueError:  # some functions that are not written in Python
-        return False
-
-
-def at_least(minimum: float, **settings: float) -> None:
-    """Raises ConfigError unless every setting (``a__b`` for a.b) is >= minimum."""
-    for name, value in settings.items():
-        if not value >= minimum:
-            dotted = name.replace("__", ".")
-            raise ConfigError(f"{dotted} must be at least {minimum:g}, got {value}", fix=f"set {dotted}={minimum:g}")
-
-
-def two_examples(loader: Loader) -> tuple[Inputs, Tensor]:
-    """The first two of an epoch, or the only one: enough to see whether everything fits."""
-    inputs, targets = next(loader.epoch(0))
-    return mapped(lambda tensor: tensor[:2], inputs), targets[:2]
-
-
-@contextmanager
-def taking(inputs: Inputs) -> Iterator[None]:
-    """Raises SpaceError, naming them, for what a model raises when it is given the inputs."""
-    try:
-        yield
-    except NasError:  # some of which are one of these, too
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
-        raise SpaceError(
-            f"the model cannot take inputs of {forms} ({described(error)})",
-            fix="change the model or the data, until model(inputs) runs; --debug shows where it stopped",
-        ) from error
-
-
-def check_outputs(outputs: Any, targets: Tensor, setup: Setup) -> None:
-    """Raises SpaceError or DataError unless what the model returned suits the task."""
-    if not isinstance(outputs, Tensor):
-        raise SpaceError(
-            f"the model returns a {type(outputs).__name__}, expected one tensor",
-            fix="return the tensor that the loss is to be computed of",
-        )
-    setup.task.check(outputs, targets, setup.data.spec)

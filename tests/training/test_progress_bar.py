@@ -4,8 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from nas.cli import progress_bar
-from nas.cli.progress_bar import Progress, shown
+from nas.training import progress_bar
+from nas.training.progress_bar import Progress, shown
 from nas.training.task import Classification, Metric
 
 METRIC = Classification.metric

@@ -1,0 +1,377 @@
+"""A search from plain objects: what is built and checked before it, its run, and what it reports."""
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from nas.data.bundle import Split
+from nas.data.loader import Loader, search_batches
+from nas.errors import ConfigError
+from nas.methods.collapse import CollapseMonitor
+from nas.methods.deriver import Deriver
+from nas.methods.discretisation_gap import Gap
+from nas.methods.first_order import FirstOrder
+from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers
+from nas.methods.loop import Order, Plan, search
+from nas.methods.operation_kinds import kinds_of
+from nas.methods.regulariser import Sum
+from nas.methods.sampler import Sampler
+from nas.methods.state import SearchState
+from nas.methods.supernet_score import Judge
+from nas.methods.trial_step import try_search
+from nas.runtime import distributed
+from nas.runtime.memory import available_memory
+from nas.runtime.runtime import derived_seed, seed_layers
+from nas.settings.building import callable_itself, complete
+from nas.spaces.space import Space
+from nas.storage import atomic
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.genotype import Genotype
+from nas.supernet.shape_check import check_shapes
+from nas.training.batch_norm import synchronised
+from nas.training.evaluate import Score, count_parameters
+from nas.training.hooks import Hook
+from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.loop import TrainingStep
+from nas.training.put_back import all_put_back
+from nas.training.records import Records
+from nas.training.schedule import Schedule, initial_lr, positive
+from nas.training.trial_training import try_small
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The numbers of a search.
+
+    batch_size: of each level. weight_fraction: of the training examples train the weights, the rest the architecture;
+    one_level: both learn from all. init_std: the logits start as init_std * N(0, 1). warmup_epochs, arch_every,
+    arch_first: see `Order`. gap_batches: that the discretisation gap is measured on after each epoch; 0 for none.
+    Raises ConfigError for a number out of its range.
+    """
+
+    epochs: int
+    batch_size: int
+    weight_fraction: float
+    one_level: bool
+    init_std: float
+    warmup_epochs: int
+    arch_every: int
+    arch_first: bool
+    gap_batches: int
+
+    def __post_init__(self) -> None:
+        at_least(1, search__epochs=self.epochs, search__arch_every=self.arch_every)
+        at_least(0, search__init_std=self.init_std, search__warmup_epochs=self.warmup_epochs)
+        at_least(0, search__gap_batches=self.gap_batches)
+
+    def learns_after(self, steps: int) -> bool:
+        """Whether the architecture takes a step at all, in epochs of `steps` steps."""
+        return self.epochs * steps // self.arch_every > self.warmup_epochs * steps // self.arch_every
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchParts:
+    """The objects that a search is made of. Where a function is named, it makes the part from what it is given.
+
+    searcher: see `FirstOrder`. monitor: from `kinds`. weight_optim, arch_optim: from `params`. lr: of the weights, from
+    `start`, the optimiser's own. regulariser: name -> a term of the architecture's loss, or what makes it from `arch`,
+    `space` and `spec`.
+    """
+
+    sampler: Sampler
+    temperature: Schedule
+    deriver: Deriver
+    searcher: Callable[..., FirstOrder]
+    monitor: Callable[..., CollapseMonitor]
+    weight_optim: Callable[..., torch.optim.Optimizer]
+    arch_optim: Callable[..., torch.optim.Optimizer]
+    lr: Callable[..., Any]
+    regulariser: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SearchJob:
+    """Checks and builds all it can in its constructor; `search` runs, and is called once.
+
+    retrained: the space at the size that its networks are retrained in.
+    """
+
+    def __init__(self, job: Job, options: SearchOptions, parts: SearchParts, *, retrained: Space) -> None:
+        self.job = job
+        self.options = options
+        self.retrained_space = retrained
+        self.temperature = positive(parts.temperature, "temperature")
+        self.deriver = parts.deriver
+        self.sampler = parts.sampler
+        self._build_state(parts)
+        self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
+        self.learns = options.learns_after(len(self.weight_loader))
+        self._warn_if_nothing_is_searched()
+        inputs, targets = two_examples(self.arch_loader)
+        with taking(inputs):
+            outputs = check_shapes(self.state.supernet, inputs)
+        job.check_outputs(outputs, targets)
+        self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
+        if job.benchmark is not None:
+            job.benchmark.check(job.space.options(job.data.spec))
+        check_excluded(self.deriver, self.state.arch)
+        # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
+        self.first = Genotype(job.space.name, self.deriver(self.state.arch))
+        self.describe(self.first)
+        self._try_step()
+        self.plan = Plan(epochs=options.epochs, temperature=self.temperature, lr=self.lr, order=self._order())
+        self.derivation = Derivation(
+            job.space.name,
+            self.deriver,
+            monitor=self.monitor,
+            judge=self.judge,
+            warmup_epochs=options.warmup_epochs,
+        )
+        self.measurements = self._measurements()
+        self._replay()
+
+    def _build_state(self, parts: SearchParts) -> None:
+        """The supernet, its logits, and what moves both."""
+        job = self.job
+        job.runtime.start(job.seed)
+        self.generator = torch.Generator().manual_seed(derived_seed(job.seed, "gates"))
+        # In training mode, whatever mode the model is built in: its steps are the search's, as retraining's are.
+        with job.buildable():
+            supernet = job.runtime.place(job.space.supernet(job.data.spec)).train()
+        arch = ArchParams.from_model(supernet, init_std=self.options.init_std, generator=self.generator)
+        arch.to(job.runtime.device)
+        self.state = state = SearchState(
+            supernet=supernet,
+            arch=arch,
+            weight_optim=job.build_optimizer(parts.weight_optim, supernet, setting="weight_optim"),
+            arch_optim=job.build_optimizer(parts.arch_optim, arch, setting="arch_optim"),
+            generator=self.generator,
+            scaler=job.runtime.precision.scaler(),
+            metric=job.task.metric.name,
+            guard=job.runtime.guard(),
+            sampler=self.sampler,
+        )
+        self.regulariser = self._regulariser(parts.regulariser)
+        self.lr = complete(parts.lr, start=initial_lr(state.weight_optim))
+        self.searcher: FirstOrder = complete(
+            parts.searcher,
+            state=state,
+            task=job.task,
+            regulariser=self.regulariser,
+            precision=job.runtime.precision,
+        )
+
+    def _regulariser(self, chosen: Mapping[str, Any]) -> Sum | None:
+        known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
+        terms = {name: complete(term, **known) if callable_itself(term) else term for name, term in chosen.items()}
+        return Sum(terms) if terms else None
+
+    def _loaders(self) -> tuple[Loader, Loader, Loader]:
+        """Of the weights' split, of the architecture's, and of the latter without augmentation."""
+        job, options = self.job, self.options
+        if options.one_level:
+            weight_split = arch_split = job.data.train
+        else:
+            weight_split, arch_split = job.data.search_splits(weight_fraction=options.weight_fraction, seed=job.seed)
+
+        def loader(split: Split, purpose: str, augment: Any) -> Loader:
+            return Loader(
+                split,
+                spec=job.data.spec,
+                batch_size=options.batch_size,
+                device=job.runtime.device,
+                seed=derived_seed(job.seed, f"{purpose} batches"),
+                augment=augment,
+                shuffle=True,
+                drop_last=True,
+                what="search.batch_size",
+                share=distributed.share(),
+            )
+
+        return (
+            loader(weight_split, "weight", job.data.augment),
+            loader(arch_split, "architecture", job.data.augment),
+            loader(arch_split, "validation", None),
+        )
+
+    def _order(self) -> Order:
+        options = self.options
+        return Order(warmup_epochs=options.warmup_epochs, arch_every=options.arch_every, arch_first=options.arch_first)
+
+    def _measurements(self) -> list[Hook]:
+        """What looks at the search after each epoch."""
+        found: list[Hook] = [
+            Collapse(self.monitor),
+            Regularisers(self.regulariser, epochs=self.options.epochs),
+            Description(self.describe),
+        ]
+        if self.options.gap_batches:
+            found.append(DiscretisationGap(self.gap_judge, sampler=self.sampler))
+        return found
+
+    def _replay(self) -> None:
+        """Let CUDA graphs replay the steps if that is asked for. Prints why not where that is impossible."""
+        runtime, searcher = self.job.runtime, type(self.searcher)
+        # Other searchers may ask more of their passes than a replay gives.
+        others = "" if searcher is FirstOrder else f"needs a FirstOrder, got a {searcher.__name__}"
+        if runtime.cuda_graphs and not others:
+            from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
+            from nas.methods.cuda_graphs.replayed_module import replay
+
+            composes = runtime.cuda_graphs == "composed"
+            self.measurements.append(replay(self.state.supernet, CudaGraphs(runtime.device, composes=composes)))
+        elif (why := runtime.no_cuda_graphs or (runtime.cuda_graphs and others)) and distributed.first():
+            print(f"warning: runtime.cuda_graphs {why}; the steps run as without", file=sys.stderr)
+
+    def _warn_if_nothing_is_searched(self) -> None:
+        """Warn of a search in which the architecture takes no step, as may be meant where a deriver judges by data."""
+        options = self.options
+        if not self.learns and distributed.first():
+            print(
+                f"warning: the architecture takes no step in {options.epochs} epochs of {len(self.weight_loader)} "
+                f"steps with search.warmup_epochs={options.warmup_epochs} and "
+                f"search.arch_every={options.arch_every}, its logits stay as they begin",
+                file=sys.stderr,
+            )
+
+    def _try_step(self) -> None:
+        """One step on trial; prints what the search will take by it."""
+        (weight_batch, arch_batch) = next(search_batches(self.weight_loader, self.arch_loader, 0))
+        assert arch_batch is not None  # all are wanted
+        tau = self.temperature(0.0)
+        measured = try_search(self.searcher, weight_batch, arch_batch, temperature=tau, learns=self.learns)
+        if measured is not None and distributed.first():
+            if self.job.progress:
+                print(measured.line(epochs=self.options.epochs, steps=len(self.weight_loader)))
+            if warning := measured.warning(available_memory(measured.device)):
+                print(f"warning: {warning}", file=sys.stderr)
+
+    def try_derived(self, *, auxiliary_weight: float) -> None:
+        """A training step of the first genotype's network on trial, on two examples: for a search by itself, whose
+        network may be retrained by other settings."""
+        job = self.job
+        with all_put_back([], device=job.runtime.device):
+            network = job.runtime.place(self.retrained_space.network(job.data.spec, self.first))
+            step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
+            try_small(network, two_examples(self.weight_loader), task=job.task, step=step)
+
+    def search(self, records: Records) -> Genotype:
+        """Search from the beginning, or from where a run that is resumed stopped. Leaves ``search/checkpoint.pt``, and
+        ``genotype.json`` after every epoch."""
+        job, state, out = self.job, self.state, records.directory
+
+        def write_genotype() -> None:
+            if out is not None and out.writes and state.genotype is not None:
+                atomic.write_text(out.path / "genotype.json", state.genotype.to_json())
+                records.tracker.derived(state.genotype.choices)
+
+        seed_layers(job.seed)
+        stage = records.stage("search")
+        stage.resume(state, data=job.data, loader=self.weight_loader)
+        distributed.start_alike(state.supernet)
+        watched = stage.hooks(
+            state,
+            epochs=self.plan.epochs,
+            metric=job.task.metric,
+            content=job.data.seen,
+            on_epoch=write_genotype,
+        )
+        with watched as hooks, synchronised(state.supernet):
+            genotype = search(
+                state,
+                searcher=self.searcher,
+                weight_loader=self.weight_loader,
+                arch_loader=self.arch_loader,
+                plan=self.plan,
+                derive=self.derivation,
+                hooks=[*self.measurements, *hooks],
+            )
+        records.record(**self.ending())
+        return genotype
+
+    def ending(self) -> dict[str, str]:
+        """Why the search ended before its last epoch, for manifest and result; empty if it did not."""
+        return {} if self.state.stopped is None else {"search_stopped": self.state.stopped}
+
+    def judge(self, batches: int | None, *, start: int = 0) -> Judge:
+        """One that looks at so many batches of the two splits of the search, None for all, from validation batch
+        `start` on."""
+        return Judge(
+            supernet=self.state.supernet,
+            task=self.job.task,
+            weight_loader=self.weight_loader,
+            validation_loader=self.validation_loader,
+            batches=batches,
+            start=start,
+            seed=derived_seed(self.job.seed, "judge"),
+            precision=self.job.runtime.precision,
+            arch_loader=self.arch_loader,
+            arch_optim=self.state.arch_optim,
+        )
+
+    def validated(self, genotype: Genotype) -> Score:
+        """The score of the derived operations inside the supernet, batch norms recalibrated, on all of the
+        architecture's split."""
+        return self.judge(None).decided(genotype.choices, recalibrated=True)
+
+    def derived_network(self, genotype: Genotype) -> nn.Module:
+        """The genotype's network, not trained, at the size it would be retrained in."""
+        network = self.retrained_space.network(self.job.data.spec, genotype)
+        return self.job.runtime.place(network).eval()
+
+    def gap_judge(self) -> Judge:
+        """One for the discretisation gap: on the last batches, as a deriver that looks at data has chosen by the first,
+        and would look too good on those."""
+        batches = self.options.gap_batches
+        return self.judge(batches, start=max(0, len(self.validation_loader) - batches))
+
+    def describe(self, genotype: Genotype) -> dict[str, float]:
+        """A genotype's size, and what the benchmark knows of it."""
+        benchmark = self.job.benchmark
+        return {
+            "derived_parameters": self.derived_parameters(genotype),
+            **({} if benchmark is None else benchmark.metrics(genotype)),
+        }
+
+    def result(self, genotype: Genotype) -> dict[str, Any]:
+        """What ``result.json`` holds of a search."""
+        return {
+            "metric": asdict(self.job.task.metric),
+            "derived_parameters": self.derived_parameters(genotype),
+            "data": self.job.data.spec.name,
+            "genotype": genotype.to_dict(),
+            **self.ending(),
+            **self.gap_result(),
+        }
+
+    def gap_result(self, **retrained: float) -> dict[str, Any]:
+        """The discretisation gap as a part of ``result.json``; empty if it was not measured.
+
+        retrained_test: what the derived network reached on the test split, once it is known.
+        """
+        if not self.options.gap_batches:
+            return {}
+        gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
+        return {"discretisation_gap": gap.to_dict() | retrained}
+
+    def derived_parameters(self, genotype: Genotype) -> int:
+        """Of the genotype's network at the size it would be retrained in."""
+        with self.retrained_space.sketching():
+            return count_parameters(self.retrained_space.network(self.job.data.spec, genotype))
+
+
+def check_excluded(deriver: Deriver, arch: ArchParams) -> None:
+    """Raises ConfigError if the deriver is told to leave out what no choice has: a name misspelt would exclude nothing.
+    ``none`` is left out by default, whether a space has it or not."""
+    names = list(dict.fromkeys(name for probs in arch.named_probs().values() for name in probs))
+    unknown = [name for name in getattr(deriver, "exclude", None) or () if name not in (*names, "none")]
+    if unknown:
+        meant = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.3) or names[:1]
+        raise ConfigError(
+            f"deriver.exclude has {', '.join(unknown)}, which no choice has, expected some of {', '.join(names)}",
+            fix=f"set deriver.exclude=[{meant[0]}]",
+        )

@@ -1,0 +1,51 @@
+"""Settings of a command line and the arguments of Python that they are: errors name those that a person wrote."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from nas.errors import NasError
+
+STAGES = ("search", "retrain")
+# Pattern of a setting -> what it is called in Python.
+NAMES = (
+    (r"'?\bmay_change=\[([^\]]*)\]'?", lambda found: f"may_change={[plain(name) for name in found[1].split(',')]}"),
+    (r"\bresume=(?!True)(['\"]?)([^\s;'\"]+)\1", r'resume="\2"'),
+    (r"\bhydra\.run\.dir\b", "directory"),
+    (r"\b(?:optim|policy)@(?:retrain\.)?(weight_optim|arch_optim|optim|policy)\b", r"\1"),
+    (r"\b(?:search|retrain)\.(?!\w+\.(?:pt|json))(?=[a-z_]+\b)", ""),
+    (r"\bruntime\.device\b", "device"),
+    (r"\bspace\.factory\b", "build_model"),
+    (r"\bdata\.(classes|augment|image_size)\b", r"\1"),
+    (r"\bdata\.root\b", "the folder"),
+    (r"=null\b", "=None"),
+    (r"=(true|false)\b", lambda found: f"={found[1].title()}"),
+    (r"; --debug shows where it stopped| in config\.yaml(?=, or allow)", ""),
+)
+
+
+@contextmanager
+def named_as_arguments() -> Iterator[None]:
+    """Errors of this project that are raised inside name arguments of Python instead of settings."""
+    try:
+        yield
+    except NasError as error:
+        error.problem, error.fix = as_arguments(error.problem), as_arguments(error.fix)
+        error.args = (f"{error.problem}; {error.fix}",)
+        raise
+
+
+def as_arguments(text: str) -> str:
+    """A sentence for a command line as one for Python."""
+    for pattern, name in NAMES:
+        text = re.sub(pattern, name, text)
+    return text
+
+
+def plain(name: str) -> str:
+    return re.sub(rf"^(?:{'|'.join(STAGES)})\.", "", name.strip("\"' "))
+
+
+def settings_of(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The settings that arguments may be."""
+    return tuple(setting for name in arguments for setting in (name, *(f"{stage}.{name}" for stage in STAGES)))

@@ -1,0 +1,101 @@
+"""What the stages of a run have in common: what is searched and trained, on what, and the checks that both make."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nas.data.bundle import DataBundle
+from nas.data.inputs import Inputs, each, mapped
+from nas.data.loader import Loader
+from nas.errors import ConfigError, NasError, SpaceError, described
+from nas.runtime.memory import available_memory, size
+from nas.runtime.runtime import Runtime
+from nas.spaces.nas_bench_201_table import NasBench201Table
+from nas.spaces.space import Space
+from nas.training.network_size import at_most
+from nas.training.optimizers import build_optimizer
+from nas.training.task import Task
+
+# Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
+MODULES, BYTES_PER_NUMBER = 1_000_000, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every stage of a run shares.
+
+    data: a stage reads the training split alone. benchmark: looks up what a search derives; None for none.
+    progress: whether the stages print what they do.
+    """
+
+    runtime: Runtime
+    space: Space
+    task: Task
+    data: DataBundle
+    seed: int = 0
+    benchmark: NasBench201Table | None = None
+    progress: bool = True
+
+    def build_optimizer(self, make: Callable[..., Any], network: nn.Module, *, setting: str) -> Optimizer:
+        """See `nas.training.optimizers.build_optimizer`."""
+        return build_optimizer(make, network, device=self.runtime.device, setting=setting)
+
+    def buildable(self) -> AbstractContextManager[None]:
+        """A context in which building a network that the memory cannot hold raises ConfigError. Without it the system
+        would kill the process."""
+        memory = available_memory(torch.device("cpu"))
+        error = ConfigError(
+            "the network is larger than the memory" + ("" if memory is None else f", {size(memory)}"),
+            fix="set space.channels or space.cells lower, or those of retrain.network",
+        )
+        numbers = 2**62 if memory is None else memory // BYTES_PER_NUMBER
+        return at_most(modules=MODULES, numbers=numbers, error=error)
+
+    def check_outputs(self, outputs: Any, targets: Tensor) -> None:
+        """Raises SpaceError or DataError unless what the model returned suits the task."""
+        if not isinstance(outputs, Tensor):
+            raise SpaceError(
+                f"the model returns a {type(outputs).__name__}, expected one tensor",
+                fix="return the tensor that the loss is to be computed of",
+            )
+        self.task.check(outputs, targets, self.data.spec)
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError for a seed that torch's generators do not take."""
+    if abs(seed) >= 2**63:
+        raise ConfigError(f"seed must be below 2^63, got {seed}", fix="set seed=0")
+
+
+def at_least(minimum: float, **settings: float) -> None:
+    """Raises ConfigError unless every setting (``a__b`` for a.b) is >= minimum."""
+    for name, value in settings.items():
+        if not value >= minimum:
+            dotted = name.replace("__", ".")
+            raise ConfigError(f"{dotted} must be at least {minimum:g}, got {value}", fix=f"set {dotted}={minimum:g}")
+
+
+def two_examples(loader: Loader) -> tuple[Inputs, Tensor]:
+    """The first two of an epoch, or the only one: enough to see whether everything fits."""
+    inputs, targets = next(loader.epoch(0))
+    return mapped(lambda tensor: tensor[:2], inputs), targets[:2]
+
+
+@contextmanager
+def taking(inputs: Inputs) -> Iterator[None]:
+    """Raises SpaceError, naming them, for what a model raises when it is given the inputs."""
+    try:
+        yield
+    except NasError:  # some of which are one of these, too
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
+        raise SpaceError(
+            f"the model cannot take inputs of {forms} ({described(error)})",
+            fix="change the model or the data, until model(inputs) runs; --debug shows where it stopped",
+        ) from error

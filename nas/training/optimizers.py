@@ -1,0 +1,66 @@
+"""Optimisers from what makes them: how they compute, and which are refused."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nas.errors import ConfigError
+from nas.settings.building import complete
+from nas.training.schedule import keep_ratios
+
+# Arguments that say how an optimiser computes: who gives one of them decides instead of us.
+WAYS = ("fused", "foreach", "differentiable", "capturable")
+
+
+def build_optimizer(make: Callable[..., Any], network: nn.Module, *, device: torch.device, setting: str) -> Optimizer:
+    """The optimiser of a network's parameters.
+
+    make: a class or a partial of it. setting: its name, for messages.
+    The optimiser is fused where it can be, unless `make` says how it computes: the same numbers in one pass over them,
+    which torch has for real ones only.
+    Raises ConfigError for an optimiser whose steps need more than gradients.
+    """
+    arguments: dict[str, Any] = {"params": network.parameters()}
+    given = make.keywords if isinstance(make, functools.partial) else {}
+    fuses = device.type in ("cpu", "cuda") and not given.get("dampening")  # see begin_momentum
+    fuses &= not any(parameter.is_complex() for parameter in network.parameters())
+    fuses &= all(given.get(name) is None for name in WAYS)
+    if fuses and has_argument(make, "fused"):
+        arguments["fused"] = True
+    optimizer: Optimizer = complete(make, **arguments)
+    check_optimizer(optimizer, setting=setting, device=device.type)
+    keep_ratios(optimizer)
+    return optimizer
+
+
+def check_optimizer(optimizer: Any, *, setting: str, device: str) -> None:
+    """Raises ConfigError, naming the setting, for what no step of ours can be taken with."""
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"{setting} makes a {type(optimizer).__name__}, expected a torch.optim.Optimizer",
+            fix=f"name one as {setting}._target_, e.g. torch.optim.SGD",
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{setting} makes a {type(optimizer).__name__}, whose step computes the loss several times by a closure, "
+            "expected one that steps by the gradients of one batch",
+            fix="choose another optimiser, e.g. torch.optim.SGD or torch.optim.AdamW",
+        )
+    if device != "cuda" and any(group.get("capturable") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{setting}.capturable=true is for CUDA graphs, got the device {device}",
+            fix=f"leave {setting}.capturable out",
+        )
+
+
+def has_argument(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:  # some functions that are not written in Python
+        return False

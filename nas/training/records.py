@@ -1,0 +1,193 @@
+"""What the stages of a run leave: checkpoints, metrics, a profile of the steps, progress for a person."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas.data.bundle import DataBundle
+from nas.data.loader import Loader
+from nas.errors import ConfigError, DataError, GenotypeError
+from nas.settings.building import complete
+from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
+from nas.settings.names import NAME
+from nas.spaces.published import to_text
+from nas.storage.checkpointing import Checkpoints
+from nas.storage.command_line import choice
+from nas.storage.metrics_log import JsonLines, Silent
+from nas.storage.run_directory import RunDirectory
+from nas.supernet.genotype import Genotype
+from nas.training.hooks import Hook, Profiling, Saving
+from nas.training.progress_bar import Progress
+from nas.training.step_profile import StepProfile
+from nas.training.task import Metric
+
+NUMBERS = {"search": ("epochs", "batch_size"), "retrain": ("epochs", "batch_size")}
+LONGEST = 100  # characters of a value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Where the stages of a run leave what they make.
+
+    directory: of the run; None: nothing is written. tracker: of the metrics. saving: makes the checkpoints of a stage.
+    settings: of the run, as plain data: every checkpoint holds them, and a run that goes on is compared with them.
+    may_change: settings that may differ then. profile: whether to record some steps. progress: whether to print.
+    hooks: called before those of the stages, see `nas.training.hooks.Hook`.
+    """
+
+    directory: RunDirectory | None = None
+    tracker: JsonLines = field(default_factory=Silent)
+    saving: Callable[..., Any] = Checkpoints
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    may_change: Sequence[str] = ()
+    profile: bool = False
+    progress: bool = True
+    hooks: Sequence[Hook] = ()
+
+    def stage(self, name: str) -> "StageRecords":
+        """Those of one stage, ``search`` or ``retrain``, in its subdirectory."""
+        out = self.directory
+        if out is None:
+            return StageRecords(self, name)
+        path = out.subdirectory(name) / "checkpoint.pt"
+        return StageRecords(
+            self, name, complete(self.saving, path=path, kind=name, resume=out.resumed, writes=out.writes)
+        )
+
+    def record(self, **facts: Any) -> None:
+        """Add to the run's manifest."""
+        if self.directory is not None:
+            self.directory.record(**facts)
+
+    def check_unchanged(self, saved: Mapping[str, Any], data: DataBundle, source: Path) -> None:
+        """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
+        the run's config.yaml was edited, unless they are in ``may_change``; DataError for other training examples."""
+        before, now = leaves(saved["config"]), leaves(dict(self.settings))
+        may = (*OWN, FETCH, LINKS, *PLACES, *self.may_change)
+        differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
+        if differing:
+            listed = ", ".join(f"{setting}={now.get(setting)} (was {before.get(setting)})" for setting in differing)
+            raise ConfigError(
+                f"{source} was written under another configuration: {listed}",
+                fix=f"undo the change in config.yaml, or allow it: {choice('may_change', differing)}",
+            )
+        others = [name for name, value in data.seen.items() if saved.get(name, value) != value]
+        if others and not among("data", self.may_change):
+            raise DataError(
+                f"{data.spec.name!r} has other training examples than when {source} was written",
+                fix=f"put them back as they were, or allow it: {choice('may_change', ['data'])}",
+            )
+
+
+class StageRecords:
+    """Those of one stage. checkpoints: None where nothing is written."""
+
+    def __init__(self, records: Records, stage: str, checkpoints: Checkpoints | None = None) -> None:
+        self._records = records
+        self._stage = stage
+        self._checkpoints = checkpoints
+
+    def resume(
+        self,
+        state: Any,
+        *,
+        data: DataBundle,
+        loader: Loader,
+        check: Callable[[Mapping[str, Any], Path], None] | None = None,
+    ) -> None:
+        """Bring a `SearchState` or `RetrainState` to where the run stopped, and the log of metrics with it.
+
+        check: is given what was saved, and where, before the state takes it.
+        """
+        records, kept = self._records, self._checkpoints
+        if kept is not None and (saved := kept.newest()) is not None:
+            records.check_unchanged(saved, data, kept.path)
+            if check is not None:
+                check(saved, kept.path)
+            state.load_state_dict(saved, source=kept.path)
+        self._note_epoch(loader)
+        records.tracker.resume(self._stage, state.epoch, state.metrics)
+
+    def _note_epoch(self, loader: Loader) -> None:
+        """Says and records what an epoch uses, as batches of one size leave examples out."""
+        used = {"examples": loader.examples, "batches": len(loader), "left_out": loader.left_out}
+        self._records.record(**{f"{self._stage}_epoch": used})
+        writes = self._records.directory is None or self._records.directory.writes
+        if loader.left_out and writes and self._records.progress:
+            print(
+                f"{self._stage}: {loader.left_out:,} of the {loader.examples:,} examples fill no batch and are left "
+                "out of an epoch, other ones each time"
+            )
+
+    @contextlib.contextmanager
+    def hooks(
+        self,
+        state: Any,
+        *,
+        epochs: int,
+        metric: Metric,
+        content: Mapping[str, Any],
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> Iterator[list[Hook]]:
+        """A context for the loop of the stage, with its hooks: progress, profile, checkpoints and metrics.
+
+        content: what a checkpoint holds beside the state and the settings. on_epoch: see `Saving`.
+        """
+        records, hooks = self._records, list[Hook]()
+        with contextlib.ExitStack() as stack:
+            if records.directory is not None:
+                profiled = records.profile and records.directory.writes
+                profile = StepProfile(records.directory.subdirectory(self._stage) if profiled else None)
+                hooks.append(Profiling(stack.enter_context(profile)))
+            if self._checkpoints is not None:
+                saving = Saving(
+                    self._stage,
+                    checkpoints=stack.enter_context(self._checkpoints),
+                    tracker=records.tracker,
+                    everything=lambda: {"config": dict(records.settings), **content, **state.state_dict()},
+                    last=lambda: state.ended(epochs),
+                    on_epoch=on_epoch,
+                )
+                hooks.append(saving)
+            if records.progress:
+                hooks.insert(0, stack.enter_context(Progress(self._stage, epochs, metric=metric)))
+            yield [*records.hooks, *hooks]
+
+
+def description(settings: Mapping[str, Any], *, text: str, command: Sequence[str], metric: str) -> dict[str, Any]:
+    """The arguments of a tracker's `describe`. settings: of the run, as plain data; text: as YAML."""
+    return {
+        "texts": {"settings": text, "command": " ".join(command)},
+        "settings": compared(settings),
+        "scores": [f"test/{metric}", "gap/recalibrated", f"search/arch/{metric}"],
+    }
+
+
+def compared(settings: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """The choice of every group, the seed, and the sizes of both stages."""
+    found: dict[str, str | int | float] = {"seed": settings["seed"]}
+    for group, node in settings.items():
+        if isinstance(node, dict) and NAME in node:
+            found[group] = str(node[NAME])[:LONGEST]
+        elif group in ("ops", "regulariser", "formats") and isinstance(node, dict):
+            found[group] = (", ".join(map(str, node)) or "none")[:LONGEST]
+    for stage, names in NUMBERS.items():
+        of = settings.get(stage) or {}
+        found |= {f"{stage}.{name}": of[name] for name in names if isinstance(of.get(name), int)}
+    return found
+
+
+def scores(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a result, by the tags of their cards."""
+    numbers = {name: value for name, value in result.items() if type(value) in (int, float)}
+    return {f"test/{name.removeprefix('test_')}": float(value) for name, value in numbers.items()}
+
+
+def genotype_texts(genotype: Genotype) -> dict[str, str]:
+    """A genotype as JSON, and in the notation of its space where it has one."""
+    texts = {"genotype": genotype.to_json()}
+    with contextlib.suppress(GenotypeError):
+        texts["notation"] = to_text(genotype)
+    return texts

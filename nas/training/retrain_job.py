@@ -1,0 +1,264 @@
+"""A retraining from plain objects: what is built and checked before it, and its run."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nas.data.inputs import each
+from nas.data.loader import Loader
+from nas.data.policy import Policy
+from nas.errors import ConfigError, described
+from nas.runtime import distributed
+from nas.runtime.precision import check_first_step
+from nas.runtime.runtime import derived_seed, seed_layers
+from nas.settings.building import complete
+from nas.spaces.cell import DropPath, set_drop_path
+from nas.supernet.choice import check_chosen
+from nas.supernet.genotype import Genotype
+from nas.training.batch_norm import synchronised
+from nas.training.ema import Average
+from nas.training.evaluate import Score, score
+from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
+from nas.training.put_back import all_put_back
+from nas.training.records import Records
+from nas.training.schedule import Linear, initial_lr
+from nas.training.trained import EVALUATION_BATCH, Trained
+from nas.training.trial_training import try_training
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainOptions:
+    """The numbers of a retraining.
+
+    network: fields of the space that differ from the searched ones. grad_clip, auxiliary_weight, label_smoothing,
+    accumulation: see `TrainingStep`. cutout: side of the square that is cut out of training images. drop_path: the rate
+    of the last epoch; it rises from 0. drop_path_reached: whether the last epoch has the whole rate, or epoch e of E
+    has e / E of it. mixup, cutmix: alphas of the Beta distributions that images are mixed by. average: decay by step of
+    a moving average of the weights; 0 for none. validation: the part of the training examples that is held out of the
+    training and scored at its end; None for none.
+    Raises ConfigError for a number out of its range.
+    """
+
+    epochs: int
+    batch_size: int
+    accumulation: int
+    grad_clip: float
+    cutout: int
+    drop_path: float
+    auxiliary_weight: float
+    label_smoothing: float
+    mixup: float
+    cutmix: float
+    average: float
+    drop_path_reached: bool = True
+    validation: float | None = None
+    network: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at_least(1, retrain__epochs=self.epochs, retrain__accumulation=self.accumulation)
+        fractions = {"drop_path": 0.2, "label_smoothing": 0.1, "average": 0.999}  # and a value that makes sense
+        for setting in ("grad_clip", "cutout", "auxiliary_weight", "mixup", "cutmix", *fractions):
+            at_least(0, **{f"retrain__{setting}": getattr(self, setting)})
+        for setting, example in fractions.items():
+            if not (value := getattr(self, setting)) < 1:
+                raise ConfigError(
+                    f"retrain.{setting} must be below 1, got {value}", fix=f"set retrain.{setting}={example}"
+                )
+        share = self.batch_size // distributed.world()
+        if self.accumulation > share:
+            raise ConfigError(
+                f"retrain.accumulation splits a batch of {share} into {self.accumulation} parts, expected at most one "
+                "for each example",
+                fix="set retrain.accumulation=1",
+            )
+        if self.network.get("auxiliary") and share // self.accumulation < 2:
+            raise ConfigError(
+                "retrain.accumulation leaves 1 example for the batch norm of the auxiliary head, expected at least 2",
+                fix=f"set retrain.accumulation={max(1, share // 2)}",
+            )
+
+    @property
+    def last_drop_path(self) -> float:
+        """The rate of the last epoch E - 1: the whole one, or (E - 1) / E of it, by which epoch e has e / E."""
+        return self.drop_path if self.drop_path_reached else self.drop_path * (self.epochs - 1) / self.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainParts:
+    """The objects that a retraining is made of. optim: makes the optimiser, from `params`; lr: the schedule of its
+    learning rate, from `start`, the optimiser's own. policy: of augmentation, None for none."""
+
+    optim: Callable[..., torch.optim.Optimizer]
+    lr: Callable[..., Any]
+    policy: Policy | None = None
+
+
+class RetrainJob:
+    """Checks and builds all it can in its constructor; `train` trains the network of a genotype from scratch."""
+
+    def __init__(self, job: Job, options: RetrainOptions, parts: RetrainParts) -> None:
+        self.job = job
+        self.options = options
+        self.parts = parts
+        self.space = job.space.resized(options.network)
+        self.step = TrainingStep(
+            auxiliary_weight=options.auxiliary_weight,
+            grad_clip=options.grad_clip,
+            label_smoothing=options.label_smoothing,
+            accumulation=options.accumulation,
+            precision=job.runtime.precision,
+        )
+        learnt, self.held_out = job.data.retrain_splits(
+            validation=options.validation or 0.0, seed=derived_seed(job.seed, "retrain validation")
+        )
+        loader = functools.partial(
+            Loader,
+            learnt,
+            spec=job.data.spec,
+            batch_size=options.batch_size,
+            device=job.runtime.device,
+            seed=derived_seed(job.seed, "retrain batches"),
+            augment=job.data.augmented(cutout=options.cutout, policy=parts.policy),
+            shuffle=True,
+            drop_last=True,
+            what="retrain.batch_size",
+            share=distributed.share(),
+        )
+        mix = job.data.mixing(mixup=options.mixup, cutmix=options.cutmix)
+        self.loader = loader(mix=mix)
+        self.unmixed = loader()  # whose targets are of the kind that the task describes
+        if mix is not None or options.label_smoothing > 0:
+            check_takes_probabilities(job)
+        two_examples(self.loader)  # what is done to the images may not suit them
+        # The real optimiser needs the network, which may only be known after a search: a mistake shows on this one.
+        probe = self.optimizer(job.runtime.place(nn.Linear(1, 1)))
+        check_first_step(probe)
+        complete(parts.lr, start=initial_lr(probe))
+        with job.buildable():
+            self.network_options = self.space.options(job.data.spec)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return self.job.build_optimizer(self.parts.optim, network, setting="retrain.optim")
+
+    def check(self, genotype: Genotype) -> None:
+        """Raises GenotypeError unless the genotype is of this job's space, SpaceError if its network does not suit
+        the data and the task, or a training step of it fails, ConfigError for a setting without effect in it. The
+        global generators are put back."""
+        self.space.check(genotype)
+        check_chosen(genotype.choices, self.network_options)
+        job, options = self.job, self.options
+        with all_put_back([], device=job.runtime.device):
+            with job.buildable():
+                network = job.runtime.place(self.space.network(job.data.spec, genotype)).eval()
+            inputs, targets = two_examples(self.unmixed)
+            with torch.no_grad(), taking(inputs):
+                outputs = network(*each(inputs))
+            job.check_outputs(outputs, targets)
+            check_drop_path(network, options.drop_path)
+            if next(network.parameters(), None) is not None:
+                batch = next(self.loader.epoch(0))
+                optimizer = self.optimizer(network)
+                try_training(network, batch, task=job.task, optimizer=optimizer, step=self.step, decay=options.average)
+
+    def train(self, genotype: Genotype, records: Records) -> Trained:
+        """Train from the beginning, or from where a run that is resumed stopped. Leaves ``retrain/checkpoint.pt``."""
+        job, options = self.job, self.options
+        job.runtime.start(job.seed)  # so that the stage gives the same whether or not a search came before it
+        network = job.runtime.place(self.space.network(job.data.spec, genotype))
+        distributed.start_alike(network)
+        state = RetrainState(
+            network,
+            self.optimizer(network),
+            Average(network, decay=options.average) if options.average > 0 else None,
+            scaler=job.runtime.precision.scaler(),
+            metric=job.task.metric.name,
+            guard=job.runtime.guard(),
+        )
+        seed_layers(job.seed)
+
+        def check_genotype(saved: Mapping[str, Any], source: Path) -> None:
+            genotype.check_same(saved.get("genotype"), source=source)
+
+        stage = records.stage("retrain")
+        stage.resume(state, data=job.data, loader=self.loader, check=check_genotype)
+        plan = RetrainPlan(
+            epochs=options.epochs,
+            lr=complete(self.parts.lr, start=initial_lr(state.optimizer)),
+            drop_path=Linear(0.0, options.last_drop_path),
+        )
+        watched = stage.hooks(
+            state,
+            epochs=plan.epochs,
+            metric=job.task.metric,
+            content={"genotype": genotype.to_dict(), "data": job.data.spec.to_dict(), **job.data.seen},
+        )
+        with watched as hooks, synchronised(network):
+            retrain(
+                state,
+                task=job.task,
+                loader=self.loader,
+                plan=plan,
+                step=self.step,
+                forward=job.runtime.compiled(network),
+                hooks=hooks,
+            )
+        return Trained(
+            state.result.eval(),
+            genotype,
+            job.data.spec,
+            job.task,
+            dict(records.settings),
+            job.data.trained_on,
+            job.data.sample,
+        )
+
+    def validated(self, trained: Trained) -> Score | None:
+        """The score on the training examples that were held out of the retraining; None if there are none."""
+        if self.held_out is None:
+            return None
+        loader = Loader(
+            self.held_out,
+            spec=self.job.data.spec,
+            batch_size=EVALUATION_BATCH,
+            device=self.job.runtime.device,
+            shuffle=False,
+            drop_last=False,
+            what="retrain.validation",
+        )
+        return score(trained.network, loader, trained.task, trained.spec)
+
+
+def check_drop_path(network: nn.Module, rate: float) -> None:
+    """Raises ConfigError if paths are to be dropped in a network that has none; sets the rate otherwise."""
+    if rate and not any(isinstance(module, DropPath) for module in network.modules()):
+        raise ConfigError(
+            f"retrain.drop_path is {rate}, but the network has no DropPath whose rate it could be",
+            fix="set retrain.drop_path=0, or use nas.spaces.cell.DropPath in the model",
+        )
+    set_drop_path(network, rate)
+
+
+def check_takes_probabilities(job: Job) -> None:
+    """Raises ConfigError unless targets may be probabilities of classes, which smoothing and mixing make of labels."""
+    spec = job.data.spec
+    problem = "the targets are no class labels"
+    if spec.class_names and not spec.target_shape:
+        classes = spec.num_classes
+        outputs, targets = torch.zeros(2, classes), torch.full((2, classes), 1 / classes)
+        try:
+            shapes = (job.task.loss(outputs, targets).shape, job.task.measure(outputs, targets).shape)
+            if shapes == ((), (2,)):
+                return
+            problem = f"the task's loss and metric of them have the shapes {tuple(map(tuple, shapes))}"
+        except Exception as error:  # whatever a user's own loss or metric makes of them
+            problem = f"the task refuses them ({described(error)})"
+    raise ConfigError(
+        "retrain.label_smoothing, mixup and cutmix make probabilities of classes out of the targets, but " + problem,
+        fix="set all three to 0",
+    )

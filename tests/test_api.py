@@ -1,0 +1,184 @@
+"""Python without Hydra: what it takes, what it says of mistakes, and how a run goes on."""
+
+import functools
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import nas
+from nas.errors import ConfigError, DataError, NasError, OutputError
+from nas.methods import CollapseMonitor
+from nas.training.hooks import Hook
+
+# As little as a search can be.
+SHORT = {"epochs": 1, "batch_size": 8, "gap_batches": 0, "device": "cpu", "progress": False}
+RETRAIN = {"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False}
+FILES = {"tracker": nas.storage.JsonLines}
+
+
+def small(in_channels, num_classes, affine, width=4):
+    return nn.Sequential(
+        nas.Choice({"narrow": nn.Conv2d(in_channels, width, 1), "wide": nn.Conv2d(in_channels, width, 3, padding=1)}),
+        nn.BatchNorm2d(width, affine=affine),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, num_classes),
+    )
+
+
+class Table(nn.Module):
+    def __init__(self, spec, outputs=1):
+        super().__init__()
+        (features,) = spec.input_shape
+        self.first = nas.Choice(
+            {"few": nn.Linear(features, 4), "many": nn.Sequential(nn.Linear(features, 4), nn.Tanh())}
+        )
+        self.last = nn.Linear(4, outputs)
+
+    def forward(self, x):
+        return self.last(self.first(x)).squeeze(1)
+
+
+def images(count=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    pixels = torch.randint(256, (count, 1, 6, 6), generator=generator, dtype=torch.uint8)
+    pixels[labels == 1] //= 4
+    return pixels, labels
+
+
+def folder(root, count=8):
+    for name, value in (("dark", 40), ("light", 200)):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (6, 6), value + number).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("given", [images(), TensorDataset(*images())], ids=["tensors", "data set"])
+def test_the_same_examples_give_the_same_search(given):
+    found = nas.search(small, given, **SHORT)
+    same = nas.search(small, images(), **SHORT)
+    assert found.genotype == same.genotype
+    assert found.metrics["weights/loss"] == same.metrics["weights/loss"]
+    assert found.result["metric"]["name"] == "accuracy"
+
+
+def test_a_folder_is_read_whole_and_its_copies_are_recognised(tmp_path, capsys):
+    train, test = folder(tmp_path / "train"), folder(tmp_path / "test", count=3)
+    seen = []
+
+    class Count(Hook):
+        def after_step(self, state):
+            seen.append(state.steps)
+
+    net = nas.retrain(small, nas.Genotype("custom", {"0": "wide"}), train, test=test, hooks=[Count()], **RETRAIN)
+    assert seen == [2, 2]  # of sixteen images, none of which is held out
+    assert net.spec.class_names == ("dark", "light")
+    assert net.result["test_examples"] == 6
+    assert "6 of the 6 images to score are copies" in capsys.readouterr().err
+    assert net(torch.zeros(1, 1, 6, 6)).shape == (1, 2)
+
+
+def test_a_model_with_choices_is_copied_and_left_as_it_is():
+    model = small(1, 2, affine=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = nas.search(model, images(), **SHORT)
+    net = nas.retrain(model, found.genotype, images(), **RETRAIN)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(isinstance(module, nas.Choice) for module in net.network.modules())
+    with pytest.raises(ConfigError, match="a model that is built already takes no arguments, got width"):
+        nas.retrain(model, found.genotype, images(), network={"width": 8}, **RETRAIN)
+
+
+def test_numbers_are_for_regression_and_a_run_is_loaded_by_its_function(tmp_path):
+    x = torch.randn(32, 3, dtype=torch.float64)
+    train = (x, x.sum(dim=1))
+    found = nas.search(Table, train, directory=tmp_path / "found", **SHORT, **FILES)
+    net = nas.retrain(Table, found.genotype, train, directory=tmp_path / "net", **RETRAIN, **FILES)
+    assert nas.evaluate(net, train)["metric"]["name"] == "mean_absolute_error"
+    loaded = nas.load(tmp_path / "net", allow=[Table])
+    assert torch.equal(loaded(x.float()), net(x.float()))
+    assert nas.evaluate(tmp_path / "net", train, allow=[Table]) == nas.evaluate(net, train)
+    with pytest.raises(NasError, match="outside of the packages that may be built"):
+        nas.load(tmp_path / "net")
+    assert (tmp_path / "found" / "genotype.json").read_text() == found.genotype.to_json()
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {
+        "config.yaml", "manifest.json", "metrics.jsonl", "genotype.json", "result.json", "search",
+    }  # fmt: skip
+
+
+def test_a_search_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
+    settings = SHORT | FILES | {"epochs": 3, "saving": nas.storage.Checkpoints}
+
+    class Stop(Hook):
+        def after_step(self, state):
+            if state.epoch == 1:
+                raise RuntimeError("stopped")
+
+    whole = nas.search(small, images(), directory=tmp_path / "whole", **settings)
+    with pytest.raises(RuntimeError, match="stopped"):
+        nas.search(small, images(), directory=tmp_path / "part", hooks=[Stop()], **settings)
+    rest = nas.search(small, images(), directory=tmp_path / "part", resume=True, **settings)
+    states = [
+        torch.load(tmp_path / name / "search" / "checkpoint.pt", weights_only=True)["arch"]
+        for name in ("whole", "part")
+    ]
+    assert torch.equal(states[0]["logits"], states[1]["logits"])
+    assert rest.genotype == whole.genotype
+    with pytest.raises(OutputError, match=r'holds a run, .*; set directory to another, or .*: resume="'):
+        nas.search(small, images(), directory=tmp_path / "part", **settings)
+    with pytest.raises(ConfigError, match=r"another configuration: epochs=4 \(was 3\); .* may_change=\['epochs'\]$"):
+        nas.search(small, images(), resume=tmp_path / "part", **settings | {"epochs": 4})
+    longer = nas.search(small, images(), resume=tmp_path / "part", may_change=["epochs"], **settings | {"epochs": 4})
+    assert longer.metrics["weights/loss"] != whole.metrics["weights/loss"]
+    with pytest.raises(DataError, match="has other training examples"):
+        nas.search(small, images(seed=1), resume=tmp_path / "part", **settings | {"epochs": 4})
+
+
+def test_why_a_search_stopped_early_is_said():
+    monitor = functools.partial(CollapseMonitor, skips=None, parameter_free=0.0, patience=1, stop=True)
+    space = nas.spaces.NasBench201(ops=dict.fromkeys("ab", nas.spaces.skip_connect), channels=2, cells=1)
+    found = nas.search(space, images(), monitor=monitor, **SHORT | {"epochs": 3})
+    assert found.stopped.startswith("epoch 1: 6 of 6 derived operations have no parameters")
+    assert found.result["search_stopped"] == found.stopped
+
+
+def test_the_process_is_as_it_was_before():
+    torch.manual_seed(5)
+    before, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    nas.search(small, images(), **SHORT)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+SEARCH = functools.partial(nas.search, small, images(), **SHORT)
+TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: SEARCH(epochs=0), ConfigError, "^epochs must be at least 1, got 0; set epochs=1$"),
+        (lambda: SEARCH(batch_size=17), DataError, "^batch_size 17 is larger than the 16 examples .* batch_size to at"),
+        (lambda: SEARCH(device="cuda:9"), NasError, "^device 'cuda:9' is not on this machine.*; set device=auto$"),
+        (lambda: SEARCH(resume=True), ConfigError, "resume is True without a directory; give the run's directory"),
+        (lambda: SEARCH(seed=2**63), ConfigError, r"seed must be below 2\^63"),
+        (lambda: SEARCH(augment=abs), ConfigError, r"augment is a builtin_function_or_method, expected a nas\.data"),
+        (lambda: SEARCH(weight_optim=nn.Linear), ConfigError, "Linear refuses its arguments"),
+        (lambda: TRAIN(accumulation=0), ConfigError, "^accumulation must be at least 1, got 0; set accumulation=1$"),
+        (lambda: TRAIN(drop_path=0.2), ConfigError, "^drop_path is 0.2, but .*; set drop_path=0, or use"),
+        (lambda: nas.search(3, images()), ConfigError, "build_model is a int, expected a space, a function"),
+        (lambda: nas.search(small, 3), DataError, "train is a int, expected a map-style data set, a pair"),
+        (lambda: nas.search(small, (torch.zeros(3, 1), torch.zeros(2))), DataError, "have 2, 3 examples"),
+        (lambda: nas.search(small, "nowhere"), DataError, "^the folder nowhere does not exist"),
+        (lambda: nas.evaluate(nn.Linear(1, 1), images()), ConfigError, "net is a Linear, expected what nas.retrain"),
+        (lambda: nas.export("x", "y", formats=["z"]), NasError, "no checkpoint at x"),
+    ],
+)
+def test_mistakes_name_the_arguments(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
