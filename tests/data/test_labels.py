@@ -45,7 +45,7 @@ def streamed(pixels):
     ],
 )
 def test_what_is_neither_a_class_nor_ignored_is_refused_by_its_place(kind, last, got):
-    expected = f"item 149 of the test set of 'pixels' has {got}, expected labels from 0 to 1, and -100 for what is to"
+    expected = f"item 149 of the test set of 'pixels' has {got}, expected labels from 0 to 1, and -100 for labels"
     with pytest.raises(DataError, match=expected):
         check_labels(kind(Pixels(*last)), SPEC, "test")
     check_labels(kind(Pixels(0, 1, -100, 1)), SPEC, "test")
