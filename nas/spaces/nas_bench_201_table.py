@@ -184,8 +184,8 @@ class NasBench201Table:
         if {"index", "arch_str"} <= set(header) and columns and len(set(header)) == len(header) <= COLUMNS:
             return columns
         raise DataError(
-            f"the benchmark table {self.path} has the columns {', '.join(header) or 'none':.200}; expected index, arch_str "
-            "and accuracies such as cifar10_test_200, each once",
+            f"the benchmark table {self.path} has the columns {', '.join(header) or 'none':.200}; expected index, "
+            "arch_str and accuracies such as cifar10_test_200, each once",
             fix=f"write it in the form {FORM}",
         )
 

@@ -193,7 +193,11 @@ def check_encoded(content: bytes) -> None:
         if opcode.name in puts:
             memo[argument] = steps[-1] if steps else None
         else:
-            steps.append((memo.get(argument) or ("", None)) if opcode.name in ("BINGET", "LONG_BINGET") else (opcode.name, argument))
+            steps.append(
+                (memo.get(argument) or ("", None))
+                if opcode.name in ("BINGET", "LONG_BINGET")
+                else (opcode.name, argument)
+            )
     for position, step in enumerate(steps):
         if step == ("GLOBAL", "_codecs encode"):
             kinds = [name for name, _ in steps[position + 1 : position + 5]]

@@ -25,8 +25,16 @@ SPEC = ImageSpec(
 )
 EDGES = ("0-1", "0-2", "1-2", "0-3", "1-3", "2-3")
 GENOTYPE = Genotype("nas_bench_201", {f"cell/{edge}": "nor_conv_3x3" for edge in EDGES})
-MANIFEST = {"status": "interrupted", "command": ["nas-run"], "commit": None, "versions": {"torch": "2"}, "seed": 0,
-            "device": "cpu", "started": "now", "processes": 1}  # fmt: skip
+MANIFEST = {
+    "status": "interrupted",
+    "command": ["nas-run"],
+    "commit": None,
+    "versions": {"torch": "2"},
+    "seed": 0,
+    "device": "cpu",
+    "started": "now",
+    "processes": 1,
+}
 DATA = {NAME: "synthetic", "train": 8, "test": 4, "classes": 2}
 
 
@@ -107,7 +115,9 @@ class Files:
         for setting, value in config.items():
             OmegaConf.update(plain, setting.replace("__", "."), value, merge=False, force_add=True)
         self.text("run/config.yaml", yaml.safe_dump(OmegaConf.to_container(plain)) if text is None else text)
-        self.text("run/manifest.json", manifest if isinstance(manifest, str) else json.dumps(MANIFEST | (manifest or {})))
+        self.text(
+            "run/manifest.json", manifest if isinstance(manifest, str) else json.dumps(MANIFEST | (manifest or {}))
+        )
         self.text("run/metrics.jsonl", metrics)
         self.checkpoint(name="run/retrain/checkpoint.pt")
         return self.directory / "run"
@@ -187,7 +197,11 @@ def sparse():
 
 def state_with(value):
     """The pickle of a state that has a value."""
-    marks = {"format": text(checkpoint_file.FORMAT), "version": number(checkpoint_file.VERSION), "kind": text("retrain")}
+    marks = {
+        "format": text(checkpoint_file.FORMAT),
+        "version": number(checkpoint_file.VERSION),
+        "kind": text("retrain"),
+    }
     return b"\x80\x02}(" + b"".join(text(key) + of for key, of in {**marks, "network": value}.items()) + b"u."
 
 
