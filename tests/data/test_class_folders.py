@@ -126,7 +126,7 @@ def test_a_link_back_is_followed_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["c", "a/deep"])
 def test_a_link_out_of_the_root_is_followed_if_it_is_asked_for(tmp_path: Path, where: str) -> None:
-    make(tmp_path, "root/a/1.png root/b/2.png elsewhere/3.png")
+    make(tmp_path, "root/a/1.png root/a/2.png root/b/1.png root/b/2.png elsewhere/3.png")
     (tmp_path / "root" / where).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=rf"root/{where} is a link out of data.root, to .*; copy .*: data.links=true"):
         find_images(tmp_path / "root", test_fraction=0.5)

@@ -27,7 +27,7 @@ def test_drawing_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("sizes", [{"train": 10**12}, {"classes": 10**9}, {"size": 10**6}, {"channels": 10**12}])
 def test_rejects_more_pixels_than_a_machine_can_draw(sizes: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="pixels are .* in all, expected at most 268435456; set data.train=256"):
+    with pytest.raises(ConfigError, match=r"pixels are .* in all, expected at most 268435456; set data\.train=256"):
         Synthetic(**sizes).load()
 
 

@@ -6,16 +6,15 @@ minutes, or for FUZZ_SECONDS, and prints how many.
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import time
 import warnings
 import zipfile
-from pathlib import Path
 
 import hostile_files
 import pytest
-import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -208,9 +207,9 @@ def test_only_our_errors_come_of_changed_files(read, files):
 def test_only_our_errors_come_of_changed_files_for_minutes(files):
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "600"))
     counts = dict.fromkeys((read.__name__ for read in READERS), 0)
-    torch.set_num_threads(1)
-    while time.monotonic() < end:
-        for read in READERS:
-            counts[read.__name__] += tried(read, files, max_examples=100, phases=[Phase.generate])
+    for read in itertools.cycle(READERS):
+        if time.monotonic() > end:
+            break
+        counts[read.__name__] += tried(read, files, max_examples=30, phases=[Phase.generate])
     print(sum(counts.values()), "files:", ", ".join(f"{name} {count}" for name, count in counts.items()))
-    assert Path(files.directory).is_dir()
+    assert min(counts.values()) > 0
