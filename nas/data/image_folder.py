@@ -197,9 +197,8 @@ class ImageFolder:
         if self.damaged not in ("stop", "skip"):
             raise ConfigError(f"data.damaged must be stop or skip, got {self.damaged!r}", fix="set data.damaged=stop")
         if self.image_size is not None and not 1 <= self.image_size <= SIDE:
-            raise ConfigError(
-                f"data.image_size must be from 1 to {SIDE}, got {self.image_size}", fix="set data.image_size=32"
-            )
+            bound = "at least 1" if self.image_size < 1 else f"at most {SIDE}"
+            raise ConfigError(f"data.image_size must be {bound}, got {self.image_size}", fix="set data.image_size=32")
         if self.workers > WORKERS:
             raise ConfigError(f"data.workers must be at most {WORKERS}, got {self.workers}", fix="set data.workers=2")
         for field in ("workers", "memory_limit_mb"):

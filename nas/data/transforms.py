@@ -88,9 +88,9 @@ class Augment:
     def __post_init__(self) -> None:
         for field in ("crop_padding", "cutout"):
             if not 0 <= getattr(self, field) <= PIXELS:
+                bound = ">= 0" if getattr(self, field) < 0 else f"at most {PIXELS}"
                 raise ConfigError(
-                    f"{field} must be from 0 to {PIXELS} pixels, got {getattr(self, field)}",
-                    fix=f"set {field}=0 to turn it off",
+                    f"{field} must be {bound} pixels, got {getattr(self, field)}", fix=f"set {field}=0 to turn it off"
                 )
 
     def __call__(self, images: Tensor, *, mean: Tensor, std: Tensor, generator: Generator) -> Tensor:

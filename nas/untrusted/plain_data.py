@@ -75,8 +75,7 @@ def from_yaml(text: str | bytes) -> Any:
             if getattr(event, "tag", None) is not None:
                 raise NotPlainError("it has tags")
             # A number in base 60, 1:59:59 and so on, is computed in a time that grows with the square of its length.
-            plain = event.value if isinstance(event, yaml.ScalarEvent) and event.implicit[0] else ""
-            if plain.count(":") > DEPTH and set(plain) <= set("0123456789:.+-_"):
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and sexagesimal(event.value):
                 raise NotPlainError("it has a number of too many digits")
             # Before anything is made of it, as that is done by recursion.
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -87,6 +86,11 @@ def from_yaml(text: str | bytes) -> Any:
         raise NotPlainError(f"it is not YAML ({' '.join(str(error).split()):.200})") from error
     except (TypeError, AttributeError, RecursionError, OverflowError) as error:  # e.g. from keys that cannot be hashed
         raise NotPlainError(f"it cannot be read as YAML ({type(error).__name__})") from error
+
+
+def sexagesimal(text: str) -> bool:
+    """Whether a plain text may be a number in base 60 that nobody writes."""
+    return text.count(":") > DEPTH and set(text) <= set("0123456789:.+-_")
 
 
 def _loaded(text: str | bytes) -> Any:

@@ -124,6 +124,16 @@ def test_a_link_back_is_followed_once(tmp_path: Path) -> None:
     assert sorted(names(tmp_path, train.paths + test.paths)) == ["a/1.png", "a/deep/2.png", "b/1.png", "b/2.png"]
 
 
+@pytest.mark.parametrize("where", ["c", "a/deep"])
+def test_a_link_out_of_the_root_is_followed_if_it_is_asked_for(tmp_path: Path, where: str) -> None:
+    make(tmp_path, "root/a/1.png root/a/2.png root/b/1.png root/b/2.png elsewhere/3.png")
+    (tmp_path / "root" / where).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"root/{where} is a link out of data.root, to .*; copy .*: data.links=true"):
+        find_images(tmp_path / "root", test_fraction=0.5)
+    train, test, *_ = find_images(tmp_path / "root", test_fraction=0.5, links=True)
+    assert f"root/{where}/3.png" in names(tmp_path, train.paths + test.paths)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

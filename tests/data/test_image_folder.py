@@ -140,6 +140,8 @@ def test_a_file_damaged_after_loading_is_named_by_the_stream(root: Path, workers
     [
         ({"channels": 2}, r"data\.channels must be 1, 3 or null, got 2; set data\.channels=null"),
         ({"image_size": 0}, r"data\.image_size must be at least 1, got 0; set data\.image_size=32"),
+        ({"image_size": 10**6}, r"data\.image_size must be at most 8192, got 1000000"),
+        ({"workers": 10**9}, r"data\.workers must be at most 1024, got 1000000000"),
         ({"workers": -1}, r"data\.workers must be >= 0, got -1; set data\.workers=0"),
         ({"memory_limit_mb": -5}, r"data\.memory_limit_mb must be >= 0, got -5"),
     ],

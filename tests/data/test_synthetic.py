@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from nas.data import synthetic
 from nas.data.loader import Loader
 from nas.data.synthetic import Synthetic
 from nas.errors import ConfigError
@@ -14,6 +15,20 @@ def test_has_the_asked_for_shape_and_is_a_function_of_the_seed() -> None:
     assert torch.bincount(a.train.labels).tolist() == [10, 10, 10]
     assert a.spec == b.spec
     assert a.spec != c.spec
+
+
+def test_drawing_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Synthetic(train=30).load()
+    monkeypatch.setattr(synthetic, "CHUNK", 400)  # two images at a time
+    parts = Synthetic(train=30).load()
+    assert parts.spec == whole.spec
+    assert list(parts.train.contents()) == list(whole.train.contents())
+
+
+@pytest.mark.parametrize("sizes", [{"train": 10**12}, {"classes": 10**9}, {"size": 10**6}, {"channels": 10**12}])
+def test_rejects_more_pixels_than_a_machine_can_draw(sizes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"pixels are .* in all, expected at most 268435456; set data\.train=256"):
+        Synthetic(**sizes).load()
 
 
 def test_a_linear_model_learns_it() -> None:

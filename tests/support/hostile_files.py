@@ -25,8 +25,16 @@ SPEC = ImageSpec(
 )
 EDGES = ("0-1", "0-2", "1-2", "0-3", "1-3", "2-3")
 GENOTYPE = Genotype("nas_bench_201", {f"cell/{edge}": "nor_conv_3x3" for edge in EDGES})
-MANIFEST = {"status": "interrupted", "command": ["nas-run"], "commit": None, "versions": {"torch": "2"}, "seed": 0,
-            "device": "cpu", "started": "now", "processes": 1}  # fmt: skip
+MANIFEST = {
+    "status": "interrupted",
+    "command": ["nas-run"],
+    "commit": None,
+    "versions": {"torch": "2"},
+    "seed": 0,
+    "device": "cpu",
+    "started": "now",
+    "processes": 1,
+}
 DATA = {NAME: "synthetic", "train": 8, "test": 4, "classes": 2}
 
 

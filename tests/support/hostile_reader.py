@@ -94,6 +94,7 @@ def modules():
     for info in pkgutil.walk_packages(nas.__path__, "nas."):
         if info.name != "nas.formats.subprocess_main":  # a program
             importlib.import_module(info.name)
+    importlib.import_module("torchvision.datasets")
 
 
 def main():
