@@ -28,6 +28,7 @@ from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
 from nas.storage.checkpointing import Checkpoints
 from nas.storage.command_line import choice
+from nas.storage.forwarded import Adapted, check_installed
 from nas.storage.metrics_log import JsonLines, Silent
 from nas.storage.run_directory import RunDirectory, command_line
 from nas.training.schedule import keep_ratios
@@ -59,7 +60,7 @@ class Setup:
         task: Task = build(cfg.task, allow=allow)
         benchmark = open_benchmark(cfg)
         # Only tried: a mistake in them is to leave no directory.
-        build(cfg.tracker, allow=allow)
+        check_installed(build(cfg.tracker, allow=allow))
         build(cfg.saving, allow=allow, path=Path(), kind="search")
         with distributed.first_on_machine_first(), advice_for_moved_data(cfg):
             data: DataBundle = build(cfg.data, allow=allow).load()
@@ -151,7 +152,8 @@ class Setup:
     def track(self, out: RunDirectory) -> JsonLines:
         if not out.writes:
             return Silent()
-        tracker: JsonLines = self.build(self.cfg.tracker, directory=out.path)
+        built = self.build(self.cfg.tracker, directory=out.path)
+        tracker = built if isinstance(built, JsonLines) else Adapted(built, directory=out.path)
         tracker.describe(**description(self.cfg, metric=self.task.metric.name))
         return tracker
 
