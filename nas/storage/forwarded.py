@@ -28,6 +28,7 @@ class Forwarded(JsonLines):
     package = ""
 
     def __init__(self, *, directory: Path) -> None:
+        check_installed(type(self))  # before a file is open
         super().__init__(directory=directory)
         self._directory = directory
         self._now: dict[str, str | None] | None = None  # derived after the epoch that is logged next
@@ -71,8 +72,7 @@ class Forwarded(JsonLines):
         self.picture(tag, to_png(drawn, colours=128)[0], epoch + 1)
 
     def client(self) -> Any:
-        """The package, imported. Raises ConfigError if it is not installed."""
-        check_installed(type(self))
+        """The package, imported."""
         return importlib.import_module(self.package)
 
     def known_as(self, new: str | None = None) -> str:

@@ -23,8 +23,7 @@ class MLflow(Forwarded):
         from mlflow.tracking import MlflowClient
 
         local = (directory / "mlruns").absolute().as_uri()
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer releases ask for it
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer releases ask for it
         self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", local))
         if not (directory / ID).exists():
             found = self._client.get_experiment_by_name(experiment)
@@ -35,8 +34,9 @@ class MLflow(Forwarded):
     def send(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
+        found = {re.sub(r"[^\w./ -]", "_", tag): value for tag, value in values.items()}  # as it allows
         now = int(1000 * time.time())
-        self._client.log_batch(self._run, [Metric(named(tag), value, now, epoch) for tag, value in values.items()])
+        self._client.log_batch(self._run, [Metric(tag, value, now, epoch) for tag, value in found.items()])
 
     def picture(self, tag: str, png: bytes, epoch: int) -> None:
         from PIL import Image
@@ -46,19 +46,15 @@ class MLflow(Forwarded):
 
     def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
         for name, value in settings.items():
-            self._client.log_param(self._run, named(name), value)
+            self._client.log_param(self._run, name, value)
         self._texts(texts)
 
     def finish(self, scores: Mapping[str, float], *, texts: Mapping[str, str]) -> None:
         for tag, value in scores.items():
-            self._client.log_metric(self._run, named(tag), value)
+            self._client.log_metric(self._run, tag, value)
         self._texts(texts)
         self._client.set_terminated(self._run)
 
     def _texts(self, texts: Mapping[str, str]) -> None:
         for title, text in texts.items():
             self._client.log_text(self._run, text, f"{title}.txt")
-
-
-def named(tag: str) -> str:
-    return re.sub(r"[^\w./ -]", "_", tag)
