@@ -214,6 +214,8 @@ class SearchStage:
             self.setup.check_unchanged(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
         self.setup.track_epoch(out, "search", self.weight_loader)
+        if state.genotype is not None:  # for the last epoch, if a crash kept it from being logged
+            tracker.derived(state.genotype.choices)
         tracker.resume("search", state.epoch, state.metrics)
 
         def everything() -> dict[str, Any]:
