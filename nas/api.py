@@ -62,6 +62,7 @@ from nas.spaces.published import resolve
 from nas.spaces.space import Space
 from nas.storage import atomic
 from nas.storage.checkpointing import Checkpoints
+from nas.storage.forwarded import opened_tracker
 from nas.storage.metrics_log import JsonLines, Silent, TensorBoard
 from nas.storage.run_directory import MANIFEST, RunDirectory, command_line
 from nas.storage.signals import Interrupted
@@ -404,7 +405,7 @@ def _records(job: Job, settings: dict[str, Any], arguments: Mapping[str, Any]) -
         resume=resumes,
         writes=distributed.first(),
     )
-    with out, complete(arguments["tracker"], directory=path) if out.writes else Silent() as tracker:
+    with out, opened_tracker(arguments["tracker"], path) if out.writes else Silent() as tracker:
         out.record(data=facts(job.data), made_in="Python")
         tracker.describe(**description(settings, text=text, command=command_line(), metric=job.task.metric.name))
         yield replace(

@@ -29,7 +29,7 @@ def test_wheel_holds_the_package_and_nothing_at_the_top(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"nas", "gumbel_nas-0.1.0.dist-info"}
     shipped = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "configs").rglob("*.yaml")}
     assert {name.removeprefix("nas/") for name in names if name.endswith(".yaml")} == shipped
-    assert "nas/py.typed" in names
+    assert {"nas/py.typed", "nas/report/style.css", "nas/report/sort.js"} <= set(names)
 
 
 def test_installed_wheel_searches_from_an_empty_directory(wheel: Path, tmp_path: Path) -> None:

@@ -95,9 +95,11 @@ class Axes:
                 "text", show(value).replace(".00 %", " %"), x=LEFT - 8, y=number(y), dy="0.35em", text_anchor="end"
             )
         for value in self._marks():
+            if x_label == "epoch" and value != round(value):
+                continue
             x = self.at(value, self.y[0])[0]
             yield el("text", show_x(value), x=number(x), y=HEIGHT - BOTTOM + 16, text_anchor="middle")
-        yield el("text", x_label, x=WIDTH - RIGHT, y=HEIGHT - 2, text_anchor="end", class_="label")
+        yield el("text", x_label, x=WIDTH - RIGHT, y=HEIGHT - 4, text_anchor="end", class_="label")
 
     def _marks(self) -> list[float]:
         low, high = self.x

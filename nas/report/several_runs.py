@@ -100,24 +100,24 @@ def summary(groups: Groups) -> Html | None:
 def table(groups: Groups) -> Html:
     columns = groups.telling[:MOST_COLUMNS]
     measures = (f"test {metric_name(groups.runs[0])}", "parameters", "MACs", "latency, ms", "time")
-    names = [("run", ""), ("state", ""), *((one.replace("._name_", ""), "") for one in columns), ("seed", "n")]
+    names = [("run", ""), (measures[0], "n"), *((one.replace("._name_", ""), "") for one in columns), ("seed", "n")]
     head = [
         el("th", el("button", name, type="button"), scope="col", class_=kind_ or None)
-        for name, kind_ in (*names, *((one, "n") for one in measures))
+        for name, kind_ in (*names, *((one, "n") for one in measures[1:]), ("state", ""))
     ]
     rows = []
     for index, run in enumerate(groups.runs):
         show = shower(run)
         cells = [
             el("th", el("span", class_=f"key {groups.colour(index)}"), run.name, scope="row", title=str(run.path)),
-            el("td", run.status[0]),
+            figure(run.score, show),
             *(el("td", groups.differing[one][index]) for one in columns),
             figure(number(run.manifest.get("seed")), lambda value: f"{value:.0f}"),
-            figure(run.score, show),
             figure(number(run.result.get("parameters")), compact),
             figure(number(run.result.get("macs")), compact),
             figure(run.one_latency, lambda value: f"{value:.3g}"),
             figure(run.seconds, duration),
+            el("td", run.status[0]),
         ]
         rows.append(el("tr", cells))
     caption = "Runs; the buttons in the headings sort them"

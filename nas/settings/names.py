@@ -118,7 +118,13 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "runtime": {"default": "nas.runtime.Runtime"},
     "saving": {"default": "nas.storage.Checkpoints"},
-    "tracker": {"jsonl": "nas.storage.JsonLines", "tensorboard": "nas.storage.TensorBoard"},
+    "tracker": {
+        "jsonl": "nas.storage.JsonLines",
+        "mlflow": "nas.storage.MLflow",
+        "tensorboard": "nas.storage.TensorBoard",
+        "trackio": "nas.storage.Trackio",
+        "wandb": "nas.storage.WandB",
+    },
     "benchmark": {"nas_bench_201": "nas.spaces.NasBench201Table"},
     "format": {
         "bfloat16": "nas.formats.BFloat16",

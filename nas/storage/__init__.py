@@ -7,7 +7,10 @@ from nas.lazy import lazy
 _public = {
     "Checkpoints": "checkpointing",
     "JsonLines": "metrics_log",
+    "MLflow": "mlflow_tracker",
     "TensorBoard": "metrics_log",
+    "Trackio": "trackio_tracker",
+    "WandB": "wandb_tracker",
 }
 __all__ = sorted(_public)
 

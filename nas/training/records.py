@@ -108,6 +108,8 @@ class StageRecords:
                 check(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
         self._note_epoch(loader)
+        if (genotype := getattr(state, "genotype", None)) is not None:
+            records.tracker.derived(genotype.choices)  # for the last epoch, if a crash kept it from being logged
         records.tracker.resume(self._stage, state.epoch, state.metrics)
 
     def _note_epoch(self, loader: Loader) -> None:

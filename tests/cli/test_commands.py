@@ -48,6 +48,15 @@ def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) ->
     assert manifest["seed"] == 0
     assert manifest["wall_seconds"] > 0
     assert manifest["peak_memory_bytes"] > 10_000_000
+    assert manifest["changed"]["search.epochs"] == [50, 2]
+    assert manifest["changed"]["data._name_"] == ["digits", "synthetic"]
+    assert not {"seed", "name"} & set(manifest["changed"])
+    assert [(one["batch"], one["median_ms"] > 0) for one in manifest["latency"]] == [(1, True)]
+    assert {line["epoch"] for line in lines(finished / "derived.jsonl")} <= {0, 1}
+    mistakes = json.loads((finished / "mistakes.json").read_text())
+    wrong = sum(n for true, of in json.loads((finished / "result.json").read_text())["test_confusion"].items()
+                for name, n in of.items() if name != true)  # fmt: skip
+    assert len(mistakes) == min(24, wrong)
     assert "${" not in (finished / "config.yaml").read_text()  # resolved
 
     metrics = lines(finished / "metrics.jsonl")

@@ -16,6 +16,7 @@ from nas.drawing.heat_map import draw_heat_map
 from nas.drawing.png import to_png
 from nas.drawing.svg import to_svg
 from nas.drawing.text import draw_cells
+from nas.drawing.timeline import draw_timeline
 from nas.spaces.published import PUBLISHED
 from nas.supernet.genotype import Genotype
 
@@ -96,6 +97,26 @@ def test_the_heat_map_marks_what_is_derived():
     assert {"25", "75", "nan"} < set(texts(to_svg(picture)))
 
 
+def test_the_timeline_shows_who_leads_and_when_another_was_derived():
+    nan = float("nan")
+    history = {"cell/0-1": {"a": [0.6, 0.4, nan], "b": [0.4, 0.6, 0.9]}, "act": {"<c>": [1.0, 1.0, 1.0]}}
+    derived = [(1, {"cell/0-1": "a", "act": "<c>"}), (30, {"cell/0-1": None, "act": "<c>"})]
+    picture = draw_timeline(history, epochs=[10, 20, 30], title="", derived=derived)
+    bars = {box.title: box for box in picture.shapes if "leads" in getattr(box, "title", "")}
+    assert list(bars) == [
+        "cell/0-1: a leads from epoch 10 to 10", "cell/0-1: b leads from epoch 20 to 30",
+        "act: <c> leads from epoch 10 to 30",
+    ]  # fmt: skip
+    first, second, _ = bars.values()
+    assert second.x == pytest.approx(first.x + first.width)
+    assert second.width == pytest.approx(1.1 * first.width)  # 20 to 30 and one epoch more
+    assert [box.title for box in picture.shapes if "changed" in getattr(box, "title", "")] == [
+        "cell/0-1 changed, epoch 30"
+    ]
+    assert {"dropped", "<c>", "epoch 10", "epoch 30"} <= set(texts(to_svg(picture)))
+    assert "derived" not in texts(to_svg(draw_timeline(history, epochs=[10, 20, 30], title="")))
+
+
 def test_cells_as_characters():
     cells, _ = parted(TINY | {"cell/1-2": "max_pool", "cell/0-2": "conv"})
     assert draw_cells(cells, width=80).split("\n") == [
@@ -120,7 +141,7 @@ def test_the_end_of_a_search_shows_cells_and_other_choices(capsys):
 
 
 def test_drawing_needs_neither_torch_nor_numpy():
-    names = ("architecture_picture", "heat_map", "png", "svg", "text")
+    names = ("architecture_picture", "heat_map", "png", "svg", "text", "timeline")
     code = f"import sys, {', '.join(f'nas.drawing.{name}' for name in names)}; "
     code += "assert not {'torch', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,9 +5,9 @@ from omegaconf import OmegaConf
 
 from nas.errors import OutputError
 from nas.settings import configuration
-from nas.storage.metrics_log import JsonLines, TensorBoard, wall_times
+from nas.storage.metrics_log import JsonLines, TensorBoard, read_derived, wall_times
 
-TRACKERS = sorted(path.stem for path in (configuration.directory() / "tracker").glob("*.yaml"))
+TRACKERS = ("jsonl", "tensorboard")  # the others need a client each: test_other_trackers.py
 
 
 def lines(directory):
@@ -34,6 +34,25 @@ def test_a_second_run_appends(tmp_path):
         with JsonLines(directory=tmp_path) as tracker:
             tracker.log("search", epoch, {"a": 1.0})
     assert [line["epoch"] for line in lines(tmp_path)] == [0, 1]
+
+
+def test_changes_of_what_is_derived_are_kept(tmp_path):
+    with JsonLines(directory=tmp_path) as tracker:
+        for epoch, name in enumerate(("a", "a", "b", None)):
+            tracker.derived({"x": name})
+            tracker.log("search", epoch, {"loss": 1.0})
+    first = [{"epoch": epoch, "choices": {"x": name}} for epoch, name in ((0, "a"), (2, "b"), (3, None))]
+    assert read_derived(tmp_path / "derived.jsonl") == first
+    with (tmp_path / "derived.jsonl").open("a") as stream:
+        stream.write('{"epoch": 4, "choices": [1]}\n{"epoch": 5, "choices": {"x": 3}}\n{"epoch": 6, "cho')
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.derived({"x": "a"})
+        resumed.resume("search", 3, {"loss": 1.0})  # which has the third epoch, and lost the fourth
+        resumed.derived({"x": "c"})
+        resumed.log("search", 3, {"loss": 1.0})
+        resumed.log("retrain", 0, {"loss": 1.0})
+    assert read_derived(tmp_path / "derived.jsonl") == [*first[:2], {"epoch": 3, "choices": {"x": "c"}}]
+    assert read_derived(tmp_path / "none.jsonl") == []
 
 
 def test_it_is_closed_after_an_exception(tmp_path):

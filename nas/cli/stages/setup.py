@@ -20,6 +20,7 @@ from nas.settings.building import complete
 from nas.settings.configuration import build, to_plain, to_yaml
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
+from nas.storage.forwarded import check_installed, opened_tracker
 from nas.storage.metrics_log import JsonLines, Silent
 from nas.storage.run_directory import RunDirectory, command_line
 from nas.training.job import Job, check_seed
@@ -84,7 +85,7 @@ class Setup(Job):
         if not out.writes:
             return Silent()
         opening = self.opening
-        tracker: JsonLines = complete(opening.tracker, directory=out.path)
+        tracker = opened_tracker(opening.tracker, out.path)
         metric = self.task.metric.name
         tracker.describe(**description(opening.settings, text=opening.text, command=command_line(), metric=metric))
         return tracker
@@ -125,6 +126,7 @@ class Opening:
         """Raises ConfigError for a tracker or for checkpoints that cannot be built."""
         allow = allowed(cfg)
         tracker, saving = build(cfg.tracker, allow=allow), build(cfg.saving, allow=allow)
+        check_installed(tracker)
         complete(saving, path=Path(), kind="search")  # only tried: a mistake in it is to leave no directory
         return cls(
             settings=to_plain(cfg),
