@@ -106,10 +106,10 @@ def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str]
             if sweep.home and sweep_table.end(f"nas-{task.config_name}", again=again):
                 sys.exit(USER_ERROR)
         except KeyboardInterrupt:
-            goes_on = (
-                f"; the same command with {setting('hydra.sweep.dir', sweep.home[0])} goes on" if sweep.home else ""
-            )
-            fail(f"the sweep was interrupted{goes_on}" if sweep.home else NOTHING_DONE, INTERRUPTED)
+            if not sweep.home:
+                fail(NOTHING_DONE, INTERRUPTED)
+            same = f"the same command with {setting('hydra.sweep.dir', sweep.home[0])}" if again is None else again[0]
+            fail(f"the sweep was interrupted; {same} goes on", INTERRUPTED)
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
             # ValueError may be Hydra's, of the overrides.

@@ -61,7 +61,7 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     ("change", "message"),
     [
         ({"methods": {"gdas": "sampler=gda"}}, "sampler=gda is not an option of sampler"),
-        ({"engine": "hydra/launcher=ray"}, "pip install 'gumbel-nas[ray]'"),
+        ({"engine": "hydra/launcher=ray_local"}, "pip install 'gumbel-nas[ray]'"),
         ({"benchmark": {"table": "absent.csv", "column": "cifar10_test_200"}}, "absent.csv cannot be read"),
     ],
 )
