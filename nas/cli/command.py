@@ -111,10 +111,10 @@ def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str]
             if sweep.home and sweep_table.end(f"nas-{task.config_name}", again=again):
                 sys.exit(USER_ERROR)
         except KeyboardInterrupt:
-            goes_on = (
-                f"; the same command with {setting('hydra.sweep.dir', sweep.home[0])} goes on" if sweep.home else ""
-            )
-            fail(f"the sweep was interrupted{goes_on}" if sweep.home else NOTHING_DONE, INTERRUPTED)
+            if not sweep.home:
+                fail(NOTHING_DONE, INTERRUPTED)
+            same = f"the same command with {setting('hydra.sweep.dir', sweep.home[0])}" if again is None else again[0]
+            fail(f"the sweep was interrupted; {same} goes on", INTERRUPTED)
         except BrokenPipeError:
             enough()
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
@@ -307,7 +307,7 @@ class Task:
         job.record("running")
         value = self.go_on(cfg, job.directory, as_before=False) if begun else self.body(cfg, job.directory)
         if value is None and sweep.optimises():
-            value = recorded_objective(job.directory)
+            value = recorded_objective(job.directory, several=OmegaConf.is_list(cfg.objective))
         job.record("finished", objective=value)
         return value
 
@@ -327,13 +327,13 @@ def is_held(directory: Path) -> bool:
     return False
 
 
-def recorded_objective(directory: Path) -> float | list[float] | None:
+def recorded_objective(directory: Path, *, several: bool) -> float | list[float] | None:
     """Of a run that was killed after it had finished."""
     try:
         found = list(json.loads((directory / "result.json").read_text(encoding="utf-8"))["objective"].values())
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return as_value(found[0] if len(found) == 1 else found)
+    return as_value(found if several else found[0])
 
 
 def explain_lost(error: Exception) -> str:

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from nas.cli.command import command
 
 
-def run(cfg: DictConfig, directory: Path) -> float | None:
-    """Returns the test accuracy of a checkpoint; None for a genotype, for which a benchmark has several."""
+def run(cfg: DictConfig, directory: Path) -> None:
+    """Returns nothing, as settings would be chosen by the test split if a sweeper were given its score."""
     from nas.cli.report import show_classes, show_data, show_result, show_standings
     from nas.cli.stages.for_report import write_mistakes
     from nas.cli.stages.scored_data import open_trained
@@ -19,7 +19,7 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     from nas.storage import atomic
     from nas.storage.run_directory import check_new
     from nas.training.mistakes import Mistakes
-    from nas.training.trained import check_finite, final_result, speed, test_score
+    from nas.training.trained import check_finite, final_result, speed
 
     check(cfg)
     benchmark = open_benchmark(cfg)
@@ -45,7 +45,6 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
     if benchmark is not None:
         show_standings(result["benchmark"])
     print(f"\nEverything is in {directory}")
-    return None if opened is None else test_score(result)
 
 
 def check(cfg: DictConfig) -> None:

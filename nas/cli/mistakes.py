@@ -42,6 +42,9 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{given} is not an option of a group that has to be there; see --help for its options"
     if ours := re.search(r"ConfigError raised while resolving interpolation: (.*?)(?: full_key: |$)", text):
         return ours[1].strip()
+    plug_in = re.search(r"Could not (?:find|load) 'hydra/(?:launcher|sweeper)/([^']+)'", text)
+    if plug_in and plug_in[1] in EXTRAS:
+        return f"{plug_in[1]} is not installed; pip install 'gumbel-nas[{EXTRAS[plug_in[1]]}]'"
     if several := re.search(r"Could not load '([^'/]+)/([^']+)'", text):  # one of those that are chosen of a group
         group, got = several.groups()
         known = ", ".join(sorted(path.stem for path in (configuration.directory() / group).glob("*.yaml")))
@@ -54,8 +57,6 @@ def explain(error: Exception, config_name: str) -> str:
         r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", text
     ):
         group, got, options = option.groups()
-        if (extra := EXTRAS.get(got)) is not None:
-            return f"{group}={got} is not installed; pip install 'gumbel-nas[{extra}]'"
         return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
     if several := re.search(
         r"Could not override '([^'@]+)[^']*'\. Did you mean to override (?:one of )?([^?]+)\?", text

@@ -31,6 +31,7 @@ def read(path: Path) -> Any:
 
 
 def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "commit", lambda: "abc")
     write(STUDY)
     ended = nas("study", "study.yaml")
     assert ended.code == 2
@@ -53,14 +54,14 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "begun with other settings: seeds=[3, 4] (was [3])" in nas("study", "study.yaml").err
     write(STUDY | {"engine": "hydra/launcher=basic"})
     monkeypatch.setattr(run_directory, "commit", lambda: "another")
-    assert "begun with the code of commit" in nas("study", "study.yaml").err
+    assert "begun with the code of commit abc, got another" in nas("study", "study.yaml").err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"methods": {"gdas": "sampler=gda"}}, "sampler=gda is not an option of sampler"),
-        ({"engine": "hydra/launcher=ray"}, "pip install 'gumbel-nas[ray]'"),
+        ({"engine": "hydra/launcher=ray_local"}, "pip install 'gumbel-nas[ray]'"),
         ({"benchmark": {"table": "absent.csv", "column": "cifar10_test_200"}}, "absent.csv cannot be read"),
     ],
 )
