@@ -45,6 +45,10 @@ class Level:
         self._quiet = 0
         self._ways: dict[tuple[int, ...], Way] = {}
 
+    def knows(self, draw: "Draw") -> bool:
+        """Whether everything of a draw is known to be recorded, as it has run before."""
+        return draw.indices in self._ways
+
     def way(self, draw: "Draw", slots: Sequence[Slot]) -> "Way":
         """That of a draw of which everything is recorded."""
         if (found := self._ways.get(draw.indices)) is None:
@@ -68,14 +72,19 @@ class Level:
                     del of[candidate]
                 self._composition = None
 
-    def launches(self, indices: Sequence[int], recorder: Recorder) -> tuple[Launch, Launch]:
-        """What launches the two directions of a pass that runs `indices`."""
+    def launches(self, way: "Way", recorder: Recorder) -> tuple[Launch, Launch]:
+        """What launches the two directions of a pass."""
         self._quiet += 1
         if self._quiet == QUIET:
             self._composition = self._composed(recorder)
-        if self._composition is not None and self._composition.covers(indices):
-            return self._composition.forward, self._composition.backward
-        return self._each
+        composition = self._composition
+        if composition is None:
+            return self._each
+        if way.held_by is not composition:
+            if not composition.covers(way.indices):
+                return self._each
+            way.held_by = composition
+        return composition.forward, composition.backward
 
     def _composed(self, recorder: Recorder) -> Composition | None:
         whole = [{index for index, one in recorded.items() if one.whole} for recorded in self.recorded]
@@ -149,6 +158,7 @@ class Way:
 
     def __init__(self, recorded: Sequence[Mapping[int, Recorded]], draw: Draw, slots: Sequence[Slot]) -> None:
         self.indices, self._slots = draw.indices, slots
+        self.held_by: Composition | None = None  # which is known to cover it
         self.zeros = [slots[node].value for node in draw.cleared]
         self._ran = [of[index] for of, index in zip(recorded, draw.indices, strict=True) if index != NOTHING]
         self.ticks = [tick for one in self._ran for tick in one.work.ticks]
@@ -186,7 +196,7 @@ class Run:
         self.kind, self.slots, self.way = kind, kind.slots, level.way(draw, kind.slots)
         self.inputs, self.outputs = ends
         self.of_gates = kind.of_gates if level.hard else None
-        self.launches = level.launches(draw.indices, recorder)
+        self.launches = level.launches(self.way, recorder)
 
     def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         slots, way, self.kind.under_way = self.slots, self.way, self

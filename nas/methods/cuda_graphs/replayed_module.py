@@ -166,7 +166,8 @@ class Replayed:
         if all_values is not None and kind.of_gates is None:
             kind.of_gates = torch.zeros_like(all_values)
         level = kind.levels[level_of]
-        self._record_all(draw.indices, kind, level)
+        if not level.knows(draw):
+            self._record_all(draw.indices, kind, level)
         run = Run(self._ends, kind, level, draw, self._recorder)
         anchor = self._anchor if level.learns else None
         values: tuple[Tensor, ...] = Pass.apply(run, anchor, all_values, *states)
