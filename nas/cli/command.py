@@ -72,9 +72,11 @@ def command(config_name: str, body: Callable[[DictConfig, Path], float | None], 
             if torchrun.has_restarted() and (directory / "manifest.json").exists():
                 OmegaConf.update(cfg, "resume", str(directory))
             if OmegaConf.select(cfg, "resume") is not None:
-                from nas.cli.resume import has_finished, resumed  # imports torch
-
                 directory = Path(cfg.resume)
+                if os.path.lexists(directory / "config.yaml"):
+                    configuration.read_yaml(directory / "config.yaml")  # what cannot be read is said at once
+                from nas.cli.resume import has_finished, resumed  # imports torch, which takes seconds
+
                 if has_finished(directory):
                     print(f"The run in {directory} has finished: there is nothing to resume.")
                     return None
