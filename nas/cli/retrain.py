@@ -1,5 +1,6 @@
 """nas-retrain: train the network of a genotype from scratch and score it."""
 
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -27,8 +28,10 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         trained = retrain.run(genotype, out, tracker)
         if not out.writes:
             return None  # of several processes the first does the rest
-        result = final_result(trained, scoring_loader(trained, setup.data, setup.runtime), setup.data.spec)
-        atomic.write_json(out.path / "result.json", result)
+        loader = scoring_loader(trained, setup.data, setup.runtime)
+        result = final_result(
+            trained, loader, setup.data.spec, write=partial(atomic.write_json, out.path / "result.json")
+        )
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
     show_result(result)

@@ -1,6 +1,7 @@
 """nas-run: search, derive, retrain, evaluate and export in one go."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -29,10 +30,14 @@ def run(cfg: DictConfig, directory: Path) -> float | None:
         trained = retrain.run(genotype, out, tracker)
         if not out.writes:
             return None  # of several processes the first does the rest
+
+        def write(result: dict[str, Any]) -> None:
+            atomic.write_json(out.path / "result.json", result)
+
         loader = scoring_loader(trained, setup.data, setup.runtime)
-        result = {**final_result(trained, loader, setup.data.spec), **search.ending()}
+        result = {**final_result(trained, loader, setup.data.spec, write=write), **search.ending()}
         complete = result | search.gap_result(retrained_test=objective(result))
-        atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
+        write(complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
         show_result(result)

@@ -1,7 +1,7 @@
 """Scores and sizes of a network."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,18 @@ class Score:
 
 
 @torch.no_grad()
-def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Score:
-    """The network in eval mode on every example of the loader, once. The device is waited for at the end only."""
+def score(
+    network: nn.Module,
+    loader: Loader,
+    task: Task,
+    spec: DataSpec,
+    *,
+    scored: Callable[[Score], None] = lambda score: None,
+) -> Score:
+    """The network in eval mode on every example of the loader, once. The device is waited for at the end only.
+
+    scored: called with metric and loss before what else was measured is put together, which may take memory.
+    """
     network.eval()
     metric: Tensor | float = 0.0
     loss = MeanLoss(task)
@@ -43,7 +53,9 @@ def score(network: nn.Module, loader: Loader, task: Task, spec: DataSpec) -> Sco
         metric += of_each.sum()
         loss.add(task.loss(outputs, targets), targets)
         examples += len(targets)
-    return Score(float(metric) / examples, loss.result(), examples, measures.results())
+    found = Score(float(metric) / examples, loss.result(), examples)
+    scored(found)
+    return replace(found, measures=measures.results())
 
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nas.settings.building import built
 from nas.spaces.space import Space
 from nas.storage import checkpoint_file
 from nas.supernet.genotype import Genotype
-from nas.training.evaluate import count_parameters, macs_or_reason, score
+from nas.training.evaluate import Score, count_parameters, macs_or_reason, score
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as
 from nas.training.task import Task
@@ -116,24 +116,38 @@ def shapes(spec: DataSpec) -> str:
     return ", ".join(map(str, spec.input_shapes))
 
 
-def final_result(trained: Trained, loader: Loader, spec: DataSpec) -> dict[str, Any]:
+def final_result(
+    trained: Trained,
+    loader: Loader,
+    spec: DataSpec,
+    *,
+    write: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """What ``result.json`` holds: the score on the test split, ``test_...``, and the network's size.
 
     spec: of the data that the loader gives, which may be another set than that of the training.
+    write: writes a result. It is called with the score alone first, so that no other measurement can lose it, and then
+    with the whole result, which is also returned.
     """
-    tested = score(trained.network, loader, trained.task, trained.spec)
     metric = trained.task.metric
-    return {
-        f"test_{metric.name}": tested.metric,
-        "test_loss": tested.loss,
-        "test_examples": tested.examples,
-        **{f"test_{name}": value for name, value in tested.measures.items()},
-        "metric": asdict(metric),
-        "parameters": count_parameters(trained.network),
-        **macs_or_reason(trained.network, spec),
-        "data": spec.name,
-        "genotype": trained.genotype.to_dict(),
-    }
+
+    def result(tested: Score, **macs: Any) -> dict[str, Any]:
+        return {
+            f"test_{metric.name}": tested.metric,
+            "test_loss": tested.loss,
+            "test_examples": tested.examples,
+            **{f"test_{name}": value for name, value in tested.measures.items()},
+            "metric": asdict(metric),
+            "parameters": count_parameters(trained.network),
+            **macs,
+            "data": spec.name,
+            "genotype": trained.genotype.to_dict(),
+        }
+
+    tested = score(trained.network, loader, trained.task, trained.spec, scored=lambda tested: write(result(tested)))
+    whole = result(tested, **macs_or_reason(trained.network, spec))
+    write(whole)
+    return whole
 
 
 def check_finite(result: dict[str, Any]) -> None:
