@@ -270,9 +270,11 @@ class Task:
         """With the run in a directory. as_before: whether all settings are to be what they were."""
         from hydra.core.hydra_config import HydraConfig
 
-        from nas.cli.resume import check_same, has_finished, resumed  # imports torch
-
         cfg.resume = str(directory)
+        if os.path.lexists(directory / "config.yaml"):
+            configuration.read_yaml(directory / "config.yaml")  # what cannot be read is said at once
+        from nas.cli.resume import check_same, has_finished, resumed  # imports torch, which takes seconds
+
         if as_before:
             check_same(cfg, directory)
         if has_finished(directory):

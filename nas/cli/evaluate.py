@@ -34,7 +34,11 @@ def run(cfg: DictConfig, directory: Path) -> None:
         trained, loader, data = opened
         result["data_found"] = facts(data, scored=True)
         show_data(result["data_found"])
-        result |= final_result(trained, loader, data.spec, look=mistakes.add)
+
+        def write(found: dict[str, Any]) -> None:
+            atomic.write_json(directory / "result.json", result | found)
+
+        result |= final_result(trained, loader, data.spec, look=mistakes.add, write=write)
         result |= speed(trained, loader, batches=cfg.latency.batches, seconds=cfg.latency.seconds)
     atomic.write_json(directory / "result.json", result)
     if opened is not None:

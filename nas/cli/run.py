@@ -1,6 +1,7 @@
 """nas-run: search, derive, retrain, evaluate and export in one go."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -37,12 +38,15 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         # First what a sweeper is given: the test split is read after that.
         validated = retrain.validated(trained)
         measured = {} if objective is None else objective.measured(lambda: trained.network, setup.data.spec, validated)
-        loader = scoring_loader(trained, setup.data, setup.runtime)
-        mistakes = Mistakes()
-        result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add), **search.ending()}
+        before = validation_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
+
+        def write(found: dict[str, Any]) -> None:
+            atomic.write_json(out.path / "result.json", found | before)
+
+        loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
+        result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add, write=write), **search.ending()}
         complete = result | search.gap_result(retrained_test=test_score(result))
-        complete |= validation_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
-        atomic.write_json(out.path / "result.json", complete)  # first: not every network can be exported
+        write(complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)
         write_mistakes(mistakes, setup.data, out.path)

@@ -1,7 +1,7 @@
 """Scores a network, and counts its parameters and multiply-accumulates."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,10 +38,12 @@ def score(
     spec: DataSpec,
     *,
     look: Callable[[Tensor, Tensor], None] | None = None,
+    scored: Callable[[Score], None] = lambda score: None,
 ) -> Score:
     """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end.
 
     look: is called with the outputs and targets of every batch, if given.
+    scored: is called with metric and loss before the other measures are put together, which may take memory.
     """
     network.eval()
     metric: Tensor | float = 0.0
@@ -57,7 +59,9 @@ def score(
         metric += of_each.sum()
         loss.add(task.loss(outputs, targets), targets)
         examples += len(targets)
-    return Score(float(metric) / examples, loss.result(), examples, measures.results())
+    found = Score(float(metric) / examples, loss.result(), examples)
+    scored(found)
+    return replace(found, measures=measures.results())
 
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:

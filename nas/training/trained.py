@@ -141,25 +141,45 @@ def shapes(spec: DataSpec) -> str:
 
 
 def final_result(
-    trained: Trained, loader: Loader, spec: DataSpec, *, look: Callable[[Tensor, Tensor], None] | None = None
+    trained: Trained,
+    loader: Loader,
+    spec: DataSpec,
+    *,
+    look: Callable[[Tensor, Tensor], None] | None = None,
+    write: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Returns the contents of ``result.json``: the score on the test split, ``test_...``, and the network's size.
 
     spec: of the loader's data, which may be another data set than that of the training. look: see `score`.
+    write: writes a result. It is called with the score alone first, so that no other measurement can lose it, and then
+    with the whole result.
     """
-    tested = score(trained.network, loader, trained.task, trained.spec, look=look)
     metric = trained.task.metric
-    return {
-        f"test_{metric.name}": tested.metric,
-        "test_loss": tested.loss,
-        "test_examples": tested.examples,
-        **{f"test_{name}": value for name, value in tested.measures.items()},
-        "metric": asdict(metric),
-        "parameters": count_parameters(trained.network),
-        **macs_or_reason(trained.network, spec),
-        "data": spec.name,
-        "genotype": trained.genotype.to_dict(),
-    }
+
+    def result(tested: Score, **macs: Any) -> dict[str, Any]:
+        return {
+            f"test_{metric.name}": tested.metric,
+            "test_loss": tested.loss,
+            "test_examples": tested.examples,
+            **{f"test_{name}": value for name, value in tested.measures.items()},
+            "metric": asdict(metric),
+            "parameters": count_parameters(trained.network),
+            **macs,
+            "data": spec.name,
+            "genotype": trained.genotype.to_dict(),
+        }
+
+    tested = score(
+        trained.network,
+        loader,
+        trained.task,
+        trained.spec,
+        look=look,
+        scored=lambda tested: write(result(tested)),
+    )
+    whole = result(tested, **macs_or_reason(trained.network, spec))
+    write(whole)
+    return whole
 
 
 def check_finite(result: dict[str, Any]) -> None:

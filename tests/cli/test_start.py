@@ -1,5 +1,6 @@
 """The modules that a command imports before it computes anything. They are counted, because import times vary."""
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 HELP = """
 import importlib, sys
 name = sys.argv[1]
-sys.argv = [f"nas-{name}", "--help"]
+sys.argv = [f"nas-{name}", *(sys.argv[2:] or ["--help"])]
 try:
     importlib.import_module(f"nas.cli.{name}").main()
 finally:
@@ -24,6 +25,16 @@ def test_help_imports_nothing_heavy(name):
     count, *packages = done.stderr.split()
     assert not HEAVY & set(packages)
     assert int(count) < 800  # Hydra's own are 450
+
+
+def test_a_damaged_configuration_is_refused_before_anything_heavy_is_imported(tmp_path):
+    """A FIFO, which a reader would wait for."""
+    (tmp_path / "manifest.json").write_text('{"status": "running"}')
+    os.mkfifo(tmp_path / "config.yaml")
+    done = subprocess.run([sys.executable, "-c", HELP, "run", f"resume={tmp_path}"], capture_output=True, text=True)
+    error, last = done.stderr.strip().splitlines()
+    assert "config.yaml cannot be read (a FIFO, expected a regular file)" in error
+    assert not HEAVY & set(last.split())
 
 
 def test_searches_side_by_side_are_a_launcher_of_hydra():

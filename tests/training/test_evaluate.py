@@ -8,7 +8,9 @@ from torch import nn
 from nas.spaces.darts import PUBLISHED
 from nas.supernet.genotype import Genotype
 from nas.training.evaluate import count_macs, count_parameters, macs_or_reason, score
+from nas.training.metrics import ClassificationMeasures
 from nas.training.task import Classification
+from nas.training.trained import Trained, final_result
 
 
 class Batches:
@@ -170,3 +172,28 @@ def test_measures_that_fail_cost_no_score(spec):
     found, expected = (score(network, loader, task, spec) for task in (Task(), Classification()))
     assert (found.metric, found.loss, found.examples) == (expected.metric, expected.loss, expected.examples)
     assert found.measures == {"one": None, "two": None, "measures_reason": "MemoryError: no more"}
+
+
+def test_the_score_is_written_before_what_else_is_measured(spec, monkeypatch):
+    """So that a measurement that ends the process, as for want of memory, loses nothing."""
+    spec = dataclasses.replace(spec, class_names=("a", "b"))
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    network(torch.zeros(1, *spec.input_shapes[0]))
+    batch = torch.randn(4, *spec.input_shapes[0]), torch.tensor([0, 1, 0, 1])
+    trained = Trained(network, Genotype("mine", {}), spec, Classification(), {})
+    written = []
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClassificationMeasures, "results", killed)
+        with pytest.raises(KeyboardInterrupt):
+            final_result(trained, Batches(batch), spec, write=written.append)
+    (early,) = written
+    assert 0 <= early["test_accuracy"] <= 1
+    assert "macs" not in early
+    whole = final_result(trained, Batches(batch), spec, write=written.append)
+    assert written[-1] == whole
+    assert {name: whole[name] for name in early} == early
+    assert whole["macs"] > 0
