@@ -363,7 +363,9 @@ def _from_start(lr: Any) -> Callable[..., Any]:
 
 def _settings(job: Job, train: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a run records of itself: named as the settings of the commands, where they have it."""
-    data = ImageFolder(root=str(Path(train).absolute())) if isinstance(train, str | Path) else train
+    data = train
+    if isinstance(train, str | Path):
+        data = ImageFolder(root=str(Path(train).expanduser().absolute()), image_size=arguments["image_size"])
     return {
         "seed": job.seed,
         "space": described(job.space),
