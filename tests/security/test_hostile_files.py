@@ -227,7 +227,6 @@ for key, value in (
     ("cells", LARGE),
     ("nodes", 10**6),
     ("cells", 10**4),
-    ("nodes", 10**3),
     ("channels", 10**5),
 ):
     case("export", "unbounded", lambda f, k=key, v=value: f.export(**{k: v}), label=f"{key} {value}")
