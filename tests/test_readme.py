@@ -13,6 +13,7 @@ import torch
 
 from nas.runtime.runtime import Runtime
 from nas.supernet.choice import Choice
+from nas.supernet.genotype import Genotype
 from nas.training.trained import Trained
 
 README = Path(__file__).parents[1] / "README.md"
@@ -74,3 +75,18 @@ def test_the_models_of_the_example_are_searched_retrained_and_exported(example, 
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
     with torch.no_grad():
         assert torch.allclose(torch.load(example / "outputs"), trained.network(inputs), atol=1e-5)
+
+
+def test_the_python_example_runs_and_finds_what_the_command_finds(tmp_path, monkeypatch, capsys):
+    code = re.search(r"## Python\n+```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert f"{names['net'].result['test_accuracy']}" in capsys.readouterr().out
+    assert isinstance(names["network"], torch.nn.Module)
+    assert not names["network"].training
+    settings = ("space=nas_bench_201", "space.channels=4", "space.cells=1", "data=digits", "hydra.run.dir=out")
+    numbers = ("search.epochs=5", "search.batch_size=256", "seed=0", "runtime.threads=null", "tracker=jsonl")
+    monkeypatch.setattr(sys, "argv", ["nas-search", *settings, *numbers])
+    importlib.import_module("nas.cli.search").main()
+    assert Genotype.load(tmp_path / "out" / "genotype.json") == names["found"].genotype

@@ -8,21 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from nas.errors import ConfigError
-
 SEED = 0  # of all resampling: a table that is made again is the same
 RESAMPLES = 9999
 CONFIDENCE = 0.95
 
 
 def stats() -> Any:
-    """scipy.stats. Raises ConfigError, naming the extra, where scipy is not installed."""
-    try:
-        import scipy.stats
-    except ImportError as error:
-        raise ConfigError(
-            "a study needs scipy, which is not installed", fix="pip install 'gumbel-nas[study]'"
-        ) from error
+    """Returns scipy.stats, whose import takes a second that a refused study need not pay."""
+    import scipy.stats
+
     return scipy.stats
 
 

@@ -17,8 +17,6 @@ from nas.studies.plan import Benchmark, from_plain
 from nas.studies.report import markdown, report
 from nas.supernet.genotype import Genotype
 
-pytest.importorskip("scipy", reason="needs scipy")
-
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:

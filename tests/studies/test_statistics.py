@@ -4,8 +4,6 @@ import pytest
 
 from nas.studies import statistics
 
-pytest.importorskip("scipy", reason="needs scipy")
-
 
 def test_one_run_has_no_interval_and_equal_runs_have_a_point() -> None:
     assert statistics.described([0.5]) == {"n": 1, "mean": 0.5}
