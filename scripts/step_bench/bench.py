@@ -42,7 +42,7 @@ class Bench:
         with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
             own_data = any(override.startswith("data=") for override in overrides)
             defaults = [one for one in DEFAULTS if not (own_data and one.startswith("data"))]
-            cfg = compose("search", [*defaults, *overrides])
+            cfg = compose("search", ["name=bench_step", *defaults, *overrides])
         self.stage = SearchStage(Setup.from_config(cfg))
         self.state, self.searcher, self.runtime = self.stage.state, self.stage.searcher, self.stage.setup.runtime
         self.device = self.runtime.device

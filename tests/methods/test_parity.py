@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from searchers import build_searcher
 from torch import nn
 
 from nas.data.spec import ImageSpec
@@ -341,7 +342,8 @@ def second_order(ops, method):
     network, xi, momentum, decay, radius = Small(), 0.1, 0.9, 3e-4, 0.01
     arch = ArchParams.from_model(network, init_std=0.5, generator=generator).double()
     optim = torch.optim.SGD(network.parameters(), lr=xi, momentum=momentum, weight_decay=decay)
-    searcher = SecondOrder(
+    searcher = build_searcher(
+        SecondOrder,
         supernet=network,
         arch=arch,
         task=Classification(),

@@ -40,16 +40,17 @@ def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
             fix="choose what to score it on: data=...; or use nas.evaluate in Python",
         )
     node, same = chosen(cfg, own)
-    if same and (cfg.data is None or "root" not in cfg.data) and "root" in node:
-        print(
-            f"note: the data are read from {printable(node['root'])}, as the checkpoint says; data.root=... is for "
-            "another place",
-            file=sys.stderr,
-        )
     with checkpoint_file.taken_from(cfg.checkpoint):
         allow = list(cfg.allow_targets) if cfg.data is None else allowed(cfg)
         made = built(node, "data", allow=allow, source=cfg.checkpoint)
-    return bundle_to_score(made, trained, same=same)
+    bundle = bundle_to_score(made, trained, same=same)
+    if same and (cfg.data is None or "root" not in cfg.data) and "root" in node:
+        print(
+            f"note: the data were read from {printable(node['root'])}, as the checkpoint says; data.root=... is for "
+            "another place",
+            file=sys.stderr,
+        )
+    return bundle
 
 
 def chosen(cfg: DictConfig, own: dict[str, Any]) -> tuple[dict[str, Any], bool]:
