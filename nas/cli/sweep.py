@@ -45,8 +45,6 @@ class Beginning(Callback):  # type: ignore[misc]
     """Before the first job of a sweep: its directory, which no other sweep has, and what all of its jobs share."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            return
         begin(config)
 
 
@@ -58,15 +56,19 @@ def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
     overrides = list(config.hydra.overrides.hydra)
     given = any(override.startswith("hydra.sweep.dir=") for override in overrides)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    if not given:
-        directory = names.claimed(directory)
-    home[:] = [directory]
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else see `in_sweep`
+    if alone:
+        directory = directory if given else names.claimed(directory)
+        home[:] = [directory]
     raw = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     sweeps = {str(override.key_or_group): override.is_sweep_override() for override in raw}  # the last one counts
     common = [f'"{key}"' for key, varies in sweeps.items() if not varies and key not in varied]
-    added = [f"hydra.sweep.dir={hydra_value(str(directory))}", f"{EXCLUDED}=[{','.join(common)}]"]
+    added = [f"{EXCLUDED}=[{','.join(common)}]"]
+    if alone:
+        overrides = [override for override in overrides if not override.startswith("hydra.sweep.dir=")]
+        added.append(f"hydra.sweep.dir={hydra_value(str(directory))}")
     with read_write(config), open_dict(config):
-        config.hydra.overrides.hydra = [o for o in overrides if not o.startswith("hydra.sweep.dir=")] + added
+        config.hydra.overrides.hydra = overrides + added
         config.hydra.sweep.dir = str(directory)
         # A failed job shall not end the sweep.
         if config.hydra.sweeper.get("max_failure_rate") == 0.0:

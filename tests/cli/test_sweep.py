@@ -187,7 +187,7 @@ def test_an_objective_of_a_retraining_needs_examples(monkeypatch: pytest.MonkeyP
 
 
 def test_resume_auto(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.cli.progress_bar import Progress
+    from nas.training.progress_bar import Progress
 
     given = ("search", *TINY, "tracker=jsonl", "resume=auto")
     assert nas(*given, "hydra.run.dir=whole").code == 0

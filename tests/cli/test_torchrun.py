@@ -100,11 +100,11 @@ def test_two_processes_leave_what_one_leaves(nas: Nas, tmp_path: Path, sweep: tu
     ended = torchrun("-m", "nas.cli.run", *sweep, "hydra.sweep.dir=two", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
-    for once_an_epoch_or_run in ("examples/s", "Everything is in", "test accuracy"):
+    for once_an_epoch_or_run in ("examples/s", "Everything is in", "│ test accuracy"):
         assert ended.stdout.count(once_an_epoch_or_run) == alone.out.count(once_an_epoch_or_run) > 0
     assert ended.stderr.count("each of the 2 processes has its own batch norms") == 1
     for number, name in enumerate({**PRESETS, **BATCH_NORM}):
-        one, two = (list(Path(runs).glob(f"*_{number}")) for runs in ("one", "two"))
+        one, two = (list(Path(runs).glob(f"{number}_*")) for runs in ("one", "two"))
         assert len(one) == len(two) == 1
         expected, found = left(one[0]), left(two[0])
         assert expected.keys() == found.keys()
