@@ -107,7 +107,7 @@ def test_numbers_are_for_regression_and_a_run_is_loaded_by_its_function(tmp_path
         nas.load(tmp_path / "net")
     assert (tmp_path / "found" / "genotype.json").read_text() == found.genotype.to_json()
     assert {path.name for path in (tmp_path / "found").iterdir()} == {
-        "config.yaml", "manifest.json", "metrics.jsonl", "genotype.json", "result.json", "search",
+        "config.yaml", "manifest.json", "metrics.jsonl", "derived.jsonl", "genotype.json", "result.json", "search",
     }  # fmt: skip
 
 

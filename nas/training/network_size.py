@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
+from torch.nn.parameter import is_lazy
 
 from nas.errors import CheckpointError, NasError
 
@@ -53,7 +54,7 @@ def at_most(*, modules: int, numbers: int, error: NasError) -> Iterator[None]:
 
     def on_parameter(parent: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         # Called before the parameter's memory is written: the system allocates memory only then.
-        count(numbers=0 if parameter is None else parameter.numel())
+        count(numbers=0 if parameter is None or is_lazy(parameter) else parameter.numel())
 
     handles = [
         registration.register_module_module_registration_hook(on_module),

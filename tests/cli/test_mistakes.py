@@ -639,6 +639,7 @@ def test_debug_shows_the_traceback(nas: Nas) -> None:
         nas("search", *TINY, "search.epochs=0", "--debug")
 
 
+@pytest.mark.long
 def test_help_shows_groups_and_examples(nas: Nas) -> None:
     for command in ("run", "search", "retrain", "evaluate", "export"):
         text = nas(command, "--help").out

@@ -196,6 +196,7 @@ def test_softmax_draws_nothing_that_could_be_averaged(nas: Nas) -> None:
     assert outcome.err.startswith("error: sampler.samples is not a setting; ")
 
 
+@pytest.mark.long
 def test_pc_darts_searches_in_part_and_retrains_whole(nas: Nas, tmp_path: Path) -> None:
     chosen = ("space=darts", "space.channels=8", "space.cells=3", "sampler=softmax", "retrain.network.channels=8")
     arguments = (*TINY, "tracker=jsonl", *chosen, "retrain.network.cells=3", "search.epochs=1", "retrain.epochs=1")

@@ -107,6 +107,7 @@ def test_two_processes_leave_what_one_leaves(nas: Nas, tmp_path: Path, sweep: tu
         one, two = (list(Path(runs).glob(f"{number}_*")) for runs in ("one", "two"))
         assert len(one) == len(two) == 1
         expected, found = left(one[0]), left(two[0])
+        del expected[".job.json"]  # under torchrun, a job does not record how it ended
         assert expected.keys() == found.keys()
         assert (expected.pop("manifest.json")["processes"], found["manifest.json"]["processes"]) == (1, 2)
         assert found.pop("manifest.json")["status"] == "finished"
@@ -156,6 +157,7 @@ def test_an_empty_directory_goes_whichever_process_comes_first(tmp_path: Path, m
     assert (tmp_path / "runs" / "other").exists()
 
 
+@pytest.mark.long
 def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
     """It is told what failed, and not that the first process misses the second."""
     broken = "space.factory=group_norms.FailsInTheSecond"
@@ -167,6 +169,7 @@ def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
     assert not (tmp_path / "two" / "result.json").exists()
 
 
+@pytest.mark.long
 def test_a_signal_to_one_stops_all_and_one_can_go_on(nas: Nas, tmp_path: Path) -> None:
     settings = (*SETTINGS, "space.factory=group_norms.StoppedInTheSecond")
     ended = torchrun("-m", "nas.cli.search", *settings, "hydra.run.dir=two", cwd=tmp_path)
@@ -188,6 +191,7 @@ def test_a_signal_to_one_stops_all_and_one_can_go_on(nas: Nas, tmp_path: Path) -
         assert_close(one[file], two[file], file)
 
 
+@pytest.mark.long
 def test_a_run_of_which_one_process_is_killed_ends_as_it_would_have(nas: Nas, tmp_path: Path) -> None:
     """torchrun starts it anew by itself. Bit for bit, see scripts/torture: here one process does the same alone."""
     settings = (*SETTINGS, "search.epochs=2", "saving.every_steps=1")

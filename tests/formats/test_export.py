@@ -83,6 +83,7 @@ torch.save(found, outputs)
 """
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_the_code_of_the_model_card_runs_without_this_project(run, tmp_path):
     from nas.formats.export_trained import on_cpu

@@ -28,6 +28,10 @@ OPTIONS = [
     if path.stem != "custom" and path.stem not in ("parameters", "macs", "latency")
 ]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
+# Their steps run all operations of the DARTS space, or several passes; the others show the same parts.
+SLOW = {
+    "darts_first_order", "darts_second_order", "darts_second_order_nas_bench_201", "pc_darts", "retrain_darts_cifar10",
+}  # fmt: skip
 
 # Two batches in each half of the training split, on images as large as CIFAR's: an auxiliary head needs that.
 SMALL = [
@@ -76,7 +80,7 @@ def two_steps(cfg: DictConfig, directory: Path) -> None:
 @pytest.mark.parametrize("root", sorted(path.stem for path in ROOT.glob("*.yaml")))
 def test_every_command_composes(root: str) -> None:
     cfg = composed(root)
-    if root != "draw":  # which runs no network
+    if root not in ("draw", "predict"):  # which run no network, or one on a device alone
         assert cfg.runtime._target_ == "nas.runtime.Runtime"
     assert HydraConfig.get().job.name == f"nas-{root}"
 
@@ -120,7 +124,9 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == '{"stage": "search", "epoch": 0, "loss": 1.0}\n'
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in EXPERIMENTS]
+)
 def test_every_preset_runs_two_steps(experiment: str, tmp_path: Path) -> None:
     # The preset's own settings but for the sizes; its data set and table may not be on this machine.
     cells = ("space.cells=3", "retrain.network.cells=3", "~benchmark")

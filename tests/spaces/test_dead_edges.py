@@ -6,7 +6,7 @@ from methods.test_first_order import image_batch, make
 from torch import nn
 
 from nas.methods.sampler import GDAS
-from nas.spaces import cell as cell_module
+from nas.spaces import planned_cell
 from nas.spaces.cell import Cell
 from nas.spaces.dead_edges import keeps_zeros, living, only_drawn
 from nas.spaces.ops import Noise, Zero
@@ -95,7 +95,7 @@ def gradients(searcher):
 
 def steps(space, spec, plan_of, monkeypatch, **kwargs):
     """Losses, gradients and forward passes of 20 draws, from weights that stay as they are."""
-    monkeypatch.setattr(cell_module, "living", plan_of)
+    monkeypatch.setattr(planned_cell, "living", plan_of)
     torch.manual_seed(0)
     searcher = make(space.supernet(spec).double(), lr=0.0, momentum=0.0, weight_decay=0.0, arch_lr=0.0, **kwargs)
     inputs, targets = image_batch(spec)

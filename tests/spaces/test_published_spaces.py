@@ -369,6 +369,7 @@ def test_a_genotype_of_a_deeper_network_does_not_fit():
         mbconv(depths=[2, 1]).network(tiny_spec(), genotype)
 
 
+@pytest.mark.long
 def test_the_whole_job_in_the_mbconv_space(tmp_path):
     nas_run.run(composed("run", [*MBCONV, "formats=[program]"]), tmp_path / "run")
     assert (tmp_path / "run" / "export" / "model.pt2").is_file()

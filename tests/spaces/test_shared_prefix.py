@@ -6,7 +6,7 @@ from methods.test_first_order import image_batch, make
 from torch import nn
 
 from nas.methods.sampler import GDAS, Uniform
-from nas.spaces import cell as cell_module
+from nas.spaces import planned_cell
 from nas.spaces.ops import ReLUConvBN, SepConv
 from nas.spaces.shared_prefix import shared_starts, start_of
 
@@ -69,7 +69,7 @@ def test_steps_are_those_without(space, spec, sampler, monkeypatch):
     results = []
     for shares in (False, True):
         if not shares:
-            monkeypatch.setattr(cell_module, "shared_starts", lambda operations, plan: {})
+            monkeypatch.setattr(planned_cell, "shared_starts", lambda operations, plan: {})
         else:
             monkeypatch.undo()
         torch.manual_seed(0)

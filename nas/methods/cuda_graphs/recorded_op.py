@@ -56,12 +56,23 @@ class FirstTick:
         self.ticked = True
 
 
+@dataclass(frozen=True)
+class OutputUse:
+    """How an operation's output goes into its slot.
+
+    adds: it is added to the slot, instead of replacing its content. widens: the slot takes the widest type of the
+    output and of what the operation reads.
+    """
+
+    adds: bool
+    widens: bool
+
+
 class Work:
     """What is recorded of one operation: its output goes to a slot, its gradients to where they belong.
 
     passes_on: whether its sources get one. gate: None if it has no hard one. weights: that get a gradient. norms: whose
-    counters somebody else moves, see `ticks`. adds: to what is in the slot, instead of taking its place. widens: the
-    slot has the widest type that candidates may give.
+    counters somebody else moves, see `ticks`. output: how its output goes into the slot.
     """
 
     def __init__(
@@ -74,11 +85,10 @@ class Work:
         gate: GateOf | None,
         weights: Sequence[nn.Parameter],
         norms: Sequence[nn.Module] = (),
-        adds: bool,
-        widens: bool,
+        output: OutputUse,
     ) -> None:
         self.operation, self.sources, self.target, self.passes_on = operation, sources, target, passes_on
-        self.gate, self.weights, self.adds, self.widens = gate, weights, adds, widens
+        self.gate, self.weights, self.adds, self.widens = gate, weights, output.adds, output.widens
         self.gradients: Sequence[Tensor | None] = ()  # of the weights, once `backward` has run or is recorded
         self.ends = False  # whether no gradient passes
         self.ticks: Sequence[Tensor] = ()  # counters of norms, to be moved by one, once `forward` has run

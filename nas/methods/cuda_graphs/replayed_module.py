@@ -11,7 +11,7 @@ from torch.fx.node import map_aggregate
 
 from nas.methods.cuda_graphs.account import MIB, Account
 from nas.methods.cuda_graphs.eager_check import Reference
-from nas.methods.cuda_graphs.recorded_op import NotReplayableError, Recorded, Slot, Work, places_of
+from nas.methods.cuda_graphs.recorded_op import NotReplayableError, OutputUse, Recorded, Slot, Work, places_of
 from nas.methods.cuda_graphs.recorder import Recorder, is_out_of_memory
 from nas.methods.cuda_graphs.replay_pass import MOST_DRAWS, NOTHING, Draw, Kind, Level, Pass, Run, nothing
 from nas.methods.cuda_graphs.trace import Block, Node, Place, Tape, tapes
@@ -223,8 +223,7 @@ class Replayed:
             gate=gate,
             weights=[weight for weight in module.parameters() if weight.requires_grad] if level.learns else [],
             norms=[norm for norm in module.modules() if norm in self._norms],
-            adds=place.in_cell,
-            widens=place.in_cell or place.choice is not None,
+            output=OutputUse(adds=place.in_cell, widens=place.in_cell or place.choice is not None),
         )
         pool = kind.pools.setdefault(place.number, self._recorder.pool())
         before = Buffers(module)
