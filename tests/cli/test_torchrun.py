@@ -77,7 +77,6 @@ PRESETS = {
     "gdas": "defaults: [{override /sampler: gdas}, {override /deriver: best_of}]\nderiver: {samples: 4}",
     "softmax": "defaults: [{override /sampler: softmax}, {override /deriver: perturbation}]\nderiver: {tune_steps: 2}",
     "difference": "defaults: [{override /sampler: softmax}, {override /searcher: second_order}]",
-    "exact": "defaults: [{override /sampler: softmax}, {override /searcher: second_order}]\nsearcher: {method: exact}",
 }
 BATCH_NORM = {"batch_norm": "space: {arguments: {batch_norm: true}}"}  # which on a CPU is not to train the same
 

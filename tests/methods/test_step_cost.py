@@ -204,6 +204,7 @@ def test_the_floor_computes_what_the_search_does(bench):
         bench.check_agreement()
 
 
+@pytest.mark.long
 def test_the_script_prints_a_table_and_writes_json(script, monkeypatch, tmp_path, capsys):
     out = tmp_path / "found.json"
     overrides = ["space=nas_bench_201", *SMALL, "space.cells=1"]
