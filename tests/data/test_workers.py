@@ -269,6 +269,7 @@ def test_a_worker_takes_three_descriptors() -> None:
     workers.close()
 
 
+@pytest.mark.long  # the files that a start needs depend on what ran in this process before
 def test_workers_that_nobody_reads_from_make_room() -> None:
     read(Numbers())  # the first worker of a process opens files that stay open
     gc.collect()  # closes the files of workers that other tests have left
