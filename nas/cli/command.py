@@ -252,7 +252,7 @@ class Task:
         return None
 
     def run(self, cfg: DictConfig, directory: Path) -> float | list[float] | None:
-        """Of a command by itself, which goes on with another run if it is told to."""
+        """Runs the command outside a sweep. It continues an earlier run if ``resume`` is set."""
         if OmegaConf.select(cfg, "resume") == "auto":
             held = (directory / "manifest.json").exists()
             return self.go_on(cfg, directory, as_before=True) if torchrun.agreed(held) else self.begin(cfg, directory)

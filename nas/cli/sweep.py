@@ -49,8 +49,11 @@ class Beginning(Callback):  # type: ignore[misc]
 
 
 def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
-    """config: Hydra's, of which that of each job is made anew, with the overrides that it lists. varied: settings that
-    jobs may change, beside those that the command line sweeps over."""
+    """Prepares a sweep: claims its directory, and notes which settings all jobs share.
+
+    config: Hydra's configuration, changed in place. Hydra composes each job's configuration from its overrides.
+    varied: settings that jobs may change, beside the settings that the command line sweeps over.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     overrides = list(config.hydra.overrides.hydra)

@@ -365,8 +365,10 @@ class SearchJob:
 
 
 def check_excluded(deriver: Deriver, arch: ArchParams) -> None:
-    """Raises ConfigError if the deriver is told to leave out what no choice has: a name misspelt would exclude nothing.
-    ``none`` is left out by default, whether a space has it or not."""
+    """Raises ConfigError if the deriver excludes a name that no choice has, as a misspelt name would exclude nothing.
+
+    The default exclusion, ``none``, is allowed in every space.
+    """
     names = list(dict.fromkeys(name for probs in arch.named_probs().values() for name in probs))
     unknown = [name for name in getattr(deriver, "exclude", None) or () if name not in (*names, "none")]
     if unknown:
