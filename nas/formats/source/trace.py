@@ -27,7 +27,7 @@ class PartTracer(fx.Tracer):  # type: ignore[misc]
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        # fx itself would make a tensor of every parameter, even of those that keep their defaults.
+        # torch.fx would turn every parameter into a tensor, including parameters with default values.
         named = {name: self.create_proxy("placeholder", name, (), {}) for name in self._inputs}
         return lambda root: root_fn(root, **named), [self.root]
 

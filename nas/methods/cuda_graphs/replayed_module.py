@@ -285,7 +285,7 @@ def memory_wanted() -> Iterator[None]:
 
 
 def norms_of_one(places: Sequence[Place]) -> set[nn.Module]:
-    """Batch norms whose counters of batches nothing reads in a step, of those that run at one place alone."""
+    """Returns the batch norms that run at one place only and whose batch counter no step reads."""
     found = Counter(
         norm
         for place in places
