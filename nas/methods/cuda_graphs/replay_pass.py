@@ -104,11 +104,11 @@ class Level:
 
 @dataclass
 class Kind:
-    """What is recorded for inputs of one kind: shapes, layouts, types, precision.
+    """The recordings for inputs of one kind: shapes, layouts, types, precision.
 
-    of_gates: the gradient of the gates of all choices. scales: the same of those that are scales of norms, by width
-    and type, with a row for each choice. pools: by place. under_way: the pass whose values the slots have, until it is
-    differentiated. lent: weights and the gradients that the last backward pass gave them.
+    of_gates: the gradient of the gates of all choices. scales: by width and type, the gradients of gates that act as
+    scales of norms, with a row for each choice. pools: the memory pool of each place. under_way: the pass whose values
+    are in the slots and that is not differentiated yet. lent: the weights and gradients of the last backward pass.
     """
 
     slots: Sequence[Slot]
