@@ -13,7 +13,7 @@ from nas.errors import CheckpointError, NasError
 
 # A network is built with all candidates of its choices, of which a genotype keeps few: up to 8 times as many modules in
 # the spaces that ship, and 20 times as many numbers where it keeps those without weights.
-MODULES, MODULES_PER_TENSOR = 5_000, 100  # of which a thousand take a quarter of a second
+MODULES, MODULES_PER_TENSOR = 5_000, 50  # of which a thousand take a quarter of a second
 NUMBERS, NUMBERS_PER_NUMBER = 20_000_000, 200
 
 

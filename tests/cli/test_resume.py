@@ -82,7 +82,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Of 3 steps an epoch of the search, and as many of retraining: in the middle and at the end of an epoch of each.
-@pytest.mark.parametrize("step", [1, 5, 12])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.long), 5, pytest.param(12, marks=pytest.mark.long)])
 def test_a_stopped_run_ends_as_it_would_have(
     nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path, step: int
 ) -> None:

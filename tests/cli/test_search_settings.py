@@ -216,7 +216,8 @@ def test_pc_darts_searches_in_part_and_retrains_whole(nas: Nas, tmp_path: Path) 
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.long)])
+@pytest.mark.long  # precision and compiler are each tested in tests/runtime
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_and_a_compiler_through_the_command(nas: Nas, tmp_path: Path, precision: str) -> None:
     chosen = (f"runtime.precision={precision}", "runtime.compile=aot_eager", "tracker=jsonl")
     small = ("space.nodes=3", "retrain.drop_path=0.2", "hydra.run.dir=out")  # compiling takes its time

@@ -53,7 +53,13 @@ def trained(line):
 
 
 @pytest.mark.parametrize(
-    "space", [(), ("sampler=softmax",), NOISY, (*NOISY, "sampler=softmax")], ids=["gdas", "softmax", "noise", "both"]
+    "space",
+    [
+        pytest.param((), id="gdas", marks=pytest.mark.long),
+        pytest.param(("sampler=softmax",), id="softmax", marks=pytest.mark.long),
+        pytest.param(NOISY, id="noise", marks=pytest.mark.long),
+        pytest.param((*NOISY, "sampler=softmax"), id="both"),
+    ],
 )
 def test_looking_at_the_gap_changes_nothing(space, tmp_path):
     lines, state = {}, {}
@@ -70,7 +76,9 @@ def test_looking_at_the_gap_changes_nothing(space, tmp_path):
     assert "discretisation_gap" not in json.loads((tmp_path / "0" / "result.json").read_text())
 
 
-@pytest.mark.parametrize("space", [(), NOISY], ids=["nas_bench_201", "darts"])
+@pytest.mark.parametrize(
+    "space", [pytest.param((), id="nas_bench_201", marks=pytest.mark.long), pytest.param(NOISY, id="darts")]
+)
 def test_the_deriver_changes_nothing_but_what_is_derived(space, tmp_path):
     lines, states, genotypes = {}, {}, {}
     derivers = {

@@ -343,7 +343,7 @@ cases("run", "unbounded", deep=lambda f: (f.run(), f.text("run/metadata.json", "
 for said in (
     ": 1" + ":59" * 30_000,
     "[" * 90_000,
-    "{" + ",".join(map(str, range(16_000))) + "}",
+    "{" + ",".join(map(str, range(9_000))) + "}",
     ": 0x" + "f" * 90_000,
     ": 1." + "1" * 90_000,
     ": =",

@@ -19,14 +19,21 @@ from nas.storage.metrics_log import JsonLines
 
 ROOT = configuration.directory()
 GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "hydra")
-OPTIONS = [
-    (group, path.stem)
+# These need settings of the user's own: see test_custom.py, test_search_settings.py and test_measure_latency.py.
+OF_THE_USER = ("custom", "parameters", "macs", "latency")
+TRACKERS = ("mlflow", "trackio", "wandb")  # of others, whose clients test_other_trackers.py tests
+OPTIONS = {
+    group: [path.stem for path in sorted((ROOT / group).glob("*.yaml")) if path.stem not in (*OF_THE_USER, *TRACKERS)]
     for group in GROUPS
     if group not in ("experiment", "data", "benchmark")  # below, in tests/data and in test_nas_bench_201_table.py
-    for path in sorted((ROOT / group).glob("*.yaml"))
-    # These need settings of the user's own: see test_custom.py, test_search_settings.py and test_measure_latency.py.
-    if path.stem != "custom" and path.stem not in ("parameters", "macs", "latency")
+}
+ALONE = ("keep", "ops", "retrain", "searcher", "space", "task")  # go with one space, or need more than their option
+# The others go together: the first options of all groups in one configuration, then the second ones, ...
+TOGETHER = [
+    [(group, options[row % len(options)]) for group, options in OPTIONS.items() if group not in ALONE]
+    for row in range(max(len(options) for group, options in OPTIONS.items() if group not in ALONE))
 ]
+CASES = [[(group, option)] for group in ALONE for option in OPTIONS[group]] + TOGETHER
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
 # Their steps run all operations of the DARTS space, or several passes; the others show the same parts.
 SLOW = {
@@ -85,20 +92,25 @@ def test_every_command_composes(root: str) -> None:
     assert HydraConfig.get().job.name == f"nas-{root}"
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
-    overrides = [f"{group}={option}"]
+def overrides_of(group: str, option: str) -> list[str]:
+    places = [group]
     if group == "optim":  # a group that appears in three places
-        overrides = [f"optim@{place}={option}" for place in ("weight_optim", "arch_optim", "retrain.optim")]
+        places = ["optim@weight_optim", "optim@arch_optim", "optim@retrain.optim"]
     if option == "exponentiated_gradient":  # moves logits alone
-        overrides = [f"optim@arch_optim={option}"]
+        places = ["optim@arch_optim"]
     if group == "lr":
-        overrides = [f"lr={option}", f"lr@retrain.lr={option}"]
+        places = ["lr", "lr@retrain.lr"]
     if group == "policy":
-        overrides = [f"policy@retrain.policy={option}"]
-    if option == "second_order":  # differentiates through the gates
-        overrides = ["sampler=softmax", *overrides]
-    space = SPACES.get(option)
+        places = ["policy@retrain.policy"]
+    return [f"{place}={option}" for place in places]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ",".join(map("=".join, case)))
+def test_every_option_builds(case: list[tuple[str, str]], tmp_path: Path) -> None:
+    overrides = [override for group, option in case for override in overrides_of(group, option)]
+    if case == [("searcher", "second_order")]:  # differentiates through the gates
+        overrides.append("sampler=softmax")
+    space = SPACES.get(case[0][1]) if len(case) == 1 else None
     if space is not None:
         overrides = [f"space={space}", *overrides]
     cells = 1 if space is None else 3  # as few as the space takes
@@ -107,21 +119,23 @@ def test_every_option_builds(group: str, option: str, tmp_path: Path) -> None:
         sizes = ["space.widths=[4]", "space.depths=[1]", "space.strides=[1]"]
     if space == "darts_imagenet":  # whose auxiliary head needs larger images
         sizes.append("data.size=193")
-    small = [o for o in SMALL if not (group == "tracker" and o.startswith("tracker"))]
-    if group == "tracker" and option not in ("jsonl", "tensorboard"):
-        # Their clients are tested in test_other_trackers.py; here, whether the option can be built.
-        assert issubclass(configuration.build(composed("run", *small, *overrides).tracker).func, JsonLines)
-        return
-    if (group, option) == ("task", "regression"):  # which images with class labels are not for
+    small = [o for o in SMALL if not (len(case) > 1 and o.startswith("tracker"))]
+    cfg = composed("run", *small, *overrides, *sizes)
+    if case == [("task", "regression")]:  # which images with class labels are not for
         with pytest.raises(DataError, match="task=regression needs floats as targets"):
-            SearchStage(Setup.from_config(composed("run", *small, *overrides, *sizes)))
+            SearchStage(Setup.from_config(cfg))
         return
-    setup = Setup.from_config(composed("run", *small, *overrides, *sizes))
+    setup = Setup.from_config(cfg)
     SearchStage(setup)
     RetrainStage(setup)
     with setup.open(tmp_path) as out, setup.track(out) as tracker:
         tracker.log("search", 0, {"loss": 1.0})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"stage": "search", "epoch": 0, "loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_trackers_of_others_build(tracker: str) -> None:
+    assert issubclass(configuration.build(composed("run", f"tracker={tracker}").tracker).func, JsonLines)
 
 
 @pytest.mark.parametrize(
