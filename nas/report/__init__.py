@@ -1,4 +1,4 @@
-"""Pages that show what runs left: one self-contained HTML file. Reads files alone; imports neither torch nor hydra."""
+"""Pages that show runs: one self-contained HTML file. Reads files only; imports neither torch nor hydra."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Charts as SVG, with the page's own colours, so that they follow light and dark."""
+"""Draws charts as SVG. The page's style sheet gives the colours, so charts follow light and dark mode."""
 
 import io
 import math
@@ -21,7 +21,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """colour: a class of the page, ``k0`` to ``k7``. band: (x, low, high), drawn behind the line."""
+    """A line of a chart. colour: a class of the page, ``k0`` to ``k7``. band: (x, low, high), drawn behind the line."""
 
     name: str
     points: Sequence[Point]
@@ -42,7 +42,7 @@ def percent(value: float) -> str:
 
 
 def picture(drawn: Picture, *, least: int) -> Html:
-    """A drawing of the project, in the page's colours. least: pixels under which it scrolls rather than shrinks."""
+    """Returns a drawing of `nas.drawing` in the page's colours. least: the width in pixels below which it scrolls."""
     left, top, right, bottom = FRAME
     inner = [shape for shape in drawn.shapes if not (isinstance(shape, Text) and shape.y < top)]  # not its heading
     body = Html("".join(map(element, inner)))
@@ -56,12 +56,12 @@ def picture(drawn: Picture, *, least: int) -> Html:
 
 
 def scrolled(inside: Html, label: str) -> Html:
-    """Scrolls sideways by itself, with the keyboard too."""
+    """Wraps content that is wider than the page. It scrolls sideways, by mouse and by keyboard."""
     return el("div", inside, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from low to high."""
+    """Returns round numbers from low to high, for an axis."""
     if not high > low:
         return [low]
     step = (high - low) / count
@@ -125,7 +125,7 @@ def line_chart(
     x_label: str = "epoch",
     marks: Sequence[tuple[float, str]] = (),
 ) -> Html | None:
-    """None if there is nothing to draw. marks: (x, what happened there)."""
+    """Returns a line chart; None if there is nothing to draw. marks: (x, what happened there)."""
     shown = [one for one in series if one.points]
     if not shown:
         return None
@@ -175,7 +175,7 @@ def path(points: Sequence[Point]) -> str:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """Not more than MOST_POINTS: the lowest and the highest of each of equal stretches, so that no peak is lost."""
+    """Returns at most MOST_POINTS points: the lowest and the highest of each of equal stretches. Every peak stays."""
     if len(points) <= MOST_POINTS:
         return list(points)
     found: list[Point] = [points[0]]
@@ -195,7 +195,7 @@ def scatter(
     x_label: str,
     higher_is_better: bool,
 ) -> Html | None:
-    """points: (x, y, name, colour). The front of those that no other beats in both is joined by a line."""
+    """Returns a scatter chart. points: (x, y, name, colour). A line joins the points of the Pareto front."""
     if not points:
         return None
     xs, ys = [one[0] for one in points], [one[1] for one in points]
@@ -214,7 +214,7 @@ def scatter(
 
 
 def pareto(points: Sequence[Point], *, higher_is_better: bool = True) -> list[Point]:
-    """Those with a better y than all with an x as small or smaller, by rising x."""
+    """Returns the Pareto front, by rising x: the points for which no point with x as small has y as large."""
     sign = 1 if higher_is_better else -1
     front: list[Point] = []
     for x, y in sorted(set(points), key=lambda one: (one[0], -sign * one[1])):
@@ -224,7 +224,7 @@ def pareto(points: Sequence[Point], *, higher_is_better: bool = True) -> list[Po
 
 
 def waterfall(title: str, steps: Sequence[tuple[str, str, float]], *, show: Callable[[float], str]) -> Html:
-    """steps: (name, what it is, value), in their order; between two the difference is written."""
+    """Returns a waterfall chart. steps: (name, description, value), in order. Differences are written between them."""
     values = [value for *_, value in steps]
     low, high = min(0.0, *values), max(0.0, *values)
     axes = Axes((0, len(steps)), (low, (high + 0.12 * (high - low)) or 1))
@@ -253,7 +253,10 @@ def waterfall(title: str, steps: Sequence[tuple[str, str, float]], *, show: Call
 
 
 def calibration_chart(bins: Sequence[tuple[int, float, float]]) -> Html:
-    """bins: (how many, mean confidence, share that is right), of those that have examples. Larger dots are of more."""
+    """Returns a calibration chart. A larger dot means more examples.
+
+    bins: (number of examples, mean confidence, share that is right), of the bins with examples.
+    """
     axes = Axes((0.0, 1.0), (0.0, 1.0))
     body = list(axes.drawn("confidence", percent, percent))
     body.append(el("path", d=path([axes.at(0, 0), axes.at(1, 1)]), class_="front"))
@@ -274,9 +277,10 @@ def calibration_chart(bins: Sequence[tuple[int, float, float]]) -> Html:
 def heat(
     key: str, rows: Sequence[tuple[str, Sequence[float]]], epochs: Sequence[int], kept: Sequence[tuple[int, str]]
 ) -> Html:
-    """The probabilities of one choice: a row for each operation, a column for each epoch, the colour the probability.
+    """Returns a heat map of the probabilities of one choice: a row for each operation, a column for each epoch.
 
-    kept: (epoch, operation) from which on an operation was derived; framed, with a mark at each change.
+    kept: (epoch, operation) for each change of the derived operation. The derived operation is framed, and each change
+    has a mark.
     """
     height, left, wide = 15.0, 92.0, 290.0
     first, last = epochs[0], epochs[-1]
@@ -320,7 +324,7 @@ def heat(
 
 
 def heat_png(rows: Sequence[Sequence[float]]) -> str:
-    """One colour on nothing, as opaque as a value in [0, 1] is large, so that it suits light and dark."""
+    """Returns a PNG of one colour whose opacity is the value, in [0, 1]. So it suits light and dark mode."""
     levels = 32
     pixels = bytes(
         round((levels - 1) * min(1.0, max(0.0, value)) ** 0.75) if math.isfinite(value) else 0

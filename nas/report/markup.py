@@ -1,4 +1,4 @@
-"""HTML and SVG from Python: every text is escaped, unless it is Html already."""
+"""Builds HTML and SVG. Every text is escaped unless it is `Html`."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from nas.drawing.svg import text as escaped
 
 
 class Html(str):
-    """Markup that is taken as it is."""
+    """Markup that needs no escaping."""
 
 
 VOID = frozenset({"br", "img", "input", "link", "meta", "wbr"})
@@ -14,8 +14,11 @@ Child = object
 
 
 def el(name: str, /, *children: Child, **attributes: object) -> Html:
-    """An element. children: Html, texts and numbers, lists of them, None for nothing. Attributes: ``class_`` is
-    ``class``, ``data_x`` is ``data-x``; True is one without a value, None and False are left out."""
+    """Returns an element.
+
+    children: Html, texts, numbers, lists of them, or None for nothing. Attributes: ``class_`` becomes ``class``,
+    ``data_x`` becomes ``data-x``. True writes the attribute without a value; None and False leave it out.
+    """
     given = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escaped(str(value))}"')
         for key, value in attributes.items()
@@ -39,5 +42,5 @@ def parts(child: Child) -> Iterable[str]:
 
 
 def lines(text: str) -> Html:
-    """Several lines of text, for a `pre`."""
+    """Returns several lines of text, for a `pre` element."""
     return Html("\n".join(map(escaped, text.split("\n"))))

@@ -1,4 +1,4 @@
-"""The page of one run: its parts, each left out or replaced by a sentence where the run has nothing for it."""
+"""Builds the page of one run. A part without data is left out, or a sentence says what is missing."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ Section = tuple[str, str, Html]  # id, heading, content
 
 
 def shower(run: RunFiles) -> Callable[[float], str]:
-    """How values of the run's metric are written."""
+    """Returns the function that formats values of the run's metric."""
     return (lambda value: f"{100 * value:.2f} %") if run.metric[2] else plain
 
 
@@ -194,14 +194,14 @@ def edges(run: RunFiles) -> Html | None:
 
 
 def evenly(found: Sequence[Line]) -> Sequence[Line]:
-    """At most STEPS of the lines, the first and the last among them."""
+    """Returns at most STEPS of the lines, evenly spaced, with the first and the last."""
     if len(found) <= STEPS:
         return found
     return [found[round(index * (len(found) - 1) / (STEPS - 1))] for index in range(STEPS)]
 
 
 def kept(run: RunFiles, key: str) -> list[tuple[int, str]]:
-    """(epoch, operation) from which on it was derived; an empty name for a dropped edge."""
+    """Returns (epoch, operation) for each change of the derived operation; the operation is "" for a dropped edge."""
     found: list[tuple[int, str]] = []
     for epoch, choices in run.derived:
         name = choices.get(key) or ""

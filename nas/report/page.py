@@ -1,4 +1,4 @@
-"""One HTML file of one run or of several: style and script are in it, and it asks for nothing else."""
+"""Builds one HTML file for one run or several. The file holds its style and script, and requests nothing else."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ LEAST_POINTS, MOST_POINTS = 60, 500  # of one run
 
 
 def report(paths: Sequence[Path]) -> str:
-    """The page of the runs in the directories, or below them. Raises OutputError if one of the paths has no run."""
+    """Returns the page of the runs in these directories, or below them. Raises OutputError if a path holds no run."""
     directories = find(paths)
     points = max(LEAST_POINTS, min(MOST_POINTS, POINTS_OF_ALL // len(directories)))
     runs = [read_run(one, points=points) for one in directories]
@@ -76,7 +76,7 @@ def page(title: str, heading: object, notes: Sequence[str], sections: Sequence[S
 
 
 def style() -> str:
-    """The page's rules, and the colours of drawings, light and dark; paper is light."""
+    """Returns the style sheet, with the colours of drawings in light and dark mode. Printing uses the light colours."""
     names = {name: name.replace(" ", "-") for name in COLOURS}
     light, dark = ("".join(f"--c-{css}:{COLOURS[name][shade]};" for name, css in names.items()) for shade in (0, 1))
     shapes = "".join(f".f-{css}{{fill:var(--c-{css})}}.s-{css}{{stroke:var(--c-{css})}}" for css in names.values())

@@ -1,4 +1,4 @@
-"""What a run left in its directory, read as far as it is there and whole: anybody may have written it."""
+"""Reads the files of a run's directory. Anybody may have written them: parts may be missing, damaged or hostile."""
 
 import contextlib
 import json
@@ -25,9 +25,12 @@ MOST_RUNS = 1000
 
 @dataclass
 class RunFiles:
-    """config: of ``config.yaml``. choices: the derived ones. lines: stage -> lines of metrics, thinned out evenly.
-    logged: stage -> how many lines there are. derived: (epoch from 1, choices), for each change. damaged: what could
-    not be read, in words."""
+    """The files of one run.
+
+    config: the content of ``config.yaml``. choices: the derived operations. lines: stage -> lines of metrics, thinned
+    out evenly. logged: stage -> the number of lines in the file. derived: (epoch from 1, choices), for each change.
+    damaged: a sentence for each file that could not be read.
+    """
 
     path: Path
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class RunFiles:
 
     @property
     def metric(self) -> tuple[str, bool, bool]:
-        """Name, whether higher is better, whether it is shown in per cent."""
+        """Returns the metric's name, whether higher is better, and whether it is shown in per cent."""
         given = mapping(self.result.get("metric"))
         name = text(given.get("name"))
         if name:
@@ -81,12 +84,12 @@ class RunFiles:
 
     @property
     def one_latency(self) -> float | None:
-        """Milliseconds for one example."""
+        """Returns the latency of one example, in milliseconds; None without a measurement."""
         return next((number(one["median_ms"]) for one in self.latency if one.get("batch") == 1), None)
 
     @property
     def status(self) -> tuple[str, str]:
-        """finished, running, killed, interrupted, failed or unknown; and a sentence."""
+        """Returns finished, running, killed, interrupted, failed or unknown, and a sentence that explains it."""
         said = self.manifest.get("status")
         go_on = "resume= with this directory goes on from the last checkpoint."
         if said == "running":
@@ -107,7 +110,7 @@ class RunFiles:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader has to know before the numbers."""
+        """Returns sentences that a reader must know before the numbers."""
         notes = [self.status[1]] if self.status[1] else []
         version = text(mapping(self.manifest.get("versions")).get("gumbel-nas"))
         if version and version != __version__:
@@ -120,7 +123,7 @@ class RunFiles:
 
 
 def is_alive(process: str) -> bool | None:
-    """Of "<pid> on <machine>"; None of another machine."""
+    """Says whether a process is running, given "<pid> on <machine>"; None if it is on another machine."""
     pid, _, machine = process.partition(" on ")
     if machine != platform.node() or not pid.isascii() or not pid.isdigit() or not 0 < int(pid) < 2**31:
         return None
@@ -134,7 +137,7 @@ def is_alive(process: str) -> bool | None:
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
-    """The directories of runs among `paths`, or below them. Raises OutputError if one of the paths has none."""
+    """Returns the directories of runs among `paths` and below them. Raises OutputError if a path holds no run."""
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -165,7 +168,7 @@ def below(path: Path, depth: int) -> Iterable[Path]:
 
 
 def read_run(path: Path, *, points: int) -> RunFiles:
-    """points: lines of metrics of a stage that are kept at most."""
+    """Reads one run. points: the number of lines of metrics of each stage that are kept at most."""
     run = RunFiles(path)
     run.manifest = mapping(read_json(run, "manifest.json"))
     run.result = mapping(read_json(run, "result.json"))
@@ -201,7 +204,7 @@ def reason(error: Exception) -> str:
 
 
 def read_metrics(run: RunFiles, points: int) -> None:
-    """In two passes over the file, so that of a long run only the lines that are shown are parsed."""
+    """Reads the metrics in two passes: the first counts lines, the second parses only those that are shown."""
     path, damaged = run.path / "metrics.jsonl", 0
     stages: list[str] = []
     try:
@@ -241,7 +244,7 @@ def read_metrics(run: RunFiles, points: int) -> None:
 
 
 def stage_of(line: bytes) -> str:
-    """Of a line of metrics, by its beginning, as ours have it; empty for what is no such line."""
+    """Returns the stage of a line of metrics, from its first characters; "" if this project did not write the line."""
     for stage in STAGES:
         if line.startswith(b'{"stage": "%s"' % stage.encode()):
             return stage
@@ -250,7 +253,7 @@ def stage_of(line: bytes) -> str:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """A dict with keys of text; empty for anything else."""
+    """Returns `value` if it is a dict whose keys are texts, else {}."""
     return {key: of for key, of in value.items() if isinstance(key, str)} if isinstance(value, dict) else {}
 
 
@@ -263,12 +266,12 @@ def text(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
+    """Returns `value` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def values(lines: Iterable[Line], name: str) -> list[tuple[float, float]]:
-    """(epoch from 1, value) of a metric, where it is a finite number."""
+    """Returns (epoch from 1, value) of a metric wherever it is a finite number."""
     return [(line["epoch"] + 1.0, float(line[name])) for line in lines if number(line.get(name)) is not None]

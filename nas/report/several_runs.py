@@ -1,4 +1,4 @@
-"""The page that compares several runs."""
+"""Builds the page that compares several runs."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ LONGEST = 60  # characters of a value
 
 
 class Groups:
-    """Runs that differ by nothing but the seed. differing: setting -> its value in each run, None for none."""
+    """Groups runs that differ only in the seed. differing: setting -> its value in each run; None if a run lacks it."""
 
     def __init__(self, runs: Sequence[RunFiles]) -> None:
         self.runs = runs
@@ -37,7 +37,7 @@ class Groups:
         self.telling = telling(self.differing, len(self.order))
 
     def label(self, index: int) -> str:
-        """Of the group of a run."""
+        """Returns the label of a run's group."""
         shown = [self.differing[name][index] for name in self.telling]
         return ", ".join(shown) or "all runs"
 
@@ -45,14 +45,14 @@ class Groups:
         return f"k{min(self.order.index(self.keys[index]), HUES - 1)}"
 
     def members(self) -> Iterator[tuple[str, str, list[RunFiles]]]:
-        """(label, colour, runs) of each group."""
+        """Returns (label, colour, runs) of each group."""
         for key in self.order:
             of = [index for index, one in enumerate(self.keys) if one == key]
             yield self.label(of[0]), self.colour(of[0]), [self.runs[index] for index in of]
 
 
 def telling(differing: dict[str, list[str]], groups: int) -> list[str]:
-    """Few settings that tell the groups apart, chosen options before numbers."""
+    """Returns a few settings that tell the groups apart: first groups of options, then numbers."""
     names = sorted(differing, key=lambda name: (not name.endswith("_name_"), name.count(".")))
     chosen: list[str] = []
     for name in names:
@@ -79,7 +79,7 @@ def sections(runs: Sequence[RunFiles]) -> Iterator[Section]:
 
 
 def summary(groups: Groups) -> Html | None:
-    """A row for each group: mean and standard deviation over its runs."""
+    """Returns a table with a row for each group: mean and standard deviation over its runs."""
     rows = []
     for label, colour, runs in groups.members():
         scores = [run.score for run in runs if run.score is not None]
@@ -147,7 +147,7 @@ def curves(groups: Groups) -> Html | None:
 
 
 def overlaid(groups: Groups, stage: str, metric: str) -> list[Series]:
-    """A thin line for each run, and a line with a band for each group of several."""
+    """Returns a chart with a thin line for each run, and for each group of several runs a mean line with a band."""
     thin, strong = [], []
     for label, colour, runs in groups.members():
         lines = [points for run in runs if (points := values(run.lines.get(stage, []), metric))]
@@ -191,7 +191,7 @@ def sizes(groups: Groups) -> Html | None:
 
 
 def genotypes(groups: Groups) -> Html | None:
-    """Side by side where there are few, and of each choice how many runs agree."""
+    """Shows genotypes side by side if there are few, and for each choice how many runs agree."""
     runs = [(index, run) for index, run in enumerate(groups.runs) if run.choices]
     if len(runs) < 2:
         return None
@@ -254,6 +254,6 @@ def values_of(column: Sequence[str]) -> list[str]:
 
 
 def states(runs: Sequence[RunFiles]) -> str:
-    """How many runs are in which state."""
+    """Returns how many runs are in each state."""
     found = Counter(run.status[0] for run in runs)
     return ", ".join(f"{count} {state}" for state, count in found.most_common())

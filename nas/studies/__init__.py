@@ -1,1 +1,1 @@
-"""Methods x seeds: what is run, baselines, statistics, and tables of every run."""
+"""Studies: methods x seeds, baselines, statistics, and tables that list every run."""

@@ -1,4 +1,4 @@
-"""What a method has to beat, from a benchmark's table: random cells, random search at equal cost, and drawn cells."""
+"""The baselines of a study, from a benchmark's table: random cells, random search at equal cost, and trivial cells."""
 
 import re
 from typing import Any
@@ -20,9 +20,9 @@ DRAWN = {
 
 
 class Baselines:
-    """Of one column of a table, and of the same number of runs as the methods have.
+    """Reads the baselines of one column of a table. There are as many runs of each baseline as each method has seeds.
 
-    Raises ConfigError if the table lacks a column.
+    Raises ConfigError if the table lacks a column, or if cells would be chosen by a test accuracy.
     """
 
     def __init__(self, benchmark: Benchmark, *, seeds: tuple[int, ...]) -> None:
@@ -44,17 +44,20 @@ class Baselines:
             )
 
     def all_cells(self) -> np.ndarray:
-        """(cells,) what the reported column has."""
+        """Returns the reported column of all cells: an array of shape (cells,)."""
         return self.table.accuracies(self.benchmark.column)
 
     def random_cells(self) -> dict[int, float]:
-        """seed -> the accuracy of a cell that is drawn by it."""
+        """Returns seed -> the accuracy of one cell, drawn with this seed."""
         values = self.all_cells()
         return {seed: float(values[self._drawn(seed, "cell", 1)[0]]) for seed in self.seeds}
 
     def cells_at_cost(self, search_epochs: float) -> int | None:
-        """How many cells random search trains in the epochs that a search takes: weight and architecture steps of a
-        search see every training image once an epoch, as a training does. None without a column to choose by."""
+        """Returns how many cells random search trains in the epochs of one search; None without a column to choose by.
+
+        In one epoch of a search, the weight steps and the architecture steps together see each training image once. One
+        epoch of training a cell sees each image once as well.
+        """
         if self.benchmark.chosen_by is None:
             return None
         epochs = ACCURACY.fullmatch(self.benchmark.chosen_by)
@@ -62,7 +65,7 @@ class Baselines:
         return None if number is None else max(1, int(search_epochs // int(number[0])))
 
     def random_search(self, cells: int) -> dict[int, float]:
-        """seed -> the accuracy of the best of so many cells, by the column that they are chosen by."""
+        """Returns seed -> the accuracy of the best of `cells_at_cost` cells, chosen by the column `chosen_by`."""
         assert self.benchmark.chosen_by is not None
         chosen_by, values = self.table.accuracies(self.benchmark.chosen_by), self.all_cells()
         found = {}
@@ -72,7 +75,7 @@ class Baselines:
         return found
 
     def drawn_cells(self) -> list[dict[str, Any]]:
-        """Cells that nobody has to search for."""
+        """Returns a row for each trivial cell, which nobody has to search for."""
         rows = []
         for name, text in DRAWN.items():
             standing = self.table.look_up(from_text(text))[self.benchmark.column]
@@ -80,7 +83,7 @@ class Baselines:
         return rows
 
     def sampled(self, count: int) -> np.ndarray:
-        """So many different rows of the table, (count,), the same ones for every supernet."""
+        """Returns `count` different rows of the table, shape (count,). They are the same for every supernet."""
         generator = np.random.default_rng(0)
         return generator.permutation(len(self.table))[:count]
 

@@ -1,5 +1,7 @@
-"""The points of the best-practice checklist for architecture search (Lindauer & Hutter 2020), answered from the
-manifests and configurations that the runs left: yes, or no and why."""
+"""The best-practice checklist for architecture search (Lindauer & Hutter 2020).
+
+The manifests and configurations of the runs answer it. Each answer is yes, or no with the reason.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ Answer = tuple[str, str]  # yes or no, and what that rests on
 def checklist(
     plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, baselines: bool
 ) -> list[dict[str, str]]:
-    """A row for each point. configs: the resolved configurations of the runs that have one."""
+    """Returns one row for each point. configs: the resolved configurations of the runs that have one."""
     manifests = [run.manifest for run in runs if run.manifest]
     commits = {str(manifest.get("commit")) for manifest in manifests}
     clean = len(commits) == 1 and all(c not in ("None",) and not c.endswith("-dirty") for c in commits)
@@ -74,7 +76,7 @@ def of_retraining(plan: Plan) -> str:
 
 
 def same(configs: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> Answer:
-    """Whether the configurations agree in these settings and those below them."""
+    """Answers whether the configurations agree in these settings and in all settings below them."""
     within: Callable[[str], bool] = lambda name: any(name == s or name.startswith(f"{s}.") for s in settings)  # noqa: E731
     found = [{name: value for name, value in leaves(dict(config)).items() if within(name)} for config in configs]
     if not found:

@@ -1,4 +1,4 @@
-"""What the jobs of a study left: values, curves, costs and manifests, read from their directories."""
+"""Reads what the jobs of a study left in their directories: values, curves, costs and manifests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ SIZE_LIMIT = 10_000_000  # bytes of a result.json
 
 @dataclass(frozen=True)
 class Run:
-    """One search, and the retrainings of what it derived.
+    """One search, and the retrainings of the cell that it derived.
 
-    status: finished, failed, or what else its job recorded. value: what the study compares, None until there is one.
-    curve: epoch from 1 -> the looked-up value of the cell that was derived after it. seconds: stage -> device time.
-    retrained: retraining seed -> the score on the test split.
+    status: finished, failed, or another state that the job recorded. value: the number that the study compares; None
+    until there is one. curve: epoch, from 1 -> the looked-up value of the cell derived after this epoch. seconds:
+    stage -> device time in seconds. retrained: retraining seed -> the score on the test split.
     """
 
     method: str
@@ -42,7 +42,7 @@ class Run:
 
 
 def plain(path: Path) -> dict[str, Any]:
-    """Of a JSON file; empty if it is not there or not whole."""
+    """Returns the content of a JSON file; {} if the file is missing or damaged."""
     try:
         found = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
     except (OSError, ValueError):
@@ -51,7 +51,7 @@ def plain(path: Path) -> dict[str, Any]:
 
 
 def collect(plan: Plan, directory: Path, *, record: str, table: NasBench201Table | None) -> list[Run]:
-    """Of every method and seed of the plan, whether it ran or not. record: the name of the file of a job."""
+    """Returns one `Run` for each method and seed of the plan, even if it never ran. record: the file name of a job."""
     return [
         collect_run(plan, directory, method, seed, record=record, table=table)
         for method in plan.methods
@@ -106,14 +106,17 @@ def tested(result: Mapping[str, Any]) -> float | None:
 
 
 def recalibrated(result: Mapping[str, Any]) -> float | None:
-    """Of a search alone, without a benchmark: the derived operations inside of the supernet."""
+    """Returns the score of the derived operations inside the supernet; None if it was not measured."""
     score = result.get("discretisation_gap", {}).get("recalibrated")
     return None if score is None else float(score)
 
 
 def costs(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of the steps of the search, of those of retraining, and selection: all else of the run's time, which is
-    what derivers, measurements and the start take."""
+    """Returns the seconds of search, retraining and selection.
+
+    search and retraining: the time of their steps. selection: the rest of the run's time. It holds derivers,
+    measurements and the start.
+    """
     found = dict.fromkeys(("search", "selection", "retraining"), 0.0)
     for line in lines:
         rate = line.get("seconds_per_step")
@@ -127,7 +130,7 @@ def costs(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> dict[str,
 
 
 def what_is_compared(plan: Plan) -> str:
-    """The meaning of `Run.value`."""
+    """Says in a sentence what `Run.value` means."""
     if plan.benchmark is not None:
         return f"{plan.benchmark.column} of the derived cell, in per cent, looked up"
     if plan.command == "run" or plan.retrain is not None:

@@ -1,4 +1,4 @@
-"""What a study runs: methods x seeds, and retraining seeds, from one YAML file."""
+"""Reads the YAML file that says what a study runs: methods x seeds, and retraining seeds."""
 
 import shlex
 from collections.abc import Mapping
@@ -19,8 +19,11 @@ OWN_NAMES = ("random cell", "random search")  # of the baselines that a table gi
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A table that derived cells are looked up in. column: what is reported. chosen_by: the column that random search
-    chooses by, measured after fewer epochs on a validation split; None for no random search."""
+    """The table in which derived cells are looked up.
+
+    column: the column that is reported. chosen_by: the column by which random search chooses. It should hold an
+    accuracy on a validation split after fewer epochs. None: the study has no random search.
+    """
 
     table: str
     column: str
@@ -29,7 +32,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class SupernetCheck:
-    """How many random cells of each supernet are compared with the benchmark, on how many batches."""
+    """How many random cells of each supernet are compared with the benchmark, and on how many batches."""
 
     cells: int = 100
     batches: int = 4
@@ -43,9 +46,12 @@ class Retraining:
 
 @dataclass(frozen=True)
 class Plan:
-    """name: of the study. command: search, or run, which retrains with the same seed. common: settings of all jobs.
-    methods: name -> its settings. engine: Hydra's overrides of the launcher. tuning: method -> device hours that went
-    into its settings. primary: the two methods whose difference was named beforehand."""
+    """A study as its YAML file describes it.
+
+    name: of the study. command: ``search``, or ``run``, which also retrains, with the same seed. common: settings of
+    all jobs. methods: name -> settings of this method. engine: Hydra overrides that choose the launcher. tuning: method
+    -> device hours spent on choosing its settings. primary: the two methods of the primary comparison.
+    """
 
     name: str
     methods: Mapping[str, tuple[str, ...]]
@@ -62,8 +68,10 @@ class Plan:
     confounders: tuple[str, ...] = ()
 
     def jobs(self) -> list[tuple[str, int, list[str]]]:
-        """(method, seed, the settings that are not common) of every search, in the order of the seeds: an interrupted
-        study has as many of each method."""
+        """Returns (method, seed, settings beyond the common ones) of every search.
+
+        All methods of a seed come before the next seed, so an interrupted study has as many runs of each method.
+        """
         return [
             (method, seed, [*settings, f"seed={seed}"])
             for seed in self.seeds
@@ -71,7 +79,7 @@ class Plan:
         ]
 
     def of_all(self) -> list[str]:
-        """The settings of every job."""
+        """Returns the settings that all jobs share."""
         looked_up = self.benchmark
         if looked_up is None:
             return list(self.common)
@@ -79,12 +87,12 @@ class Plan:
 
 
 def directory_of(method: str, seed: int, retrained: int | None = None) -> str:
-    """Of a job, below that of the study."""
+    """Returns a job's directory, relative to the directory of the study."""
     return f"{method}/seed_{seed}" + ("" if retrained is None else f"_retrained_{retrained}")
 
 
 class _Unique(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses two equal keys, of which YAML's own loader takes the last."""
+    """A YAML loader that refuses two equal keys. YAML's own loader silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -94,7 +102,7 @@ class _Unique(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def read(path: Path) -> tuple[Plan, dict[str, Any]]:
-    """The plan in a file, and the same as plain data. Raises ConfigError for a file that is none."""
+    """Returns the plan in a file, and the file's content as plain data. Raises ConfigError for an invalid plan."""
     try:
         text = regular_file.read(path, limit=SIZE_LIMIT)
         plain = plain_data.from_yaml(text)
@@ -112,7 +120,7 @@ def read(path: Path) -> tuple[Plan, dict[str, Any]]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> Plan:
-    """Raises ConfigError for settings that are missing, unknown, or of another type."""
+    """Returns the plan. Raises ConfigError if a setting is missing, unknown, or of a wrong type."""
     known = set(Plan.__dataclass_fields__)
     if unknown := sorted(map(str, plain.keys() - known)):
         raise ConfigError(
@@ -198,7 +206,7 @@ def numbers(given: Any, where: str) -> tuple[int, ...]:
 
 
 def texts(given: Any, where: str) -> tuple[str, ...]:
-    """A list of texts, or one text of words as a shell has them."""
+    """Returns a list of texts. `given` is such a list, or one text that is split into words as a shell splits it."""
     try:
         given = [] if given is None else shlex.split(given) if isinstance(given, str) else given
     except ValueError as error:
@@ -219,7 +227,7 @@ def file_name(name: Any, where: str) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Settings that are not what they were, each with both values."""
+    """Returns a line for each setting that changed, with the value before and the value now."""
     old, new = leaves(dict(before)), leaves(dict(now))
     return [
         f"{name}={new.get(name)} (was {old.get(name)})"

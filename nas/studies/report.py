@@ -1,4 +1,4 @@
-"""A study as JSON and as Markdown: every run, what they compare to, and what they cost."""
+"""Writes the report of a study as JSON and as Markdown: every run, the comparisons, and the costs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def report(
     plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, baselines: Baselines | None,
     agreement: Mapping[str, Any], commit: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What ``study.json`` of a study holds. agreement: of supernets with the benchmark, by run."""
+    """Returns the content of ``study.json``. agreement: of each supernet with the benchmark, by run."""
     values = {m: [run.value for run in runs if run.method == m and run.value is not None] for m in plan.methods}
     values = {method: of for method, of in values.items() if of}
     known: dict[str, Any] = {"name": plan.name, "commit": commit, "compared": what_is_compared(plan)}
@@ -53,7 +53,7 @@ def report(
 
 
 def primary(names: Sequence[str], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The comparison that was named beforehand, whose p-value needs no correction."""
+    """Returns the primary comparison. It was named before the runs, so its p-value needs no correction."""
     for pair in comparisons:
         if {pair["one"], pair["other"]} == set(names):
             sign = 1 if pair["one"] == names[0] else -1
@@ -78,7 +78,7 @@ def as_plain(run: Run) -> dict[str, Any]:
 
 
 def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """By epoch: the mean of what the runs had derived then, and how many there are."""
+    """Returns for each epoch the mean value of the cells derived after it, and the number of runs."""
     epochs = sorted({epoch for run in runs for epoch in run.curve})
     rows = []
     for epoch in epochs:
@@ -88,7 +88,7 @@ def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def ledger(plan: Plan, runs: Sequence[Run]) -> dict[str, float | None]:
-    """Device hours of a method, of all its runs. tuning: as the plan says, None where it does not."""
+    """Returns the device hours of all runs of a method. tuning: as the plan says; None if it does not."""
     stages = {
         stage: sum(run.seconds.get(stage, 0.0) for run in runs) / HOUR
         for stage in ("search", "selection", "retraining")
@@ -106,7 +106,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown(known: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """Returns the report as Markdown."""
     lines = [
         f"# {known['name']}",
         "",

@@ -1,4 +1,4 @@
-"""Means with intervals, differences with p-values, and rank correlations; by scipy."""
+"""Computes means with intervals, differences with p-values, and rank correlations, with scipy."""
 
 import itertools
 import math
@@ -14,15 +14,17 @@ CONFIDENCE = 0.95
 
 
 def stats() -> Any:
-    """Returns scipy.stats, whose import takes a second that a refused study need not pay."""
+    """Returns scipy.stats. Importing it takes a second, so a study that is refused does not import it."""
     import scipy.stats
 
     return scipy.stats
 
 
 def described(values: Sequence[float]) -> dict[str, Any]:
-    """Number, mean, standard deviation (of n - 1) and the bootstrap interval of the mean; without the last two for one
-    value, which has neither."""
+    """Returns count, mean, standard deviation (divisor n - 1) and the bootstrap interval of the mean.
+
+    With a single value, standard deviation and interval are left out.
+    """
     known: dict[str, Any] = {"n": len(values), "mean": mean(values)}
     if len(values) == 1:
         return known
@@ -30,7 +32,7 @@ def described(values: Sequence[float]) -> dict[str, Any]:
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """95 % of the means of resampled values (percentile bootstrap)."""
+    """Returns the 95 % percentile bootstrap interval of the mean."""
     if (values == values[0]).all():
         return [float(values[0])] * 2
     found = stats().bootstrap(
@@ -41,7 +43,7 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Of a two-sided permutation test of the difference of the means; None if a side has one value only."""
+    """Returns the p-value of a two-sided permutation test of the means; None if a side has a single value."""
     if min(len(one), len(other)) < 2:
         return None
 
@@ -56,7 +58,7 @@ def p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def compared(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Every pair of methods: the difference of the means, the p-value, and that corrected for the number of pairs."""
+    """Compares every pair of methods: the difference of the means, its p-value, and the p-value corrected by `holm`."""
     pairs = [
         {
             "one": one,
@@ -73,7 +75,7 @@ def compared(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected for their number (Holm 1979): the chance of one false difference or more among all is kept."""
+    """Corrects p-values for their number (Holm 1979). This bounds the probability of one or more false differences."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -85,10 +87,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def rank_agreement(
     scores: Sequence[float], truths: Sequence[float], *, at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, Any]:
-    """Of scores with true values of the same things, both the higher the better.
+    """Compares the ranks of scores with the ranks of true values. In both, higher is better.
 
-    kendall: tau-b. weighted_tau: which weighs the best most. precision_at k: the part of the k with the best scores
-    that is among the k truly best. Where all scores are equal, correlations are None.
+    kendall: tau-b. weighted_tau: a tau in which the best items weigh most. precision_at k: the share of the k best
+    scores that is among the k best true values. If all scores are equal, the correlations are None.
     """
     found: dict[str, Any] = {"cells": len(scores)}
     for name, measure in (("kendall", "kendalltau"), ("spearman", "spearmanr"), ("weighted_tau", "weightedtau")):
