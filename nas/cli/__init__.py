@@ -1,1 +1,1 @@
-"""The commands, one a module: compose the configuration, call the library, print."""
+"""The commands, one per module: each composes the configuration, calls the library and prints."""

@@ -1,4 +1,4 @@
-"""What all commands share: Hydra, one line for a user's mistake, exit codes."""
+"""What all commands share: Hydra, one-line messages for a user's mistakes, exit codes."""
 
 import contextlib
 import json
@@ -34,12 +34,13 @@ Body = Callable[[DictConfig, Path], float | list[float] | None]
 
 
 def command(config_name: str, body: Body, *, shared: bool = False) -> None:
-    """Run `body` with the configuration composed from the command line, and the run's output directory.
+    """Runs `body` with the configuration of the command line and the run's output directory.
 
-    shared: whether several processes can do it together, see `nas.runtime.distributed`.
-    Exits with 2 and one line on standard error for a mistake of the user; with 128 + its number after a signal, 130 for
-    Ctrl-C. ``--debug`` shows the traceback instead. A sweep whose jobs have not all finished exits with 2. What `body`
-    returns is the objective of a Hydra sweeper.
+    shared: whether several processes can run the command together, see `nas.runtime.distributed`.
+    Exit codes: 2 after a user's mistake, with one line on standard error; 128 + the signal's number after a signal, so
+    130 for Ctrl-C; 2 after a sweep in which a job has not finished. ``--debug`` shows the traceback instead of the
+    line.
+    What `body` returns is the objective of a Hydra sweeper.
     """
     import hydra
 
@@ -74,7 +75,7 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
 
 
 def stoppable(task: "Task") -> Callable[[DictConfig], float | list[float] | None]:
-    """The task as a function that a signal stops."""
+    """Returns the task as a function that a signal stops."""
 
     def stopped_by_signals(cfg: DictConfig) -> float | list[float] | None:
         with parallel.job(), AtOnce(control_c=parallel.in_job_process()):
@@ -84,7 +85,9 @@ def stoppable(task: "Task") -> Callable[[DictConfig], float | list[float] | None
 
 
 def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str] | None = None) -> None:
-    """Let `launch` run one task, or the tasks of a sweep; of a sweep the table is printed. Exits as `command` says.
+    """Calls `launch`, which runs one task, or the tasks of a sweep.
+
+    Prints the table of a sweep. Exits as `command` says.
 
     again: see `sweep_table.end`.
     """
@@ -128,13 +131,13 @@ def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str]
 
 
 def register() -> None:
-    """Make schemas and resolvers known, in the process of a launcher's job, too."""
+    """Makes schemas and resolvers known, in the process of a launcher's job as well."""
     schemas.register_schemas()
     OmegaConf.register_new_resolver("nas.job_directory", sweep.job_directory, replace=True)
 
 
 def options(arguments: Sequence[str]) -> list[str]:
-    """Of a command line, those that say where configurations lie, with their values."""
+    """Returns the options of a command line that say where configurations lie, with their values."""
     found: list[str] = []
     for number, argument in enumerate(arguments):
         if argument.partition("=")[0] in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"):
@@ -143,10 +146,10 @@ def options(arguments: Sequence[str]) -> list[str]:
 
 
 class Task:
-    """What is done with one configuration: checked, resumed, given to `body`, and mistakes told in one line.
+    """Runs one configuration: checks it, resumes a run if asked, calls `body`, and prints a mistake in one line.
 
-    options: of the command line, see `options`. base: the output directory that it gives. composed: whether a
-    configuration was composed in this process.
+    options: of the command line, see `options`. base: the output directory that the command line gives. composed:
+    whether this process has composed a configuration.
     """
 
     def __init__(
@@ -179,13 +182,13 @@ class Task:
         job = Job.current(f"nas-{self.config_name}", self.options)
         if job is None:
             directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir), output.own)
-            return self.told(cfg, directory, None)
+            return self.run_or_explain(cfg, directory, None)
         print(f"\n{job.name}", flush=True)
         with job.own_command():
-            return self.told(cfg, job.directory, job)
+            return self.run_or_explain(cfg, job.directory, job)
 
-    def told(self, cfg: DictConfig, directory: Path, job: Job | None) -> float | list[float] | None:
-        """What the run gives, or one line for what went wrong."""
+    def run_or_explain(self, cfg: DictConfig, directory: Path, job: Job | None) -> float | list[float] | None:
+        """Returns the result of the run, or prints one line about what went wrong and exits."""
         from hydra.core.hydra_config import HydraConfig
         from omegaconf.errors import OmegaConfBaseException
 
@@ -239,7 +242,10 @@ class Task:
                 names.remove_if_empty(made, above=self.absent)
 
     def failed(self, message: str, code: int, job: Job | None) -> float | None:
-        """Tells the message, and exits. A job of a sweep records it, so that the sweep goes on with the next."""
+        """Prints the message and exits.
+
+        A job of a sweep records the message instead, and the sweep starts its next job.
+        """
         if job is None:
             fail(message, code)
         tell(f"{job.name}: {message}")
@@ -267,7 +273,7 @@ class Task:
         return self.body(cfg, directory)
 
     def go_on(self, cfg: DictConfig, directory: Path, *, as_before: bool) -> float | list[float] | None:
-        """With the run in a directory. as_before: whether all settings are to be what they were."""
+        """Continues the run in a directory. as_before: whether all settings must equal those of the run."""
         from hydra.core.hydra_config import HydraConfig
 
         cfg.resume = str(directory)
@@ -284,7 +290,7 @@ class Task:
         return self.body(resumed(cfg, untouched_settings, HydraConfig.get().overrides.task), directory)
 
     def run_job(self, cfg: DictConfig, job: Job) -> float | list[float] | None:
-        """Of a sweep: what has finished is not done again, and what was killed goes on."""
+        """Runs a job of a sweep. A finished job is skipped; a killed job continues."""
         before = job.before
         begun = "resume" in cfg and (job.directory / "manifest.json").exists()
         if begun:
@@ -315,14 +321,14 @@ class Task:
 
 
 def as_value(found: Any) -> float | list[float] | None:
-    """An objective that was read from a file."""
+    """Returns an objective that was read from a file."""
     if isinstance(found, list):
         return [float(one) for one in found]
     return float(found) if isinstance(found, int | float) else None
 
 
 def is_held(directory: Path) -> bool:
-    """Whether another process runs what is in a directory."""
+    """Says whether another process runs in a directory."""
     if (descriptor := lock.take(directory)) is None:
         return True
     os.close(descriptor)
@@ -330,7 +336,7 @@ def is_held(directory: Path) -> bool:
 
 
 def recorded_objective(directory: Path, *, several: bool) -> float | list[float] | None:
-    """Of a run that was killed after it had finished."""
+    """Returns the objective of a run that was killed after it had finished."""
     try:
         found = list(json.loads((directory / "result.json").read_text(encoding="utf-8"))["objective"].values())
     except (OSError, ValueError, KeyError, AttributeError):
@@ -339,7 +345,7 @@ def recorded_objective(directory: Path, *, several: bool) -> float | list[float]
 
 
 def explain_lost(error: Exception) -> str:
-    """Why a launcher gave up."""
+    """Returns a message that says why a launcher gave up."""
     if isinstance(error, NasError):
         return str(error)
     if type(error).__name__ == "TerminatedWorkerError":
@@ -348,14 +354,14 @@ def explain_lost(error: Exception) -> str:
 
 
 def shown_anywhere() -> None:
-    """Let standard output replace the characters that its encoding lacks: a table is no reason to end a run."""
+    """Lets standard output replace characters that its encoding lacks. So a table cannot end a run."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not so where a caller collects what is printed
             stream.reconfigure(errors="backslashreplace")
 
 
 def enough() -> NoReturn:
-    """End quietly: whoever read the output has had enough, as `head` has."""
+    """Ends quietly when the reader of the output has closed it, as `head` does."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
     sys.exit(FAILED)
 
@@ -366,7 +372,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def stopped(message: str, code: int) -> NoReturn:
-    """End after a signal, also as one of several jobs side by side."""
+    """Ends the process after a signal, also when the process is one of several jobs side by side."""
     tell(message)
     if parallel.in_job_process():
         raise parallel.JobStoppedError(code)

@@ -1,4 +1,4 @@
-"""nas-draw: draw a genotype as a picture."""
+"""nas-draw: draws a genotype as a picture."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises ConfigError for an unknown theme, a kind of file that cannot be written, or a missing directory."""
+    """Raises ConfigError if the theme is unknown, the format cannot be written, or the directory does not exist."""
     from nas.errors import ConfigError
 
     if cfg.theme not in THEMES:

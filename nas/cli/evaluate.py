@@ -1,4 +1,4 @@
-"""nas-evaluate: score a retrained network on the test split, or look a genotype up in a benchmark."""
+"""nas-evaluate: scores a retrained network on the test split, or looks a genotype up in a benchmark."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> None:
-    """Returns nothing, as settings would be chosen by the test split if a sweeper were given its score."""
+    """Returns nothing: with the test score, a sweeper would choose settings by the test split."""
     from nas.cli.report import show_classes, show_data, show_result, show_standings
     from nas.cli.stages.for_report import write_mistakes
     from nas.cli.stages.scored_data import open_trained
@@ -52,7 +52,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises ConfigError unless there is one thing to evaluate, and something to evaluate it by, in sizes above 0."""
+    """Raises ConfigError unless there is exactly one thing to evaluate, a way to evaluate it, and no size below 1."""
     from nas.errors import ConfigError
     from nas.training.job import at_least
 

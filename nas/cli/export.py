@@ -1,4 +1,4 @@
-"""nas-export: write a retrained network as files that run without this project."""
+"""nas-export: writes a retrained network as files that run without this project."""
 
 from pathlib import Path
 

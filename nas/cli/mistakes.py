@@ -1,4 +1,4 @@
-"""A user's mistakes, each in one line, in whatever words Hydra and OmegaConf have them."""
+"""Turns a user's mistakes into one line each, however Hydra and OmegaConf report them."""
 
 import difflib
 import re
@@ -22,7 +22,7 @@ EXTRAS = {
 
 
 def explain(error: Exception, config_name: str) -> str:
-    """One line of what was got, what was expected and how to fix it, from whatever stopped a command."""
+    """Returns one line for an exception that stopped a command: what was got, what was expected, how to fix it."""
     if isinstance(error, NasError):
         return str(error)
     if isinstance(error, OSError) and error.filename:
@@ -84,7 +84,10 @@ def explain(error: Exception, config_name: str) -> str:
 
 
 def refuse_several_options(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for a list of options of a group that makes one object: Hydra would mix their settings."""
+    """Raises ConfigError if several options are chosen of a group that makes one object.
+
+    Hydra would mix their settings.
+    """
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
         options = [option.strip() for option in value.strip("[]").split(",")]
@@ -100,7 +103,7 @@ def refuse_several_options(overrides: Sequence[str]) -> None:
 
 
 def suggestion(key: str, config_name: str) -> str:
-    """What the user may have meant by a setting that is not there."""
+    """Returns what the user may have meant by an unknown setting."""
     known = list(settings(untouched(config_name)))
     last = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -115,7 +118,7 @@ def suggestion(key: str, config_name: str) -> str:
 
 
 def settings(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """The full names of all settings, groups included."""
+    """Returns the full names of all settings, groups included."""
     for key in map(str, node):
         if key.startswith("_"):  # _target_ and _partial_ are not for users
             continue
@@ -126,7 +129,7 @@ def settings(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def untouched(config_name: str) -> DictConfig:
-    """What a command composes without any override."""
+    """Returns the configuration of a command without any override."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 

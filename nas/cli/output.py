@@ -1,4 +1,4 @@
-"""The output directory of a command, before and after Hydra has made it."""
+"""The output directory of a command, before and after Hydra makes it."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ TRIES = 5  # at making it, where others remove what they have found to be empty
 
 
 def base(arguments: Sequence[str]) -> Path:
-    """The output directory that a command line gives, or what it begins with where the rest is made of settings."""
+    """Returns the output directory of a command line; its fixed beginning if settings decide the rest."""
     given = [
         argument.partition("=")[2].strip("'\"")
         for argument in arguments
@@ -24,8 +24,10 @@ def base(arguments: Sequence[str]) -> Path:
 
 
 def resume_in_place(arguments: list[str]) -> None:
-    """Add the directory of the run that is resumed to the arguments as Hydra's, which would make another one where the
-    command is started: that may be read-only."""
+    """Adds the directory of the run that is resumed to the arguments, as Hydra's output directory.
+
+    Hydra would make another one in the working directory, which may be read-only.
+    """
     for name in arguments[1:]:
         if name.startswith(("hydra.run.dir=", "-m", "--multirun")):
             return
@@ -35,8 +37,11 @@ def resume_in_place(arguments: list[str]) -> None:
 
 
 def own(directory: Path) -> Path:
-    """The directory that Hydra has made, or another one beside it if it is named by the time and another run of the
-    same second has it. One that the user names is taken as it is."""
+    """Returns a directory that belongs to this run alone.
+
+    That is the one that Hydra made. If the time gave its name and another run of the same second has it, a new one
+    beside it is made. A directory that the user named is used as it is.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     hydra: Any = HydraConfig.get()

@@ -1,8 +1,8 @@
-"""Signals to a sweep whose jobs joblib runs side by side: every job saves, and the sweep ends with the signal's code.
+"""Handles signals during a sweep whose jobs joblib runs side by side: every job saves its state first.
 
-Without this the launching process dies of a signal at once, and joblib kills all jobs when one of its processes dies.
-So signals are blocked in all of them: a thread of the launching process takes them and passes them on, and a process
-of joblib takes them while it has a job.
+Without this module a signal ends the launching process at once, and joblib kills all jobs when one of its processes
+ends. So all processes block the signals. In the launching process a thread receives them and sends them on. A process
+of joblib receives them while it has a job. The sweep ends with the exit code of the signal.
 """
 
 import contextlib
@@ -20,8 +20,11 @@ LOOK = 0.2  # seconds between looks for processes that the signal has not reache
 
 
 class JobStoppedError(Exception):
-    """A job has stopped by a signal. An Exception, so that Hydra hands it to the launching process when the other jobs
-    have ended; joblib would kill them for a SystemExit."""
+    """A signal has stopped a job.
+
+    It is an Exception, so Hydra passes it to the launching process when the other jobs have ended. After a SystemExit
+    joblib would kill them.
+    """
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -29,7 +32,7 @@ class JobStoppedError(Exception):
 
 
 def in_job_process() -> bool:
-    """Whether a launcher has started this process, as joblib does."""
+    """Says whether a launcher, such as joblib, has started this process."""
     return multiprocessing.parent_process() is not None
 
 
@@ -38,8 +41,10 @@ _stopped: list[JobStoppedError] = []  # by which this process's last job has end
 
 @contextlib.contextmanager
 def job() -> Iterator[None]:
-    """Around a job, whose handlers are set inside: those signals come in that the process has had before. Raises
-    JobStoppedError if a signal has stopped the job before it in this process."""
+    """A context for one job, whose handlers are set inside. Signals that came before the job are delivered in it.
+
+    Raises JobStoppedError if a signal has stopped the previous job of this process.
+    """
     if not in_job_process() or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -57,7 +62,7 @@ def job() -> Iterator[None]:
 
 
 def leave_if_launcher_is_gone() -> None:
-    """End this process if the one that has started it was killed: joblib would wait for its next job."""
+    """Ends this process if the process that started it was killed. joblib would wait for a next job without end."""
     launcher = multiprocessing.parent_process()
     if launcher is not None and launcher.pid != os.getppid():
         sys.stdout.flush()
@@ -67,7 +72,7 @@ def leave_if_launcher_is_gone() -> None:
 
 @contextlib.contextmanager
 def signals_reach_jobs() -> Iterator[None]:
-    """Around a sweep. Exits with the code of a job that a signal has stopped."""
+    """A context for a sweep. Exits with the code of a job that a signal has stopped."""
     if not any(argument.startswith("hydra/launcher=joblib") for argument in sys.argv[1:]):
         yield
         return
@@ -98,8 +103,10 @@ def signals_reach_jobs() -> Iterator[None]:
 
 
 class Relay(threading.Thread):
-    """Passes the first signal on to the processes that this one has started, those that are still to come included. A
-    second Ctrl-C kills them and ends this process."""
+    """Sends the first signal on to all processes that this one has started or will start.
+
+    A second Ctrl-C kills them.
+    """
 
     def __init__(self) -> None:
         super().__init__(name="nas-signals", daemon=True)

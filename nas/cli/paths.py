@@ -1,4 +1,4 @@
-"""Paths on a command line: ~ is the home directory, and a run remembers where its files lay, wherever it goes on."""
+"""Paths on a command line: ~ becomes the home directory, and runs record absolute paths."""
 
 import os.path
 import re
@@ -20,10 +20,11 @@ PATHS = ("data.root", "benchmark.table")
 
 
 def read(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command as Hydra is to get them, with every ~ expanded.
+    """Returns the arguments of a command for Hydra, with every ~ expanded.
 
-    Beside a run that is resumed, or a checkpoint, settings of ``data`` are of the data of its training, unless
-    others are chosen. Hydra does not know those settings, and has to be made to take them.
+    If a run is resumed or a checkpoint is given, settings of ``data`` change the data of its training, unless another
+    data
+    set is chosen. Hydra does not know these settings, so they get a + in front.
     """
     keys = {argument.partition("=")[0] for argument in arguments if argument != "resume=auto"}
     of_others = bool(keys & {"resume", "checkpoint"}) and "data" not in keys
@@ -47,7 +48,10 @@ def with_home(argument: str) -> str:
 
 
 def anchored(config: DictConfig) -> DictConfig:
-    """The configuration with absolute paths, in place: a run may go on, and be scored, from another directory."""
+    """Makes the paths of a configuration absolute, in place.
+
+    A run may be continued and scored from another directory.
+    """
     tables = [f"regulariser.{name}.table" for name in OmegaConf.select(config, "regulariser") or ()]
     for setting in (*PATHS, *tables):
         value = _select(config, setting)

@@ -1,4 +1,4 @@
-"""nas-predict: what a trained network says of image files."""
+"""nas-predict: prints what a trained network predicts for image files."""
 
 import sys
 from pathlib import Path

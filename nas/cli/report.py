@@ -1,4 +1,4 @@
-"""What the commands print at the end."""
+"""Tables and texts that the commands print at their end."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -18,9 +18,9 @@ from nas.untrusted.escaping import printable
 
 
 class Shown(Table):
-    """A table of texts as they are: names of a user's, in brackets or between colons, are no markup and no emoji.
+    """A table of plain texts: brackets and colons in a user's names are neither markup nor emoji.
 
-    What the terminal cannot encode is replaced before the widths are computed. Long texts are broken, not cut.
+    Characters that the terminal cannot encode are replaced before the widths are computed. Long texts are wrapped.
     """
 
     def __init__(self, *headings: str, title: str | None = None) -> None:
@@ -35,7 +35,7 @@ class Shown(Table):
         self.texts.append(texts)
 
     def fits(self) -> bool:
-        """Whether the terminal is wide enough for every word of it."""
+        """Says whether the terminal is wide enough for every word of the table."""
         console = plain_console()
         return Measurement.get(console, console.options.update(max_width=10_000), self).minimum <= console.width
 
@@ -45,13 +45,13 @@ def plain_console() -> Console:
 
 
 def encodable(text: str) -> str:
-    """The text with escapes for what standard output cannot encode, or what does not show."""
+    """Returns the text with escapes for invisible characters and for those that standard output cannot encode."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def show(table: Shown) -> None:
-    """Print a table; where the terminal is too narrow for it, a line for each of its cells."""
+    """Prints a table. In a terminal that is too narrow for it, prints one line per cell."""
     if table.fits():
         plain_console().print(table)
         return
@@ -67,7 +67,7 @@ def show(table: Shown) -> None:
 
 
 def show_data(known: Mapping[str, Any]) -> None:
-    """What was found of a data set, of the facts that `nas.data.survey` gives; what may be a mistake as a warning."""
+    """Prints the facts that `nas.data.survey` gives of a data set, and warnings about likely mistakes."""
     for line in lines(known):
         print(encodable(line))
     for text in warnings(known):
@@ -75,7 +75,7 @@ def show_data(known: Mapping[str, Any]) -> None:
 
 
 def show_search(genotype: Genotype, parameters: int) -> None:
-    """The derived genotype: its cells drawn, and a row for each other choice that was kept."""
+    """Prints the derived genotype: a drawing of its cells, and a row for each other choice that was kept."""
     cells, others = parted(genotype.choices)
     if cells:
         show_cells(cells, title=genotype.space)
@@ -89,7 +89,7 @@ def show_search(genotype: Genotype, parameters: int) -> None:
 
 
 def show_cells(cells: list[Cell], *, title: str) -> None:
-    """Cells as a small drawing, side by side where the terminal is wide enough."""
+    """Draws cells as text, side by side if the terminal is wide enough."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(f"\n{encodable(title)}")
     print("\n".join(map(encodable, draw_cells(cells, width=plain_console().width, encoding=encoding).split("\n"))))
@@ -109,7 +109,7 @@ LARGEST_CONFUSION = 20  # classes; wider tables do not fit into a terminal
 
 
 def show_result(result: dict[str, Any]) -> None:
-    """A trained network's score and size, and its speed where it was measured."""
+    """Prints a trained network's score and size, and its speed if that was measured."""
     metric = Metric(**result["metric"])
     better = "" if metric.higher_is_better else ", lower is better"
     table = Shown("measure", "value", title=f"{result['genotype']['space']} on {result['data']}")
@@ -141,7 +141,10 @@ def show_result(result: dict[str, Any]) -> None:
 
 
 def show_classes(result: dict[str, Any]) -> None:
-    """The accuracy of every class and, of not too many, what they are taken for; nothing where there are no classes."""
+    """Prints the accuracy of every class and, if there are few classes, their confusions.
+
+    Prints nothing without classes.
+    """
     if result.get("test_per_class") is None:
         return
     confusion: dict[str, dict[str, int]] = result["test_confusion"] or {}
@@ -153,7 +156,7 @@ def show_classes(result: dict[str, Any]) -> None:
 
 
 def classes_table(result: dict[str, Any], columns: list[str]) -> Shown:
-    """A row for each class. columns: the classes that it may be taken for."""
+    """Returns a table with a row for each class. columns: the classes that it may be taken for."""
     title = "each row a true class, and how often it is taken for which" if columns else None
     table = Shown("class", "accuracy", "examples", *columns, title=title)
     for name, measured in result["test_per_class"].items():
@@ -164,7 +167,7 @@ def classes_table(result: dict[str, Any], columns: list[str]) -> Shown:
 
 
 def show_gap(result: dict[str, Any]) -> None:
-    """What became of the searched network's score on its way to the derived one; nothing if it was not measured."""
+    """Prints how the searched network's score changed on its way to the derived one; nothing if it was not measured."""
     gap = result.get("discretisation_gap")
     if gap is None:
         return
@@ -187,7 +190,7 @@ def show_gap(result: dict[str, Any]) -> None:
 
 
 def show_export(exported: Exported) -> None:
-    """The files that were written, and for each format that the network cannot be had in, why."""
+    """Prints the files that were written, and for each format that failed, the reason."""
     files = ", ".join(path.name for path in exported.paths)
     print(f"\nexported to {printable(exported.paths[0].parent)}: {printable(files)}")
     for name, reason in exported.left_out.items():
@@ -195,7 +198,7 @@ def show_export(exported: Exported) -> None:
 
 
 def show_standings(report: dict[str, Any]) -> None:
-    """What a benchmark knows of a cell, a row for each of its columns."""
+    """Prints what a benchmark knows about a cell: a row for each of its columns."""
     print(f"\n{report['architecture']}")  # in one piece, to be copied
     table = Shown("column", "accuracy", "rank", title=f"index {report['index']} in the benchmark")
     for column, standing in report["columns"].items():

@@ -1,4 +1,4 @@
-"""nas-report: a page that shows a run, or compares several. Imports neither torch nor hydra: it reads files."""
+"""nas-report: writes a page that shows one run, or compares several. It only reads files, without torch and hydra."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> Path:
-    """Returns where the page is. Raises OutputError if a directory has no run, or the page cannot be written."""
+    """Returns the path of the page. Raises OutputError if a directory holds no run, or the page cannot be written."""
     given = [one.removeprefix("out=") for one in arguments if one.startswith("out=")]
     paths = [Path(one).expanduser() for one in arguments if not one.startswith("out=")]
     out = Path(given[-1]).expanduser() if given else (paths[0] if len(paths) == 1 else Path()) / "report.html"

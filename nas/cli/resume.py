@@ -1,4 +1,4 @@
-"""``resume=<run directory>``: the configuration to go on with."""
+"""``resume=<run directory>``: the configuration of a run that continues."""
 
 from collections.abc import Sequence
 from dataclasses import is_dataclass
@@ -22,18 +22,17 @@ from nas.supernet.genotype import Genotype
 
 
 def has_finished(directory: Path) -> bool:
-    """Raises OutputError if there is no run in the directory."""
+    """Says whether the run has finished. Raises OutputError if the directory holds no run."""
     return bool(read_manifest(directory)["status"] == "finished")
 
 
 def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of the run in ``given.resume``, with those changes of the command line that are allowed.
+    """Returns the configuration of the run in ``given.resume``, with the changes of the command line that are allowed.
 
-    given: what the command line composes; untouched: what the command composes without any override; overrides: those
-    of the command line, one of which may ask for the default where the run had something else.
-    Raises OutputError if there is no run; ConfigError, listing them, for settings that the command line changes from
-    what the run was started with and that are not in ``given.may_change``, or are below one that is; and for
-    another number of processes.
+    given: the configuration that the command line composes. untouched: the same without any override. overrides: of the
+    command line; one of them may ask for a default where the run had another value.
+    Raises OutputError if there is no run. Raises ConfigError, with a list, if the command line changes settings of the
+    run that ``given.may_change`` does not name, or if the number of processes differs.
     """
     if read_manifest(Path(given.resume)).get("made_in") is not None:
         raise ConfigError(
@@ -83,8 +82,10 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
 
 
 def check_same(cfg: DictConfig, directory: Path) -> None:
-    """Raises ConfigError, listing them, for settings that differ from those of the run in a directory. Where the data
-    lie may differ, and what is in ``cfg.may_change``."""
+    """Raises ConfigError, with a list, if settings differ from those of the run in a directory.
+
+    The place of the data may differ, and the settings that ``cfg.may_change`` names.
+    """
     path = directory / "config.yaml"
     if not path.is_file():
         return
@@ -100,8 +101,10 @@ def check_same(cfg: DictConfig, directory: Path) -> None:
 
 
 def resolved_again(cfg: DictConfig, setup: Setup) -> Genotype:
-    """The genotype of a retraining that is resumed: as it is given, or the copy in the run's directory where that has
-    moved. Raises GenotypeError if it is another one by now."""
+    """Returns the genotype of a retraining that continues: the given file, or the run's copy if that file has moved.
+
+    Raises GenotypeError if the file holds another genotype now.
+    """
     own = Path(cfg.resume) / "genotype.json"
     try:
         genotype = resolve(cfg.genotype, benchmark=setup.benchmark)

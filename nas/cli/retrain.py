@@ -1,4 +1,4 @@
-"""nas-retrain: train the network of a genotype from scratch and score it."""
+"""nas-retrain: trains the network of a genotype from scratch and scores it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""nas-run: search, derive, retrain, evaluate and export in one go."""
+"""nas-run: searches, derives, retrains, evaluates and exports in one command."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""nas-search: search for an architecture and write its genotype."""
+"""nas-search: searches for an architecture and writes its genotype."""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""nas-study: methods x seeds from one YAML file, on any engine, with baselines, statistics and a table of every run."""
+"""nas-study: runs methods x seeds from one YAML file, on any engine, with baselines, statistics and a table of all
+runs.
+"""
 
 import argparse
 import os
@@ -47,7 +49,7 @@ def main() -> None:
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Raises OutputError if another process has the study."""
+    """A context that holds a study. Raises OutputError if another process holds it."""
     from nas.storage.run_directory import locked
 
     descriptor = locked(directory)
@@ -58,8 +60,10 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def begin(directory: Path, plain: dict[str, Any]) -> None:
-    """Raises ConfigError if the directory holds a study that was begun with other settings or with other code. Where
-    and how jobs are run may change."""
+    """Records what a new study is. Raises ConfigError if the directory holds a study with other settings or other code.
+
+    Settings of where and how jobs run may change.
+    """
     from nas.storage.run_directory import commit
     from nas.studies.collected import plain as read_plain
 
@@ -82,7 +86,7 @@ def begin(directory: Path, plain: dict[str, Any]) -> None:
 
 
 def run(plan: Plan, directory: Path, given: argparse.Namespace) -> None:
-    """All jobs that are not done, and the report. Exits with 2 if a job has not finished."""
+    """Runs all jobs that are not done, and writes the report. Exits with 2 if a job has not finished."""
     from nas.cli import search
     from nas.cli.run import run as run_body
     from nas.studies import statistics
@@ -107,7 +111,7 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace) -> None:
 
 
 def launch_retraining(plan: Plan, directory: Path, engine: Sequence[str], given: argparse.Namespace) -> None:
-    """Of what every finished search derived, with every seed."""
+    """Retrains what every finished search derived, with every retraining seed."""
     from nas.cli import retrain
 
     assert plan.retrain is not None
@@ -129,7 +133,7 @@ def launch_retraining(plan: Plan, directory: Path, engine: Sequence[str], given:
 
 
 def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]], home: Path, *, first: int) -> None:
-    """Hand jobs to Hydra's launcher, each by the settings in which it differs. first: the number of the first one."""
+    """Gives jobs to Hydra's launcher, each as the settings in which it differs. first: the number of the first job."""
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -168,7 +172,7 @@ def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]]
 
 
 def compose_all(hydra: Any, config: Any, jobs: Sequence[Sequence[str]]) -> None:
-    """The configuration of one job of each method, so that a mistake is found before the first job begins."""
+    """Composes the configuration of one job of each method. So a mistake is found before the first job begins."""
     seen = set()
     for job in jobs:
         settings = tuple(job[:-2])  # without seed and directory
@@ -199,7 +203,10 @@ def write_report(plan: Plan, directory: Path, baselines: Any) -> None:
 
 
 def supernet_agreement(plan: Plan, directory: Path, baselines: Any) -> dict[str, Any]:
-    """How the losses of drawn cells inside of a run's supernet rank them, beside the benchmark; kept beside the run."""
+    """Compares how a run's supernet ranks sampled cells with how the benchmark ranks them.
+
+    Keeps the result in the run.
+    """
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
     from nas.settings.configuration import read_yaml

@@ -1,7 +1,7 @@
-"""Jobs of a sweep: each has a directory, a name and a command of its own, and a file that says how it ended.
+"""Jobs of a sweep. Each has its own directory, name and command, and a file that says how it ended.
 
-A job that fails ends neither the sweep nor its neighbours. The same sweep again skips the jobs that have finished and
-goes on with those that were killed.
+A job that fails ends neither the sweep nor other jobs. The same sweep, started again, skips finished jobs and
+continues killed ones.
 """
 
 import contextlib
@@ -30,8 +30,10 @@ OF_SWEEPS = ("hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hydra/launcher",
 
 
 class JobFailedError(Exception):
-    """A job of a sweep has failed, after a line that says why. An Exception, which Hydra keeps until the other jobs
-    have ended; a SystemExit would end them."""
+    """A job of a sweep has failed and has printed why.
+
+    It is an Exception, which Hydra keeps until the other jobs have ended. A SystemExit would end them.
+    """
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -42,7 +44,7 @@ home: list[Path] = []  # the directory of the sweep that this process has begun
 
 
 class Beginning(Callback):  # type: ignore[misc]
-    """Before the first job of a sweep: its directory, which no other sweep has, and what all of its jobs share."""
+    """Prepares a sweep before its first job: its own directory, and the settings that all jobs share."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         begin(config)
@@ -85,20 +87,22 @@ def hydra() -> Any:
 
 
 def in_sweep() -> bool:
-    """Whether this is a job of a sweep. No under torchrun: a process that went on alone to the next job would wait for
-    the others there."""
+    """Says whether this is a job of a sweep.
+
+    Under torchrun it is not: processes would start the next job at different times.
+    """
     mode = hydra().mode
     return mode is not None and mode.name == "MULTIRUN" and int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def optimises() -> bool:
-    """Whether this is a job of a sweep whose sweeper is given an objective."""
+    """Says whether this is a job of a sweep whose sweeper receives an objective."""
     mode, sweeper = hydra().mode, hydra().sweeper
     return mode is not None and mode.name == "MULTIRUN" and sweeper.get("_target_", BASIC) != BASIC
 
 
 def directions() -> list[str] | None:
-    """maximize or minimize for each objective of the sweeper; None if it has no such setting."""
+    """Returns maximize or minimize for each objective of the sweeper; None if the sweeper has no such setting."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized() or not optimises():
@@ -111,7 +115,7 @@ def directions() -> list[str] | None:
 
 
 def differing() -> list[str]:
-    """The settings of this job in which the jobs of its sweep may differ."""
+    """Returns the settings of this job that the sweep may vary."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     common = set(hydra().job.config.override_dirname.exclude_keys)
@@ -121,7 +125,9 @@ def differing() -> list[str]:
 
 
 def job_directory() -> str:
-    """The name of this job's directory: its number and what differs, as far as a path can hold it."""
+    """Returns the name of this job's directory: its number and its varied settings, cut to the length that a path can
+    hold.
+    """
     text = "_".join(differing())
     plain = re.sub(r"[^A-Za-z0-9_.+-]", "-", text)
     if len(plain) > LONGEST:
@@ -131,7 +137,10 @@ def job_directory() -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """name: its number, and what differs in it. directory: its own. command: that makes this run alone."""
+    """One job.
+
+    name: its number and varied settings. directory: its own. command: the command that repeats this run alone.
+    """
 
     number: int
     name: str
@@ -141,7 +150,7 @@ class Job:
 
     @classmethod
     def current(cls, command: str, options: Sequence[str]) -> "Job | None":
-        """The job that this process is in; None outside a sweep. options: of the command line, for all jobs."""
+        """Returns the job that this process runs; None outside a sweep. options: of the command line, for all jobs."""
         if not in_sweep():
             return None
         settings = differing()
@@ -154,7 +163,9 @@ class Job:
 
     @contextlib.contextmanager
     def own_command(self) -> Iterator[None]:
-        """Inside, the job's command is that of the process: manifest, model card and messages have it."""
+        """A context in which the job's own command is the command of the process, as manifest, model card and messages
+        use it.
+        """
         before = sys.argv
         sys.argv = list(self.command)
         try:
@@ -164,11 +175,11 @@ class Job:
 
     @property
     def before(self) -> dict[str, Any]:
-        """What it recorded when it ran before; empty if it did not."""
+        """Returns what the job recorded when it ran before; {} if it never did."""
         return record_of(self.directory / RECORD) or {}
 
     def record(self, status: str, **facts: Any) -> None:
-        """status: running, finished or failed."""
+        """Records how the job stands. status: running, finished or failed."""
         facts = {"number": self.number, "settings": self.settings, "command": self.command, "status": status, **facts}
         self.directory.mkdir(parents=True, exist_ok=True)
         atomic.write_json(self.directory / RECORD, facts)
@@ -183,9 +194,9 @@ def record_of(path: Path) -> dict[str, Any] | None:
 
 
 def prepare(cfg: DictConfig, command: str) -> None:
-    """In a sweep that optimises, an objective is chosen, and retraining holds examples out for it. In place.
+    """In a sweep that optimises, chooses an objective and holds out examples for it. Changes `cfg` in place.
 
-    Raises ConfigError if nothing may be held out, as the sweeper would be given the test score.
+    Raises ConfigError if no examples can be held out: the sweeper would receive the test score.
     """
     if "objective" not in cfg:
         return

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep, best first, and what is left to do."""
+"""The table at the end of a sweep, best job first, and what is left to do."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nas.storage.command_line import setting
 
 @dataclass(frozen=True)
 class Row:
-    """A job in the table. value: the number that it is ranked by, None for none; what: what that is."""
+    """A job in the table. value: the number by which it is ranked; None without one. what: the meaning of value."""
 
     number: int
     settings: str
@@ -24,7 +24,7 @@ class Row:
 
 
 def rows(directory: Path) -> list[Row]:
-    """Of all jobs in the directory of a sweep, best first, those without a number last."""
+    """Returns a row for each job in the directory of a sweep: best first, jobs without a value last."""
     found = []
     for path in directory.rglob(sweep.RECORD):
         if (record := sweep.record_of(path)) is not None:
@@ -46,8 +46,10 @@ def rows(directory: Path) -> list[Row]:
 
 
 def standing(directory: Path) -> tuple[str, float | None, bool]:
-    """What a run is ranked by, its value, and whether higher is better: the objective, else a score on examples that
-    the network has not seen, else the test score."""
+    """Returns by what a run is ranked, its value, and whether higher is better.
+
+    That is the objective; without one, a score on examples that the network has not seen; without that, the test score.
+    """
     try:
         result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         metric = result.get("metric", {})
@@ -68,10 +70,11 @@ def standing(directory: Path) -> tuple[str, float | None, bool]:
 
 
 def end(command: str, *, again: tuple[str, str] | None = None) -> int:
-    """Print the table of the sweep that this process has begun, and leave it as ``sweep.json``. Returns the number of
-    jobs that have not finished.
+    """Prints the table of the sweep that this process began, and writes ``sweep.json``.
 
-    again: what goes on with the sweep, and what to add to it for the jobs that have failed; None for the command line.
+    Returns the number of unfinished jobs.
+
+    again: the command that continues the sweep, and what to add for failed jobs; None for the command line.
     """
     directory = sweep.home[0]
     names.release(directory)

@@ -1,6 +1,6 @@
-"""What makes a command that torchrun has started several times over one command: one output, one error, one directory.
+"""Makes the processes that torchrun starts act as one command: one output, one error, one directory.
 
-Everywhere else that is nothing, and does not import torch, which takes seconds.
+Outside torchrun these functions do nothing, and do not import torch, which takes seconds.
 """
 
 import os
@@ -13,21 +13,21 @@ from nas.errors import ConfigError
 
 
 def started() -> int:
-    """How many processes there are."""
+    """Returns the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def has_restarted() -> bool:
-    """Whether torchrun has started the processes anew, as one of them had failed: they are to go on with their run."""
+    """Says whether torchrun has restarted the processes after one had failed. They then continue their run."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager
 def left_at_once() -> Iterator[None]:
-    """Around all that a process does: it ends without Python's own clearing up.
+    """A context for all that a process does. The process ends without Python's own clean-up.
 
-    torch leaves threads of gloo behind (pytorch/pytorch#179291), which during that abort the process now and then, so
-    that a job which is done counts as failed. An error that is not ours ends as any other.
+    torch leaves threads of gloo behind (pytorch/pytorch#179291). During the clean-up they sometimes abort the process,
+    and a finished job would count as failed. An exception that is not from this project ends the process as usual.
     """
     if started() == 1:
         yield
@@ -44,7 +44,7 @@ def left_at_once() -> Iterator[None]:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Inside, the processes work together, and only the first one's standard output shows."""
+    """A context in which the processes work together and only the first one writes to standard output."""
     if started() == 1:
         yield
         return
@@ -59,8 +59,7 @@ def one_voice() -> Iterator[None]:
 
 
 def tells_errors() -> bool:
-    """Whether an error is this process's to tell: it is the first of all to ask. The others make the same mistake, or
-    fail of its absence."""
+    """Says whether this process prints an error: the first one that asks does. The others fail of the same cause."""
     if started() == 1:
         return True
     from nas.runtime import distributed
@@ -72,9 +71,9 @@ def tells_errors() -> bool:
 
 
 def common(directory: Path, own: Callable[[Path], Path]) -> Path:
-    """The run's directory, that of the first process: each has made one, named by its own clock.
+    """Returns the directory of the first process. Each process has made its own, named by its own clock.
 
-    own: what that process makes of it.
+    own: the directory that this process made.
     """
     if started() == 1:
         return own(directory)
@@ -88,7 +87,7 @@ def common(directory: Path, own: Callable[[Path], Path]) -> Path:
 
 
 def agreed(value: bool) -> bool:
-    """What the first process says, for what others may see later."""
+    """Returns the value of the first process, for what may look different to the others a moment later."""
     if started() == 1:
         return value
     from nas.runtime import distributed
@@ -97,7 +96,7 @@ def agreed(value: bool) -> bool:
 
 
 def refuse_several(command: str) -> None:
-    """Raises ConfigError if there are several processes, for a command that is the work of one."""
+    """Raises ConfigError if several processes were started for a command that runs in one."""
     if started() > 1:
         raise ConfigError(
             f"{command} works in one process, got {started()}", fix="start it without torchrun, as plain " + command

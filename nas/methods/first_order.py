@@ -13,7 +13,7 @@ from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
 from nas.methods.regulariser import Regulariser
-from nas.methods.sampler import Gates, LossSampler, draw, told
+from nas.methods.sampler import Gates, LossSampler, draw, read_on_host
 from nas.methods.state import SearchState
 from nas.methods.undrawn import UndrawnDecay, check_undrawn
 from nas.runtime import distributed
@@ -96,7 +96,7 @@ class FirstOrder:
         """
         with torch.no_grad():
             gates = [self._draw(temperature)]
-        return told(gates + [self._draw(temperature) for _ in range(self.sampler.samples)])
+        return read_on_host(gates + [self._draw(temperature) for _ in range(self.sampler.samples)])
 
     def _draw(self, temperature: float) -> Gates:
         return draw(self.sampler, self.arch, temperature, self.generator)
@@ -105,8 +105,8 @@ class FirstOrder:
         """Returns the gates. Under ``decay`` first records which operations the gates draw."""
         if self.undrawn is None or drawn.drawn is None:
             return drawn
-        noted = drawn if drawn.host is not None else told([drawn])[0]
-        assert noted.host is not None  # told
+        noted = drawn if drawn.host is not None else read_on_host([drawn])[0]
+        assert noted.host is not None  # read by `read_on_host`
         self.undrawn.drew(self.arch.keys, noted.host[0])
         return noted
 

@@ -30,7 +30,7 @@ class Gates:
     undrawn_as_ones: add the gates of undrawn candidates as if the candidates had returned 1 (GDAS' `autodl` estimator).
     shares: (choices,) factors of the choices' outputs; None if no choice is weighed. `draw` sets the shares, not the
     sampler.
-    host: for each choice the drawn candidate, and whether its row has a NaN, as lists on the host: see `told`.
+    host: for each choice the drawn candidate, and whether its row has a NaN, as lists on the host: see `read_on_host`.
     """
 
     weights: Tensor
@@ -57,7 +57,7 @@ class Gates:
                 refuse_nan(keys, weights.detach().isnan().any(dim=-1).tolist())
             rows = [row.unbind() for row in weights.unbind()]
             return {key: Gate(row, None, share=share) for key, row, share in zip(keys, rows, shares, strict=True)}
-        drawn, broken = self.host or told([self])[0].host or ([], [])
+        drawn, broken = self.host or read_on_host([self])[0].host or ([], [])
         refuse_nan(keys, broken)
         hard: Sequence[HardGate | None] = nothing
         others: Sequence[tuple[Tensor, ...] | None] = nothing
@@ -72,7 +72,7 @@ class Gates:
         }
 
 
-def told(several: Sequence[Gates]) -> list[Gates]:
+def read_on_host(several: Sequence[Gates]) -> list[Gates]:
     """Returns the gates with `host` set: the drawn candidates and the rows with NaN.
 
     Waits for a GPU once for all gates. Gates without drawn candidates come back unchanged.

@@ -12,7 +12,7 @@ from nas.data.loader import Batch
 from nas.errors import DivergenceError, SpaceError
 from nas.methods.estimate import Measured
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import Gates, draw, told
+from nas.methods.sampler import Gates, draw, read_on_host
 from nas.runtime.nonfinite import Guard, Reading
 from nas.runtime.precision import take_step
 from nas.runtime.runtime import peak_memory, seed_layers, synchronise
@@ -112,7 +112,7 @@ def each_candidate(searcher: FirstOrder, temperature: float) -> Iterator[Gates]:
         for index in range(min(MOST_CANDIDATES, arch.mask.shape[-1])):
             drawn = torch.full_like(sizes, index) % sizes
             weights = F.one_hot(drawn, arch.mask.shape[-1]).to(arch.logits)
-            yield told([Gates(weights, drawn, shares=arch.shares())])[0]
+            yield read_on_host([Gates(weights, drawn, shares=arch.shares())])[0]
 
 
 def two_of(batch: Batch) -> Batch:

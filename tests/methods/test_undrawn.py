@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.errors import ConfigError
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import Gates, told
+from nas.methods.sampler import Gates, read_on_host
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
 from nas.training.task import Classification
@@ -148,7 +148,7 @@ def test_gates_that_were_drawn_ahead_are_noted_too(batch):
     torch.testing.assert_close(
         supernet.one.candidates[1].weight.detach(), before * (1 - LR * DECAY), rtol=1e-12, atol=0
     )
-    assert told([first])[0].host is not None
+    assert read_on_host([first])[0].host is not None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The formats of an export, as the configuration names them."""
+"""Builds the formats of an export from the configuration."""
 
 from omegaconf import DictConfig
 
@@ -7,5 +7,8 @@ from nas.settings.configuration import build
 
 
 def build_formats(cfg: DictConfig, *, allow: list[str]) -> dict[str, Format]:
-    """Those of the group ``formats``. Raises ConfigError if a package that one needs is missing."""
+    """Returns the formats of the group ``formats``.
+
+    Raises ConfigError if a package that one of them needs is missing.
+    """
     return {str(name): build(node, allow=allow) for name, node in cfg.formats.items()}

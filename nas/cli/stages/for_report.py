@@ -1,4 +1,4 @@
-"""What a run leaves for its report beside its result: changed settings, the worst mistakes, a latency."""
+"""What a run leaves for its report besides its result: changed settings, the worst mistakes, a latency."""
 
 import functools
 from dataclasses import asdict
@@ -23,7 +23,9 @@ NOT_COMPARED = (*OWN, "name", "seed", "experiment")
 
 
 def changed(cfg: DictConfig) -> dict[str, list[Any]]:
-    """The settings that are not those of nas-run without arguments: name -> [default, value], None for none."""
+    """Returns the settings that differ from those of nas-run without arguments: name -> [default, value]; None for
+    none.
+    """
     before, now = defaults(places()), compared(cfg)
     names = [name for name in now | before if before.get(name) != now.get(name)]
     return {name: [before.get(name), now.get(name)] for name in names if not among(name, ("genotype", *NOT_COMPARED))}
@@ -31,12 +33,15 @@ def changed(cfg: DictConfig) -> dict[str, list[Any]]:
 
 @functools.lru_cache(maxsize=1)
 def defaults(places: tuple[str, ...]) -> dict[str, Any]:
-    """Of nas-run. Composing them takes a fifth of a second: once for the jobs of a sweep. places: of the YAML files."""
+    """Returns the settings of nas-run without arguments. places: directories of the YAML files.
+
+    Composing them takes a fifth of a second, so jobs of a sweep do it once.
+    """
     return compared(untouched("run"))
 
 
 def places() -> tuple[str, ...]:
-    """Where Hydra looks for YAML files; empty outside of a command."""
+    """Returns where Hydra looks for YAML files; nothing outside a command."""
     from hydra.core.global_hydra import GlobalHydra
 
     if not GlobalHydra.instance().is_initialized():
@@ -51,12 +56,12 @@ def compared(config: DictConfig) -> dict[str, Any]:
 
 
 def write_mistakes(mistakes: Mistakes, data: DataBundle, directory: Path) -> None:
-    """Into ``mistakes.json``; nothing where there are none, or no pictures of them."""
+    """Writes ``mistakes.json``. Writes nothing if there are no mistakes, or no pictures of them."""
     if isinstance(data.spec, ImageSpec) and (found := mistakes.found(data.test, data.spec)):
         atomic.write_json(directory / FILE, found)
 
 
 def one_latency(trained: Trained, loader: Loader) -> list[dict[str, Any]]:
-    """Of one example, where the network is. Beside a training it is rougher than what nas-evaluate measures."""
+    """Measures the latency of one example on the network's device. It is rougher than what nas-evaluate measures."""
     inputs, _ = next(loader.epoch(0))
     return [asdict(latency(trained.network, inputs, batch=1, seconds=SECONDS))]

@@ -1,4 +1,4 @@
-"""What a sweeper that optimises is given of a job: never the score on the test split."""
+"""The objective that a job returns to a sweeper: never the score on the test split."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ SECONDS = 1.0  # that the latency is measured for, after a fifth of it to warm u
 
 @dataclass(frozen=True)
 class Objective:
-    """names: of `NAMES`. several: whether the sweeper is given a list. metric: of the task, which is the score."""
+    """An objective.
+
+    names: of `NAMES`. several: whether the sweeper receives a list. metric: the task's, which is the score.
+    """
 
     names: tuple[str, ...]
     several: bool
@@ -28,10 +31,11 @@ class Objective:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, metric: Metric) -> "Objective | None":
-        """Of the setting ``objective``; None if there is none.
+        """Returns the objective of the setting ``objective``; None if there is none.
 
-        Raises ConfigError for other names than `NAMES` and the metric's, for a score where the retraining sees all
-        examples, and if the sweeper looks for the wrong end.
+        Raises ConfigError for unknown names, for a score if the retraining sees all examples, and if the sweeper
+        optimises
+        in the wrong direction.
         """
         if cfg.objective is None:
             return None
@@ -52,7 +56,7 @@ class Objective:
         return bool(set(self.names) & set(OF_EXAMPLES))
 
     def check_directions(self, directions: Sequence[str] | None) -> None:
-        """Raises ConfigError unless a sweeper looks for the better end of each name. None: of no sweeper."""
+        """Raises ConfigError unless the sweeper looks for the better end of each name. None: there is no sweeper."""
         if directions is None:
             return
         right = ["maximize" if name == "score" and self.metric.higher_is_better else "minimize" for name in self.names]
@@ -65,7 +69,9 @@ class Objective:
             )
 
     def measured(self, network: Callable[[], nn.Module], spec: DataSpec, score: Score | None) -> dict[str, float]:
-        """name -> value of each name. network: in eval mode, asked for if it is needed. score: on examples that the
+        """Returns name -> value.
+
+        network: called, if it is needed, for the network in eval mode. score: on examples that the
         network has not seen; None if no name needs it.
 
         Raises DivergenceError if a value is not a number.
@@ -82,13 +88,13 @@ class Objective:
         return found
 
     def value(self, measured: Mapping[str, float]) -> float | list[float]:
-        """What the sweeper is given."""
+        """Returns what the sweeper receives."""
         values = [float(measured[name]) for name in self.names]
         return values if self.several else values[0]
 
 
 def milliseconds(network: nn.Module, spec: DataSpec) -> float:
-    """The median time of a forward pass of one example."""
+    """Returns the median time of a forward pass of one example, in milliseconds."""
     device = next(network.parameters()).device
     return latency(network, spec.zeros(device=device), batch=1, seconds=SECONDS).median_ms
 

@@ -1,4 +1,4 @@
-"""The retraining stage: what the configuration says, as the objects of a `RetrainJob`."""
+"""The retraining stage: builds a `RetrainJob` from the configuration."""
 
 from dataclasses import fields
 
@@ -14,7 +14,7 @@ from nas.training.trained import Trained
 
 
 class RetrainStage(RetrainJob):
-    """Train the network of a genotype from scratch: leaves ``retrain/checkpoint.pt``."""
+    """Trains the network of a genotype from scratch and leaves ``retrain/checkpoint.pt``."""
 
     def __init__(self, setup: Setup) -> None:
         cfg = setup.cfg.retrain
@@ -31,6 +31,9 @@ class RetrainStage(RetrainJob):
 
 
 def options(cfg: DictConfig) -> RetrainOptions:
-    """Of the group ``retrain``. A run that was begun before there was one of the settings goes on as it was."""
+    """Returns the options of the group ``retrain``.
+
+    A setting that a resumed run does not know keeps its earlier meaning.
+    """
     numbers = {field.name: cfg[field.name] for field in fields(RetrainOptions) if field.name in cfg}
     return RetrainOptions(**numbers | {"network": to_plain(cfg.network)})

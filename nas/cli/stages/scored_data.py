@@ -1,4 +1,4 @@
-"""Which examples a trained network is scored on: those held out of its training, or new ones."""
+"""Chooses the examples on which a trained network is scored: those held out of its training, or new ones."""
 
 import sys
 from pathlib import Path
@@ -25,9 +25,10 @@ READING = ("image_size", "channels")
 
 
 def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
-    """The data of ``cfg.data``: those of the training, with what the command line changes of them, or others.
+    """Returns the data of ``cfg.data``: those of the training with the changes of the command line, or another data
+    set.
 
-    Raises DataError if what is held out of the set of the training is not what it was then.
+    Raises DataError if the examples held out of the training are not the same as then.
     """
     # A checkpoint comes from anywhere: the factories it names are not trusted as those of the command line are, nor is
     # it to fetch files to a place it names, or to follow links out of that.
@@ -54,7 +55,10 @@ def data_to_score(cfg: DictConfig, trained: Trained) -> DataBundle:
 
 
 def chosen(cfg: DictConfig, own: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The configuration of the data to score, and whether they are those of the training. own: that of the training."""
+    """Returns the configuration of the data to score, and whether they are the data of the training.
+
+    own: of the training.
+    """
     given: dict[str, Any] = {} if cfg.data is None else to_plain(cfg.data, "data")
     if NAME not in given:
         if unknown := sorted(given.keys() - own.keys()):
@@ -75,13 +79,15 @@ def chosen(cfg: DictConfig, own: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def place(node: dict[str, Any]) -> object:
-    """Where the data lie: a path may be written in several ways."""
+    """Returns the resolved place of the data, because a path can be written in several ways."""
     root = node.get("root")
     return Path(root).expanduser().resolve() if isinstance(root, str) else root
 
 
 def open_trained(cfg: DictConfig) -> tuple[Trained, Loader, DataBundle]:
-    """The network of ``cfg.checkpoint``, and what it is to be scored on: batches of the test split, and whose it is."""
+    """Returns the network of ``cfg.checkpoint``, batches of the test split to score it on, and the data set they are
+    from.
+    """
     allow = list(cfg.allow_targets)
     runtime: Runtime = build(cfg.runtime, allow=allow)
     runtime.start(seed=0)

@@ -1,4 +1,4 @@
-"""The search stage: what the configuration says, as the objects of a `SearchJob`."""
+"""The search stage: builds a `SearchJob` from the configuration."""
 
 import sys
 
@@ -16,7 +16,7 @@ from nas.supernet.genotype import Genotype
 
 
 class SearchStage(SearchJob):
-    """Search and derive: leaves ``search/checkpoint.pt``, and ``genotype.json`` after every epoch."""
+    """Searches and derives. Leaves ``search/checkpoint.pt``, and ``genotype.json`` after every epoch."""
 
     def __init__(self, setup: Setup) -> None:
         cfg = setup.cfg
@@ -38,7 +38,9 @@ class SearchStage(SearchJob):
         self.say_what_is_not_as_published(cfg)
 
     def say_what_is_not_as_published(self, cfg: DictConfig) -> None:
-        """Print a line if a method that was chosen alone lacks settings of its authors, or ReinMax is too cold."""
+        """Prints a line if a method was chosen without the settings of its authors, or if ReinMax runs below
+        temperature 1.
+        """
         # Without the name, which only a command can resolve.
         settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "name"])
         lines = (

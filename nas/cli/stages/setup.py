@@ -1,4 +1,4 @@
-"""What the stages of a run share, built from the configuration, and how the run's directory is opened."""
+"""Builds what the stages of a run share from the configuration, and opens the run's directory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ from nas.training.task import Task, check_targets
 
 @dataclass(frozen=True, kw_only=True)
 class Setup(Job):
-    """What every stage of a run shares. A stage reads `cfg` when it is built; nothing reads it later."""
+    """What all stages of a run share. A stage reads `cfg` while it is built; nothing reads it later."""
 
     cfg: DictConfig
     opening: "Opening"
@@ -91,7 +91,7 @@ class Setup(Job):
         return tracker
 
     def records(self, out: RunDirectory, tracker: JsonLines) -> Records:
-        """Where the stages leave what they make."""
+        """Returns the records that the stages write to."""
         opening = self.opening
         return Records(
             directory=out,
@@ -105,10 +105,10 @@ class Setup(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What the configuration says of the run's directory.
+    """What the configuration says about the run's directory.
 
-    settings, text: all of it, as plain data and as YAML. changed: the settings that differ from the defaults.
-    objective: whether a sweeper is given one.
+    settings, text: the whole configuration, as plain data and as YAML. changed: the settings that differ from the
+    defaults. objective: whether a sweeper receives one.
     """
 
     settings: dict[str, Any]
@@ -123,7 +123,7 @@ class Opening:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Opening":
-        """Raises ConfigError for a tracker or for checkpoints that cannot be built."""
+        """Raises ConfigError if the tracker or the checkpoints cannot be built."""
         allow = allowed(cfg)
         tracker, saving = build(cfg.tracker, allow=allow), build(cfg.saving, allow=allow)
         check_installed(tracker)
@@ -143,7 +143,7 @@ class Opening:
 
 @contextmanager
 def advice_for_moved_data(cfg: DictConfig) -> Iterator[None]:
-    """Where a run that is resumed does not find its data, say what to do about it then."""
+    """A context that adds advice to the error if a resumed run does not find its data."""
     try:
         yield
     except DataError as error:
@@ -158,7 +158,7 @@ def advice_for_moved_data(cfg: DictConfig) -> Iterator[None]:
 
 
 def open_benchmark(cfg: DictConfig) -> NasBench201Table | None:
-    """The table of the group ``benchmark``, if one was chosen."""
+    """Opens the table of the group ``benchmark``, if one was chosen."""
     if cfg.benchmark is None:
         return None
     table: NasBench201Table = build(cfg.benchmark, allow=list(cfg.allow_targets))
