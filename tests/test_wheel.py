@@ -54,10 +54,9 @@ def test_installed_wheel_searches_from_an_empty_directory(wheel: Path, tmp_path:
     assert f"Everything is in {run}" in finished.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "search", "retrain", "evaluate", "export"])
-def test_plain_checkout_runs_as_modules(command: str, tmp_path: Path) -> None:
+def test_plain_checkout_runs_as_modules(tmp_path: Path) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", f"nas.cli.{command}", "--help"],
+        [sys.executable, "-m", "nas.cli.run", "--help"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
@@ -65,4 +64,4 @@ def test_plain_checkout_runs_as_modules(command: str, tmp_path: Path) -> None:
         check=False,
     )
     assert finished.returncode == 0
-    assert finished.stdout.startswith(f"nas-{command}: ")
+    assert finished.stdout.startswith("nas-run: ")

@@ -92,6 +92,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return ("-m", f"hydra.searchpath=[file://{root}]", *SETTINGS, f"experiment={','.join(presets)}")
 
 
+@pytest.mark.long  # tests/runtime/test_distributed.py has the same of the stages, without the commands
 def test_two_processes_leave_what_one_leaves(nas: Nas, tmp_path: Path, sweep: tuple[str, ...]) -> None:
     """Losses and logits of every step, and with them derived choices and weights."""
     alone = nas("run", *sweep, "hydra.sweep.dir=one")
