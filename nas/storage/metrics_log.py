@@ -33,6 +33,7 @@ DERIVED = "derived.jsonl"
 PICTURES = ("pictures/derived", "pictures/heat_map", "pictures/history", "pictures/leading")
 HUES = ("pictures/history", "pictures/leading")  # need more colours: thin lines of eight hues have few pixels
 BINS = 20  # of a histogram
+DRAWINGS = 60  # of derived architectures, one after each change; then only with the other pictures. One takes 30 kB.
 HISTORY = 60  # epochs that a picture of the history shows
 
 
@@ -193,6 +194,7 @@ class TensorBoard(JsonLines):
         self._writer = SummaryWriter(log_dir=str(self._directory), filename_suffix=OURS)
         self._files: Any = self._writer.file_writer  # torch's annotation says None
         self._laid_out = False
+        self._drawings = 0
         for line in self._lines:
             self._draw(line, time=times.get((line["stage"], line["epoch"])))
         for old in mine:
@@ -208,6 +210,7 @@ class TensorBoard(JsonLines):
             for value in event.summary.value:
                 if value.WhichOneof("value") == "image" and value.tag in PICTURES and 1 <= event.step <= epochs:
                     self._write(value, step=event.step, time=event.wall_time)
+                    self._drawings += value.tag == "pictures/derived"
 
     def _write(self, value: Any, *, step: int, time: float | None = None) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -243,24 +246,32 @@ class TensorBoard(JsonLines):
 
     def _draw_pictures(self, epoch: int, choices: dict[str, str | None]) -> None:
         probabilities = event_tags.probabilities(self._lines[-1])
-        if choices != self._pictured:
-            self._pictured = choices
-            picture = draw_architecture(
-                choices, title=f"derived after epoch {epoch + 1}", probabilities=probabilities, stacked=True
-            )
-            self._show("pictures/derived", picture, epoch)
+        if self._drawings < DRAWINGS:
+            self._draw_derived(epoch, choices, probabilities)
         self._due = (epoch, choices)
         if event_tags.pictured(epoch):
             self._draw_probabilities()
 
+    def _draw_derived(
+        self, epoch: int, choices: dict[str, str | None], probabilities: event_tags.Probabilities
+    ) -> None:
+        if choices != self._pictured:
+            self._pictured = choices
+            self._drawings += 1
+            picture = draw_architecture(
+                choices, title=f"derived after epoch {epoch + 1}", probabilities=probabilities, stacked=True
+            )
+            self._show("pictures/derived", picture, epoch)
+
     def _draw_probabilities(self) -> None:
-        """Writes heat map and history after the last epoch of the search, unless they are written already."""
+        """Writes the pictures after the last epoch of the search, unless they are written already."""
         if self._due is None:
             return
         epoch, choices = self._due
         self._due = None
         done = [line for line in self._lines if line["stage"] == "search"]
         probabilities = event_tags.probabilities(done[-1])
+        self._draw_derived(epoch, choices, probabilities)
         if not probabilities:
             return
         title = f"probabilities in per cent after epoch {epoch + 1}"

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from nas.errors import OutputError
 from nas.settings import configuration
+from nas.storage import metrics_log
 from nas.storage.metrics_log import JsonLines, TensorBoard, read_derived, wall_times
 
 TRACKERS = ("jsonl", "tensorboard")  # the others need a client each: test_other_trackers.py
@@ -271,3 +272,15 @@ def test_a_resumed_run_keeps_pictures_of_the_epochs_that_it_keeps(tmp_path):
     after = [(one.step, one.wall_time) for one in shown(tmp_path).Images("pictures/derived")]
     assert after[:2] == before[:2]
     assert [step for step, _ in after] == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_architecture_that_changes_every_epoch_does_not_fill_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_log, "DRAWINGS", 3)
+    for epochs in (range(4), range(4, 23)):
+        with TensorBoard(directory=tmp_path) as tracker:
+            for epoch in epochs:
+                tracker.derived({"x": f"op{epoch}"})
+                tracker.log("search", epoch, {"probability/x/op0": 1.0})
+    steps = [one.step for one in shown(tmp_path).Images("pictures/derived")]
+    assert steps == [1, 2, 3, 4, 20, 23]  # the first ones, the last ones of both runs, and now and then
