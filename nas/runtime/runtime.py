@@ -160,7 +160,8 @@ def describe(device: torch.device) -> str:
     """The name of the device, for manifests and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {processor()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def processor() -> str:

@@ -12,8 +12,7 @@ from nas.storage.forwarded import ID, Forwarded
 
 
 class MLflow(Forwarded):
-    """Where to is said by MLflow's own environment variable, MLFLOW_TRACKING_URI; without it, files in ``mlruns`` in
-    the run's directory, for ``mlflow ui --backend-store-uri``."""
+    """Logs to the server at ``MLFLOW_TRACKING_URI``; without this variable, to files in the run's ``mlruns``."""
 
     package = "mlflow"
 
