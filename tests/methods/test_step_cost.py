@@ -5,6 +5,7 @@ supernet which of its parts are dead.
 """
 
 import collections
+import contextlib
 import copy
 import importlib.machinery
 import importlib.util
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nas.runtime.nonfinite import Guard
 from nas.spaces.cell import Cell
 from nas.supernet.choice import freeze
+from step_bench.ablation import OPTIMISATIONS
 from step_bench.bench import Bench
 from step_bench.counting import counted
 from step_bench.memory import child
@@ -216,6 +218,24 @@ def test_the_script_prints_a_table_and_writes_json(script, monkeypatch, tmp_path
     iteration = found["times"]["iteration"]["clock"]
     assert len(iteration["ratios"]) == 2
     assert f"{iteration['ratio']:.3f}" in shown
+    monkeypatch.setattr(sys, "argv", ["bench_step", "--ablate", *overrides, "--pairs", "2", "--out", str(out)])
+    assert script.main() is None
+    assert json.loads(out.read_text()).keys() == OPTIMISATIONS.keys()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "all of them")) for name in OPTIMISATIONS]
+)
+def test_a_step_without_an_optimisation_trains_the_same(name):
+    losses = []
+    for context in (contextlib.nullcontext, OPTIMISATIONS[name]):
+        torch.manual_seed(0)
+        bench = Bench(["space=nas_bench_201", *SMALL, "space.cells=1"])
+        with context():
+            for _ in range(3):
+                bench.search_times(bench.next_batches()[0])
+                losses.append(float(bench.losses["search"]))
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
 
 
 def test_the_processes_that_memory_is_measured_in(tmp_path):
