@@ -1,24 +1,26 @@
-"""Supernets by replay: what a step launches on a GPU is recorded once, as CUDA graphs, and replayed from then on.
+"""Records the GPU work of supernet steps as CUDA graphs once, and replays the recordings from then on.
 
-A step of a small network is bound by launching its kernels, not by running them, and a supernet cannot be recorded as a
-whole, for every step runs another part of it. So each operation is recorded alone, forward and backward, between
-tensors that stay where they are. A pass replays those that are drawn one after the other, without autograd, to which
-the whole supernet is a single function.
+For a small network, launching kernels takes longer than running them. The whole supernet cannot be recorded, because
+every step runs another part of it. So each operation is recorded alone, forward and backward, between tensors that
+keep their place in memory. A pass replays the drawn operations one after the other, without autograd. Autograd sees
+the whole supernet as a single function.
 
-A recorder may also compose what it has recorded: then a pass is one launch, which says what runs at each place.
+A recorder may also compose the recordings into one graph. Then a pass is one launch, which is told which candidate
+runs at each place.
 
-What it asks of a model:
-- Its forward pass can be traced (see `nas.methods.cuda_graphs.trace`), or else as much of it as can is replayed.
-- Modules compute the same whenever they are called, from their input, weights and buffers. What else they depend on, as
-  the mode of a part or a number in Python, stays what it was when they were recorded; buffers are moved in place.
-- Weights and buffers stay where they are: no ``.to()``, no ``load_state_dict(assign=True)``.
-- Hooks inside need not run.
+Requirements on a model:
+- Its forward pass can be traced (see `nas.methods.cuda_graphs.trace`). Otherwise the parts that can be traced are
+  replayed.
+- A module computes the same whenever it is called, from its input, weights and buffers. Anything else it depends on,
+  such as the mode of a part or a Python number, keeps the value of the recording. Buffers are changed in place.
+- Weights and buffers keep their place in memory: no ``.to()``, no ``load_state_dict(assign=True)``.
+- Hooks inside the model need not run.
 
-What it gives: a pass is differentiated once, before the next one, by ``backward()``. Weights get their gradients in
-``.grad``, past autograd, valid until the next pass.
+Restrictions on the caller: a pass is differentiated once, before the next pass, by ``backward()``. Weights receive
+their gradients in ``.grad`` without autograd; the gradients are valid until the next pass.
 
-What it costs: the candidates of a choice share a piece of memory, so that each choice has for good what the largest of
-them takes; the gradient of every weight, and every node's value and gradient, have a place of their own; all of it once
-more for every other shape of the input. A candidate's first step takes some ten times as long. Recordings are kept as
-long as the recorder.
+Costs: the candidates of a choice share memory, so each choice permanently holds what its largest candidate needs. The
+gradient of every weight, and the value and gradient of every node, have memory of their own. All of this is needed
+again for every other shape of the input. The first step of a candidate takes about ten times as long. Recordings are
+kept as long as the recorder.
 """

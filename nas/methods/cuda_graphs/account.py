@@ -1,4 +1,4 @@
-"""What was recorded, and what runs as without."""
+"""Counts what is recorded and warns about what runs without recordings."""
 
 import sys
 from typing import Any
@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 class Account(Hook):
-    """Counts what is recorded for the choices of a supernet, and prints each kind of warning once."""
+    """Counts the recordings for the choices of a supernet, and prints each kind of warning once."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -20,12 +20,12 @@ class Account(Hook):
         self._warned: set[str] = set()
 
     def add(self, choice: Choice | None) -> None:
-        """An operation that was recorded. choice: whose candidate it is, None for a fixed part."""
+        """Counts a recorded operation. choice: the choice that the candidate belongs to; None for a fixed part."""
         self._operations += 1
         self._choices.add(choice)
 
     def warn(self, kind: str, text: str) -> None:
-        """text: what runs instead, as well."""
+        """Prints a warning. text: says what runs instead."""
         if kind not in self._warned:
             self._warned.add(kind)
             print(f"warning: {text}", file=sys.stderr)
@@ -37,7 +37,7 @@ class Account(Hook):
         )
 
     def after_epoch(self, state: Any) -> None:
-        """Print what is recorded, after an epoch that recorded something."""
+        """Prints what is recorded, after an epoch in which something was recorded."""
         if self._operations > self._said:
             self._said = self._operations
             print(f"note: {self.described()}", file=sys.stderr)

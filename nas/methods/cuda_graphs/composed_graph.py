@@ -1,8 +1,9 @@
-"""One CUDA graph of all that a pass may launch, by cuda-bindings: a launch says which candidate runs at each place.
+"""Builds one CUDA graph from all recordings that a pass may need, with cuda-bindings.
 
-Two ways, the first that the device has:
-- A SWITCH node a place, whose bodies are the candidates' graphs (CUDA 12.8); a kernel before them sets their indices.
-- All nodes of all candidates, of which those that are not drawn are disabled before a launch (CUDA 11.6).
+A launch sets which candidate runs at each place. There are two ways; the first one that the device supports is used:
+- One SWITCH node per place, whose bodies are the graphs of the candidates (CUDA 12.8). A kernel before them sets the
+  indices.
+- All nodes of all candidates. The nodes of undrawn candidates are disabled before a launch (CUDA 11.6).
 """
 
 import ctypes
@@ -26,18 +27,18 @@ extern "C" __global__ void choose(const unsigned long long* handles, const int* 
 
 
 class UnavailableError(Exception):
-    """What this machine lacks."""
+    """The machine lacks something that is needed for composing."""
 
 
 class Composer:
-    """Composes in the first way that works on a device. One that has failed is not tried again."""
+    """Composes graphs in the first way that works on a device. A way that has failed is not tried again."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._ways: dict[str, Callable[..., Launch]] = {"switched nodes": switched, "enabled nodes": toggled}
 
     def compose(self, places: Graphs) -> Launch | None:
-        """None where no way works; prints why."""
+        """Returns a composed graph. Returns None, and prints why, if no way works."""
         problems: list[str] = []
         launch = None
         while self._ways and launch is None:
@@ -58,7 +59,7 @@ class Composer:
 
 
 def bindings() -> Any:
-    """Those of CUDA's driver. Raises UnavailableError if they are not there."""
+    """Returns the bindings of CUDA's driver. Raises UnavailableError if they are not installed."""
     try:
         from cuda.bindings import driver
     except ImportError as error:
@@ -67,7 +68,7 @@ def bindings() -> Any:
 
 
 def driver(oldest: int) -> Any:
-    """The bindings of a driver that is not too old. Raises UnavailableError if it is."""
+    """Returns the bindings of the driver. Raises UnavailableError if the driver is too old."""
     cu = bindings()
     if (version := ok(cu.cuDriverGetVersion())) < oldest:
         raise UnavailableError(f"needs a driver of CUDA {cuda(oldest)}, this one is of {cuda(version)}")
@@ -79,7 +80,10 @@ def cuda(version: int) -> str:
 
 
 def ok(result: Sequence[Any]) -> Any:
-    """What a call of cuda-bindings returned beside its status. Raises RuntimeError if that is an error."""
+    """Returns what a call of cuda-bindings returned besides its status.
+
+    Raises RuntimeError if the status is an error.
+    """
     if int(result[0]) != 0:
         raise RuntimeError(repr(result[0]))
     return result[1] if len(result) == 2 else result[1:]
@@ -168,7 +172,7 @@ def raw(cu: Any, graph: Any) -> Any:
 
 
 def in_order(cu: Any, graph: Any) -> list[Any]:
-    """The nodes of a graph, each after those that it waits for."""
+    """Returns the nodes of a graph, each after the nodes that it depends on."""
     *_, count = ok(cu.cuGraphGetNodes(graph))
     nodes = {int(node): node for node in ok(cu.cuGraphGetNodes(graph, count))[0]}
     waits: dict[int, list[int]] = {node: [] for node in nodes}
@@ -180,7 +184,10 @@ def in_order(cu: Any, graph: Any) -> list[Any]:
 
 
 def copied(cu: Any, node: Any, graph: Any, after: Sequence[Any], context: Any) -> Any:
-    """A node of a recorded graph, added to another one. Raises UnavailableError for a kind that cannot be disabled."""
+    """Adds a copy of a recorded node to another graph.
+
+    Raises UnavailableError for a kind of node that cannot be disabled.
+    """
     kinds, kind = cu.CUgraphNodeType, ok(cu.cuGraphNodeGetType(node))
     if kind == kinds.CU_GRAPH_NODE_TYPE_KERNEL:
         made = ok(cu.cuGraphAddKernelNode(graph, after, len(after), ok(cu.cuGraphKernelNodeGetParams(node))))
@@ -194,9 +201,11 @@ def copied(cu: Any, node: Any, graph: Any, after: Sequence[Any], context: Any) -
 
 
 def launching(cu: Any, graph: Any, device: torch.device, *read: torch.Tensor) -> tuple[Any, Callable[[], None]]:
-    """The executable form of a graph, and what launches it on the current stream, with which both are destroyed.
+    """Returns a function that launches the executable form of a graph on the current stream.
 
-    read: tensors that its kernels read.
+    Both are destroyed with it.
+
+    read: tensors that the kernels of the graph read.
     """
     made = ok(cu.cuGraphInstantiate(graph, 0))
 

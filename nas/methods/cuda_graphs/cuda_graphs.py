@@ -1,4 +1,4 @@
-"""Records what a GPU is given to do, and replays it: CUDA graphs."""
+"""Records GPU work as CUDA graphs and replays it."""
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +14,11 @@ MIB = 2**20
 
 
 class CudaGraphs:
-    """The `Recorder` of a GPU. Its replays run on whatever stream is the current one.
+    """The `Recorder` of a GPU. Replays run on the current stream.
 
-    composes: one graph for all that a pass launches, see `nas.methods.cuda_graphs.composed_graph`. share: of the
-    device's memory that recordings may keep. Nothing more is recorded beyond it, nor after one that ran out of memory.
+    composes: whether a pass becomes one graph, see `nas.methods.cuda_graphs.composed_graph`. share: the share of the
+    device's memory that recordings may keep. Beyond it, or after a recording that ran out of memory, nothing more is
+    recorded.
     """
 
     def __init__(self, device: torch.device, *, composes: bool = False, share: float = 0.5) -> None:
@@ -37,7 +38,10 @@ class CudaGraphs:
 
     @contextmanager
     def rehearsing(self) -> Iterator[None]:
-        """On the stream that records, so that all that libraries prepare for it is there before."""
+        """A context on the recording stream.
+
+        Work that runs in it lets libraries prepare what they need before the recording.
+        """
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         try:
             with torch.cuda.stream(self._stream):
@@ -46,8 +50,11 @@ class CudaGraphs:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def record(self, work: Replay, pool: Any) -> Replay:
-        """Raises RuntimeError for work that CUDA cannot record, such as one that waits for the GPU, and where there is
-        no memory for it. Either leaves torch as it was."""
+        """Raises RuntimeError if CUDA cannot record the work, for example because it waits for the GPU, or if memory is
+        short.
+
+        torch is left as it was in both cases.
+        """
         if self._full:
             raise RuntimeError(self._full)
         before = torch.cuda.memory_reserved(self.device)
@@ -84,8 +91,12 @@ class CudaGraphs:
             raise
 
     def _mend(self, pool: Any) -> None:
-        """Do what torch leaves undone where a capture fails: its allocator and its random generator would take it for
-        still under way, neither giving memory back nor drawing numbers."""
+        """Finishes what torch leaves unfinished after a failed capture.
+
+        Otherwise torch's allocator and random generator would still be in capture mode: the allocator would return no
+        memory,
+        and the generator would draw no numbers.
+        """
         with suppress(RuntimeError):  # the first raises where nothing is under way, and there is nothing to release
             torch._C._cuda_endAllocateToPool(self.device.index, pool)
             torch._C._cuda_releasePool(self.device.index, pool)
@@ -104,8 +115,11 @@ class CudaGraphs:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Inside, nothing happens beside what is recorded: no garbage is collected, as CUDA refuses to free graphs then,
-    and cuDNN tries no other plans, which would be recorded and keep the memory of the largest."""
+    """A context that keeps other work out of a recording.
+
+    No garbage is collected, because CUDA refuses to free graphs during a capture. cuDNN does not try other plans: they
+    would be recorded, and the memory of the largest one would be kept.
+    """
     # Not torch.cuda.graph, which collects garbage and empties the cache each time: a second, for a thousand graphs.
     collects, tries = gc.isenabled(), torch.backends.cudnn.benchmark
     gc.disable()

@@ -1,4 +1,4 @@
-"""What a module does by itself, beside which its replay is held."""
+"""Runs a module without a replay, to compare the replay with it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from nas.spaces.cell import Cell
 
 
 class Reference:
-    """What a module itself makes of a batch, to compare with a replay."""
+    """The result of the module itself on a batch."""
 
     @torch.no_grad()
     def __init__(self, module: nn.Module, states: Sequence[Tensor]) -> None:
@@ -23,12 +23,15 @@ class Reference:
         self._expected = list(returned) if isinstance(returned, list | tuple) else [returned]
 
     def put_back(self) -> None:
-        """The buffers, as they were before."""
+        """Restores the buffers."""
         self._buffers.put_back()
 
     @torch.no_grad()
     def is_like(self, values: Sequence[Tensor]) -> bool:
-        """But for roundings. Numbers that are not finite are somebody else's to find."""
+        """Says whether two results are equal up to rounding.
+
+        Nonfinite numbers count as equal: others check for them.
+        """
         if len(values) != len(self._expected):
             return False
         for one, two in zip(values, self._expected, strict=True):

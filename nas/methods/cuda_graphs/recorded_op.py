@@ -1,4 +1,4 @@
-"""The unit of what is recorded: one operation, forward and backward, between places that stay."""
+"""The unit of recording: one operation, forward and backward, between tensors that keep their place in memory."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +14,11 @@ from nas.supernet.hard_gate import HardGate
 
 
 class NotReplayableError(Exception):
-    """What a module does cannot be replayed."""
+    """A module does something that cannot be replayed."""
 
 
 class Slot:
-    """Where a node's value and its gradient are, once they are made."""
+    """The tensors that hold a node's value and gradient, once they exist."""
 
     value: Tensor
     gradient: Tensor
@@ -33,9 +33,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class GateOf:
-    """The hard gate of an operation: ones, and where the gradient of them is added up.
+    """The hard gate of an operation: ones, and the tensor to which the gate's gradient is added.
 
-    (C,) for an operation that takes its gate as the scale of its last norm, one for all norms of a width; else ().
+    Shape (C,) for an operation that takes its gate as the scale of its last norm; all norms of one width share it.
+    Otherwise ().
     """
 
     ones: Tensor
@@ -43,8 +44,10 @@ class GateOf:
 
 
 class FirstTick:
-    """Stands in for the counter of batches of a norm, which nothing reads in a step: the first of its ticks in a pass
-    is not made, but left to whoever counts for all norms at once."""
+    """Stands in for a norm's counter of batches, which no step reads.
+
+    The first increment in a pass is left to the code that increments the counters of all norms at once.
+    """
 
     def __init__(self, counter: Tensor) -> None:
         self._counter = counter
@@ -58,10 +61,10 @@ class FirstTick:
 
 @dataclass(frozen=True)
 class OutputUse:
-    """How an operation's output goes into its slot.
+    """How an operation's output is written to its slot.
 
-    adds: it is added to the slot, instead of replacing its content. widens: the slot takes the widest type of the
-    output and of what the operation reads.
+    adds: the output is added to the slot; otherwise it replaces the content. widens: the slot takes the widest type of
+    the output and of the operation's inputs.
     """
 
     adds: bool
@@ -69,10 +72,10 @@ class OutputUse:
 
 
 class Work:
-    """What is recorded of one operation: its output goes to a slot, its gradients to where they belong.
+    """What is recorded of one operation. Its output goes to a slot, its gradients to their tensors.
 
-    passes_on: whether its sources get one. gate: None if it has no hard one. weights: that get a gradient. norms: whose
-    counters somebody else moves, see `ticks`. output: how its output goes into the slot.
+    passes_on: whether its sources receive a gradient. gate: None without a hard gate. weights: those that receive a
+    gradient. norms: those whose counters other code increments, see `ticks`. output: how the output is written.
     """
 
     def __init__(
@@ -128,7 +131,10 @@ class Work:
 
     @contextmanager
     def _ticks_left_out(self) -> Iterator[None]:
-        """Inside, the counters of its norms stay as they are; `ticks` are those that would have moved."""
+        """A context in which the counters of the norms stay as they are.
+
+        `ticks` are the counters that would have moved.
+        """
         counters = [(norm, norm._buffers["num_batches_tracked"]) for norm in self._norms]
         ticks = [FirstTick(counter) for _, counter in counters if counter is not None]
         try:
@@ -143,7 +149,7 @@ class Work:
         ]
 
     def _make_room(self, output: Tensor, taken: Sequence[Tensor]) -> None:
-        """Make the target's slot, or make it anew where its type is too narrow for what this candidate gives."""
+        """Makes the target's slot, or makes it again if its type is too narrow for this candidate's output."""
         kinds = [output.dtype, *(one.dtype for one in taken)] if self.widens else [output.dtype]
         if self.target.made:
             kinds.append(self.target.value.dtype)
@@ -174,7 +180,7 @@ class Work:
 
 
 def own(gradient: Tensor, weight: Tensor, taken: set[int]) -> Tensor:
-    """The gradient in a place that is in no other use, and laid out as the weight, as optimisers expect."""
+    """Returns a tensor that nothing else uses for the gradient, laid out as the weight, as optimisers expect."""
     place = gradient.untyped_storage().data_ptr()
     if place in taken or gradient.stride() != weight.stride():
         gradient = torch.empty_like(weight).copy_(gradient)
@@ -185,8 +191,11 @@ def own(gradient: Tensor, weight: Tensor, taken: set[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Recorded:
-    """An operation's work, to be replayed. place: its number. sources, target: numbers of nodes. places: where their
-    values were. whole: both directions are recorded; else one of them is done again each time."""
+    """An operation's recordings.
+
+    place: its number. sources, target: numbers of nodes. places: the tensors that held their
+    values. whole: both directions are recorded; otherwise one of them runs without a recording each time.
+    """
 
     place: int
     work: Work

@@ -1,4 +1,4 @@
-"""What records work and replays it."""
+"""The interface of a recorder: it records work and replays it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,16 +12,16 @@ Launch = Callable[[Sequence[int]], None]
 
 
 class Recorder(Protocol):
-    """See `nas.methods.cuda_graphs.cuda_graphs`; tests have one that does the work again.
+    """See `nas.methods.cuda_graphs.cuda_graphs`. Tests use a recorder that runs the work again instead.
 
-    kept: bytes that recordings keep for good.
+    kept: the bytes that recordings keep permanently.
     """
 
     device: torch.device
     kept: int
 
     def pool(self) -> Any:
-        """A piece of memory for work of which only one is under way at a time."""
+        """Returns a memory pool for work of which only one piece runs at a time."""
         ...
 
     def rehearsing(self) -> AbstractContextManager[Any]:
@@ -29,16 +29,22 @@ class Recorder(Protocol):
         ...
 
     def record(self, work: Replay, pool: Any) -> Replay:
-        """What does again what `work` does, in the same places. Raises RuntimeError if it cannot be recorded."""
+        """Returns a function that repeats `work` in the same tensors.
+
+        Raises RuntimeError if the work cannot be recorded.
+        """
         ...
 
     def compose(self, places: Sequence[Mapping[int, Replay]]) -> Launch | None:
-        """One launch of what was recorded for each place, by its index. None: replay one after the other instead."""
+        """Returns one launch for the recordings of all places, chosen by index.
+
+        None: replay them one after the other instead.
+        """
         ...
 
 
 def one_by_one(places: Sequence[Mapping[int, Replay]]) -> Launch:
-    """Replays one after the other. Knows what is recorded later, too."""
+    """Returns a function that replays recordings one after the other. It also finds recordings that are made later."""
 
     def launch(indices: Sequence[int]) -> None:
         for place, index in zip(places, indices, strict=True):
@@ -49,8 +55,10 @@ def one_by_one(places: Sequence[Mapping[int, Replay]]) -> Launch:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it was raised for want of memory, or while such an error was handled: libraries call it by other names
-    inside of a recording."""
+    """Says whether an error was raised because memory was short, or while such an error was handled.
+
+    Libraries raise errors of other types inside a recording.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, torch.OutOfMemoryError) or any(

@@ -1,4 +1,4 @@
-"""One pass of a tape, which autograd takes for a single function."""
+"""Runs one pass of a tape. Autograd sees the pass as a single function."""
 
 import operator
 from collections.abc import Mapping, Sequence, Set
@@ -19,7 +19,10 @@ NOTHING = -1  # the index of a place at which nothing runs
 
 @dataclass(frozen=True)
 class Composition:
-    """Launches of what was recorded for a level when it was composed. holds: of each place, the indices."""
+    """The launches of a level's recordings at the moment of composing.
+
+    holds: for each place, the indices it contains.
+    """
 
     holds: Sequence[Set[int]]
     forward: Launch
@@ -30,9 +33,9 @@ class Composition:
 
 
 class Level:
-    """What is recorded for weight steps (learns), or for architecture steps, whose gates get a gradient (hard).
+    """The recordings for weight steps (learns), or for architecture steps, in which gates receive a gradient (hard).
 
-    needs: of each node, whether it gets one. places: how many there are.
+    needs: for each node, whether it receives a gradient. places: the number of places.
     """
 
     def __init__(self, *, learns: bool, hard: bool, needs: Sequence[bool], places: int) -> None:
@@ -46,11 +49,11 @@ class Level:
         self._ways: dict[tuple[int, ...], Way] = {}
 
     def knows(self, draw: "Draw") -> bool:
-        """Whether everything of a draw is known to be recorded, as it has run before."""
+        """Says whether everything in a draw is recorded, as it has run before."""
         return draw.indices in self._ways
 
     def way(self, draw: "Draw", slots: Sequence[Slot]) -> "Way":
-        """That of a draw of which everything is recorded."""
+        """Returns the `Way` of a draw of which everything is recorded."""
         if (found := self._ways.get(draw.indices)) is None:
             if len(self._ways) == MOST_DRAWS:
                 self._ways.clear()
@@ -64,7 +67,7 @@ class Level:
         self._quiet = 0
 
     def keep_those_of(self, slots: Sequence[Slot]) -> None:
-        """Forget what was recorded for slots that were made anew since."""
+        """Drops the recordings for slots that were made again since."""
         self._ways.clear()
         for place, recorded in enumerate(self.recorded):
             for candidate in [key for key, one in recorded.items() if not one.is_of(slots)]:
@@ -73,7 +76,7 @@ class Level:
                 self._composition = None
 
     def launches(self, way: "Way", recorder: Recorder) -> tuple[Launch, Launch]:
-        """What launches the two directions of a pass."""
+        """Returns the functions that launch the two directions of a pass."""
         self._quiet += 1
         if self._quiet == QUIET:
             self._composition = self._composed(recorder)
@@ -106,9 +109,10 @@ class Level:
 class Kind:
     """The recordings for inputs of one kind: shapes, layouts, types, precision.
 
-    of_gates: the gradient of the gates of all choices. scales: by width and type, the gradients of gates that act as
-    scales of norms, with a row for each choice. pools: the memory pool of each place. under_way: the pass whose values
-    are in the slots and that is not differentiated yet. lent: the weights and gradients of the last backward pass.
+    of_gates: the gradient of the gates of all choices. scales: by width and type, the gradients of gates that are
+    scales
+    of norms, with a row for each choice. pools: the memory pool of each place. under_way: the pass whose values are in
+    the slots and that is not differentiated yet. lent: the weights and gradients of the last backward pass.
     """
 
     slots: Sequence[Slot]
@@ -120,7 +124,7 @@ class Kind:
     lent: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
 
     def gate(self, index: int, scaled: tuple[int, torch.dtype] | None) -> GateOf:
-        """That of one choice. scaled: width and type of the norm that takes it as its scale."""
+        """Returns the gate of one choice. scaled: width and type of the norm that takes the gate as its scale."""
         assert self.of_gates is not None  # one was asked for
         if scaled is None:
             return GateOf(torch.ones_like(self.of_gates[index]), self.of_gates[index])
@@ -134,8 +138,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Draw:
-    """What runs. indices: of the candidate at each place, `NOTHING` where none does. cleared: nodes that are 0 before.
-    empty: those of them at which nothing arrives."""
+    """What a pass runs.
+
+    indices: the candidate at each place; `NOTHING` where none runs. cleared: nodes that are set to 0 first. empty: the
+    cleared nodes that receive no output.
+    """
 
     indices: tuple[int, ...]
     cleared: Sequence[int]
@@ -144,8 +151,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class WayBack:
-    """The backward pass of a draw. indices: from the last place to the first. reached: of each node, whether it gets a
-    gradient. zeros: that are added to."""
+    """The backward pass of a draw.
+
+    indices: from the last place to the first. reached: for each node, whether it receives a gradient. zeros: tensors
+    that
+    are set to 0 because gradients are added to them.
+    """
 
     indices: Sequence[int]
     ran: Sequence[Recorded]
@@ -154,7 +165,7 @@ class WayBack:
 
 
 class Way:
-    """What a pass does that runs a draw, looked up once."""
+    """The plan of passes that run one draw. It is computed once."""
 
     def __init__(self, recorded: Sequence[Mapping[int, Recorded]], draw: Draw, slots: Sequence[Slot]) -> None:
         self.indices, self._slots = draw.indices, slots
@@ -166,7 +177,7 @@ class Way:
         self._back: dict[tuple[int, ...], WayBack] = {}
 
     def back(self, arrived: tuple[int, ...]) -> WayBack:
-        """From the nodes at which a gradient has arrived."""
+        """Returns the backward pass from the nodes at which a gradient has arrived."""
         if arrived not in self._back:
             # As by autograd, what nothing comes back to gets no gradient, which is not the same as one of 0.
             reached = [False] * len(self._slots)
@@ -187,7 +198,7 @@ class Way:
 class Run:
     """One pass of a tape.
 
-    ends: how many nodes it is given, the first of all, and which it returns.
+    ends: the number of nodes that the pass is given, which come first, and the nodes that it returns.
     """
 
     def __init__(
@@ -210,9 +221,9 @@ class Run:
         return tuple(slots[node].value.detach() for node in self.outputs)
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """gradients: of the outputs, None for 0. Returns those of the states, None for those that had no part.
+        """gradients: of the outputs; None for 0. Returns the gradients of the states; None for states without effect.
 
-        Raises RuntimeError where the places that this pass needs hold something else by now.
+        Raises RuntimeError if the tensors that this pass needs hold other values by now.
         """
         kind, slots = self.kind, self.slots
         if kind.under_way is not self:
@@ -238,7 +249,10 @@ class Run:
 
 
 def lend(ran: Sequence[Recorded]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Give the weights of what ran their gradients. Returns those that are the recordings' own."""
+    """Gives the weights of the operations that ran their gradients.
+
+    Returns the gradients that belong to the recordings.
+    """
     lent = []
     for one in ran:
         for weight, found in zip(one.work.weights, one.work.gradients, strict=False):
@@ -253,13 +267,13 @@ def lend(ran: Sequence[Recorded]) -> list[tuple[nn.Parameter, Tensor]]:
 
 
 def nothing() -> None:
-    """What is recorded of a backward pass that ends before it begins."""
+    """The recording of a backward pass that has nothing to do."""
 
 
 class Pass(torch.autograd.Function):
     """One pass of a tape, as a function of its states and of the values of all gates.
 
-    anchor: requires a gradient if weights do; it gets none, and they have theirs in ``.grad``.
+    anchor: a tensor that requires a gradient if weights do. It receives none; weights have theirs in ``.grad``.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What is called in place of a module that is replayed."""
+"""The object that is called in place of a module that is replayed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +24,12 @@ from nas.supernet.hard_gate import NORMS, HardGate
 
 
 def replay(supernet: nn.Module, recorder: Recorder) -> Account:
-    """Let training steps of a supernet that draw one operation a choice be replayed, in place. Its copies are not.
-    Returns what counts what is recorded."""
+    """Lets the training steps of a supernet be replayed if they draw one operation per choice.
+
+    Changes the supernet in place.
+
+    Copies of the supernet are not replayed. Returns the account of what is recorded.
+    """
     account = Account(recorder)
     token = next(module for module in supernet.modules() if isinstance(module, Choice))
     found = dict(tapes(supernet))
@@ -49,11 +53,11 @@ def replay(supernet: nn.Module, recorder: Recorder) -> Account:
 
 
 class Replayed:
-    """Calls a module: by replay in training steps of drawn candidates, else as it is.
+    """Calls a module: with recordings in training steps of drawn candidates, otherwise as it is.
 
-    token: a choice of the supernet, which has another gate in every pass: a module that runs a second time in a pass is
-    not replayed again, as its slots hold the first. weights: of the supernet, which require a gradient in weight steps
-    only.
+    token: a choice of the supernet. Its gate is another object in every pass, which shows when a module runs a second
+    time in one pass. Such a call is not replayed, because the slots hold the values of the first call. weights: of the
+    supernet; they require a gradient in weight steps only.
     """
 
     def __init__(
@@ -129,7 +133,7 @@ class Replayed:
         )
 
     def _kind(self, states: Sequence[Tensor]) -> Kind:
-        """Raises NotReplayableError if there is no memory for another one."""
+        """Raises NotReplayableError if there is no memory for another kind of input."""
         device = self._recorder.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         of = precision, *((state.shape, state.stride(), state.dtype, state.requires_grad) for state in states)
@@ -143,7 +147,7 @@ class Replayed:
         return self._kinds[of]
 
     def _draw(self) -> Draw:
-        """What runs under the gates that are set."""
+        """Returns what runs under the gates that are set."""
         drawn = tuple([drawn_by(choices[0]) for choices in self._alike])
         if (found := self._draws.get(drawn)) is None:
             if not self._shapes:
@@ -179,7 +183,7 @@ class Replayed:
         return list(result) if isinstance(result, list) else result
 
     def _record_all(self, indices: Sequence[int], kind: Kind, level: Level) -> None:
-        """Record what runs and is not recorded yet."""
+        """Records everything that runs and is not recorded yet."""
         while True:
             missing = [
                 (place, index)
@@ -198,7 +202,7 @@ class Replayed:
             kind.pools = {number: pool for number, pool in kind.pools.items() if number in used}
 
     def _needs(self, learns: bool, hard: bool, of_states: Sequence[bool]) -> list[bool]:
-        """Of each node, whether something that is to get a gradient leads there."""
+        """Returns for each node whether its gradient is needed."""
         needs = [*of_states, *[False] * (self._tape.nodes - len(of_states))]
         for place in self._tape.places():
             own = (learns and place.weights) or (hard and place.choice is not None)
@@ -206,7 +210,7 @@ class Replayed:
         return needs
 
     def _record(self, place: Place, index: int, kind: Kind, level: Level) -> Recorded:
-        """Raises NotReplayableError if there is no memory to do its work even once."""
+        """Raises NotReplayableError if there is not even memory to run the work once."""
         candidate = place.candidates[index]
         hard = place.choice.gate.hard if place.choice is not None and place.choice.gate is not None else None
         module = candidate if isinstance(candidate, nn.Module) else nn.Identity()
@@ -275,7 +279,7 @@ def not_recorded(candidate: Callable[..., Any], reason: str) -> str:
 
 @contextmanager
 def memory_wanted() -> Iterator[None]:
-    """Raises NotReplayableError for want of memory inside."""
+    """A context that raises NotReplayableError if memory is short inside it."""
     try:
         yield
     except RuntimeError as error:
@@ -298,14 +302,14 @@ def norms_of_one(places: Sequence[Place]) -> set[nn.Module]:
 
 
 def is_of_one(gate: Gate) -> bool:
-    """Whether it lets one candidate alone run, with the gradient of a gate that a sampler made, or with none."""
+    """Says whether a gate runs a single candidate, with the gradient of a sampler's gate or without a gradient."""
     if gate.drawn is None or gate.others is not None or gate.share is not None:
         return False
     return gate.hard is None or gate.hard.all_values is not None
 
 
 def choices_alike(places: Sequence[Place]) -> list[list[Choice]]:
-    """Those of the places, in groups that have one key and so one gate."""
+    """Returns the choices of the places in groups that have one key, and so one gate."""
     found: dict[Any, list[Choice]] = {}
     for place in places:
         if place.choice is not None:
@@ -314,7 +318,10 @@ def choices_alike(places: Sequence[Place]) -> list[list[Choice]]:
 
 
 def shape_of(block: Block, groups: Mapping[Choice, int]) -> Any:
-    """Equal for cells in which the same places live, whatever is drawn: all that `living` looks at."""
+    """Returns a value that is equal for cells in which the same places live, whatever is drawn.
+
+    `living` reads no more.
+    """
     operations = [
         (
             None if place.choice is None else groups[place.choice],
@@ -327,7 +334,7 @@ def shape_of(block: Block, groups: Mapping[Choice, int]) -> Any:
 
 
 def drawn_of(blocks: Sequence[Block], shapes: Sequence[Any]) -> Draw:
-    """What runs under the gates that are set. shapes: of the blocks, see `shape_of`."""
+    """Returns what runs under the gates that are set. shapes: of the blocks, see `shape_of`."""
     indices: list[int] = []
     cleared: list[int] = []
     empty: list[int] = []
@@ -346,7 +353,7 @@ def drawn_of(blocks: Sequence[Block], shapes: Sequence[Any]) -> Draw:
 
 
 def drawn_of_cell(block: Block, cell: Cell) -> Draw:
-    """With nodes counted from the first that the cell computes. See `living`."""
+    """Returns what runs in a cell. Nodes are counted from the first that the cell computes, see `living`."""
     indices: list[int] = []
     operations = [[None if place.choice is None else place.choice.alone for place in row] for row in block.rows]
     alive = living(operations, inputs=cell.inputs, outputs=cell.outputs)
@@ -358,7 +365,7 @@ def drawn_of_cell(block: Block, cell: Cell) -> Draw:
 
 
 def drawn_by(choice: Choice | None) -> int:
-    """Its candidate that runs, under the gate of a drawn one; the only one of what is no choice."""
+    """Returns the candidate that runs under the gate that is set; for a module that is no choice, the module."""
     if choice is None:
         return 0
     assert choice.gate is not None

@@ -1,4 +1,4 @@
-"""What a module runs, in order, written down without running it, for `nas.methods.cuda_graphs`."""
+"""Writes down what a module runs, in order, without running it, for `nas.methods.cuda_graphs`."""
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -32,22 +32,23 @@ METHODS = frozenset({
 
 
 class UntraceableError(Exception):
-    """What a module runs cannot be told in advance."""
+    """It cannot be known in advance what a module runs."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A tensor on the way from inputs to outputs, by its number."""
+    """A tensor between inputs and outputs, by its number."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one operation runs: an edge of a cell, another choice, a fixed module or a function between modules.
+    """The place of one operation: an edge of a cell, another choice, a fixed module, or a function between modules.
 
-    number: of the place. candidates: several if it is a choice, of which one runs. sources: what they take.
-    target: what their output is, or is added to in a cell. weights: whether any of them has some.
+    number: of the place. candidates: several for a choice, of which one runs. sources: the nodes that they take.
+    target:
+    the node that their output becomes, or is added to in a cell. weights: whether any candidate has weights.
     """
 
     number: int
@@ -61,10 +62,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Block:
-    """A cell, of whose places only living ones run, or a single place.
+    """A cell, of which only living places run, or a single place.
 
-    rows: for each node that it computes, the places that lead there, in a cell by source. first, last: its places are
-    those with numbers from the one up to the other.
+    rows: for each node that it computes, the places that lead there; in a cell by source. first, last: the places of
+    the
+    block are numbered from first up to last.
     """
 
     rows: Sequence[Sequence[Place]]
@@ -75,8 +77,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Tape:
-    """inputs: how many nodes are given, the first of all; nodes: how many there are. result: what the module returns,
-    with nodes in place of tensors."""
+    """The trace of a module.
+
+    inputs: the number of given nodes, which come first. nodes: the number of all nodes. result: what the module
+    returns,
+    with nodes in place of tensors.
+    """
 
     inputs: int
     nodes: int
@@ -93,8 +99,10 @@ class Tape:
 
 
 def tapes(module: nn.Module) -> Iterator[tuple[nn.Module, Tape]]:
-    """Of a module, or of its largest parts that can be taped. A choice that cannot is left out with all it holds, as
-    its gate is a part of what its candidates compute."""
+    """Returns the tapes of a module, or of its largest parts that can be traced.
+
+    A choice that cannot be traced is left out with everything in it: its gate is part of what its candidates compute.
+    """
     try:
         yield module, Writer().tape(module)
     except UntraceableError:
@@ -104,7 +112,7 @@ def tapes(module: nn.Module) -> Iterator[tuple[nn.Module, Tape]]:
 
 
 def whole(module: nn.Module) -> bool:
-    """Whether a module is taken as it is, not for what its forward pass consists of."""
+    """Says whether a module is taken as one operation, without looking into its forward pass."""
     return isinstance(module, Choice | Cell) or not any(isinstance(part, Choice) for part in module.modules())
 
 
@@ -114,15 +122,18 @@ class Tracer(fx.Tracer):
 
 
 class Writer:
-    """Numbers what a module computes, and collects what computes it."""
+    """Numbers the tensors that a module computes, and collects the operations."""
 
     def __init__(self) -> None:
         self._nodes = self._places = 0
         self._blocks: list[Block] = []
 
     def tape(self, module: nn.Module) -> Tape:
-        """Raises UntraceableError for a module that is random, holds a choice in a choice, or decides by its input what
-        to run, and for one without weights, which has too little to run."""
+        """Returns the tape.
+
+        Raises UntraceableError for a module that is random, that holds a choice in a choice, that decides
+        by its input what to run, or that has no weights, as then too little runs.
+        """
         if any(isinstance(part, RANDOM) for part in module.modules()):
             raise UntraceableError("it is random")
         if not any(True for _ in module.parameters()):
@@ -227,7 +238,7 @@ def method(name: str) -> Callable[..., Any]:
 
 
 def nodes_in(value: Any) -> list[Node]:
-    """All nodes in nested lists, tuples and dicts."""
+    """Returns all nodes in nested lists, tuples and dicts."""
     found: list[Node] = []
     map_aggregate(value, lambda one: found.append(one) if isinstance(one, Node) else None)
     return found
