@@ -17,7 +17,7 @@ from nas.formats.format import TOLERANCE, Artefact, Format, Subject, Unavailable
 from nas.formats.model_card import model_card
 from nas.storage import atomic, disk
 from nas.storage.names import check_empty
-from nas.storage.workplace import workplace
+from nas.storage.temporary_files import workplace
 from nas.supernet.genotype import Genotype
 from nas.untrusted import regular_file
 

@@ -1,4 +1,8 @@
-"""The checkpoints of a stage: when its state is saved, how many are kept, and where a run stops on a signal."""
+"""Decides when a stage saves its state, how many checkpoints are kept, and where a run stops after a signal.
+
+Path: ``<run>/search/checkpoint.pt`` and ``<run>/retrain/checkpoint.pt``. Content: the state of the stage (see
+`nas.methods.state` and `nas.training.loop`), with the settings and the data set (see `nas.training.records`).
+"""
 
 import multiprocessing
 import os

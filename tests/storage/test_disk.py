@@ -7,7 +7,7 @@ import pytest
 
 from nas.errors import OutputError
 from nas.storage import disk
-from nas.storage.workplace import workplace
+from nas.storage.temporary_files import workplace
 
 FULL = os.strerror(errno.ENOSPC)
 
