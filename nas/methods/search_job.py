@@ -36,7 +36,7 @@ from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.evaluate import Score, count_parameters
 from nas.training.hooks import Hook
-from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.job import Job, at_least, taking, two_examples, two_of
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
@@ -111,10 +111,12 @@ class SearchJob:
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
-        inputs, targets = two_examples(self.arch_loader)
-        with taking(inputs):
+        whole = next(self.arch_loader.epoch(0))
+        inputs, targets = two_of(whole)
+        with taking(self.state.supernet, inputs):
             outputs = check_shapes(self.state.supernet, inputs)
         job.check_outputs(outputs, targets)
+        job.check_parts(outputs, whole[1])
         self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
         if job.benchmark is not None:
             job.benchmark.check(job.space.options(job.data.spec))

@@ -23,7 +23,7 @@ from nas.supernet.genotype import Genotype
 from nas.training.batch_norm import synchronised
 from nas.training.ema import Average
 from nas.training.evaluate import Score, score
-from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.job import Job, at_least, taking, two_examples, two_of
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
@@ -156,10 +156,12 @@ class RetrainJob:
         with all_put_back([], device=job.runtime.device):
             with job.buildable():
                 network = job.runtime.place(self.space.network(job.data.spec, genotype)).eval()
-            inputs, targets = two_examples(self.unmixed)
-            with torch.no_grad(), taking(inputs):
+            whole = next(self.unmixed.epoch(0))
+            inputs, targets = two_of(whole)
+            with torch.no_grad(), taking(network, inputs):
                 outputs = network(*each(inputs))
             job.check_outputs(outputs, targets)
+            job.check_parts(outputs, whole[1])
             check_drop_path(network, options.drop_path)
             if next(network.parameters(), None) is not None:
                 batch = next(self.loader.epoch(0))

@@ -16,6 +16,7 @@ from nas.training.loop import RetrainState, TrainingStep, parts
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 from nas.training.task import Task
+from nas.training.weighing import weights_of
 
 TRAINING = Trial(
     "a training step of the derived network", "retrain.batch_size or retrain.accumulation", "optim@retrain.optim"
@@ -32,14 +33,15 @@ def try_training(
     decay: float = 0.999,
     trial: Trial = TRAINING,
 ) -> None:
-    """Tries one training step on the smallest part of a batch: forward, backward, optimiser, averaging of the weights.
+    """Tries one training step on a part of a batch: forward, backward, optimiser, averaging of the weights.
 
+    The part is the smallest one that has a loss, see `smallest_that_counts`.
     All state is restored bit for bit: that of the network, the optimiser, the task, and the global generators.
     step: the settings of a training step. decay: of the average, in [0, 1); 0 for no average.
     Raises SpaceError, naming the module, if something in it fails.
     """
     step = TrainingStep() if step is None else step
-    (*_, part) = parts(*batch, step.accumulation)
+    part = smallest_that_counts(task, batch, step.accumulation)
     step = replace(step, accumulation=1)
     device = part[1].device
 
@@ -69,6 +71,19 @@ def try_training(
                 f"the derived network still runs a choice: {error.problem}",
                 fix="let the model reach its choices as registered children only, not through a closure or a list",
             ) from error
+
+
+def smallest_that_counts(task: Task, batch: Batch, accumulation: int) -> Batch:
+    """Returns the last part of a batch in which some label has a weight; the last part if there is none.
+
+    Training adds nothing for a part without such a label, whose loss by itself is 0 / 0.
+    """
+    split = list(parts(*batch, accumulation))[::-1]  # the last ones are the smallest
+    for part in split:
+        weights = weights_of(task, part[1])
+        if weights is None or weights.sum() > 0:
+            return part
+    return split[0]
 
 
 def try_small(network: nn.Module, batch: Batch, *, task: Task, step: TrainingStep) -> None:
