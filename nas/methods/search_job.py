@@ -40,7 +40,7 @@ from nas.training.job import Job, at_least, taking, two_examples, two_of
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
-from nas.training.schedule import Schedule, initial_lr, positive
+from nas.training.schedule import Schedule, initial_lr, learning_rates, positive
 from nas.training.trial_training import try_small
 
 
@@ -158,7 +158,7 @@ class SearchJob:
             sampler=self.sampler,
         )
         self.regulariser = self._regulariser(parts.regulariser)
-        self.lr = complete(parts.lr, start=initial_lr(state.weight_optim))
+        self.lr = learning_rates(complete(parts.lr, start=initial_lr(state.weight_optim)), "lr")
         self.searcher: FirstOrder = complete(
             parts.searcher,
             state=state,

@@ -27,7 +27,7 @@ from nas.training.job import Job, at_least, taking, two_examples, two_of
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
-from nas.training.schedule import Linear, initial_lr
+from nas.training.schedule import Linear, initial_lr, learning_rates
 from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import try_training
 
@@ -137,9 +137,9 @@ class RetrainJob:
             check_takes_probabilities(job)
         two_examples(self.loader)  # what is done to the images may not suit them
         # The real optimiser needs the network, which may only be known after a search: a mistake shows on this one.
-        probe = self.optimizer(job.runtime.place(nn.Linear(1, 1)))
+        probe = self.optimizer(job.runtime.place(nn.Linear(1, 1, bias=False)))  # Muon takes matrices only
         check_first_step(probe)
-        complete(parts.lr, start=initial_lr(probe))
+        learning_rates(complete(parts.lr, start=initial_lr(probe)), "retrain.lr")
         with job.buildable():
             self.network_options = self.space.options(job.data.spec)
 
