@@ -21,6 +21,7 @@ seeds, threads and determinism, and puts them back at its end.
 import contextlib
 import functools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
@@ -39,6 +40,8 @@ from nas.data.loader import Loader
 from nas.data.policy import Policy
 from nas.data.spec import DataSpec, ImageSpec, Preparation
 from nas.data.survey import facts
+from nas.data.survey import lines as survey_lines
+from nas.data.survey import warnings as survey_warnings
 from nas.data.transforms import Augment
 from nas.errors import ConfigError
 from nas.formats.export import Exported
@@ -434,6 +437,13 @@ def _plain(thing: Any) -> Any:
 def _records(job: Job, settings: dict[str, Any], arguments: Mapping[str, Any]) -> Iterator[Records]:
     """A context in which a stage runs: its run directory is open, if it has one."""
     records = Records(settings=settings, progress=job.progress, hooks=tuple(arguments["hooks"]))
+    known = facts(job.data, compared=False)  # as there is no test split
+    if job.progress:
+        for line in survey_lines(known):
+            print(line)
+    if distributed.first():
+        for text in survey_warnings(known):
+            print(f"warning: {text}", file=sys.stderr)
     path, resumes = _directory(arguments["directory"], arguments["resume"])
     if path is None:
         yield records
@@ -450,7 +460,7 @@ def _records(job: Job, settings: dict[str, Any], arguments: Mapping[str, Any]) -
         writes=distributed.first(),
     )
     with out, opened_tracker(arguments["tracker"], path) if out.writes else Silent() as tracker:
-        out.record(data=facts(job.data), made_in="Python")
+        out.record(data=known, made_in="Python")
         tracker.describe(**description(settings, text=text, command=command_line(), metric=job.task.metric.name))
         yield replace(
             records,

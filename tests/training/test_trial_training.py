@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, DivergenceError, SpaceError
 from nas.spaces.cell import DropPath
 from nas.supernet.choice import Choice, freeze
 from nas.training.loop import TrainingStep
 from nas.training.retrain_job import check_drop_path
-from nas.training.task import Classification
+from nas.training.task import Classification, Custom
 from nas.training.trial_training import try_small, try_training
 
 
@@ -41,6 +41,18 @@ def test_a_part_of_one_example_is_found_where_the_others_have_two():
     tried(network, step=TrainingStep(accumulation=4))
     with pytest.raises(SpaceError, match=r"fails in 1 \(BatchNorm1d\).*change retrain.batch_size or retrain.accumul"):
         tried(network, step=TrainingStep(accumulation=7))
+
+
+def test_a_part_in_which_no_label_counts_is_not_the_one_that_is_tried():
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 0.0, 1.0]))
+    task = Custom(loss=loss, metric=lambda outputs, targets: targets.float(), name="x", higher_is_better=True)
+    network, (inputs, _) = nn.Linear(6, 3), batch(4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for targets in (torch.tensor([0, 2, 1, 1]), torch.tensor([1, 1, 0, 1])):
+        step = TrainingStep(accumulation=2)
+        try_training(network, (inputs, targets), task=task, optimizer=optimizer, step=step)
+    with pytest.raises(DivergenceError):
+        try_training(network, (inputs, torch.ones(4).long()), task=task, optimizer=optimizer, step=step)
 
 
 def test_weights_that_cannot_be_averaged():
