@@ -175,6 +175,16 @@ class Late(nn.Module):
         return self.inner(x) * self.scale
 
 
+class Enclosed(nn.Module):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.inner, hidden = small(in_channels, num_classes, affine=False), nas.Choice({"a": nn.ReLU(), "b": nn.ELU()})
+        self.run = lambda x: hidden(x)
+
+    def forward(self, x):
+        return self.inner(self.run(x))
+
+
 class Arrays:
     def __init__(self, lost=None):
         self.lost = lost
@@ -226,6 +236,7 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
         (lambda: TRAIN(test="nowhere", hooks=[Never()]), DataError, "^the folder nowhere does not exist"),
         (lambda: nas.search(nn.LazyLinear(3), images()), NasError, "^build_model LazyLinear returned a lazy module"),
         (lambda: nas.search(Late, images(), **SHORT), NasError, "the parameter scale in its forward pass"),
+        (lambda: nas.search(Enclosed, images(), **SHORT), NasError, "a choice that is not among its registered child"),
         (lambda: nas.search(small, Arrays()), DataError, "^item 0 of train is inputs of type ndarray, expected a ten"),
         (lambda: nas.search(small, Arrays(lost=3)), DataError, r"^item 0 of train is not there \(KeyError: 3\)"),
         (lambda: TRAIN(accumulation=0), ConfigError, "^accumulation must be at least 1, got 0; set accumulation=1$"),

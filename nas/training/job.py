@@ -19,6 +19,8 @@ from nas.runtime.memory import available_memory, size
 from nas.runtime.runtime import Runtime
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
+from nas.supernet.choice import UngatedError
+from nas.supernet.unregistered import unregistered_parameters
 from nas.training.network_size import at_most
 from nas.training.optimizers import build_optimizer
 from nas.training.put_back import all_put_back
@@ -119,10 +121,16 @@ def two_of(batch: tuple[Inputs, Tensor]) -> tuple[Inputs, Tensor]:
 @contextmanager
 def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     """Raises SpaceError for what a model raises when it is given the inputs, with both named. Also raises it for
-    parameters that the forward pass makes: the optimiser does not know them, so they would never learn."""
+    parameters that the forward pass makes: the optimiser does not know them, so they would never learn. Prints a
+    warning of parameters that are not registered."""
     known = set(model.parameters())
     try:
         yield
+    except UngatedError as error:
+        raise SpaceError(
+            f"the model runs a choice that is not among its registered children: {error.problem}",
+            fix="let the model reach its choices as registered children only, not through a closure or an object",
+        ) from error
     except NasError:  # some of which are one of these, too
         raise
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -138,4 +146,11 @@ def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
             f"the model makes the parameter {late[0]} in its forward pass, where no optimiser knows it, expected all "
             "parameters to be there once the model is built",
             fix="make it in the constructor of its module",
+        )
+    if (lost := list(unregistered_parameters(model))) and distributed.first():
+        print(
+            f"warning: {lost[0]} of the model holds parameters that torch does not register, so they neither learn nor "
+            "are saved: hold them in an nn.ModuleList or nn.ParameterList, or set requires_grad=False for those that "
+            "are not to learn",
+            file=sys.stderr,
         )
