@@ -257,9 +257,12 @@ class SearchJob:
         network may be retrained by other settings."""
         job = self.job
         with all_put_back([], device=job.runtime.device):
-            network = job.runtime.place(self.retrained_space.network(job.data.spec, self.first))
+
+            def build() -> nn.Module:
+                return job.runtime.place(self.retrained_space.network(job.data.spec, self.first))
+
             step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
-            try_small(network, two_examples(self.weight_loader), task=job.task, step=step)
+            try_small(build, two_examples(self.weight_loader), task=job.task, step=step)
 
     def search(self, records: Records) -> Genotype:
         """Search from the beginning, or from where a run that is resumed stopped. Leaves ``search/checkpoint.pt``, and

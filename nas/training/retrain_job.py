@@ -29,7 +29,7 @@ from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.schedule import Linear, initial_lr, learning_rates
 from nas.training.trained import EVALUATION_BATCH, Trained
-from nas.training.trial_training import try_training
+from nas.training.trial_training import check_saves_all, try_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,19 @@ class RetrainJob:
             if next(network.parameters(), None) is not None:
                 batch = next(self.loader.epoch(0))
                 optimizer = self.optimizer(network)
-                try_training(network, batch, task=job.task, optimizer=optimizer, step=self.step, decay=options.average)
+
+                def build() -> nn.Module:
+                    return job.runtime.place(self.space.network(job.data.spec, genotype))
+
+                try_training(
+                    network,
+                    batch,
+                    task=job.task,
+                    optimizer=optimizer,
+                    step=self.step,
+                    decay=options.average,
+                    then=lambda: check_saves_all(network, build, inputs),
+                )
 
     def train(self, genotype: Genotype, records: Records) -> Trained:
         """Train from the beginning, or from where a run that is resumed stopped. Leaves ``retrain/checkpoint.pt``."""
