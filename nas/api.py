@@ -21,10 +21,12 @@ seeds, threads and determinism, and puts them back at its end.
 import contextlib
 import functools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
@@ -38,6 +40,8 @@ from nas.data.loader import Loader
 from nas.data.policy import Policy
 from nas.data.spec import DataSpec, ImageSpec, Preparation
 from nas.data.survey import facts
+from nas.data.survey import lines as survey_lines
+from nas.data.survey import warnings as survey_warnings
 from nas.data.transforms import Augment
 from nas.errors import ConfigError
 from nas.formats.export import Exported
@@ -92,6 +96,17 @@ DRAWN_GATES = GDAS()
 SAVING = functools.partial(Checkpoints, every_minutes=10, share=0.01)
 AUXILIARY_WEIGHT = 0.4
 FORMATS = ("weights", "standalone", "program")
+# What the arguments are: numbers by their type, what objects need, and what is called to make a part.
+NUMBERS: Mapping[Any, tuple[type, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
+OBJECTS = {
+    "sampler": ("__call__", "samples", "relaxed"),
+    "temperature": ("__call__",),
+    "deriver": ("__call__",),
+    "task": ("loss", "measure", "metric"),
+    "benchmark": ("metrics", "check"),
+    "regulariser": ("items",),
+}
+MAKERS = ("searcher", "monitor", "weight_optim", "arch_optim", "optim", "saving", "tracker")
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,7 @@ def search(
     """
     given_here = dict(locals())  # first, when there is nothing but the arguments
     with named_as_arguments(), _own_process():
+        _check_arguments(SearchOptions, given_here)
         options = SearchOptions(**{field.name: given_here[field.name] for field in fields(SearchOptions)})
         job = _job(build_model, train, given_here)
         parts = SearchParts(
@@ -236,6 +252,7 @@ def retrain(
     """
     given_here = dict(locals())  # as in `search`
     with named_as_arguments(), _own_process():
+        _check_arguments(RetrainOptions, given_here)
         numbers = {field.name: given_here[field.name] for field in fields(RetrainOptions)}
         options = RetrainOptions(**numbers | {"network": dict(network or {})})
         job = _job(build_model, train, given_here)
@@ -243,6 +260,12 @@ def retrain(
         parts = RetrainParts(optim=optim, lr=_from_start(lr), policy=policy)
         retrain_job = RetrainJob(job, options, parts)
         retrain_job.check(chosen)
+        to_score: DataBundle | None = None
+        if test is not None and distributed.first():  # now, as a mistake in it is not to end a training of hours
+            untrained = retrain_job.space.network(job.data.spec, chosen).eval()
+            stand_in = Trained(untrained, chosen, job.data.spec, job.task, {}, job.data.trained_on, job.data.sample)
+            to_score = _test_data(test, stand_in)
+            scoring_loader(stand_in, to_score, Runtime(device="cpu"))
         made = {field.name: _plain(getattr(parts, field.name)) for field in fields(RetrainParts)}
         settings = _settings(job, train, given_here) | {"retrain": asdict(options) | made}
         with _records(job, settings, given_here) as records:
@@ -253,7 +276,7 @@ def retrain(
             trained = replace(trained, examples=_examples(job), directory=None if out is None else out.path)
             validated = validation_result(retrain_job.validated(trained), job.task.metric)
             if (test is not None or validated) and distributed.first():
-                scored = {} if test is None else evaluate(trained, test)
+                scored = {} if to_score is None else _score(trained, to_score, EVALUATION_BATCH)
                 trained = replace(trained, result=scored | validated)
                 if out is not None:
                     atomic.write_json(out.path / "result.json", dict(trained.result or {}))
@@ -276,12 +299,7 @@ def evaluate(
     """
     with named_as_arguments():
         trained = _opened(net, allow=allow, device=device)
-        runtime = Runtime(device=str(next(trained.network.parameters(), torch.zeros(0)).device))
-        data = _test_data(test, trained)
-        check_targets(trained.task, data.spec, test=data.test)
-        result = final_result(trained, scoring_loader(trained, data, runtime, batch_size), data.spec)
-        check_finite(result)
-        return result
+        return _score(trained, _test_data(test, trained), batch_size)
 
 
 def export(
@@ -314,6 +332,33 @@ def export(
             run=trained.directory,
             directory=Path(directory).expanduser(),
         )
+
+
+def _check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an argument of another kind than expected, e.g. a class in place of an object.
+
+    options: the class of the stage's numbers.
+    """
+    numbers = {name: NUMBERS[hint] for name, hint in get_type_hints(options).items() if hint in NUMBERS}
+    for name, value in arguments.items():
+        if name in numbers or name == "seed":
+            kind, expected = numbers.get(name, NUMBERS[int])
+            right, fix = isinstance(value, kind), f"give {expected}, e.g. {name}=1"
+        elif name in OBJECTS and value is not None:
+            expected = f"an object with {', '.join(OBJECTS[name])}"
+            right = not isinstance(value, type) and all(hasattr(value, one) for one in OBJECTS[name])
+            fix = f"give {name}={value.__name__}(...)" if isinstance(value, type) else f"see nas.search for {name}"
+        elif name in MAKERS:
+            right, expected = callable(value), "a class or a function that makes it"
+            fix = f"give the class, or functools.partial of the class and its arguments, as {name}"
+        elif name == "hooks":
+            right = all(hasattr(hook, "after_epoch") and not isinstance(hook, type) for hook in value)
+            expected, fix = "objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
+        else:
+            continue
+        if not right:
+            got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise ConfigError(f"{name} is {got}, expected {expected}", fix=fix)
 
 
 def _job(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
@@ -392,6 +437,13 @@ def _plain(thing: Any) -> Any:
 def _records(job: Job, settings: dict[str, Any], arguments: Mapping[str, Any]) -> Iterator[Records]:
     """A context in which a stage runs: its run directory is open, if it has one."""
     records = Records(settings=settings, progress=job.progress, hooks=tuple(arguments["hooks"]))
+    known = facts(job.data, compared=False)  # as there is no test split
+    if job.progress:
+        for line in survey_lines(known):
+            print(line)
+    if distributed.first():
+        for text in survey_warnings(known):
+            print(f"warning: {text}", file=sys.stderr)
     path, resumes = _directory(arguments["directory"], arguments["resume"])
     if path is None:
         yield records
@@ -408,7 +460,7 @@ def _records(job: Job, settings: dict[str, Any], arguments: Mapping[str, Any]) -
         writes=distributed.first(),
     )
     with out, opened_tracker(arguments["tracker"], path) if out.writes else Silent() as tracker:
-        out.record(data=facts(job.data), made_in="Python")
+        out.record(data=known, made_in="Python")
         tracker.describe(**description(settings, text=text, command=command_line(), metric=job.task.metric.name))
         yield replace(
             records,
@@ -487,8 +539,21 @@ def _opened(net: Any, *, allow: Sequence[Any], device: str | Runtime) -> Trained
     return replace(Trained.load(path, allow=list(allow), runtime=runtime), directory=path.absolute().parent.parent)
 
 
+def _score(trained: Trained, data: DataBundle, batch_size: int) -> dict[str, Any]:
+    runtime = Runtime(device=str(next(trained.network.parameters(), torch.zeros(0)).device))
+    result = final_result(trained, scoring_loader(trained, data, runtime, batch_size), data.spec)
+    check_finite(result)
+    return result
+
+
 def _test_data(test: Any, trained: Trained) -> DataBundle:
-    """The test split that somebody gave, for a network."""
+    """The test split that somebody gave, for a network. Raises DataError for labels that are no classes."""
+    data = _test_split(test, trained)
+    check_targets(trained.task, data.spec, test=data.test)
+    return data
+
+
+def _test_split(test: Any, trained: Trained) -> DataBundle:
     spec = trained.spec
     if isinstance(test, str | Path):
         size = spec.image_size if isinstance(spec, ImageSpec) else None

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ import nas
 from nas.errors import ConfigError, DataError, NasError, OutputError
 from nas.methods import CollapseMonitor
 from nas.training.hooks import Hook
+from nas.training.schedule import Linear
 
 # As little as a search can be.
 SHORT = {"epochs": 1, "batch_size": 8, "gap_batches": 0, "device": "cpu", "progress": False}
@@ -155,6 +157,59 @@ def test_the_process_is_as_it_was_before():
     assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
+class Never(Hook):
+    def after_step(self, state):
+        pytest.fail("a mistake is to be found before the first step")
+
+
+class Late(nn.Module):
+    """Makes a parameter where it is first used."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.inner, self.scale = small(in_channels, num_classes, affine=False), None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = nn.Parameter(torch.ones(1))
+        return self.inner(x) * self.scale
+
+
+class Enclosed(nn.Module):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.inner, hidden = small(in_channels, num_classes, affine=False), nas.Choice({"a": nn.ReLU(), "b": nn.ELU()})
+        self.run = lambda x: hidden(x)
+
+    def forward(self, x):
+        return self.inner(self.run(x))
+
+
+class Arrays:
+    def __init__(self, lost=None):
+        self.lost = lost
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if self.lost is not None:
+            raise KeyError(self.lost)
+        return np.zeros((1, 6, 6), dtype=np.float32), 0
+
+
+def test_what_was_found_of_the_data_is_said_once(tmp_path, capsys):
+    pixels, labels = images()
+    for data, warning in (
+        ((pixels, 2 * labels), "warning: no train images for 1 of the 3 classes: 1\n"),
+        ((pixels.view(-1, 6, 6, 1), labels), "have the shape (6, 6, 1), which is read as (channels, height, width)"),
+    ):
+        nas.search(small, data, **SHORT | {"progress": True})
+        told = capsys.readouterr()
+        assert told.err.count(warning) == 1
+    assert "data: 2 classes, 32 images for training; 16 of each class\n" in told.out
+
+
 SEARCH = functools.partial(nas.search, small, images(), **SHORT)
 TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
 
@@ -169,6 +224,21 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
         (lambda: SEARCH(seed=2**63), ConfigError, r"seed must be below 2\^63"),
         (lambda: SEARCH(augment=abs), ConfigError, r"augment is a builtin_function_or_method, expected a nas\.data"),
         (lambda: SEARCH(weight_optim=nn.Linear), ConfigError, "Linear refuses its arguments"),
+        (lambda: SEARCH(weight_optim="sgd"), ConfigError, "^weight_optim is a str, expected a class or a function"),
+        (lambda: SEARCH(sampler=nas.GDAS), ConfigError, r"^sampler is the class GDAS.*; give sampler=GDAS\(\.\.\.\)$"),
+        (lambda: SEARCH(temperature=5.0), ConfigError, "^temperature is a float, expected an object with __call__"),
+        (lambda: SEARCH(task=nn.MSELoss()), ConfigError, "^task is a MSELoss, expected an object with loss, measure"),
+        (lambda: SEARCH(hooks=[3]), ConfigError, "^hooks is a list, expected objects of nas.training.hooks.Hook"),
+        (lambda: SEARCH(batch_size=8.0), ConfigError, "^batch_size is a float, expected a whole number"),
+        (lambda: SEARCH(directory=__file__), OutputError, "of the run cannot be made .File exists.; set directory to"),
+        (lambda: TRAIN(lr=0.1), ConfigError, "^lr is a float, expected a function of the progress"),
+        (lambda: TRAIN(lr=Linear(0.1, -0.1)), ConfigError, "^lr must be finite and at least 0 throughout, got -0"),
+        (lambda: TRAIN(test="nowhere", hooks=[Never()]), DataError, "^the folder nowhere does not exist"),
+        (lambda: nas.search(nn.LazyLinear(3), images()), NasError, "^build_model LazyLinear returned a lazy module"),
+        (lambda: nas.search(Late, images(), **SHORT), NasError, "the parameter scale in its forward pass"),
+        (lambda: nas.search(Enclosed, images(), **SHORT), NasError, "a choice that is not among its registered child"),
+        (lambda: nas.search(small, Arrays()), DataError, "^item 0 of train is inputs of type ndarray, expected a ten"),
+        (lambda: nas.search(small, Arrays(lost=3)), DataError, r"^item 0 of train is not there \(KeyError: 3\)"),
         (lambda: TRAIN(accumulation=0), ConfigError, "^accumulation must be at least 1, got 0; set accumulation=1$"),
         (lambda: TRAIN(drop_path=0.2), ConfigError, "^drop_path is 0.2, but .*; set drop_path=0, or use"),
         (lambda: nas.search(3, images()), ConfigError, "build_model is a int, expected a space, a function"),

@@ -266,8 +266,15 @@ def _listing(by_class: dict[str, list[Path]], names: tuple[str, ...]) -> Listing
 
 
 def _folders(parent: Path) -> list[Path]:
+    """Returns the folders in a folder, but for hidden ones. Raises DataError for a link that leads nowhere."""
     if not parent.is_dir():
         return []
+    for path in parent.iterdir():
+        if path.is_symlink() and not path.exists() and not path.name.startswith(".") and not _is_image(path.name):
+            raise DataError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist",
+                fix="mount or restore what it leads to, or remove it",
+            )
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 

@@ -12,7 +12,7 @@ from nas.data.bundle import DataBundle, Split
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.spec import DataSpec
 from nas.data.split import MIB, StreamSplit, TensorSplit
-from nas.errors import ConfigError, DataError
+from nas.errors import ConfigError, DataError, described
 from nas.runtime.user_functions import Factory, call, import_path
 
 READ_AHEAD = 64  # items that a worker process reads at a time while the labels are collected
@@ -167,12 +167,16 @@ class Items:
         return tuple(inputs) if isinstance(self.like[0], tuple) else inputs[0], targets
 
     def _read(self, index: int) -> tuple[Inputs, Tensor]:
-        item = self._dataset[index]
+        try:
+            item = self._dataset[index]
+        except Exception as error:  # of a user's own code
+            self._reject(index, f"not there ({described(error)})", "a pair (inputs, target)", error)
         if not isinstance(item, tuple | list) or len(item) != 2:
             self._reject(index, f"a {type(item).__name__}", "a pair (inputs, target)")
         inputs, target = item
-        if inputs == () or not all(isinstance(tensor, Tensor) for tensor in each(inputs)):
-            kinds = ", ".join(type(tensor).__name__ for tensor in each(inputs))
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not parts or not all(isinstance(tensor, Tensor) for tensor in parts):
+            kinds = ", ".join(type(tensor).__name__ for tensor in parts)
             self._reject(index, f"inputs of type {kinds or '()'}", "a tensor, or a tuple of tensors")
         try:
             target = torch.as_tensor(target)
@@ -181,8 +185,10 @@ class Items:
         rounded = mapped(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor, inputs)
         return rounded, target.float() if target.is_floating_point() else target.long()
 
-    def _reject(self, index: int, got: str, expected: str) -> NoReturn:
-        raise DataError(f"item {index} of {self._what} is {got}, expected {expected}", fix="correct its __getitem__")
+    def _reject(self, index: int, got: str, expected: str, cause: Exception | None = None) -> NoReturn:
+        raise DataError(
+            f"item {index} of {self._what} is {got}, expected {expected}", fix="correct its __getitem__"
+        ) from cause
 
 
 def map_style(dataset: Any) -> bool:

@@ -1,6 +1,7 @@
 """Data as a person has them in Python: a map-style data set, tensors, an image folder's path, or a data set family."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from nas.data.split import MIB, StreamSplit, TensorSplit
 from nas.data.statistics import channel_statistics
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
+from nas.runtime import distributed
 
 STATISTICS = 10_000  # images that give mean and std where not all are in memory
+CHANNELS = (1, 3, 4)  # of images as files have them
 AT_ONCE = 256  # of them that are stacked at a time
 
 
@@ -84,7 +87,8 @@ def of_examples(given: Any, reading: Reading, *, what: str) -> DataBundle:
         raise DataError(
             f"{what} is a {type(given).__name__}, expected a map-style data set, a pair (inputs, targets) of tensors, "
             "or the path of an image folder",
-            fix=f"give {what} as (inputs, targets), or an object with __len__ and __getitem__",
+            fix=f"give {what} as (inputs, targets), of arrays by torch.from_numpy, or an object with __len__ and "
+            "__getitem__",
         )
     if len(given) == 0:
         raise DataError(f"{what} is empty", fix="give at least one example")
@@ -136,6 +140,13 @@ def spec_of(
         "class_names": names,
     }
     if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 3 and names:
+        channels, *_, last = inputs.shape
+        if last in CHANNELS and channels not in CHANNELS and distributed.first():
+            print(
+                f"warning: the images of {what} have the shape {tuple(inputs.shape)}, which is read as (channels, "
+                "height, width); give channels that come last as images.permute(0, 3, 1, 2)",
+                file=sys.stderr,
+            )
         mean, std = channel_statistics(images())
         return ImageSpec(**known, mean=mean, std=std)
     return DataSpec(**known, input_dtypes=tuple(name_of(tensor.dtype) for tensor in each(inputs)))

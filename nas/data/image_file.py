@@ -68,6 +68,7 @@ class Header:
     turned: bool = False  # by its EXIF orientation; width and height are those of the upright image
     alpha: bool = False
     deep: bool = False  # more than 8 bits a channel
+    animated: bool = False  # several frames or pages
 
 
 def read_header(path: Path) -> Header:
@@ -84,6 +85,7 @@ def read_header(path: Path) -> Header:
             grey=image.mode in GREY_MODES,
             turned=turn != UPRIGHT or (image.format == "TIFF" and image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT),
             alpha=image.has_transparency_data,
+            animated=bool(getattr(image, "is_animated", False)),
             deep=image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())),
         )
 

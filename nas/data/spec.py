@@ -50,9 +50,12 @@ class DataSpec:
     def num_classes(self) -> int:
         """Returns the number of classes. Raises DataError if targets are not class labels."""
         if not self.class_names:
+            shape = self.target_shape
+            got = f"targets have the shape {shape}, expected one integer each" if shape else "targets are not integers"
             raise DataError(
-                f"the data set {self.name!r} has no classes: its targets are not integers",
-                fix="return class labels as integers, or choose a model that does not ask for num_classes",
+                f"the data set {self.name!r} has no classes: its {got}",
+                fix="return a class label as one integer, name the classes in data.classes if an example has several "
+                "labels, or choose a model that does not ask for num_classes",
             )
         return len(self.class_names)
 

@@ -1,5 +1,6 @@
 """Collects facts about a data set for the record of a run, and writes them as lines of text."""
 
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from nas.data.bundle import DataBundle, Split
-from nas.data.class_folders import Account, composed, digest_of_file
+from nas.data.class_folders import Account, digest_of_file
 from nas.data.image_file import Header
 from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
@@ -47,8 +48,11 @@ def lines(known: Mapping[str, Any]) -> Iterator[str]:
     if train is None:
         line = f"{classes}{test:,} {what} to score{where}"
     else:
-        taken = "held out of them for the final score" if known["test_held_out"] else f"for the final score{where}"
-        line = f"{classes}{train:,} {what} for training{_sources(known.get('train_from'), train)}, {test:,} {taken}"
+        line = f"{classes}{train:,} {what} for training{_sources(known.get('train_from'), train)}"
+        if known["test_held_out"]:
+            line += f", {test:,} held out of them for the final score"
+        elif test:
+            line += f", {test:,} for the final score{where}"
     yield f"{printable(known['name'])}: {line}{_spread(known)}"
     if "sizes" in known or "turned" in known:
         yield f"  {_pixels(known)}"
@@ -73,13 +77,19 @@ def lines(known: Mapping[str, Any]) -> Iterator[str]:
 def warnings(known: Mapping[str, Any]) -> Iterator[str]:
     """Yields warnings about likely mistakes in a user's folder."""
     for names in known.get("alike", ()):
-        yield f"the class names {listed(names)} differ only in case, but are different classes"
+        yield f"the class names {listed(names)} differ only in case, spaces or forms of letters, but are of two classes"
     if nested := known.get("nested"):
         inner = sorted({folder for folders in nested.values() for folder in folders})
         yield (
             f"the images of {listed(list(nested))} lie in folders of their own ({listed(inner)}), which are not "
             "classes: a class is everything below one class folder"
         )
+    for what in ("train", "test"):
+        if lacking := known.get(f"lacking_{what}"):
+            more = lacking["classes"] - len(lacking["names"])
+            names = listed(lacking["names"]) + (f", and {more:,} more" if more else "")
+            some = f"{lacking['classes']:,} of the {known['classes']:,} classes"
+            yield f"no {what} {known['examples']} for {some}: {names}"
     if (copies := known.get("copies")) and "root" in known:
         yield _copies(known, copies)
 
@@ -88,7 +98,7 @@ def of_folder(account: Account, class_names: Sequence[str], root: Path) -> dict[
     """Returns the facts about class folders."""
     cases: dict[str, list[str]] = {}
     for name in class_names:
-        cases.setdefault(composed(name).casefold(), []).append(name)
+        cases.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
     kinds = _most(account.passed_over, 2 * NAMED)
     rest = sum(account.passed_over.values()) - sum(count for _, count in kinds)
     known = {
@@ -114,6 +124,7 @@ def of_headers(headers: Sequence[Header], *, files: int, scaled_to: int | None) 
         "turned": sum(header.turned for header in headers),
         "transparent": sum(header.alpha for header in headers),
         "deep": sum(header.deep for header in headers),
+        "animated": sum(header.animated for header in headers),
         "grey": sum(header.grey for header in headers),
         "looked_at": len(headers),
         "files": files,
@@ -166,6 +177,9 @@ def _classes(bundle: DataBundle, *, scored: bool) -> dict[str, Any]:
         if len(names) <= PER_CLASS:
             known.setdefault("per_class", {})[what] = dict(zip(names, counted, strict=True))
         known[f"class_sizes_{what}"] = [min(counted), max(counted)]
+        lacking = [name for name, count in zip(names, counted, strict=True) if not count]
+        if lacking and len(split) and not scored:
+            known[f"lacking_{what}"] = {"classes": len(lacking), "names": lacking[:NAMED]}
     return known
 
 
@@ -204,8 +218,9 @@ def _pixels(known: Mapping[str, Any]) -> str:
         ("turned", "{} turned upright by their EXIF orientation"),
         ("transparent", "{} with transparency, laid over white"),
         ("deep", "{} of 16 bits a channel, of which the upper 8 are kept"),
+        ("animated", "{} of several frames or pages, of which the first is read"),
     ):
-        if known[name]:
+        if known.get(name):  # a record of an earlier release may lack it
             parts.append(said.format(f"{known[name]:,}"))
     if channels == 3 and 0 < known["grey"] < known["looked_at"]:
         parts.append(f"{known['grey']:,} grey")

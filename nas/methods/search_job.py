@@ -36,11 +36,11 @@ from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.evaluate import Score, count_parameters
 from nas.training.hooks import Hook
-from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.job import Job, at_least, taking, two_examples, two_of
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
-from nas.training.schedule import Schedule, initial_lr, positive
+from nas.training.schedule import Schedule, initial_lr, learning_rates, positive
 from nas.training.trial_training import try_small
 
 
@@ -111,10 +111,12 @@ class SearchJob:
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
-        inputs, targets = two_examples(self.arch_loader)
-        with taking(inputs):
+        whole = next(self.arch_loader.epoch(0))
+        inputs, targets = two_of(whole)
+        with taking(self.state.supernet, inputs):
             outputs = check_shapes(self.state.supernet, inputs)
         job.check_outputs(outputs, targets)
+        job.check_parts(outputs, whole[1])
         self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
         if job.benchmark is not None:
             job.benchmark.check(job.space.options(job.data.spec))
@@ -156,7 +158,7 @@ class SearchJob:
             sampler=self.sampler,
         )
         self.regulariser = self._regulariser(parts.regulariser)
-        self.lr = complete(parts.lr, start=initial_lr(state.weight_optim))
+        self.lr = learning_rates(complete(parts.lr, start=initial_lr(state.weight_optim)), "lr")
         self.searcher: FirstOrder = complete(
             parts.searcher,
             state=state,
@@ -255,9 +257,12 @@ class SearchJob:
         network may be retrained by other settings."""
         job = self.job
         with all_put_back([], device=job.runtime.device):
-            network = job.runtime.place(self.retrained_space.network(job.data.spec, self.first))
+
+            def build() -> nn.Module:
+                return job.runtime.place(self.retrained_space.network(job.data.spec, self.first))
+
             step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
-            try_small(network, two_examples(self.weight_loader), task=job.task, step=step)
+            try_small(build, two_examples(self.weight_loader), task=job.task, step=step)
 
     def search(self, records: Records) -> Genotype:
         """Search from the beginning, or from where a run that is resumed stopped. Leaves ``search/checkpoint.pt``, and

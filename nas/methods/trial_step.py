@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.data.inputs import mapped
 from nas.data.loader import Batch
 from nas.errors import DivergenceError, SpaceError
 from nas.methods.estimate import Measured
@@ -17,6 +16,7 @@ from nas.runtime.nonfinite import Guard, Reading
 from nas.runtime.precision import take_step
 from nas.runtime.runtime import peak_memory, seed_layers, synchronise
 from nas.training.batch_norm import synchronised
+from nas.training.job import two_of
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 
@@ -113,9 +113,3 @@ def each_candidate(searcher: FirstOrder, temperature: float) -> Iterator[Gates]:
             drawn = torch.full_like(sizes, index) % sizes
             weights = F.one_hot(drawn, arch.mask.shape[-1]).to(arch.logits)
             yield read_on_host([Gates(weights, drawn, shares=arch.shares())])[0]
-
-
-def two_of(batch: Batch) -> Batch:
-    """The first two examples of a batch, or its only example."""
-    inputs, targets = batch
-    return mapped(lambda x: x[:2], inputs), targets[:2]

@@ -126,7 +126,9 @@ def first_step_told(optimizer: Optimizer) -> Iterator[None]:
             raise
         raise ConfigError(
             f"the optimiser {type(optimizer).__name__} cannot take its first step ({described(error)})",
-            fix="choose an optimiser that needs dense gradients only, e.g. torch.optim.SGD or torch.optim.AdamW, or "
+            fix="make the gradients dense, e.g. nn.Embedding(..., sparse=False)"
+            if "sparse" in str(error)  # of SparseAdam, which wants such gradients, the message has no small letter
+            else "choose an optimiser that needs dense gradients only, e.g. torch.optim.SGD or torch.optim.AdamW, or "
             "correct its arguments",
         ) from error
     STEPPED.add(optimizer)

@@ -44,6 +44,7 @@ class Custom(Space):
                     f"a model that is built already takes no arguments, got {', '.join(self.arguments)}",
                     fix="give the function or class that builds it as space.factory",
                 )
+            check_sizes_known(self.factory, type(self.factory).__name__)
             return copy.deepcopy(self.factory)
         model = call(
             self.factory,
@@ -61,12 +62,7 @@ class Custom(Space):
                 f"space.factory {import_path(self.factory)} returned a {type(model).__name__}, expected an nn.Module",
                 fix="return the model itself",
             )
-        for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if is_lazy(tensor):
-                raise SpaceError(
-                    f"space.factory {import_path(self.factory)} returned a lazy module, whose {path} has no shape yet",
-                    fix="give it its sizes, e.g. nn.Linear(16, 10) instead of nn.LazyLinear(10)",
-                )
+        check_sizes_known(model, import_path(self.factory))
         return model
 
     def described(self) -> dict[str, object]:
@@ -83,3 +79,13 @@ class Custom(Space):
         # Not on the meta device: a factory may read values of tensors, e.g. rates from torch.linspace(...).tolist().
         with torch.random.fork_rng(devices=[]):
             yield
+
+
+def check_sizes_known(model: nn.Module, name: str) -> None:
+    """Raises SpaceError for a lazy module. name: of what made the model."""
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise SpaceError(
+                f"space.factory {name} returned a lazy module, whose {path} has no shape yet",
+                fix="give it its sizes, e.g. nn.Linear(16, 10) instead of nn.LazyLinear(10)",
+            )

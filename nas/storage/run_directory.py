@@ -74,7 +74,7 @@ class RunDirectory:
         self.writes = writes
         self._lock: int | None = None
         if writes:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
             self._lock = locked(path) if lock else None
             try:
                 if not resume:
@@ -202,6 +202,16 @@ def check_processes(manifest: dict[str, Any], now: int, *, may_change: Sequence[
             fix=f"start {before}{', by torchrun' if before > 1 else ', without torchrun'}, or allow it: "
             "may_change=[processes]",
         )
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory for a run, unless it is there. Raises OutputError if that is impossible, e.g. for a file."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the directory {path} of the run cannot be made ({error.strerror})", fix="set hydra.run.dir to another one"
+        ) from error
 
 
 def check_new(path: Path, *, config: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """What the stages of a run have in common: what is searched and trained, on what, and the checks that both make."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,19 @@ from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.errors import ConfigError, NasError, SpaceError, described
+from nas.runtime import distributed
 from nas.runtime.memory import available_memory, size
 from nas.runtime.runtime import Runtime
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
+from nas.supernet.choice import UngatedError
+from nas.supernet.unregistered import unregistered_parameters
 from nas.training.network_size import at_most
 from nas.training.optimizers import build_optimizer
+from nas.training.put_back import all_put_back
+from nas.training.step_failure import place
 from nas.training.task import Task
+from nas.training.weighing import how_parts_add_up
 
 # Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
 MODULES, BYTES_PER_NUMBER = 1_000_000, 4
@@ -65,6 +72,26 @@ class Job:
             )
         self.task.check(outputs, targets, self.data.spec)
 
+    def check_parts(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raises ConfigError for a loss that sums over the batch. Prints a warning if the loss of a batch is not the
+        mean of those of its halves, each with the weight that the task gives it.
+
+        outputs: of a few examples, as the loss is only compared with itself. targets: of a whole batch.
+        """
+        with all_put_back([self.task], device=targets.device), torch.no_grad():
+            kind = how_parts_add_up(self.task, outputs[torch.arange(len(targets)) % len(outputs)], targets)
+        if kind == "sum":
+            raise ConfigError(
+                "task.loss sums over the batch, expected its mean", fix="let it return the mean, e.g. reduction='mean'"
+            )
+        if kind == "other" and distributed.first():
+            print(
+                "warning: task.loss of a batch is not the mean of the losses of its halves: accumulation, several "
+                "processes and scores weigh the parts of a batch by their numbers of examples; if the loss ignores "
+                "some labels or weighs classes, give task.weight, which returns a weight for each example",
+                file=sys.stderr,
+            )
+
 
 def check_seed(seed: int) -> None:
     """Raises ConfigError for a seed that torch's generators do not take."""
@@ -82,20 +109,48 @@ def at_least(minimum: float, **settings: float) -> None:
 
 def two_examples(loader: Loader) -> tuple[Inputs, Tensor]:
     """The first two of an epoch, or the only one: enough to see whether everything fits."""
-    inputs, targets = next(loader.epoch(0))
+    return two_of(next(loader.epoch(0)))
+
+
+def two_of(batch: tuple[Inputs, Tensor]) -> tuple[Inputs, Tensor]:
+    """The first two examples of a batch, or its only one."""
+    inputs, targets = batch
     return mapped(lambda tensor: tensor[:2], inputs), targets[:2]
 
 
 @contextmanager
-def taking(inputs: Inputs) -> Iterator[None]:
-    """Raises SpaceError, naming them, for what a model raises when it is given the inputs."""
+def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Raises SpaceError for what a model raises when it is given the inputs, with both named. Also raises it for
+    parameters that the forward pass makes: the optimiser does not know them, so they would never learn. Prints a
+    warning of parameters that are not registered."""
+    known = set(model.parameters())
     try:
         yield
+    except UngatedError as error:
+        raise SpaceError(
+            f"the model runs a choice that is not among its registered children: {error.problem}",
+            fix="let the model reach its choices as registered children only, not through a closure or an object",
+        ) from error
     except NasError:  # some of which are one of these, too
         raise
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
+        where = place(model, error.__traceback__)
         raise SpaceError(
-            f"the model cannot take inputs of {forms} ({described(error)})",
+            f"the model cannot take inputs of {forms}: it fails{where} ({described(error)})",
             fix="change the model or the data, until model(inputs) runs; --debug shows where it stopped",
         ) from error
+    late = [path for path, parameter in model.named_parameters() if parameter not in known]
+    if late:
+        raise SpaceError(
+            f"the model makes the parameter {late[0]} in its forward pass, where no optimiser knows it, expected all "
+            "parameters to be there once the model is built",
+            fix="make it in the constructor of its module",
+        )
+    if (lost := list(unregistered_parameters(model))) and distributed.first():
+        print(
+            f"warning: {lost[0]} of the model holds parameters that torch does not register, so they neither learn nor "
+            "are saved: hold them in an nn.ModuleList or nn.ParameterList, or set requires_grad=False for those that "
+            "are not to learn",
+            file=sys.stderr,
+        )

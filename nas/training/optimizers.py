@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nas.errors import ConfigError
+from nas.runtime import distributed
 from nas.settings.building import complete
 from nas.training.schedule import keep_ratios
 
@@ -34,6 +36,7 @@ def build_optimizer(make: Callable[..., Any], network: nn.Module, *, device: tor
         arguments["fused"] = True
     optimizer: Optimizer = complete(make, **arguments)
     check_optimizer(optimizer, setting=setting, device=device.type)
+    check_parameters(optimizer, network, setting=setting)
     keep_ratios(optimizer)
     return optimizer
 
@@ -56,6 +59,24 @@ def check_optimizer(optimizer: Any, *, setting: str, device: str) -> None:
         raise ConfigError(
             f"{setting}.capturable=true is for CUDA graphs, got the device {device}",
             fix=f"leave {setting}.capturable out",
+        )
+
+
+def check_parameters(optimizer: Optimizer, network: nn.Module, *, setting: str) -> None:
+    """Raises ConfigError if the optimiser has parameters of something else than the network. Prints a warning if it
+    leaves out parameters of the network that require a gradient, as these do not learn."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if held - set(network.parameters()):
+        raise ConfigError(
+            f"{setting} makes a {type(optimizer).__name__} of other parameters than those it is given",
+            fix="build it from the argument params",
+        )
+    left_out = [name for name, one in network.named_parameters() if one.requires_grad and one not in held]
+    if left_out and distributed.first():
+        print(
+            f"warning: the {type(optimizer).__name__} that {setting} makes leaves out {len(left_out)} parameters, "
+            f"which will not learn: {left_out[0]}" + (", ..." if len(left_out) > 1 else ""),
+            file=sys.stderr,
         )
 
 

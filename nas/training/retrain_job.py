@@ -23,13 +23,13 @@ from nas.supernet.genotype import Genotype
 from nas.training.batch_norm import synchronised
 from nas.training.ema import Average
 from nas.training.evaluate import Score, score
-from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.job import Job, at_least, taking, two_examples, two_of
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
-from nas.training.schedule import Linear, initial_lr
+from nas.training.schedule import Linear, initial_lr, learning_rates
 from nas.training.trained import EVALUATION_BATCH, Trained
-from nas.training.trial_training import try_training
+from nas.training.trial_training import check_saves_all, try_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +137,9 @@ class RetrainJob:
             check_takes_probabilities(job)
         two_examples(self.loader)  # what is done to the images may not suit them
         # The real optimiser needs the network, which may only be known after a search: a mistake shows on this one.
-        probe = self.optimizer(job.runtime.place(nn.Linear(1, 1)))
+        probe = self.optimizer(job.runtime.place(nn.Linear(1, 1, bias=False)))  # Muon takes matrices only
         check_first_step(probe)
-        complete(parts.lr, start=initial_lr(probe))
+        learning_rates(complete(parts.lr, start=initial_lr(probe)), "retrain.lr")
         with job.buildable():
             self.network_options = self.space.options(job.data.spec)
 
@@ -156,15 +156,29 @@ class RetrainJob:
         with all_put_back([], device=job.runtime.device):
             with job.buildable():
                 network = job.runtime.place(self.space.network(job.data.spec, genotype)).eval()
-            inputs, targets = two_examples(self.unmixed)
-            with torch.no_grad(), taking(inputs):
+            whole = next(self.unmixed.epoch(0))
+            inputs, targets = two_of(whole)
+            with torch.no_grad(), taking(network, inputs):
                 outputs = network(*each(inputs))
             job.check_outputs(outputs, targets)
+            job.check_parts(outputs, whole[1])
             check_drop_path(network, options.drop_path)
             if next(network.parameters(), None) is not None:
                 batch = next(self.loader.epoch(0))
                 optimizer = self.optimizer(network)
-                try_training(network, batch, task=job.task, optimizer=optimizer, step=self.step, decay=options.average)
+
+                def build() -> nn.Module:
+                    return job.runtime.place(self.space.network(job.data.spec, genotype))
+
+                try_training(
+                    network,
+                    batch,
+                    task=job.task,
+                    optimizer=optimizer,
+                    step=self.step,
+                    decay=options.average,
+                    then=lambda: check_saves_all(network, build, inputs),
+                )
 
     def train(self, genotype: Genotype, records: Records) -> Trained:
         """Train from the beginning, or from where a run that is resumed stopped. Leaves ``retrain/checkpoint.pt``."""

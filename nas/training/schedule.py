@@ -7,6 +7,7 @@ only its position. Published codes change their learning rates once an epoch ins
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -210,12 +211,33 @@ def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
 
     Raises ConfigError, naming `what` (a setting, e.g. ``temperature``), otherwise.
     """
-    lowest = min(schedule(progress(i, points)) for i in range(points))
+    lowest = min(values(schedule, what, points=points))
     if not lowest > 0:
         raise ConfigError(
             f"{what} must be > 0 throughout, got {lowest:g}", fix=f"set it to e.g. 0.1, as {what}.end=0.1"
         )
     return schedule
+
+
+def learning_rates(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
+    """Returns the schedule if it is finite and at least 0 at all of `points` points. Raises ConfigError otherwise."""
+    strange = [value for value in values(schedule, what, points=points) if not 0 <= value < math.inf]
+    if strange:
+        raise ConfigError(
+            f"{what} must be finite and at least 0 throughout, got {strange[0]:g}", fix="correct the schedule"
+        )
+    return schedule
+
+
+def values(schedule: Any, what: str, *, points: int) -> list[float]:
+    """Returns the schedule's values at `points` points. Raises ConfigError if it is no function of the progress."""
+    if not callable(schedule) or isinstance(schedule, type):
+        got = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
+        raise ConfigError(
+            f"{what} is {got}, expected a function of the progress in [0, 1]",
+            fix="give e.g. nas.training.schedule.Linear(0.1, 0.1)",
+        )
+    return [float(schedule(progress(i, points))) for i in range(points)]
 
 
 def keep_ratios(optimizer: Optimizer) -> None:

@@ -49,6 +49,14 @@ class Trial:
                 f"let a batch norm see two examples or more: change {self.batch_setting}",
             ),
             (("sparse", "Sparse"), "make the gradients dense, e.g. nn.Embedding(..., sparse=False)"),
+            (
+                ("modified by an inplace operation", "refers to a single memory location"),
+                "write into a copy there, e.g. y = y + 1 or y.clone() in place of y += 1",
+            ),
+            (
+                ("does not require grad",),
+                "let parameters require a gradient, and the outputs depend on them without detach() or no_grad()",
+            ),
             (("closure",), f"choose an optimiser whose step needs no closure, e.g. {self.optim_setting}=sgd"),
             (("out of memory", "can't allocate memory"), f"lower {self.batch_setting}"),
             (("same device",), "register tensors of the model's own as buffers, which move with it"),

@@ -1,13 +1,16 @@
 """Tries one training step before anything is written, so that errors are raised early."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nas.data.inputs import Inputs, each
 from nas.data.loader import Batch
-from nas.errors import SpaceError
+from nas.errors import SpaceError, described
+from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.runtime import seed_layers
 from nas.supernet.choice import UngatedError
 from nas.training.batch_norm import synchronised
@@ -16,6 +19,7 @@ from nas.training.loop import RetrainState, TrainingStep, parts
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 from nas.training.task import Task
+from nas.training.weighing import weights_of
 
 TRAINING = Trial(
     "a training step of the derived network", "retrain.batch_size or retrain.accumulation", "optim@retrain.optim"
@@ -31,15 +35,18 @@ def try_training(
     step: TrainingStep | None = None,
     decay: float = 0.999,
     trial: Trial = TRAINING,
+    then: Callable[[], None] | None = None,
 ) -> None:
-    """Tries one training step on the smallest part of a batch: forward, backward, optimiser, averaging of the weights.
+    """Tries one training step on a part of a batch: forward, backward, optimiser, averaging of the weights.
 
+    The part is the smallest one that has a loss, see `smallest_that_counts`.
     All state is restored bit for bit: that of the network, the optimiser, the task, and the global generators.
-    step: the settings of a training step. decay: of the average, in [0, 1); 0 for no average.
+    step: the settings of a training step. decay: of the average, in [0, 1); 0 for no average. then: is called after
+    the step, before the state is restored.
     Raises SpaceError, naming the module, if something in it fails.
     """
     step = TrainingStep() if step is None else step
-    (*_, part) = parts(*batch, step.accumulation)
+    part = smallest_that_counts(task, batch, step.accumulation)
     step = replace(step, accumulation=1)
     device = part[1].device
 
@@ -69,10 +76,59 @@ def try_training(
                 f"the derived network still runs a choice: {error.problem}",
                 fix="let the model reach its choices as registered children only, not through a closure or a list",
             ) from error
+        if then is not None:
+            then()
 
 
-def try_small(network: nn.Module, batch: Batch, *, task: Task, step: TrainingStep) -> None:
-    """Calls `try_training` on two examples with a plain optimiser, for a network without training settings."""
+def check_saves_all(network: nn.Module, build: Callable[[], nn.Module], inputs: Inputs) -> None:
+    """Raises SpaceError if a new network with the saved state of `network` gives other outputs than `network`.
+
+    A checkpoint would then load as another network than the one that was trained. build: makes the new network. Does
+    not compare if `network` gives other outputs each time.
+    """
+    network.eval()
+    with torch.no_grad():
+        expected = network(*each(inputs))
+        other = build()
+        try:
+            other.load_state_dict(network.state_dict())
+            restore_unsaved(other, unsaved(network))
+        except (AttributeError, RuntimeError) as error:
+            raise SpaceError(
+                f"what the network has learnt in a step cannot be loaded into a new one ({described(error)})",
+                fix="make all parameters, buffers and modules in the constructors",
+            ) from error
+        got = other.eval()(*each(inputs))
+        if torch.allclose(got, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+            return
+        again = network(*each(inputs))
+    if torch.equal(expected, again):
+        raise SpaceError(
+            "a new network gives other outputs after loading what is saved of the network, so part of it is not saved",
+            fix="keep what its outputs depend on in parameters or buffers (register_buffer, nn.ModuleList), not in "
+            "plain attributes or lists that differ between two networks or change in training",
+        )
+
+
+def smallest_that_counts(task: Task, batch: Batch, accumulation: int) -> Batch:
+    """Returns the last part of a batch in which some label has a weight; the last part if there is none.
+
+    Training adds nothing for a part without such a label, whose loss by itself is 0 / 0.
+    """
+    split = list(parts(*batch, accumulation))[::-1]  # the last ones are the smallest
+    for part in split:
+        weights = weights_of(task, part[1])
+        if weights is None or weights.sum() > 0:
+            return part
+    return split[0]
+
+
+def try_small(build: Callable[[], nn.Module], batch: Batch, *, task: Task, step: TrainingStep) -> None:
+    """Calls `try_training` on two examples with a plain optimiser, for a network without training settings.
+
+    build: makes the network. Raises SpaceError as `try_training` and `check_saves_all` do.
+    """
+    network = build()
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         return
@@ -85,4 +141,9 @@ def try_small(network: nn.Module, batch: Batch, *, task: Task, step: TrainingSte
         )
         targets = targets.repeat_interleave(2, 0)
     few = (tuple(x[:2] for x in inputs) if isinstance(inputs, tuple) else inputs[:2], targets[:2])
-    try_training(network, few, task=task, optimizer=torch.optim.SGD(parameters, lr=1e-3), step=step)
+    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+
+    def then() -> None:
+        check_saves_all(network, build, few[0])
+
+    try_training(network, few, task=task, optimizer=optimizer, step=step, then=then)

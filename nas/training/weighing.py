@@ -176,6 +176,32 @@ def gradient_if(counts: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(counts, gradient, 0)
 
 
+def how_parts_add_up(task: Any, outputs: Tensor, targets: Tensor) -> str:
+    """Compares the loss of a batch with the losses of its halves.
+
+    Returns ``mean`` if it is their mean by the task's weights, ``sum`` if it is their sum, and else ``other``. Also
+    returns ``mean`` if this cannot be told: for a loss that is random, not finite, or raises an error for a half.
+    """
+    if len(targets) < 2:
+        return "mean"
+    weights = weights_of(task, targets)
+    weights = torch.ones(len(targets), device=targets.device) if weights is None else weights
+    first, second = (float(part.sum()) for part in weights.tensor_split(2))
+    try:
+        whole, again = (float(task.loss(outputs, targets)) for _ in range(2))
+        halves = zip(outputs.tensor_split(2), targets.tensor_split(2), strict=True)
+        one, other = (float(task.loss(*half)) for half in halves)
+    except Exception:  # of a user's own loss, which may need more examples
+        return "mean"
+    close = functools.partial(math.isclose, rel_tol=1e-4, abs_tol=1e-6)  # in float32
+    if whole != again or not all(map(math.isfinite, (whole, one, other))) or not first or not second:
+        return "mean"
+    if close(whole, (first * one + second * other) / (first + second)):
+        return "mean"
+    least = 1e-3 * abs(whole)  # a half whose loss is 0 tells nothing
+    return "sum" if close(whole, one + other) and min(abs(one), abs(other)) > least else "other"
+
+
 class MeanLoss:
     """The mean loss over many batches, each with its weight, summed on the device."""
 

@@ -146,7 +146,7 @@ def test_zeros_are_a_batch_of_one_of_every_input() -> None:
 
 
 def test_what_a_spec_does_not_have() -> None:
-    with pytest.raises(DataError, match="'signals' has no classes: its targets are not integers"):
+    with pytest.raises(DataError, match="'signals' has no classes: its targets have the shape"):
         _ = SIGNALS.num_classes
     with pytest.raises(DataError, match="'signals' has 2 inputs, expected one"):
         _ = SIGNALS.channels

@@ -180,3 +180,14 @@ def test_a_wrong_root_is_an_error(tmp_path: Path) -> None:
         find_images(tmp_path / "missing", test_fraction=0.5)
     with pytest.raises(DataError, match=r"data\.root .*/images\.zip is a file, expected a folder; unpack it"):
         find_images(tmp_path / "images.zip", test_fraction=0.5)
+
+
+@pytest.mark.parametrize("name", ["test", "train/bird"])
+def test_a_link_that_leads_nowhere_is_no_missing_folder(tmp_path: Path, name: str) -> None:
+    """A disk that is not mounted is not to make another data set of a folder."""
+    for folder in ("train/cat", "train/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.png").touch()
+    (tmp_path / name).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match=f"{name} is a link to .*unmounted, which does not exist; mount or restore"):
+        find_images(tmp_path, test_fraction=0.5)

@@ -47,10 +47,24 @@ def test_all_that_is_said_of_a_folder(root: Path) -> None:
         "images; the test images are for the final score only",
     ]
     alike, nested, copies = warnings(known)
-    assert alike == "the class names Cat, cat differ only in case, but are different classes"
+    assert alike == "the class names Cat, cat differ only in case, spaces or forms of letters, but are of two classes"
     assert nested.startswith("the images of Cat lie in folders of their own (deep), which are not classes")
     assert copies.startswith("1 of the 2 test images is an exact copy of training images, e.g. ")
     assert known["per_class"] == {"train": {"Cat": 1, "cat": 3}, "test": {"Cat": 1, "cat": 1}}
+
+
+def test_frames_classes_without_images_and_names_that_look_alike(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/fish", "train/\ufb01sh ", "test/fish")):
+        save(tmp_path / name / "1.png", number)
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    for name in ("moving.gif", "pages.tif", "moving.png"):
+        frames[0].save(tmp_path / "train/fish" / name, save_all=True, append_images=frames[1:])
+    known = facts(ImageFolder(root=str(tmp_path), image_size=6).load())
+    assert "; 3 of several frames or pages, of which the first is read" in list(lines(known))[1]
+    assert list(warnings(known)) == [
+        "the class names fish, \ufb01sh  differ only in case, spaces or forms of letters, but are of two classes",
+        "no test images for 1 of the 2 classes: \ufb01sh ",
+    ]
 
 
 def test_held_out_images_and_images_to_score(tmp_path: Path) -> None:

@@ -597,7 +597,10 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_written(mistake, tmp_p
 def test_inputs_that_the_model_cannot_take(tmp_path, capsys):
     assert run(tmp_path / "out", "Signals", *IMAGES) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: the model cannot take inputs of float32 (2, 3, 8, 8) (RuntimeError: Expected 2D ")
+    assert told.startswith(
+        "error: the model cannot take inputs of float32 (2, 3, 8, 8): it fails in body.0.candidates.0 (Conv1d) "
+        "(RuntimeError: Expected 2D "
+    )
     assert told.endswith("change the model or the data, until model(inputs) runs; --debug shows where it stopped\n")
     assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()

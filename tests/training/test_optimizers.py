@@ -81,6 +81,29 @@ def test_what_is_no_optimiser():
         check_optimizer(nn.Linear(1, 1), setting="weight_optim", device="cpu")
 
 
+def test_parameters_that_the_optimiser_lacks_and_those_of_something_else(capsys):
+    network = nn.Linear(3, 2)
+
+    def some(params):
+        return torch.optim.SGD(list(params)[:1], lr=0.1)
+
+    def others(params):
+        return torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1)
+
+    def build(make):
+        return build_optimizer(make, network, device=torch.device("cpu"), setting="weight_optim")
+
+    build(some)
+    assert capsys.readouterr().err == (
+        "warning: the SGD that weight_optim makes leaves out 1 parameters, which will not learn: bias\n"
+    )
+    network.bias.requires_grad_(False)
+    build(some)
+    assert not capsys.readouterr().err
+    with pytest.raises(ConfigError, match="weight_optim makes a SGD of other parameters than those it is given"):
+        build(others)
+
+
 class Sharp(torch.optim.SGD):
     """Needs a closure, and only says so when it steps, as published implementations of SAM do."""
 
@@ -95,6 +118,13 @@ class Sharp(torch.optim.SGD):
 def test_a_first_step_that_fails_is_told_in_one_line(kind, reason):
     with pytest.raises(ConfigError, match=rf"the optimiser {kind.__name__} cannot take its first step \(.*{reason}"):
         check_first_step(kind([nn.Parameter(torch.ones(2))], lr=0.1))
+
+
+def test_an_optimiser_that_refuses_sparse_gradients_names_their_cause():
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2).to_sparse()
+    with pytest.raises(ConfigError, match=r"RuntimeError.*; make the gradients dense, e.g. nn.Embedding"):
+        take_step(torch.optim.SGD([weight], lr=0.1, fused=True), Precision().scaler())
 
 
 def test_a_later_step_that_fails_is_no_matter_of_settings(monkeypatch):

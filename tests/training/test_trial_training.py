@@ -1,18 +1,20 @@
 """The trial of a training step."""
 
+import contextlib
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, DivergenceError, SpaceError
 from nas.spaces.cell import DropPath
 from nas.supernet.choice import Choice, freeze
 from nas.training.loop import TrainingStep
 from nas.training.retrain_job import check_drop_path
-from nas.training.task import Classification
-from nas.training.trial_training import try_small, try_training
+from nas.training.task import Classification, Custom
+from nas.training.trial_training import check_saves_all, try_small, try_training
 
 
 def batch(count=8):
@@ -41,6 +43,59 @@ def test_a_part_of_one_example_is_found_where_the_others_have_two():
     tried(network, step=TrainingStep(accumulation=4))
     with pytest.raises(SpaceError, match=r"fails in 1 \(BatchNorm1d\).*change retrain.batch_size or retrain.accumul"):
         tried(network, step=TrainingStep(accumulation=7))
+
+
+def test_a_part_in_which_no_label_counts_is_not_the_one_that_is_tried():
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 0.0, 1.0]))
+    task = Custom(loss=loss, metric=lambda outputs, targets: targets.float(), name="x", higher_is_better=True)
+    network, (inputs, _) = nn.Linear(6, 3), batch(4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for targets in (torch.tensor([0, 2, 1, 1]), torch.tensor([1, 1, 0, 1])):
+        step = TrainingStep(accumulation=2)
+        try_training(network, (inputs, targets), task=task, optimizer=optimizer, step=step)
+    with pytest.raises(DivergenceError):
+        try_training(network, (inputs, torch.ones(4).long()), task=task, optimizer=optimizer, step=step)
+
+
+class Remembering(nn.Module):
+    """Subtracts a running mean, which it holds in one of several ways."""
+
+    def __init__(self, holds):
+        super().__init__()
+        self.layer, self.holds, self.mean = nn.Linear(6, 3), holds, torch.zeros(3)
+        if "buffer" in holds:
+            del self.mean
+            self.register_buffer("mean", torch.zeros(3), persistent=holds == "buffer")
+        if holds == "list":
+            self.layers = [nn.Linear(3, 3)]
+
+    def forward(self, x):
+        y = self.layer(x)
+        if self.training and self.holds != "list":
+            self.mean = 0.9 * self.mean + y.detach().mean(0)
+        if self.holds == "late":
+            self.register_buffer("count", torch.ones(1))
+        return self.layers[0](y) if self.holds == "list" else y - self.mean
+
+
+@pytest.mark.parametrize(
+    ("holds", "problem"),
+    [
+        ("buffer", None),
+        ("unsaved buffer", None),
+        ("attribute", "gives other outputs after loading what is saved of the network"),
+        ("list", "gives other outputs after loading what is saved of the network"),
+        ("late", "cannot be loaded into a new one .*count"),
+    ],
+)
+def test_what_a_network_does_not_save_is_found_before_it_is_trained(holds, problem):
+    network = Remembering(holds)
+
+    def then():
+        check_saves_all(network, functools.partial(Remembering, holds), batch()[0])
+
+    with contextlib.nullcontext() if problem is None else pytest.raises(SpaceError, match=problem):
+        tried(network, then=then)
 
 
 def test_weights_that_cannot_be_averaged():
@@ -87,8 +142,8 @@ def test_two_examples_are_enough_for_a_network_by_itself(count):
     network = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
     seen = []
     network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    try_small(network, batch(count), task=Classification(), step=TrainingStep())
-    assert seen == [2]
+    try_small(lambda: network, batch(count), task=Classification(), step=TrainingStep())
+    assert seen == [2, 2, 2]  # one of training, two to compare what is saved
 
 
 def test_dropping_paths_where_there_are_none_is_refused():

@@ -12,11 +12,13 @@ from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.data.split import TensorSplit
 from nas.errors import ConfigError
+from nas.runtime.runtime import Runtime
 from nas.settings import configuration
 from nas.training.evaluate import score
+from nas.training.job import Job
 from nas.training.loop import RetrainState, TrainingStep
 from nas.training.task import Classification, Custom, Regression
-from nas.training.weighing import OnDevice, known_weights, weights_of
+from nas.training.weighing import OnDevice, how_parts_add_up, known_weights, weights_of
 
 LABELS = torch.tensor([[0, -100, 1, 2], [2, 2, -100, -100]])
 CLASS_WEIGHTS = [1.0, 2.0, 4.0]
@@ -81,6 +83,39 @@ def test_sums_are_refused(loss):
         ConfigError, match=r"task\.loss sums over the batch, expected its mean; .*task\.loss\.reduction"
     ):
         custom(loss)
+
+
+OUTPUTS, TARGETS = torch.linspace(-1, 2, 24).view(8, 3).sin(), torch.tensor([0, 1, 2, 2, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        (F.cross_entropy, "mean"),
+        (nn.CrossEntropyLoss(torch.tensor(CLASS_WEIGHTS)), "mean"),
+        (lambda outputs, targets: F.cross_entropy(outputs, targets, ignore_index=2), "other"),
+        (Focal(), "other"),
+        (lambda outputs, targets: F.multi_margin_loss(outputs, targets, reduction="sum"), "sum"),
+        (lambda outputs, targets: outputs.var() + torch.rand(()), "mean"),  # nothing can be told of a random one
+        (lambda outputs, targets: outputs.std() / (len(targets) - 4), "mean"),  # or where a half has no loss
+    ],
+)
+def test_how_the_losses_of_halves_add_up(loss, kind):
+    assert how_parts_add_up(custom(loss), OUTPUTS, TARGETS) == kind
+
+
+def test_a_loss_that_adds_up_otherwise_is_told_before_a_run(capsys):
+    def job(loss):
+        return Job(runtime=Runtime(device="cpu"), space=None, data=None, task=custom(loss))
+
+    job(F.cross_entropy).check_parts(OUTPUTS[:2], TARGETS)
+    assert not capsys.readouterr().err
+    job(Focal()).check_parts(OUTPUTS[:2], TARGETS)
+    assert "warning: task.loss of a batch is not the mean of the losses of its halves" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"task\.loss sums over the batch, expected its mean; let it return the mean"):
+        job(lambda outputs, targets: F.multi_margin_loss(outputs, targets, reduction="sum")).check_parts(
+            OUTPUTS[:2], TARGETS
+        )
 
 
 # -- whole batches
