@@ -36,7 +36,7 @@ from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.evaluate import Score, count_parameters
 from nas.training.hooks import Hook
-from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.job import Job, at_least, check_learns, frozen, taking, two_examples
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
@@ -142,6 +142,7 @@ class SearchJob:
         # In training mode, whatever mode the model is built in: its steps are the search's, as retraining's are.
         with job.buildable():
             supernet = job.runtime.place(job.space.supernet(job.data.spec)).train()
+        check_learns(supernet, what="the supernet")
         arch = ArchParams.from_model(supernet, init_std=self.options.init_std, generator=self.generator)
         arch.to(job.runtime.device)
         self.state = state = SearchState(
@@ -257,6 +258,8 @@ class SearchJob:
         with all_put_back([], device=job.runtime.device):
             network = job.runtime.place(self.retrained_space.network(job.data.spec, self.first))
             step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
+            if frozen(network):  # the choices of a whole search may still be for weights that learn
+                return
             try_small(network, two_examples(self.weight_loader), task=job.task, step=step)
 
     def search(self, records: Records) -> Genotype:

@@ -23,7 +23,7 @@ from nas.supernet.genotype import Genotype
 from nas.training.batch_norm import synchronised
 from nas.training.ema import Average
 from nas.training.evaluate import Score, score
-from nas.training.job import Job, at_least, taking, two_examples
+from nas.training.job import Job, at_least, check_learns, taking, two_examples
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
@@ -161,6 +161,7 @@ class RetrainJob:
                 outputs = network(*each(inputs))
             job.check_outputs(outputs, targets)
             check_drop_path(network, options.drop_path)
+            check_learns(network, what="the derived network")
             if next(network.parameters(), None) is not None:
                 batch = next(self.loader.epoch(0))
                 optimizer = self.optimizer(network)
