@@ -32,7 +32,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         show_search(genotype, search.derived_parameters(genotype))
         if setup.benchmark is not None:
             show_standings(setup.benchmark.report(genotype))
-        trained = retrain.run(genotype, out, tracker)
+        trained = retrain.run(genotype, out, tracker, supernet=search.weights)
         if not out.writes:
             return None  # of several processes the first does the rest
         # First what a sweeper is given: the test split is read after that.

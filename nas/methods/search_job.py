@@ -36,6 +36,7 @@ from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.evaluate import Score, count_parameters
 from nas.training.hooks import Hook
+from nas.training.inheritance import SupernetWeights
 from nas.training.job import Job, at_least, check_learns, frozen, taking, two_examples
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
@@ -295,6 +296,10 @@ class SearchJob:
             )
         records.record(**self.ending())
         return genotype
+
+    def weights(self) -> SupernetWeights:
+        """The weights of the supernet, for a network that starts from them."""
+        return SupernetWeights.of(self.state.supernet)
 
     def ending(self) -> dict[str, str]:
         """Why the search ended before its last epoch, for manifest and result; empty if it did not."""

@@ -50,6 +50,7 @@ class RetrainLoop:
     cutmix: float = MISSING
     average: float = MISSING
     validation: float | None = None
+    start: str | None = None
     optim: Any = MISSING
     lr: Any = MISSING
     policy: Any = MISSING

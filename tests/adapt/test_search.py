@@ -1,6 +1,7 @@
 """Searching, retraining and exporting networks that have weights."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 import nas
 from nas.adapt import factorised, narrower, skip
-from nas.errors import SpaceError
+from nas.errors import ConfigError, SpaceError
 from nas.training.hooks import Hook
 
 RUN = {"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False}
@@ -95,6 +96,43 @@ def test_a_search_and_a_retraining_start_from_the_weights_that_the_model_has(ori
     assert narrow["conv1.weight"].shape == (4, 8, 3, 3)
     assert all(torch.equal(weight, seen[f"2.{name}"]) for name, weight in narrow.items())
     assert torch.equal(seen["0.weight"], original[0].weight)
+
+
+def test_a_retraining_that_starts_from_the_supernet(original, tmp_path):
+    """The derived network gives the supernet's outputs to the bit; a retraining that is stopped goes on to the bit."""
+    model, data = inserted(original), images()
+    found = nas.search(model, data, directory=tmp_path / "search", tracker=nas.storage.JsonLines, **SEARCH)
+    seen = stopped_before_a_step(
+        lambda **given: nas.retrain(model, found, data, start="supernet", **given), **RUN, **STILL
+    )
+    chosen = {name: weight for name, weight in found.supernet.state.items() if name in ("0.weight", "5.bias")}
+    assert all(torch.equal(weight, seen[name]) for name, weight in chosen.items())
+    assert not torch.equal(seen["0.weight"], original[0].weight)  # as the search has trained it
+    settings = RUN | {"epochs": 2, "tracker": nas.storage.JsonLines, "start": "supernet"}
+    whole = nas.retrain(model, found, data, test=data, directory=tmp_path / "whole", **settings)
+    assert whole.result["retrain_start"] == "supernet"
+
+    class Stop(Hook):
+        def after_step(self, state):
+            if state.epoch == 1:
+                raise RuntimeError("stopped")
+
+    path = tmp_path / "search" / "genotype.json"
+    with pytest.raises(RuntimeError, match="stopped"):
+        nas.retrain(model, str(path), data, directory=tmp_path / "part", hooks=[Stop()], **settings)
+    (tmp_path / "search" / "search" / "checkpoint.pt").unlink()  # needed no longer
+    rest = nas.retrain(model, str(path), data, directory=tmp_path / "part", resume=True, **settings)
+    assert json.loads((tmp_path / "part" / "manifest.json").read_text())["retrain_start"] == "supernet"
+    for (name, one), other in zip(whole.network.state_dict().items(), rest.network.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    with pytest.raises(
+        ConfigError, match=r"^start=supernet takes the weights from .*checkpoint.pt, which does not exist"
+    ):
+        nas.retrain(model, str(path), data, directory=tmp_path / "new", **settings)
+    with pytest.raises(ConfigError, match=r"^start=supernet takes the weights of a search, got a genotype alone; give"):
+        nas.retrain(model, found.genotype, data, **settings)
+    with pytest.raises(ConfigError, match=r"^start must be one of scratch, supernet, got 'warm'; set start=scratch"):
+        nas.retrain(model, found, data, **settings | {"start": "warm"})
 
 
 def test_why_a_model_that_was_changed_cannot_be_built_from_files(original, tmp_path, monkeypatch):
