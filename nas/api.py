@@ -126,6 +126,7 @@ def search(
     deriver: Deriver | None = None,
     monitor: Callable[..., CollapseMonitor] = CollapseMonitor,
     regulariser: Mapping[str, Any] | None = None,
+    cap: Mapping[str, float] | None = None,
     weight_optim: Callable[..., torch.optim.Optimizer] = SGD,
     arch_optim: Callable[..., torch.optim.Optimizer] = ADAM,
     lr: Callable[..., Any] = SEARCH_LR,
@@ -150,6 +151,8 @@ def search(
     epochs, batch_size, ..., gap_batches: see `SearchOptions`. sampler, ..., lr: see `SearchParts`; a class, or a
     functools.partial of one, makes the parts that need more than their own arguments, e.g.
     ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
+    cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example)
+    and ``bytes`` (of the weights), e.g. ``{"macs": 2e6}``; the default deriver and `nas.methods.BestOf` hold it.
     network: fields of the space that a retraining will change, for the sizes that are reported.
     task: None for classification where targets are integers, else regression. augment: what training batches go
     through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.
@@ -174,6 +177,7 @@ def search(
             arch_optim=arch_optim,
             lr=_from_start(lr),
             regulariser=regulariser or {},
+            cap=cap or {},
         )
         settings = _settings(job, train, given_here) | {
             "search": asdict(options),

@@ -163,6 +163,12 @@ def classes_table(result: dict[str, Any], columns: list[str]) -> Shown:
     return table
 
 
+def show_cap(result: dict[str, Any]) -> None:
+    """A line for each cap; nothing without caps."""
+    for name, found in result.get("cap", {}).items():
+        print(f"{name}: {found['predicted']:,} of the derived network, cap {found['cap']:,}")
+
+
 def show_gap(result: dict[str, Any]) -> None:
     """What became of the searched network's score on its way to the derived one; nothing if it was not measured."""
     gap = result.get("discretisation_gap")

@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
-    from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
+    from nas.cli.report import show_cap, show_export, show_gap, show_result, show_search, show_standings
     from nas.cli.stages.export import build_formats
     from nas.cli.stages.for_report import one_latency, write_mistakes
     from nas.cli.stages.objective import Objective
@@ -45,6 +45,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
 
         loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
         result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add, write=write), **search.ending()}
+        result |= search.cap_result(genotype, measured=result)
         complete = result | search.gap_result(retrained_test=test_score(result))
         write(complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
@@ -52,6 +53,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         write_mistakes(mistakes, setup.data, out.path)
         out.record(latency=one_latency(trained, loader))
         show_result(result)
+        show_cap(complete)
         show_gap(complete)
         exported = export_trained(
             trained,

@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
-    from nas.cli.report import show_gap, show_search, show_standings
+    from nas.cli.report import show_cap, show_gap, show_search, show_standings
     from nas.cli.stages.objective import Objective
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
@@ -35,6 +35,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     show_search(genotype, search.derived_parameters(genotype))
     if setup.benchmark is not None:
         show_standings(setup.benchmark.report(genotype))
+    show_cap(result)
     show_gap(result)
     print(f"\nEverything is in {directory}")
     return None if objective is None else objective.value(result["objective"])

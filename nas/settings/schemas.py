@@ -33,6 +33,15 @@ class Keep:
 
 
 @dataclass
+class Cap:
+    """The most that the derived network may have; None for no cap."""
+
+    parameters: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+
+
+@dataclass
 class RetrainLoop:
     """The settings of retraining. optim, lr and policy are groups of their own, so any value is accepted here."""
 
@@ -71,6 +80,7 @@ class RunConfig:
     temperature: Any = MISSING
     searcher: Any = MISSING
     regulariser: Any = MISSING
+    cap: Cap = field(default_factory=Cap)
     monitor: Any = MISSING
     deriver: Any = MISSING
     weight_optim: Any = MISSING

@@ -45,6 +45,25 @@ def test_a_regulariser_moves_the_logits(nas: Nas, tmp_path: Path) -> None:
     assert metrics(tmp_path / "with")[-1]["entropy/mean"] < metrics(tmp_path / "without")[-1]["entropy/mean"] - 0.001
 
 
+def test_a_cap_is_held_and_reported(nas: Nas, tmp_path: Path) -> None:
+    outcome = nas(
+        "run", *TINY, "search.epochs=1", "retrain.epochs=1", "cap.macs=6e4", "cap.parameters=2e4", "hydra.run.dir=out"
+    )
+    assert outcome.code == 0, outcome.err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    for name, cap in (("macs", 60_000), ("parameters", 20_000)):
+        found = result["cap"][name]
+        assert found["cap"] == cap
+        assert found["predicted"] == found["measured"] == result[name] <= cap
+        assert f"{name}: {result[name]:,} of the derived network, cap {cap:,}" in outcome.out
+    refused = nas("search", *TINY, "cap.macs=1", "hydra.run.dir=no")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert (
+        "error: cap.macs is 1 multiply-accumulates, below the smallest network of the space, expected " in refused.err
+    )
+    assert not (tmp_path / "no").exists()
+
+
 def test_the_monitor_counts_every_epoch_and_is_silent_without_cause(nas: Nas, tmp_path: Path) -> None:
     outcome = nas("search", *TINY, "tracker=jsonl", COLLAPSED, "hydra.run.dir=out")
     assert (outcome.code, outcome.err) == (0, "")  # two epochs, where five in a row are needed
