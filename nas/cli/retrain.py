@@ -32,6 +32,9 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         checkpoint = checkpoint_beside(cfg.genotype, resumes=cfg.resume is not None)
         supernet = functools.partial(SupernetWeights.load, checkpoint)
     retrain.check(genotype)
+    if cfg.dry_run:
+        print("everything fits; nothing was trained")
+        return None
     with setup.open(directory) as out, setup.track(out) as tracker:
         if out.writes:
             atomic.write_text(out.path / "genotype.json", genotype.to_json())

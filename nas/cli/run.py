@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
-    from nas.cli.report import show_cap, show_export, show_gap, show_result, show_search, show_standings
+    from nas.cli.report import show_cap, show_choices, show_export, show_gap, show_result, show_search, show_standings
     from nas.cli.stages.export import build_formats
     from nas.cli.stages.for_report import one_latency, write_mistakes
     from nas.cli.stages.objective import Objective
@@ -27,6 +27,9 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     search, retrain = SearchStage(setup), RetrainStage(setup)
     retrain.check(search.first)
+    if cfg.dry_run:
+        show_choices(search.state.supernet, search.ranges())
+        return None
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         show_search(genotype, search.derived_parameters(genotype))

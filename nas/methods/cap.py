@@ -54,6 +54,13 @@ def limits_of(caps: Mapping[str, float | None], *, arch: ArchParams, space: Spac
     return limits
 
 
+def ranges(*, arch: ArchParams, space: Space, spec: DataSpec) -> dict[str, tuple[float, float]]:
+    """name of a cap -> the lowest and the highest that a network of the space has."""
+    with space.sketching():
+        model, inputs = sketch(space, spec)
+        return {name: count(model, inputs).reachable(arch.candidates) for name, (_, count) in CAPS.items()}
+
+
 class Pull(CostTarget):
     """max(0, E[cost] / cap - 1): pulls the expected cost below a cap, and no further.
 

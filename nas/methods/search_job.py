@@ -12,7 +12,7 @@ from torch import nn
 from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
 from nas.errors import ConfigError
-from nas.methods.cap import Pull, holding, limits_of
+from nas.methods.cap import Pull, holding, limits_of, ranges
 from nas.methods.collapse import CollapseMonitor
 from nas.methods.deriver import Deriver
 from nas.methods.discretisation_gap import Gap
@@ -386,6 +386,10 @@ class SearchJob:
             return {}
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """See `nas.methods.cap.ranges`, at the size of retraining."""
+        return ranges(arch=self.state.arch, space=self.retrained_space, spec=self.job.data.spec)
 
     def derived_parameters(self, genotype: Genotype) -> int:
         """Of the genotype's network at the size it would be retrained in."""

@@ -98,6 +98,7 @@ class RunConfig:
     lock: bool = True
     objective: Any = None
     retry_failed: bool = False
+    dry_run: bool = False
     experiment: Any = None
     allow_targets: list[str] = field(default_factory=list)
 
@@ -188,16 +189,20 @@ def register_schemas() -> None:
         store.store(name, node)
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
     OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
-    # The same holds for the arguments of a factory.
-    node = OmegaConf.create({"arguments": {}})
-    OmegaConf.set_struct(node.arguments, False)
-    store.store("factory_schema", node)
+    # The same holds for the arguments of a factory, and for the places of the space `inserted`.
+    for name, keys in (("factory_schema", ("arguments",)), ("inserted_schema", ("arguments", "places"))):
+        node = OmegaConf.create({key: {} for key in keys})
+        for key in keys:
+            OmegaConf.set_struct(node[key], False)
+        store.store(name, node)
 
 
 def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yields settings that no schema has. Hydra's ``+key=value`` adds them, and no code reads them."""
     schema = OmegaConf.get_type(config)
-    known = {one.name for one in fields(schema)} if schema is not None and is_dataclass(schema) else set(config)
+    known = (
+        {one.name for one in fields(schema)} if schema is not None and is_dataclass(schema) else set(map(str, config))
+    )
     for key in map(str, config):
         if key not in known:
             yield prefix + key

@@ -71,7 +71,7 @@ def inherit(network: nn.Module, weights: SupernetWeights, *, space: Space, spec:
 
     space: the searched one. What the supernet has not keeps its value, see `check_alike`.
     """
-    supernet = space.supernet(spec)
+    supernet = space.build(spec, affine=False)
     checkpoint_file.restore(supernet, dict(weights.state), source=weights.source)
     restore_unsaved(supernet, weights.buffers)
     derived = space.derived(supernet, spec, genotype)
