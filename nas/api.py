@@ -152,7 +152,8 @@ def search(
     functools.partial of one, makes the parts that need more than their own arguments, e.g.
     ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
     cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example)
-    and ``bytes`` (of the weights), e.g. ``{"macs": 2e6}``; the default deriver and `nas.methods.BestOf` hold it.
+    and ``bytes`` (of the weights), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The
+    default deriver and `nas.methods.BestOf` hold it.
     network: fields of the space that a retraining will change, for the sizes that are reported.
     task: None for classification where targets are integers, else regression. augment: what training batches go
     through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.

@@ -27,7 +27,8 @@ CAPS: dict[str, tuple[str, Callable[[nn.Module, Inputs], Cost]]] = {
 
 
 def limits_of(caps: Mapping[str, float | None], *, arch: ArchParams, space: Space, spec: DataSpec) -> list[Limit]:
-    """The limits that are set. space: at the size of retraining.
+    """The limits that are set. space: at the size of retraining. caps: name -> a number; below 1 it is a part of the
+    largest network.
 
     Raises ConfigError for another cap than of `CAPS`, and for one below the smallest or above the largest network.
     """
@@ -40,13 +41,13 @@ def limits_of(caps: Mapping[str, float | None], *, arch: ArchParams, space: Spac
         unit, count = CAPS[name]
         with space.sketching():
             cost = count(*sketch(space, spec))
-        limit = Limit(name, cost, float(cap), unit)
         least, most = cost.reachable(arch.candidates)
-        if not cap >= least:
+        limit = Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit)
+        if not limit.cap >= least:
             raise limit.refused(
                 "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
             )
-        if cap > most:
+        if limit.cap > most:
             raise limit.refused(
                 "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
             )

@@ -82,8 +82,8 @@ class SearchParts:
 
     searcher: see `FirstOrder`. monitor: from `kinds`. weight_optim, arch_optim: from `params`. lr: of the weights, from
     `start`, the optimiser's own. regulariser: name -> a term of the architecture's loss, or what makes it from `arch`,
-    `space` and `spec`. cap: ``parameters``, ``macs`` or ``bytes`` -> the most that the derived network may have: the
-    search is pulled below it, see `nas.methods.cap`.
+    `space` and `spec`. cap: ``parameters``, ``macs`` or ``bytes`` -> the most that the derived network may have, or
+    which part of the largest network: the search is pulled below it, see `nas.methods.cap`.
     """
 
     sampler: Sampler

@@ -125,11 +125,13 @@ def test_a_cap_that_cannot_be_is_refused_before_training(cap, message):
         nas.search(small, images(), cap=cap, **SHORT)
 
 
-def test_a_regulariser_of_the_user_pulls_instead():
+def test_parts_of_the_largest_network_and_a_regulariser_of_the_user_that_pulls_instead():
     spec = given.training(images(), given.Reading()).spec
     space = nas.spaces.Custom(factory=small)
     made = nas.ArchParams.from_model(space.supernet(spec))
     assert [one.name for one in limits_of({"macs": 1000, "bytes": None}, arch=made, space=space, spec=spec)] == ["macs"]
+    (half,) = limits_of({"macs": 0.5}, arch=made, space=space, spec=spec)
+    assert half.cap == half.cost.reachable(made.candidates)[1] / 2
     entropy = nas.methods.Entropy(weight=nas.training.Constant(0.1))
     found = nas.search(small, images(), cap={"macs": 1000}, regulariser={"macs": entropy}, **SHORT)
     assert "regulariser/cap_macs" not in found.metrics
