@@ -19,6 +19,7 @@ from nas.formats.load import without_auxiliary
 from nas.formats.preprocessing import preprocessing
 from nas.runtime.buffers import unsaved
 from nas.settings.building import built, foreign, foreign_names, private
+from nas.settings.dotted import PLACES
 from nas.spaces.space import Space
 from nas.storage.run_directory import found_data, recorded
 from nas.training.evaluate import score
@@ -92,7 +93,8 @@ def export_trained(
             "data": spec.to_dict(),
             "preprocessing": preprocessing(spec),
             "network": {
-                "space": config["space"],
+                # Without paths on this machine, which nobody else has.
+                "space": {name: None if f"space.{name}" in PLACES else one for name, one in config["space"].items()},
                 "sizes": config["retrain"]["network"],
                 "memory_format": config["runtime"]["memory_format"],
             },

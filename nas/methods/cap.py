@@ -33,11 +33,13 @@ def limits_of(caps: Mapping[str, float | None], *, arch: ArchParams, space: Spac
     Raises ConfigError for another cap than of `CAPS`, and for one below the smallest or above the largest network.
     """
     limits = []
-    for name, cap in caps.items():
+    for name, cap in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
         if name not in CAPS:
             raise ConfigError(f"cap has {name!r}, expected some of {', '.join(CAPS)}", fix="set e.g. cap.macs=1e6")
         if cap is None:
             continue
+        if not isinstance(cap, int | float) or isinstance(cap, bool):
+            raise ConfigError(f"cap.{name} is {cap!r}, expected a number", fix=f"set e.g. cap.{name}=1e6")
         unit, count = CAPS[name]
         with space.sketching():
             cost = count(*sketch(space, spec))

@@ -190,10 +190,11 @@ class RetrainJob:
     def started(self, genotype: Genotype, supernet: SupernetWeights | None = None) -> nn.Module:
         """The genotype's network as its training begins. supernet: whose weights it inherits, None for none."""
         job, spec = self.job, self.job.data.spec
-        network = job.runtime.place(self.space.start(spec, genotype))
-        if supernet is not None:
-            inherit(network, supernet, space=job.space, spec=spec, genotype=genotype)
-            self.recalibrate(network)
+        if supernet is None:
+            return job.runtime.place(self.space.start(spec, genotype))
+        network = job.runtime.place(self.space.network(spec, genotype))
+        inherit(network, supernet, space=job.space, spec=spec, genotype=genotype)
+        self.recalibrate(network)
         return network
 
     @torch.no_grad()
@@ -222,9 +223,13 @@ class RetrainJob:
         job, options = self.job, self.options
         job.runtime.start(job.seed)  # so that the stage gives the same whether or not a search came before it
         stage = records.stage("retrain")
-        begins = options.inherits and not stage.begun
-        assert supernet is not None or not begins  # who calls has checked it
-        network = self.started(genotype, supernet() if begins and supernet is not None else None)
+        if stage.begun:
+            network = job.runtime.place(
+                self.space.network(job.data.spec, genotype)
+            )  # its weights are in the checkpoint
+        else:
+            assert supernet is not None or not options.inherits  # who calls has checked it
+            network = self.started(genotype, supernet() if options.inherits and supernet is not None else None)
         distributed.start_alike(network)
         state = RetrainState(
             network,

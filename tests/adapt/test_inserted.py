@@ -1,5 +1,7 @@
 """The space of choices in a network that has weights, by names: what files and commands build."""
 
+import json
+
 import pytest
 import torch
 from custom_models import residual
@@ -58,7 +60,7 @@ def test_the_supernet_has_the_weights_of_the_file_and_candidates_made_of_them(na
     assert torch.equal(space.start(spec, chosen)[1].conv1.weight, narrow.conv1.weight)
 
 
-def test_files_of_a_trained_network_do_not_need_its_first_weights(original, spec, tmp_path):
+def test_files_of_a_trained_network_do_not_need_its_first_weights(original, spec, tmp_path, monkeypatch):
     path = tmp_path / "w.pt"
     torch.save(original.state_dict(), path)
     space = Inserted(factory=residual, places=PLACES, weights=str(path))
@@ -74,6 +76,10 @@ def test_files_of_a_trained_network_do_not_need_its_first_weights(original, spec
     net = nas.retrain(space, chosen, images(), directory=tmp_path / "run", lr=still, hooks=[Before()], **RUN)
     assert torch.equal(seen["stem"], original[0].weight)  # from scratch is from the trained weights here
     path.unlink()
+    monkeypatch.setattr("nas.formats.export.compared", lambda _, made, __: {one.file: 0.0 for one in made})
+    nas.export(net, tmp_path / "out", formats=["weights"])
+    assert str(path) not in (tmp_path / "out" / "metadata.json").read_text()
+    assert torch.equal(nas.load(tmp_path / "out", allow=[residual])(net.examples), net(net.examples))
     loaded, x = nas.load(tmp_path / "run", allow=[residual]), torch.randn(2, 1, 6, 6)
     assert torch.equal(loaded(x), net(x))
     with pytest.raises(CheckpointError, match=r"no weights can be read at .*w\.pt \(no such file\); give a state dict"):
@@ -129,3 +135,31 @@ def test_weights_that_do_not_fit(content, message, original, spec, tmp_path):
     with pytest.raises(CheckpointError, match=message) as told:
         Inserted(factory=residual, places=PLACES, weights=str(tmp_path / "w.pt")).supernet(spec)
     assert "\n" not in str(told.value)
+
+
+def test_a_search_under_a_cap_that_is_stopped_goes_on_with_the_same_bits(original, tmp_path):
+    torch.save(original.state_dict(), tmp_path / "w.pt")
+    space = Inserted(factory=residual, places=PLACES, weights=str(tmp_path / "w.pt"))
+    settings = RUN | {"epochs": 2, "gap_batches": 0, "cap": {"macs": 0.8}}
+
+    class Stop(Hook):
+        def after_step(self, state):
+            if state.epoch == 1:
+                raise RuntimeError("stopped")
+
+    nas.search(space, images(), directory=tmp_path / "whole", **settings)
+    with pytest.raises(RuntimeError, match="stopped"):
+        nas.search(space, images(), directory=tmp_path / "part", hooks=[Stop()], **settings)
+    nas.search(space, images(), directory=tmp_path / "part", resume=True, **settings)
+    whole, part = (
+        torch.load(tmp_path / name / "search" / "checkpoint.pt", weights_only=True) for name in ("whole", "part")
+    )
+    for name in ("supernet", "arch"):
+        assert all(
+            torch.equal(one, other) for one, other in zip(whole[name].values(), part[name].values(), strict=True)
+        )
+    assert whole["genotype"] == part["genotype"]
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "part")]
+    assert results[0] == results[1]
+    with pytest.raises(ConfigError, match=r"another configuration: cap\.macs=0\.9 \(was 0\.8\)"):
+        nas.search(space, images(), resume=tmp_path / "part", **settings | {"cap": {"macs": 0.9}})

@@ -117,6 +117,8 @@ def test_derivers_that_hold_a_cap():
         ({"parameters": 1}, r"^cap\.parameters is 1 parameters, below the smallest .*, expected 18 to 330; raise"),
         ({"macs": 1e12}, r"^cap\.macs is .* multiply-accumulates, above the largest network .*, expected 152 to "),
         ({"bytes": float("nan")}, r"^cap\.bytes is nan bytes, below the smallest"),
+        ({"macs": "1e6"}, r"^cap\.macs is '1e6', expected a number; set e\.g\. cap\.macs=1e6$"),
+        (1e6, r"^cap has 1000000\.0, expected some of parameters, macs, bytes"),
         ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes; set e\.g\. cap\.macs=1e6$"),
     ],
 )  # fmt: skip
