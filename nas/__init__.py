@@ -18,6 +18,7 @@ _public = {
     "export": "api",
     "retrain": "api",
     "search": "api",
+    "insert": "adapt",
     "ArchParams": "supernet",
     "Choice": "supernet",
     "Genotype": "supernet",
@@ -31,7 +32,7 @@ _public = {
     "StraightThrough": "methods",
     "Uniform": "methods",
 }
-_rooms = ("data", "errors", "formats", "methods", "runtime", "spaces", "storage", "supernet", "training")
+_rooms = ("adapt", "data", "errors", "formats", "methods", "runtime", "spaces", "storage", "supernet", "training")
 __all__ = ["__version__", "load", *sorted(_public), *_rooms]
 
 

@@ -23,7 +23,7 @@ import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -72,6 +72,7 @@ from nas.storage.run_directory import MANIFEST, RunDirectory, command_line
 from nas.storage.signals import Interrupted
 from nas.supernet.genotype import Genotype
 from nas.training.hooks import Hook
+from nas.training.inheritance import SCRATCH, SupernetWeights, checkpoint_beside
 from nas.training.job import Job, check_seed
 from nas.training.records import Records, description, genotype_texts, scores
 from nas.training.retrain_job import RetrainJob, RetrainOptions, RetrainParts
@@ -112,12 +113,13 @@ MAKERS = ("searcher", "monitor", "weight_optim", "arch_optim", "optim", "saving"
 @dataclass(frozen=True)
 class Found:
     """What a search leaves. result: as in ``result.json``. metrics: of the last epoch, as in ``metrics.jsonl``.
-    stopped: why the search ended before its last epoch, None if it did not."""
+    stopped: why the search ended before its last epoch, None if it did not. supernet: its weights, for `retrain`."""
 
     genotype: Genotype
     result: Mapping[str, Any]
     metrics: Mapping[str, float]
     stopped: str | None = None
+    supernet: SupernetWeights | None = field(default=None, repr=False, compare=False)
 
 
 def search(
@@ -139,6 +141,7 @@ def search(
     deriver: Deriver | None = None,
     monitor: Callable[..., CollapseMonitor] = CollapseMonitor,
     regulariser: Mapping[str, Any] | None = None,
+    cap: Mapping[str, float] | None = None,
     weight_optim: Callable[..., torch.optim.Optimizer] = SGD,
     arch_optim: Callable[..., torch.optim.Optimizer] = ADAM,
     lr: Callable[..., Any] = SEARCH_LR,
@@ -163,6 +166,9 @@ def search(
     epochs, batch_size, ..., gap_batches: see `SearchOptions`. sampler, ..., lr: see `SearchParts`; a class, or a
     functools.partial of one, makes the parts that need more than their own arguments, e.g.
     ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
+    cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example)
+    and ``bytes`` (of the weights), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The
+    default deriver and `nas.methods.BestOf` hold it.
     network: fields of the space that a retraining will change, for the sizes that are reported.
     task: None for classification where targets are integers, else regression. augment: what training batches go
     through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.
@@ -188,6 +194,7 @@ def search(
             arch_optim=arch_optim,
             lr=_from_start(lr),
             regulariser=regulariser or {},
+            cap=cap or {},
         )
         settings = _settings(job, train, given_here) | {
             "search": asdict(options),
@@ -202,14 +209,16 @@ def search(
             if records.directory is not None and records.directory.writes:
                 atomic.write_json(records.directory.path / "result.json", result)
             records.tracker.finish({}, texts=genotype_texts(genotype))
-        return Found(genotype, result, dict(search_job.state.metrics), search_job.state.stopped)
+        state = search_job.state
+        return Found(genotype, result, dict(state.metrics), state.stopped, search_job.weights())
 
 
 def retrain(
     build_model: Space | Callable[..., nn.Module] | nn.Module,
-    genotype: Genotype | str,
+    genotype: Genotype | Found | str,
     train: Any,
     *,
+    start: str = SCRATCH,
     test: Any = None,
     epochs: int = 100,
     batch_size: int = 96,
@@ -242,10 +251,13 @@ def retrain(
     progress: bool = True,
     hooks: Sequence[Hook] = (),
 ) -> Trained:
-    """Train the network of a genotype from scratch; the network of the last epoch counts.
+    """Train the network of a genotype; the network of the last epoch counts.
 
-    genotype: one, or its published name, its text, or the path of its file. test: for the final score, which the result
-    then has as `result`; training does not see it.
+    genotype: one, or what `search` returned, or its published name, its text, or the path of its file.
+    start: what the training begins with: ``scratch``, the weights with which the network is built, which are those of a
+    model that has some; or ``supernet``, the weights that the search left, with recalibrated batch norms. `genotype` is
+    then what `search` returned, or the path of the genotype.json in the directory of the search.
+    test: for the final score, which the result then has as `result`; training does not see it.
     epochs, ..., validation: see `RetrainOptions`. With validation, the result has a validation score.
     optim, lr, policy: see `RetrainParts`. The others as in `search`.
     Returns the network with what it takes to use it; it is called as the network is.
@@ -256,7 +268,9 @@ def retrain(
         numbers = {field.name: given_here[field.name] for field in fields(RetrainOptions)}
         options = RetrainOptions(**numbers | {"network": dict(network or {})})
         job = _job(build_model, train, given_here)
-        chosen = genotype if isinstance(genotype, Genotype) else resolve(str(genotype))
+        given_genotype = genotype.genotype if isinstance(genotype, Found) else genotype
+        chosen = given_genotype if isinstance(given_genotype, Genotype) else resolve(str(given_genotype))
+        supernet = _supernet(genotype, resumes=bool(resume)) if options.inherits else None
         parts = RetrainParts(optim=optim, lr=_from_start(lr), policy=policy)
         retrain_job = RetrainJob(job, options, parts)
         retrain_job.check(chosen)
@@ -272,7 +286,7 @@ def retrain(
             out = records.directory
             if out is not None and out.writes:
                 atomic.write_text(out.path / "genotype.json", chosen.to_json())
-            trained = retrain_job.train(chosen, records)
+            trained = retrain_job.train(chosen, records, supernet=supernet)
             trained = replace(trained, examples=_examples(job), directory=None if out is None else out.path)
             validated = validation_result(retrain_job.validated(trained), job.task.metric)
             if (test is not None or validated) and distributed.first():
@@ -394,6 +408,20 @@ def _space(build_model: Any) -> Space:
 
 def _task(spec: DataSpec) -> Task:
     return Classification() if spec.class_names else Regression()
+
+
+def _supernet(genotype: Genotype | Found | str, *, resumes: bool) -> Callable[[], SupernetWeights]:
+    """What gives the weights of the search that a genotype is of. Raises ConfigError if nothing does."""
+    if isinstance(genotype, Genotype) or (isinstance(genotype, Found) and genotype.supernet is None):
+        raise ConfigError(
+            "retrain.start=supernet takes the weights of a search, got a genotype alone",
+            fix="give what nas.search returned, or the path of the genotype.json in the directory of a search",
+        )
+    if isinstance(genotype, Found):
+        found = genotype.supernet
+        assert found is not None  # see above
+        return lambda: found
+    return functools.partial(SupernetWeights.load, checkpoint_beside(genotype, resumes=resumes))
 
 
 def _deriver(space: Space) -> Deriver:

@@ -16,7 +16,7 @@ OPTION = re.compile(r"(--config-dir|--config-path)=(~.*)")
 WORDS = ("--config-dir", "-cd", "--config-path", "-cp")  # whose value is an argument of its own
 
 OF_OTHERS = re.compile(r"data\.[\w.]+=")  # settings of the data that a run or a checkpoint has chosen
-PATHS = ("data.root", "benchmark.table")
+PATHS = ("data.root", "benchmark.table", "space.weights")
 
 
 def read(arguments: Sequence[str]) -> list[str]:

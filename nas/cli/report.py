@@ -7,11 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from torch import nn
 
 from nas.data.survey import lines, warnings
 from nas.drawing.architecture import Cell, parted
 from nas.drawing.text import draw_cells
 from nas.formats.export import Exported
+from nas.supernet.choice import choices
 from nas.supernet.genotype import Genotype
 from nas.training.task import Metric
 from nas.untrusted.escaping import printable
@@ -164,6 +166,22 @@ def classes_table(result: dict[str, Any], columns: list[str]) -> Shown:
         counts = (str(result["test_confusion"][name].get(other, "")) for other in columns)
         table.add_row(name, accuracy, str(measured["examples"]), *counts)
     return table
+
+
+def show_choices(supernet: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """What a search would choose between, and the sizes of the smallest and the largest network."""
+    table = Shown("choice", "in place of", "candidates")
+    for key, sharing in choices(supernet).items():
+        table.add_row(key, type(sharing[0].candidates[0]).__name__, ", ".join(sharing[0].names))
+    show(table)
+    for name, (least, most) in ranges.items():
+        print(f"{name}: {least:,.0f} to {most:,.0f}")
+
+
+def show_cap(result: dict[str, Any]) -> None:
+    """A line for each cap; nothing without caps."""
+    for name, found in result.get("cap", {}).items():
+        print(f"{name}: {found['predicted']:,} of the derived network, cap {found['cap']:,}")
 
 
 def show_gap(result: dict[str, Any]) -> None:

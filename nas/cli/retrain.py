@@ -1,5 +1,6 @@
-"""nas-retrain: trains the network of a genotype from scratch and scores it."""
+"""nas-retrain: trains the network of a genotype and scores it."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.stages.setup import Setup
     from nas.spaces.published import resolve
     from nas.storage import atomic
+    from nas.training.inheritance import SupernetWeights, checkpoint_beside
     from nas.training.mistakes import Mistakes
     from nas.training.records import genotype_texts, scores
     from nas.training.trained import check_finite, final_result, scoring_loader, validation_result
@@ -25,11 +27,18 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     objective = Objective.from_config(cfg, setup.task.metric)
     genotype = resolve(cfg.genotype, benchmark=setup.benchmark) if cfg.resume is None else resolved_again(cfg, setup)
     retrain = RetrainStage(setup)
+    supernet = None
+    if retrain.options.inherits:
+        checkpoint = checkpoint_beside(cfg.genotype, resumes=cfg.resume is not None)
+        supernet = functools.partial(SupernetWeights.load, checkpoint)
     retrain.check(genotype)
+    if cfg.dry_run:
+        print("everything fits; nothing was trained")
+        return None
     with setup.open(directory) as out, setup.track(out) as tracker:
         if out.writes:
             atomic.write_text(out.path / "genotype.json", genotype.to_json())
-        trained = retrain.run(genotype, out, tracker)
+        trained = retrain.run(genotype, out, tracker, supernet=supernet)
         if not out.writes:
             return None  # of several processes the first does the rest
         # First what a sweeper is given: the test split is read after that.

@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
-    from nas.cli.report import show_export, show_gap, show_result, show_search, show_standings
+    from nas.cli.report import show_cap, show_choices, show_export, show_gap, show_result, show_search, show_standings
     from nas.cli.stages.export import build_formats
     from nas.cli.stages.for_report import one_latency, write_mistakes
     from nas.cli.stages.objective import Objective
@@ -27,12 +27,15 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     search, retrain = SearchStage(setup), RetrainStage(setup)
     retrain.check(search.first)
+    if cfg.dry_run:
+        show_choices(search.state.supernet, search.ranges())
+        return None
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         show_search(genotype, search.derived_parameters(genotype))
         if setup.benchmark is not None:
             show_standings(setup.benchmark.report(genotype))
-        trained = retrain.run(genotype, out, tracker)
+        trained = retrain.run(genotype, out, tracker, supernet=search.weights)
         if not out.writes:
             return None  # of several processes the first does the rest
         # First what a sweeper is given: the test split is read after that.
@@ -45,6 +48,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
 
         loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
         result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add, write=write), **search.ending()}
+        result |= search.cap_result(genotype, measured=result)
         complete = result | search.gap_result(retrained_test=test_score(result))
         write(complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
@@ -52,6 +56,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         write_mistakes(mistakes, setup.data, out.path)
         out.record(latency=one_latency(trained, loader))
         show_result(result)
+        show_cap(complete)
         show_gap(complete)
         exported = export_trained(
             trained,

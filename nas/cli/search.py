@@ -9,7 +9,7 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
-    from nas.cli.report import show_gap, show_search, show_standings
+    from nas.cli.report import show_cap, show_choices, show_gap, show_search, show_standings
     from nas.cli.stages.objective import Objective
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
@@ -21,6 +21,9 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     objective = Objective.from_config(cfg, setup.task.metric)
     search = SearchStage(setup)
     search.try_derived(auxiliary_weight=search.auxiliary_weight)
+    if cfg.dry_run:
+        show_choices(search.state.supernet, search.ranges())
+        return None
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         validated = search.validated(genotype) if objective is not None and objective.needs_examples else None
@@ -35,6 +38,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     show_search(genotype, search.derived_parameters(genotype))
     if setup.benchmark is not None:
         show_standings(setup.benchmark.report(genotype))
+    show_cap(result)
     show_gap(result)
     print(f"\nEverything is in {directory}")
     return None if objective is None else objective.value(result["objective"])

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from nas.data.inputs import each, mapped
 from nas.data.loader import Loader
+from nas.errors import described
 from nas.formats.export import Exported, export
 from nas.formats.format import TOLERANCE, Format, Subject
 from nas.formats.load import without_auxiliary
 from nas.formats.preprocessing import preprocessing
 from nas.runtime.buffers import unsaved
-from nas.settings.building import built, foreign, private
+from nas.settings.building import built, foreign, foreign_names, private
+from nas.settings.dotted import PLACES
 from nas.spaces.space import Space
 from nas.storage.run_directory import found_data, recorded
 from nas.training.evaluate import score
@@ -75,7 +77,7 @@ def export_trained(
         load=f'import nas\n\nnetwork = nas.load("."{f", allow={json.dumps(made_of)}" if made_of else ""})',
         measure=measure,
         unsaved=lambda: needed(network, examples, remade),
-        private=", ".join(private(config["space"])),
+        unbuildable=lambda: unbuildable(config["space"], network, remade),
     )
     settings = {"retraining": {"seed": config["seed"], **config["retrain"]}}
     if run is not None and (run / "search").is_dir():
@@ -91,7 +93,8 @@ def export_trained(
             "data": spec.to_dict(),
             "preprocessing": preprocessing(spec),
             "network": {
-                "space": config["space"],
+                # Without paths on this machine, which nobody else has.
+                "space": {name: None if f"space.{name}" in PLACES else one for name, one in config["space"].items()},
                 "sizes": config["retrain"]["network"],
                 "memory_format": config["runtime"]["memory_format"],
             },
@@ -113,6 +116,23 @@ def on_cpu(network: nn.Module) -> nn.Module:
             # Not contiguous(), which leaves the strides of 1x1 convolutions as they are; kernels are chosen by them.
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return copied
+
+
+def unbuildable(space: Any, network: nn.Module, remade: Callable[[], nn.Module]) -> str:
+    """Why nobody can build the network of a user's own model from its files; empty if `remade` does. space: as a plain
+    description."""
+    if names := private(space):
+        return f"no other program can import {', '.join(names)}, which makes the model: put it into a module of its own"
+    if owners := foreign_names(space):
+        try:
+            remade().load_state_dict(network.state_dict())
+        except Exception as error:  # whatever a user's own class raises, e.g. of a model that was changed after it
+            reason = getattr(error, "problem", described(error))
+            return (
+                f"{', '.join(sorted(owners))} alone does not make the model ({reason}): give a function that builds "
+                "it, choices included, or nas.adapt.Inserted"
+            )
+    return ""
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ class Subject:
     title: describes the network. load: code that loads the network with this project, run beside the files.
     measure: a network with the same inputs and outputs -> its score on the test split, by the metric's name.
     unsaved: finds the network's buffers that no state dict holds, if the outputs depend on them.
-    private: the functions that build the model and that no other program can import; empty if there are none.
+    unbuildable: says why this project cannot build the network from files again; empty if it can.
     """
 
     network: nn.Module
@@ -30,7 +30,7 @@ class Subject:
     load: str
     measure: Callable[[nn.Module], Mapping[str, float]]
     unsaved: Callable[[], tuple[str, ...]] = tuple
-    private: str = ""
+    unbuildable: Callable[[], str] = str
 
     @property
     def variables(self) -> tuple[str, ...]:

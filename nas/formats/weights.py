@@ -16,14 +16,12 @@ class Weights:
     """
 
     def write(self, subject: Subject, directory: Path) -> Artefact:
+        if reason := subject.unbuildable():
+            raise UnavailableError(reason)
         if unsaved := subject.unsaved():
             raise UnavailableError(
                 f"without {', '.join(unsaved)}, which training changed and no state dict holds "
                 "(persistent=False), the weights do not give this network"
-            )
-        if subject.private:
-            raise UnavailableError(
-                f"no other program can import {subject.private}, which makes the model: put it into a module of its own"
             )
         write_weights(subject.network, directory)
         return Artefact(

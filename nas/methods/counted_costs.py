@@ -2,10 +2,10 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nas.data.inputs import Inputs
 from nas.errors import SpaceError
@@ -18,20 +18,40 @@ MOST_HOMES = 12  # places of a shared parameter; n places take up to 2^n terms
 
 
 def parameters(model: nn.Module) -> Cost:
-    """The cost in trainable parameters, as `nas.training.evaluate.count_parameters` counts them in a frozen network.
-
-    A parameter that several candidates share counts once, no matter how many of the candidates are drawn.
-    """
+    """The cost in trainable parameters, as `nas.training.evaluate.count_parameters` counts them in a frozen network."""
     counted = set(counted_parameters(model))
-    homes: dict[nn.Parameter, set[Condition]] = defaultdict(set)
+    return shared_once(
+        model, lambda module: {one: one.numel() for one in module._parameters.values() if one in counted}
+    )
+
+
+def stored_bytes(model: nn.Module) -> Cost:
+    """The cost in bytes of the weights and buffers that a state dict holds, those of an auxiliary head left out."""
+    heads = {part for name, head in model.named_children() if name == "auxiliary" for part in head.modules()}
+
+    def sizes(module: nn.Module) -> dict[Tensor, int]:
+        kept = [one for name, one in module._buffers.items() if name not in module._non_persistent_buffers_set]
+        found = [one for one in (*module._parameters.values(), *kept) if one is not None and module not in heads]
+        return {one: one.numel() * one.element_size() for one in found}
+
+    return shared_once(model, sizes)
+
+
+def shared_once(model: nn.Module, sizes: Callable[[nn.Module], Mapping[Any, int]]) -> Cost:
+    """The sum of the sizes of tensors. sizes: of those that a module holds itself.
+
+    A tensor that several candidates share counts once, no matter how many of the candidates are drawn.
+    """
+    homes: dict[Tensor, set[Condition]] = defaultdict(set)
+    size: dict[Tensor, int] = {}
     for condition, module in placed(model):
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter in counted:
-                homes[parameter].add(condition)
+        for tensor, count in sizes(module).items():
+            homes[tensor].add(condition)
+            size[tensor] = count
     terms: dict[Condition, float] = defaultdict(float)
-    for parameter, conditions in homes.items():
+    for tensor, conditions in homes.items():
         for condition, sign in any_of(frozenset(conditions)):
-            terms[condition] += sign * parameter.numel()
+            terms[condition] += sign * size[tensor]
     return Cost(terms)
 
 

@@ -131,7 +131,8 @@ class FirstOrder:
         # Backward passes too: activation checkpointing runs choices again in them.
         with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
             loss, metric = self._forward(batch)
-            self.scaler.scale(loss).backward()
+            if loss.requires_grad:  # False where all that is drawn is frozen
+                self.scaler.scale(loss).backward()
         return loss, metric
 
     def arch_step(

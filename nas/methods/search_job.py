@@ -12,6 +12,7 @@ from torch import nn
 from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
 from nas.errors import ConfigError
+from nas.methods.cap import Pull, holding, limits_of, ranges
 from nas.methods.collapse import CollapseMonitor
 from nas.methods.deriver import Deriver
 from nas.methods.discretisation_gap import Gap
@@ -36,7 +37,8 @@ from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.evaluate import Score, count_parameters
 from nas.training.hooks import Hook
-from nas.training.job import Job, at_least, taking, two_examples, two_of
+from nas.training.inheritance import SupernetWeights
+from nas.training.job import Job, at_least, check_learns, frozen, taking, two_examples, two_of
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
@@ -80,7 +82,8 @@ class SearchParts:
 
     searcher: see `FirstOrder`. monitor: from `kinds`. weight_optim, arch_optim: from `params`. lr: of the weights, from
     `start`, the optimiser's own. regulariser: name -> a term of the architecture's loss, or what makes it from `arch`,
-    `space` and `spec`.
+    `space` and `spec`. cap: ``parameters``, ``macs`` or ``bytes`` -> the most that the derived network may have, or
+    which part of the largest network: the search is pulled below it, see `nas.methods.cap`.
     """
 
     sampler: Sampler
@@ -92,6 +95,7 @@ class SearchParts:
     arch_optim: Callable[..., torch.optim.Optimizer]
     lr: Callable[..., Any]
     regulariser: Mapping[str, Any] = field(default_factory=dict)
+    cap: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class SearchJob:
@@ -105,9 +109,9 @@ class SearchJob:
         self.options = options
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
-        self.deriver = parts.deriver
         self.sampler = parts.sampler
         self._build_state(parts)
+        self.deriver = holding(parts.deriver, self.limits)
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
@@ -144,6 +148,7 @@ class SearchJob:
         # In training mode, whatever mode the model is built in: its steps are the search's, as retraining's are.
         with job.buildable():
             supernet = job.runtime.place(job.space.supernet(job.data.spec)).train()
+        check_learns(supernet, what="the supernet")
         arch = ArchParams.from_model(supernet, init_std=self.options.init_std, generator=self.generator)
         arch.to(job.runtime.device)
         self.state = state = SearchState(
@@ -157,6 +162,7 @@ class SearchJob:
             guard=job.runtime.guard(),
             sampler=self.sampler,
         )
+        self.limits = limits_of(parts.cap, arch=arch, space=self.retrained_space, spec=job.data.spec)
         self.regulariser = self._regulariser(parts.regulariser)
         self.lr = learning_rates(complete(parts.lr, start=initial_lr(state.weight_optim)), "lr")
         self.searcher: FirstOrder = complete(
@@ -170,6 +176,8 @@ class SearchJob:
     def _regulariser(self, chosen: Mapping[str, Any]) -> Sum | None:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
         terms = {name: complete(term, **known) if callable_itself(term) else term for name, term in chosen.items()}
+        # A regulariser that the user has chosen for a cost pulls in its place.
+        terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in self.limits if one.name not in chosen}
         return Sum(terms) if terms else None
 
     def _loaders(self) -> tuple[Loader, Loader, Loader]:
@@ -298,6 +306,10 @@ class SearchJob:
         records.record(**self.ending())
         return genotype
 
+    def weights(self) -> SupernetWeights:
+        """The weights of the supernet, for a network that starts from them."""
+        return SupernetWeights.of(self.state.supernet)
+
     def ending(self) -> dict[str, str]:
         """Why the search ended before its last epoch, for manifest and result; empty if it did not."""
         return {} if self.state.stopped is None else {"search_stopped": self.state.stopped}
@@ -339,6 +351,7 @@ class SearchJob:
         benchmark = self.job.benchmark
         return {
             "derived_parameters": self.derived_parameters(genotype),
+            **{f"derived_{one.name}": one.cost.of(genotype.choices) for one in self.limits if one.name != "parameters"},
             **({} if benchmark is None else benchmark.metrics(genotype)),
         }
 
@@ -349,9 +362,23 @@ class SearchJob:
             "derived_parameters": self.derived_parameters(genotype),
             "data": self.job.data.spec.name,
             "genotype": genotype.to_dict(),
+            **self.cap_result(genotype),
             **self.ending(),
             **self.gap_result(),
         }
+
+    def cap_result(self, genotype: Genotype, *, measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The caps as a part of ``result.json``, beside what the genotype's network is predicted to have; empty without
+        caps. measured: what a trained network has, by the names of the caps, as far as that is known."""
+        found = {
+            one.name: {
+                "cap": whole(one.cap),
+                "predicted": whole(one.cost.of(genotype.choices)),
+                **({"measured": measured[one.name]} if measured and one.name in measured else {}),
+            }
+            for one in self.limits
+        }
+        return {"cap": found} if found else {}
 
     def gap_result(self, **retrained: float) -> dict[str, Any]:
         """The discretisation gap as a part of ``result.json``; empty if it was not measured.
@@ -363,10 +390,19 @@ class SearchJob:
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """See `nas.methods.cap.ranges`, at the size of retraining."""
+        return ranges(arch=self.state.arch, space=self.retrained_space, spec=self.job.data.spec)
+
     def derived_parameters(self, genotype: Genotype) -> int:
         """Of the genotype's network at the size it would be retrained in."""
         with self.retrained_space.sketching():
             return count_parameters(self.retrained_space.network(self.job.data.spec, genotype))
+
+
+def whole(number: float) -> float:
+    """An integer where the number is one."""
+    return int(number) if float(number).is_integer() else number
 
 
 def check_excluded(deriver: Deriver, arch: ArchParams) -> None:

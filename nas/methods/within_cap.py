@@ -1,58 +1,69 @@
-"""Derives the most probable architecture among those that a cap allows."""
+"""Derives the most probable architecture among those that caps allow."""
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
+from nas.methods.deriver import allowed
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.every_candidate import Condition
 
 
-class WithinCap:
-    """The architecture of the largest product of probabilities whose cost is at most `cap`: exactly, by integer
-    programming (HiGHS in scipy).
+@dataclass(frozen=True)
+class Limit:
+    """The most that an architecture may cost. name: of the cost, as in ``cap.macs``. cap: in the unit of the cost."""
 
-    cost: of an architecture. cap: in the unit of the cost. exclude: candidates that are never derived.
+    name: str
+    cost: Cost
+    cap: float
+    unit: str = ""
+
+    def refused(self, reason: str, least: float, most: float, *, fix: str) -> ConfigError:
+        unit = f" {self.unit}" * bool(self.unit)
+        return ConfigError(
+            f"cap.{self.name} is {self.cap:,.10g}{unit}, {reason}, expected {least:,.10g} to {most:,.10g}", fix=fix
+        )
+
+
+class WithinCap:
+    """The architecture of the largest product of probabilities that holds all limits: exactly, by integer programming
+    (HiGHS in scipy).
+
+    exclude: candidates that are never derived.
     Choices are independent, so this is a multiple-choice knapsack; candidates inside other candidates and weights that
     several share add constraints. Raises ConfigError for a cap below the cheapest architecture.
     """
 
-    def __init__(self, cost: Cost, *, cap: float, exclude: Sequence[str] = (), unit: str = "") -> None:
-        self.cost = cost
-        self.cap = cap
+    def __init__(self, limits: Sequence[Limit], *, exclude: Sequence[str] = ()) -> None:
+        self.limits = tuple(limits)
         self.exclude = tuple(exclude)
-        self.unit = unit
 
     def __call__(self, arch: ArchParams) -> dict[str, str | None]:
-        options = {
-            key: {name: p for name, p in probs.items() if name not in self.exclude}
-            for key, probs in arch.named_probs().items()
-        }
-        return dict(most_probable(options, self.cost, self.cap, unit=self.unit))
+        options = {key: allowed(probs, self.exclude) for key, probs in arch.named_probs().items()}
+        return dict(most_probable(options, self.limits))
 
 
-def most_probable(
-    options: Mapping[str, Mapping[str, float]], cost: Cost, cap: float, *, unit: str = ""
-) -> dict[str, str]:
+def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[Limit]) -> dict[str, str]:
     """The candidate of each choice. options: choice key -> candidate -> probability. See `WithinCap`."""
     from scipy.optimize import Bounds, LinearConstraint, milp  # takes a third of a second, which most runs need not pay
 
-    least, most = cost.reachable({key: tuple(names) for key, names in options.items()})
-    if least > cap:
-        raise ConfigError(
-            f"the cap is {cap:,.10g}{unit and f' {unit}'}, below the cheapest network of the space, expected "
-            f"{least:,.10g} to {most:,.10g}",
-            fix="raise the cap, or add cheaper candidates",
-        )
+    for limit in limits:
+        least, most = limit.cost.reachable({key: tuple(names) for key, names in options.items()})
+        if least > limit.cap:
+            raise limit.refused(
+                "below the cheapest network of the space", least, most, fix="raise the cap, or add cheaper candidates"
+            )
     # A variable for each candidate, 1 where it is chosen; and one for each condition of several candidates, 1 where all
     # of them are.
     single = [frozenset([(key, name)]) for key in options for name in options[key]]
     possible = frozenset().union(*single)
-    joint = [condition for condition in cost.terms if len(condition) > 1 and condition <= possible]
+    terms = dict.fromkeys(condition for limit in limits for condition in limit.cost.terms)
+    joint = [condition for condition in terms if len(condition) > 1 and condition <= possible]
     place: dict[Condition, int] = {condition: number for number, condition in enumerate((*single, *joint))}
 
     def row(coefficients: Mapping[Condition, float]) -> np.ndarray:
@@ -62,8 +73,11 @@ def most_probable(
         return filled
 
     rows = [(row({frozenset([(key, name)]): 1 for name in options[key]}), 1.0, 1.0) for key in options]
-    paid = {condition: value for condition, value in cost.terms.items() if condition in place}
-    rows.append((row(paid), -np.inf, cap - cost.terms.get(frozenset(), 0.0)))
+    for limit in limits:
+        paid = {condition: value for condition, value in limit.cost.terms.items() if condition in place}
+        largest = max(map(abs, paid.values()), default=0.0) or 1.0  # the solver's tolerances are absolute
+        left = limit.cap - limit.cost.terms.get(frozenset(), 0.0)
+        rows.append((row(paid) / largest, -np.inf, left / largest))
     for condition in place:
         if len(condition) > 1:  # it is at most each of its parts, and at least their sum less (n - 1)
             parts = [frozenset([pair]) for pair in condition]
@@ -74,14 +88,21 @@ def most_probable(
         for key, names in options.items()
         for name, p in names.items()
     }
-    matrix, lower, upper = (np.array(column) for column in zip(*rows, strict=True))
-    found = milp(
-        row(surprise),
-        constraints=LinearConstraint(matrix, lower, upper),
-        integrality=np.ones(len(place)),
-        bounds=Bounds(0, 1),
-    )
-    if found.x is None:
-        raise ConfigError(f"no architecture within the cap was found ({found.message})", fix="raise the cap")
-    picked = {condition for condition in single if found.x[place[condition]] > 0.5}
-    return {key: name for condition in picked for key, name in condition}
+    while True:
+        matrix, lower, upper = (np.array(column) for column in zip(*rows, strict=True))
+        found = milp(
+            row(surprise),
+            constraints=LinearConstraint(matrix, lower, upper),
+            integrality=np.ones(len(place)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            names = " and ".join(f"cap.{limit.name}={limit.cap:,.10g}" for limit in limits)
+            raise ConfigError(f"no architecture within {names} was found ({found.message})", fix="raise one of them")
+        picked = [condition for condition in single if found.x[place[condition]] > 0.5]
+        chosen = {key: name for condition in picked for key, name in condition}
+        if all(limit.cost.of(chosen) <= limit.cap for limit in limits):
+            return chosen
+        # Above a cap by no more than the solver's tolerance, which is too much: all but this one.
+        rows.append((row(dict.fromkeys(picked, 1)), -np.inf, len(picked) - 1.0))

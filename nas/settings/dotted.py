@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 # How the command line resumes a run, and whom it trusts: never read from the files of a run.
-OWN = ("resume", "may_change", "allow_targets", "lock", "retry_failed")
-# Where the data lie. A resumed run may use another place, because the training examples themselves are compared.
-PLACES = ("data.root",)
+OWN = ("resume", "may_change", "allow_targets", "lock", "retry_failed", "dry_run")
+# Where the data and the first weights lie. A resumed run may use another place: the training examples are compared, and
+# the weights are in its checkpoints by then.
+PLACES = ("data.root", "space.weights")
 # Whether files are downloaded to a place that the run's configuration names: never read from the files of a run.
 FETCH = "data.download"
 # Whether folders of images may be links that lead elsewhere: never read from what a run has left, either.

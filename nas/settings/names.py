@@ -36,6 +36,7 @@ TABLE: dict[str, dict[str, str]] = {
         "custom": "nas.spaces.Custom",
         "darts": "nas.spaces.Darts",
         "darts_imagenet": "nas.spaces.DartsImageNet",
+        "inserted": "nas.adapt.Inserted",
         "mbconv": "nas.spaces.MBConv",
         "nas_bench_201": "nas.spaces.NasBench201",
     },

@@ -33,6 +33,15 @@ class Keep:
 
 
 @dataclass
+class Cap:
+    """The most that the derived network may have; None for no cap."""
+
+    parameters: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+
+
+@dataclass
 class RetrainLoop:
     """The settings of retraining. optim, lr and policy are groups of their own, so any value is accepted here."""
 
@@ -50,6 +59,7 @@ class RetrainLoop:
     cutmix: float = MISSING
     average: float = MISSING
     validation: float | None = None
+    start: str | None = None
     optim: Any = MISSING
     lr: Any = MISSING
     policy: Any = MISSING
@@ -70,6 +80,7 @@ class RunConfig:
     temperature: Any = MISSING
     searcher: Any = MISSING
     regulariser: Any = MISSING
+    cap: Cap = field(default_factory=Cap)
     monitor: Any = MISSING
     deriver: Any = MISSING
     weight_optim: Any = MISSING
@@ -87,6 +98,7 @@ class RunConfig:
     lock: bool = True
     objective: Any = None
     retry_failed: bool = False
+    dry_run: bool = False
     experiment: Any = None
     allow_targets: list[str] = field(default_factory=list)
 
@@ -177,16 +189,20 @@ def register_schemas() -> None:
         store.store(name, node)
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
     OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
-    # The same holds for the arguments of a factory.
-    node = OmegaConf.create({"arguments": {}})
-    OmegaConf.set_struct(node.arguments, False)
-    store.store("factory_schema", node)
+    # The same holds for the arguments of a factory, and for the places of the space `inserted`.
+    for name, keys in (("factory_schema", ("arguments",)), ("inserted_schema", ("arguments", "places"))):
+        node = OmegaConf.create({key: {} for key in keys})
+        for key in keys:
+            OmegaConf.set_struct(node[key], False)
+        store.store(name, node)
 
 
 def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yields settings that no schema has. Hydra's ``+key=value`` adds them, and no code reads them."""
     schema = OmegaConf.get_type(config)
-    known = {one.name for one in fields(schema)} if schema is not None and is_dataclass(schema) else set(config)
+    known = (
+        {one.name for one in fields(schema)} if schema is not None and is_dataclass(schema) else set(map(str, config))
+    )
     for key in map(str, config):
         if key not in known:
             yield prefix + key

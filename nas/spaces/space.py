@@ -39,6 +39,10 @@ class Space(ABC):
         """The model that a search trains."""
         return self.build(spec, affine=False)
 
+    def start(self, spec: DataSpec, genotype: Genotype) -> nn.Module:
+        """The network of a genotype with the weights that its training begins with."""
+        return self.network(spec, genotype)
+
     def check(self, genotype: Genotype) -> None:
         """Raises GenotypeError if the genotype is of another space."""
         if genotype.space != self.name:
@@ -50,7 +54,11 @@ class Space(ABC):
     def network(self, spec: DataSpec, genotype: Genotype) -> nn.Module:
         """The plain network of a genotype, without choices. Raises GenotypeError if it does not fit the space."""
         self.check(genotype)
-        network = freeze(self.build(spec, affine=True), genotype.choices)
+        return self.derived(self.build(spec, affine=True), spec, genotype)
+
+    def derived(self, model: nn.Module, spec: DataSpec, genotype: Genotype) -> nn.Module:
+        """A model of the space without its choices, in place: see `nas.supernet.choice.freeze`."""
+        network = freeze(model, genotype.choices)
         settle(network, lambda device: each(spec.zeros(device=device, batch=2)))
         return network
 

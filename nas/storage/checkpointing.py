@@ -77,6 +77,11 @@ class Checkpoints(Interruption):
             0.0,
         )  # seconds spent since then on saving at the ends of epochs
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from, whole or not."""
+        return self._resume and any(checkpoint_file.older(self.path, age).exists() for age in range(2))
+
     def newest(self) -> State | None:
         """Returns the newest whole state to go on from, or None to start from the beginning.
 

@@ -93,6 +93,21 @@ class Job:
             )
 
 
+def frozen(network: nn.Module) -> bool:
+    """Whether the network has weights, none of which learns."""
+    learn = [weight.requires_grad for weight in network.parameters()]
+    return bool(learn) and not any(learn)
+
+
+def check_learns(network: nn.Module, *, what: str) -> None:
+    """Raises SpaceError for a network that has weights, all of them frozen. what: the network, for the message."""
+    if frozen(network):
+        raise SpaceError(
+            f"all weights of {what} are frozen (requires_grad=False), so nothing can learn",
+            fix="let some of them learn: parameter.requires_grad_(True)",
+        )
+
+
 def check_seed(seed: int) -> None:
     """Raises ConfigError for a seed that torch's generators do not take."""
     if abs(seed) >= 2**63:

@@ -89,6 +89,11 @@ class StageRecords:
         self._stage = stage
         self._checkpoints = checkpoints
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self._checkpoints is not None and self._checkpoints.begun
+
     def resume(
         self,
         state: Any,

@@ -1,6 +1,7 @@
 """A retraining from plain objects: what is built and checked before it, and its run."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +16,25 @@ from nas.data.policy import Policy
 from nas.errors import ConfigError, described
 from nas.runtime import distributed
 from nas.runtime.precision import check_first_step
+from nas.runtime.rng import random_state, set_random_state
 from nas.runtime.runtime import derived_seed, seed_layers
 from nas.settings.building import complete
 from nas.spaces.cell import DropPath, set_drop_path
 from nas.supernet.choice import check_chosen
 from nas.supernet.genotype import Genotype
-from nas.training.batch_norm import synchronised
+from nas.training.batch_norm import frozen_norms, recalibrate, synchronised
 from nas.training.ema import Average
 from nas.training.evaluate import Score, score
-from nas.training.job import Job, at_least, taking, two_examples, two_of
+from nas.training.inheritance import SCRATCH, STARTS, SUPERNET, SupernetWeights, check_alike, inherit
+from nas.training.job import Job, at_least, check_learns, taking, two_examples, two_of
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.schedule import Linear, initial_lr, learning_rates
 from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import check_saves_all, try_training
+
+CALIBRATION = 100  # batches at most that batch norms are recalibrated on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,9 @@ class RetrainOptions:
     of the last epoch; it rises from 0. drop_path_reached: whether the last epoch has the whole rate, or epoch e of E
     has e / E of it. mixup, cutmix: alphas of the Beta distributions that images are mixed by. average: decay by step of
     a moving average of the weights; 0 for none. validation: the part of the training examples that is held out of the
-    training and scored at its end; None for none.
+    training and scored at its end; None for none. start: what training begins with: ``scratch``, the weights with which
+    the space builds the network (those of a model that has some), or ``supernet``, those of the search, with
+    recalibrated batch norms; None is ``scratch``.
     Raises ConfigError for a number out of its range.
     """
 
@@ -58,9 +65,15 @@ class RetrainOptions:
     average: float
     drop_path_reached: bool = True
     validation: float | None = None
+    start: str | None = SCRATCH
     network: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.start not in (None, *STARTS):
+            raise ConfigError(
+                f"retrain.start must be one of {', '.join(STARTS)}, got {self.start!r}",
+                fix=f"set retrain.start={SCRATCH}",
+            )
         at_least(1, retrain__epochs=self.epochs, retrain__accumulation=self.accumulation)
         fractions = {"drop_path": 0.2, "label_smoothing": 0.1, "average": 0.999}  # and a value that makes sense
         for setting in ("grad_clip", "cutout", "auxiliary_weight", "mixup", "cutmix", *fractions):
@@ -84,6 +97,11 @@ class RetrainOptions:
             )
 
     @property
+    def inherits(self) -> bool:
+        """Whether training starts from the weights of a supernet."""
+        return self.start == SUPERNET
+
+    @property
     def last_drop_path(self) -> float:
         """The rate of the last epoch E - 1: the whole one, or (E - 1) / E of it, by which epoch e has e / E."""
         return self.drop_path if self.drop_path_reached else self.drop_path * (self.epochs - 1) / self.epochs
@@ -100,7 +118,7 @@ class RetrainParts:
 
 
 class RetrainJob:
-    """Checks and builds all it can in its constructor; `train` trains the network of a genotype from scratch."""
+    """Checks and builds all it can in its constructor; `train` trains the network of a genotype."""
 
     def __init__(self, job: Job, options: RetrainOptions, parts: RetrainParts) -> None:
         self.job = job
@@ -142,6 +160,8 @@ class RetrainJob:
         learning_rates(complete(parts.lr, start=initial_lr(probe)), "retrain.lr")
         with job.buildable():
             self.network_options = self.space.options(job.data.spec)
+            if options.inherits:
+                check_alike(job.space, self.space, job.data.spec)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return self.job.build_optimizer(self.parts.optim, network, setting="retrain.optim")
@@ -163,6 +183,7 @@ class RetrainJob:
             job.check_outputs(outputs, targets)
             job.check_parts(outputs, whole[1])
             check_drop_path(network, options.drop_path)
+            check_learns(network, what="the derived network")
             if next(network.parameters(), None) is not None:
                 batch = next(self.loader.epoch(0))
                 optimizer = self.optimizer(network)
@@ -180,11 +201,49 @@ class RetrainJob:
                     then=lambda: check_saves_all(network, build, inputs),
                 )
 
-    def train(self, genotype: Genotype, records: Records) -> Trained:
-        """Train from the beginning, or from where a run that is resumed stopped. Leaves ``retrain/checkpoint.pt``."""
+    def started(self, genotype: Genotype, supernet: SupernetWeights | None = None) -> nn.Module:
+        """The genotype's network as its training begins. supernet: whose weights it inherits, None for none."""
+        job, spec = self.job, self.job.data.spec
+        if supernet is None:
+            return job.runtime.place(self.space.start(spec, genotype))
+        network = job.runtime.place(self.space.network(spec, genotype))
+        inherit(network, supernet, space=job.space, spec=spec, genotype=genotype)
+        self.recalibrate(network)
+        return network
+
+    @torch.no_grad()
+    def recalibrate(self, network: nn.Module) -> None:
+        """Let batch norms have the statistics of some training batches, as they had those of all paths together."""
+        frozen = frozen_norms(network.train())
+
+        def run() -> None:
+            with self.job.runtime.precision.autocast():
+                for inputs, _ in itertools.islice(self.unmixed.epoch(0), CALIBRATION):
+                    network(*each(inputs))
+
+        random = random_state()
+        network.eval()
+        recalibrate(network, run, but=frozen)
+        set_random_state(random)  # a network may draw noise, and what follows is to draw the same either way
+        network.train()
+
+    def train(
+        self, genotype: Genotype, records: Records, *, supernet: Callable[[], SupernetWeights] | None = None
+    ) -> Trained:
+        """Train from the beginning, or from where a run that is resumed stopped. Leaves ``retrain/checkpoint.pt``.
+
+        supernet: gives the weights of the search, asked for where training begins with them.
+        """
         job, options = self.job, self.options
         job.runtime.start(job.seed)  # so that the stage gives the same whether or not a search came before it
-        network = job.runtime.place(self.space.network(job.data.spec, genotype))
+        stage = records.stage("retrain")
+        if stage.begun:
+            network = job.runtime.place(
+                self.space.network(job.data.spec, genotype)
+            )  # its weights are in the checkpoint
+        else:
+            assert supernet is not None or not options.inherits  # who calls has checked it
+            network = self.started(genotype, supernet() if options.inherits and supernet is not None else None)
         distributed.start_alike(network)
         state = RetrainState(
             network,
@@ -199,7 +258,7 @@ class RetrainJob:
         def check_genotype(saved: Mapping[str, Any], source: Path) -> None:
             genotype.check_same(saved.get("genotype"), source=source)
 
-        stage = records.stage("retrain")
+        records.record(retrain_start=options.start or SCRATCH)
         stage.resume(state, data=job.data, loader=self.loader, check=check_genotype)
         plan = RetrainPlan(
             epochs=options.epochs,

@@ -23,6 +23,7 @@ from nas.spaces.space import Space
 from nas.storage import checkpoint_file
 from nas.supernet.genotype import Genotype
 from nas.training.evaluate import Score, count_parameters, macs_or_reason, score
+from nas.training.inheritance import SUPERNET
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as
 from nas.training.task import Metric, Task
@@ -165,6 +166,7 @@ def final_result(
             "metric": asdict(metric),
             "parameters": count_parameters(trained.network),
             **macs,
+            **({"retrain_start": start} if (start := trained.config["retrain"].get("start")) == SUPERNET else {}),
             "data": spec.name,
             "genotype": trained.genotype.to_dict(),
         }

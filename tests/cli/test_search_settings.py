@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli.conftest import TINY, Outcome
+from custom_models import residual
 
 from nas.storage import checkpoint_file
 
@@ -43,6 +45,42 @@ def test_a_regulariser_moves_the_logits(nas: Nas, tmp_path: Path) -> None:
     for name, chosen in (("with", pull), ("without", pull[2:])):
         assert nas("search", *TINY, "tracker=jsonl", *chosen, f"hydra.run.dir={name}").code == 0
     assert metrics(tmp_path / "with")[-1]["entropy/mean"] < metrics(tmp_path / "without")[-1]["entropy/mean"] - 0.001
+
+
+def test_a_cap_is_held_and_reported(nas: Nas, tmp_path: Path) -> None:
+    outcome = nas(
+        "run", *TINY, "search.epochs=1", "retrain.epochs=1", "cap.macs=6e4", "cap.parameters=2e4", "hydra.run.dir=out"
+    )
+    assert outcome.code == 0, outcome.err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    for name, cap in (("macs", 60_000), ("parameters", 20_000)):
+        found = result["cap"][name]
+        assert found["cap"] == cap
+        assert found["predicted"] == found["measured"] == result[name] <= cap
+        assert f"{name}: {result[name]:,} of the derived network, cap {cap:,}" in outcome.out
+    refused = nas("search", *TINY, "cap.macs=1", "hydra.run.dir=no")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert (
+        "error: cap.macs is 1 multiply-accumulates, below the smallest network of the space, expected " in refused.err
+    )
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_dry_run_lists_the_choices_in_a_network_and_leaves_nothing(nas: Nas, tmp_path: Path) -> None:
+    torch.save(residual(1, 3).state_dict(), tmp_path / "w.pt")
+    data = [setting for setting in TINY if setting.startswith(("data", "search", "runtime"))]
+    network = ("space=inserted", "space.factory=custom_models.residual", "space.weights=w.pt", "data.channels=1")
+    places = "space.places={1: [skip, {narrower: {fractions: [0.5], multiple_of: 1}}], 2.conv*: depthwise}"
+    outcome = nas("search", *data, *network, places, "dry_run=true", "hydra.run.dir=out")
+    assert outcome.code == 0, outcome.err
+    rows = [tuple(part.strip() for part in line.split("│")[1:4]) for line in outcome.out.splitlines() if "│" in line]
+    assert rows == [
+        ("1", "Residual", "keep, skip, width_0.5"),
+        ("2.conv1", "Conv2d", "keep, depthwise"),
+        ("2.conv2", "Conv2d", "keep, depthwise"),
+    ]
+    assert "\nparameters: 411 to 2,475\n" in outcome.out
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
 
 
 def test_the_monitor_counts_every_epoch_and_is_silent_without_cause(nas: Nas, tmp_path: Path) -> None:

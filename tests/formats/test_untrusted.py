@@ -493,7 +493,8 @@ def test_where_data_are_fetched_to_is_not_read(tmp_path):
     stored = {"seed": 1, "data": {NAME: "cifar10", "root": "/elsewhere", "download": True}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
     (tmp_path / "manifest.json").write_text('{"status": "interrupted"}')
-    own = {"resume": str(tmp_path), "may_change": [], "allow_targets": [], "lock": True, "retry_failed": False}
+    own = {"resume": str(tmp_path), "may_change": [], "allow_targets": [], "lock": True}
+    own |= {"retry_failed": False, "dry_run": False}
     given = OmegaConf.create({**own, "seed": 1})
     assert resumed(given, OmegaConf.create({"seed": 1}), []).data.download is False
     given.data = {TARGET: TABLE["data"]["cifar10"], "root": "/elsewhere", "download": True}

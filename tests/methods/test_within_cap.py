@@ -8,7 +8,7 @@ import torch
 
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
-from nas.methods.within_cap import WithinCap, most_probable
+from nas.methods.within_cap import Limit, WithinCap, most_probable
 
 KEYS = ("a", "b", "c", "d")
 OPTIONS = dict.fromkeys(KEYS, ("small", "middle", "large"))
@@ -40,7 +40,7 @@ def test_it_is_the_most_probable_architecture_that_the_cap_allows(seed):
     seen = set()
     for cap in (prices[0], prices[5], prices[20], prices[-1]):
         expected = max((chosen for chosen in every if cost.of(chosen) <= cap), key=likelihood)
-        found = most_probable(probs, cost, cap + 1e-9)
+        found = most_probable(probs, [Limit("macs", cost, cap + 1e-9)])
         assert found == expected
         seen.add(tuple(found.values()))
     assert len(seen) > 1
@@ -50,10 +50,10 @@ def test_a_cap_below_the_cheapest_network_names_the_range():
     cost, probs = costs(0)
     least, most = cost.reachable(OPTIONS)
     with pytest.raises(ConfigError) as raised:
-        most_probable(probs, cost, 1.0, unit="parameters")
+        most_probable(probs, [Limit("parameters", cost, 1.0, "parameters")])
     assert str(raised.value) == (
-        f"the cap is 1 parameters, below the cheapest network of the space, expected {least:,.10g} to {most:,.10g}; "
-        "raise the cap, or add cheaper candidates"
+        f"cap.parameters is 1 parameters, below the cheapest network of the space, expected {least:,.10g} to "
+        f"{most:,.10g}; raise the cap, or add cheaper candidates"
     )
 
 
@@ -64,10 +64,35 @@ def test_of_a_search(nas_bench_201, spec):
     arch = ArchParams.from_model(nas_bench_201.supernet(spec), init_std=1.0, generator=torch.Generator().manual_seed(0))
     with nas_bench_201.sketching():
         cost = parameters(nas_bench_201.build(spec, affine=True))
-    freely, least = WithinCap(cost, cap=1e9)(arch), cost.reachable(arch.candidates)[0]
+    freely, least = WithinCap([Limit("parameters", cost, 1e9)])(arch), cost.reachable(arch.candidates)[0]
     assert freely == {key: max(probs, key=probs.get) for key, probs in arch.named_probs().items()}
     cap = (cost.of(freely) + least) / 2
-    assert least <= cost.of(WithinCap(cost, cap=cap)(arch)) <= cap
-    without = WithinCap(cost, cap=cap, exclude=("none", "skip_connect"))(arch)
+    assert least <= cost.of(WithinCap([Limit("parameters", cost, cap)])(arch)) <= cap
+    without = WithinCap([Limit("parameters", cost, cap)], exclude=("none", "skip_connect"))(arch)
     assert cost.of(without) <= cap
     assert not {"none", "skip_connect"} & set(without.values())
+
+
+def test_two_limits_hold_and_what_none_can_hold_is_named():
+    cost, probs = costs(0)
+    count = Cost({term((key, "small")): 1.0 for key in KEYS})
+    every = [dict(zip(KEYS, names, strict=True)) for names in itertools.product(*OPTIONS.values())]
+    cap = sorted(cost.of(chosen) for chosen in every)[10]
+    fits = [chosen for chosen in every if cost.of(chosen) <= cap and count.of(chosen) <= 1]
+    expected = max(fits, key=lambda chosen: math.prod(probs[key][name] for key, name in chosen.items()))
+    found = most_probable(probs, [Limit("macs", cost, cap), Limit("count", count, 1)])
+    assert found == expected
+    assert list(found) == list(KEYS)  # whatever the hashes of the names are
+    cheapest = min(every, key=cost.of)
+    with pytest.raises(
+        ConfigError, match=r"^no architecture within cap\.macs=.* and cap\.count=0 was found .*; raise one"
+    ):
+        most_probable(probs, [Limit("macs", cost, cost.of(cheapest)), Limit("count", count, 0)])
+
+
+def test_a_cap_holds_also_within_the_tolerances_of_the_solver():
+    """One unit above the cap, of a hundred million, is too much."""
+    cost = Cost({term((key, name)): price for key in "ab" for name, price in (("large", 50_000_000.5), ("small", 1.0))})
+    probs = {key: {"small": 0.1, "large": 0.9} for key in "ab"}
+    assert most_probable(probs, [Limit("macs", cost, 100_000_001.0)]) == {"a": "large", "b": "large"}
+    assert sorted(most_probable(probs, [Limit("macs", cost, 100_000_000.0)]).values()) == ["large", "small"]

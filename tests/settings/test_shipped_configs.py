@@ -19,8 +19,8 @@ from nas.storage.metrics_log import JsonLines
 
 ROOT = configuration.directory()
 GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "hydra")
-# These need settings of the user's own: see test_custom.py, test_search_settings.py and test_measure_latency.py.
-OF_THE_USER = ("custom", "parameters", "macs", "latency")
+# These need settings of the user's own: see test_custom.py, test_inserted.py and test_search_settings.py, among others.
+OF_THE_USER = ("custom", "inserted", "parameters", "macs", "latency")
 TRACKERS = ("mlflow", "trackio", "wandb")  # of others, whose clients test_other_trackers.py tests
 OPTIONS = {
     group: [path.stem for path in sorted((ROOT / group).glob("*.yaml")) if path.stem not in (*OF_THE_USER, *TRACKERS)]

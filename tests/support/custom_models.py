@@ -401,3 +401,26 @@ def items(kind):
     if kind == "random":
         return Items(lambda: (torch.rand(2), 0), good), Items(good)
     return Items(good, wrong[kind]), Items(good)
+
+
+class Residual(nn.Module):
+    """A block of a network that somebody has trained: it knows nothing of choices."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+
+
+def residual(in_channels=1, num_classes=2, width=8):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1),
+        Residual(width),
+        Residual(width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, num_classes),
+    )

@@ -1,5 +1,6 @@
 """The retraining stage: builds a `RetrainJob` from the configuration."""
 
+from collections.abc import Callable
 from dataclasses import fields
 
 from omegaconf import DictConfig
@@ -9,12 +10,13 @@ from nas.settings.configuration import to_plain
 from nas.storage.metrics_log import JsonLines
 from nas.storage.run_directory import RunDirectory
 from nas.supernet.genotype import Genotype
+from nas.training.inheritance import SupernetWeights
 from nas.training.retrain_job import RetrainJob, RetrainOptions, RetrainParts
 from nas.training.trained import Trained
 
 
 class RetrainStage(RetrainJob):
-    """Trains the network of a genotype from scratch and leaves ``retrain/checkpoint.pt``."""
+    """Trains the network of a genotype and leaves ``retrain/checkpoint.pt``."""
 
     def __init__(self, setup: Setup) -> None:
         cfg = setup.cfg.retrain
@@ -26,8 +28,15 @@ class RetrainStage(RetrainJob):
         )
         super().__init__(setup, options(cfg), parts)
 
-    def run(self, genotype: Genotype, out: RunDirectory, tracker: JsonLines) -> Trained:
-        return self.train(genotype, self.setup.records(out, tracker))
+    def run(
+        self,
+        genotype: Genotype,
+        out: RunDirectory,
+        tracker: JsonLines,
+        *,
+        supernet: Callable[[], SupernetWeights] | None = None,
+    ) -> Trained:
+        return self.train(genotype, self.setup.records(out, tracker), supernet=supernet)
 
 
 def options(cfg: DictConfig) -> RetrainOptions:

@@ -32,6 +32,7 @@ class SearchStage(SearchJob):
             arch_optim=setup.build(cfg.arch_optim),
             lr=setup.build(cfg.lr),
             regulariser={str(name): setup.build(node) for name, node in cfg.regulariser.items()},
+            cap={str(name): cap for name, cap in cfg.cap.items()},
         )
         self.auxiliary_weight = cfg.retrain.auxiliary_weight
         super().__init__(setup, options, parts, retrained=setup.space.resized(cfg.retrain.network))

@@ -1,0 +1,78 @@
+"""Reads the weights of a network from a file, and loads them into the network."""
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import CheckpointError, described
+from nas.untrusted import regular_file
+
+# Under what a training script keeps the state dict in its checkpoint. The first is that of this project.
+HELD_AS = ("network", "state_dict", "model", "model_state_dict")
+NAMED = 3  # entries that an error names
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Loads the weights into the network, in place.
+
+    path: of a file in the format of safetensors, or of a state dict that torch.save wrote, also inside a checkpoint
+    under one of `HELD_AS`. Nothing in the file is run. Raises CheckpointError, naming entries, if they do not fit.
+    """
+    state, own = read_state(path), network.state_dict()
+    missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
+    if missing or unknown:
+        parts = [f"lacks {listed(missing)}"] * bool(missing) + [f"has also {listed(unknown)}"] * bool(unknown)
+        raise CheckpointError(
+            f"the weights in {path} do not fit the {type(network).__name__}: the file {' and '.join(parts)}",
+            fix="let space.factory build the network that was trained, or give the file of this network",
+        )
+    for name, value in state.items():
+        if own[name].shape != value.shape:
+            raise CheckpointError(
+                f"the weights in {path} do not fit the {type(network).__name__}: {name} is {tuple(value.shape)}, "
+                f"expected {tuple(own[name].shape)}",
+                fix="let space.factory build the network that was trained, e.g. with as many classes",
+            )
+    network.load_state_dict(dict(state))
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + f" (and {len(names) - NAMED} more)" * (len(names) > NAMED)
+
+
+def read_state(path: str | Path) -> Mapping[str, Tensor]:
+    """Returns name -> tensor, on the CPU. Raises CheckpointError for a file that holds anything else."""
+    fix = "give a state dict as torch.save(model.state_dict(), path) writes it, or a file of safetensors"
+    path = Path(path).expanduser()
+    try:
+        content = regular_file.read(path)
+        found = unpacked(content, safe=path.suffix == ".safetensors")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise CheckpointError(f"no weights can be read at {path} ({reason})", fix=fix) from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values; nothing of it was run", fix=fix
+        ) from error
+    except Exception as error:  # the unpickler raises errors of any type for garbage
+        raise CheckpointError(f"{path} is damaged, or holds no weights ({described(error)})", fix=fix) from error
+    for name in HELD_AS:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+            break
+    if not isinstance(found, dict) or not found or not all(isinstance(one, Tensor) for one in found.values()):
+        raise CheckpointError(f"{path} holds no state dict", fix=fix)
+    return {str(name): tensor for name, tensor in found.items()}
+
+
+def unpacked(content: bytes, *, safe: bool) -> Any:
+    if safe:
+        from safetensors.torch import load
+
+        return load(content)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -1,0 +1,96 @@
+"""Caps on the derived network: what they are, how a search is pulled below them, and which derivers hold them."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from nas.data.inputs import Inputs
+from nas.data.spec import DataSpec
+from nas.errors import ConfigError
+from nas.methods.best_of import BestOf
+from nas.methods.cost import Cost
+from nas.methods.cost_regularisers import CostTarget, sketch
+from nas.methods.counted_costs import macs, parameters, stored_bytes
+from nas.methods.deriver import Argmax, Deriver
+from nas.methods.within_cap import Limit, WithinCap
+from nas.spaces.space import Space
+from nas.supernet.arch_params import ArchParams
+from nas.training.schedule import Constant
+
+# name -> its unit, and its count of a model with choices and a batch of one.
+CAPS: dict[str, tuple[str, Callable[[nn.Module, Inputs], Cost]]] = {
+    "parameters": ("parameters", lambda model, inputs: parameters(model)),
+    "macs": ("multiply-accumulates", macs),
+    "bytes": ("bytes", lambda model, inputs: stored_bytes(model)),
+}
+
+
+def limits_of(caps: Mapping[str, float | None], *, arch: ArchParams, space: Space, spec: DataSpec) -> list[Limit]:
+    """The limits that are set. space: at the size of retraining. caps: name -> a number; below 1 it is a part of the
+    largest network.
+
+    Raises ConfigError for another cap than of `CAPS`, and for one below the smallest or above the largest network.
+    """
+    limits = []
+    for name, cap in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
+        if name not in CAPS:
+            raise ConfigError(f"cap has {name!r}, expected some of {', '.join(CAPS)}", fix="set e.g. cap.macs=1e6")
+        if cap is None:
+            continue
+        if not isinstance(cap, int | float) or isinstance(cap, bool):
+            raise ConfigError(f"cap.{name} is {cap!r}, expected a number", fix=f"set e.g. cap.{name}=1e6")
+        unit, count = CAPS[name]
+        with space.sketching():
+            cost = count(*sketch(space, spec))
+        least, most = cost.reachable(arch.candidates)
+        limit = Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit)
+        if not limit.cap >= least:
+            raise limit.refused(
+                "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
+            )
+        if limit.cap > most:
+            raise limit.refused(
+                "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
+            )
+        limits.append(limit)
+    return limits
+
+
+def ranges(*, arch: ArchParams, space: Space, spec: DataSpec) -> dict[str, tuple[float, float]]:
+    """name of a cap -> the lowest and the highest that a network of the space has."""
+    with space.sketching():
+        model, inputs = sketch(space, spec)
+        return {name: count(model, inputs).reachable(arch.candidates) for name, (_, count) in CAPS.items()}
+
+
+class Pull(CostTarget):
+    """max(0, E[cost] / cap - 1): pulls the expected cost below a cap, and no further.
+
+    The expectation is that of `CostTarget`.
+    """
+
+    def __init__(self, limit: Limit, arch: ArchParams) -> None:
+        super().__init__(
+            limit.cost, arch=arch, target=limit.cap, weight=Constant(1.0), what=limit.name, unit=limit.unit
+        )
+
+    def __call__(self, arch: ArchParams, progress: float) -> Tensor:
+        return self.weight(progress) * (self.expected(arch) / self.target - 1).clamp(min=0)
+
+
+def holding(deriver: Deriver, limits: list[Limit]) -> Deriver:
+    """A deriver that derives as the given one does, but within the limits. Raises ConfigError if it cannot."""
+    if not limits:
+        return deriver
+    if type(deriver) is Argmax:
+        return WithinCap(limits, exclude=deriver.exclude)
+    if type(deriver) is BestOf and deriver.count is None:
+        within = copy.copy(deriver)
+        within.rule = WithinCap(limits, exclude=deriver.exclude)
+        return within
+    raise ConfigError(
+        f"cap.{limits[0].name} is held by deriver=argmax and by deriver=best_of that keeps every edge, got a "
+        f"{type(deriver).__name__}",
+        fix="set deriver=argmax, and keep=every_edge in a space of cells",
+    )
