@@ -38,7 +38,7 @@ from nas.training.batch_norm import synchronised
 from nas.training.evaluate import Score, count_parameters
 from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
-from nas.training.job import Job, at_least, check_learns, frozen, taking, two_examples, two_of
+from nas.training.job import Job, at_least, check_learns, taking, two_examples, two_of
 from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.records import Records

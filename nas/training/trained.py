@@ -166,7 +166,11 @@ def final_result(
             "metric": asdict(metric),
             "parameters": count_parameters(trained.network),
             **macs,
-            **({"retrain_start": start} if (start := trained.config["retrain"].get("start")) == SUPERNET else {}),
+            **(
+                {"retrain_start": start}
+                if (start := trained.config.get("retrain", {}).get("start")) == SUPERNET
+                else {}
+            ),
             "data": spec.name,
             "genotype": trained.genotype.to_dict(),
         }
