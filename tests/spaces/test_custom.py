@@ -500,8 +500,9 @@ MISTAKES = {
     "no classes": (
         "Signals",
         PAIRS,
-        "the data set 'pairs' has no classes: its targets are not integers; return class labels as integers, or choose "
-        "a model that does not ask for num_classes",
+        "the data set 'pairs' has no classes: its targets are not integers; return a class label as one integer, name "
+        "the classes in data.classes if an example has several labels, or choose a model that does not ask for "
+        "num_classes",
     ),
     "values to classify": (
         "TwoInputs",
