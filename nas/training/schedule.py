@@ -219,9 +219,13 @@ def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
     return schedule
 
 
-def learning_rates(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
+def learning_rates(schedule: "Schedule | CosineByEpoch", what: str, *, points: int = 65) -> "Schedule | CosineByEpoch":
     """Returns the schedule if it is finite and at least 0 at all of `points` points. Raises ConfigError otherwise."""
-    strange = [value for value in values(schedule, what, points=points) if not 0 <= value < math.inf]
+    if isinstance(schedule, CosineByEpoch):
+        found = [schedule.in_epoch(epoch, points) for epoch in range(points)]
+    else:
+        found = values(schedule, what, points=points)
+    strange = [value for value in found if not 0 <= value < math.inf]
     if strange:
         raise ConfigError(
             f"{what} must be finite and at least 0 throughout, got {strange[0]:g}", fix="correct the schedule"
