@@ -141,6 +141,17 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
         nas.search(small, images(seed=1), resume=tmp_path / "part", **settings | {"epochs": 4})
 
 
+def test_an_optimiser_of_matrices_trains_a_network_of_matrices():
+    def matrices(in_channels, num_classes):
+        first, second = (nn.Linear(36, 4, bias=False) for _ in range(2))
+        layers = {"linear": first, "rectified": nn.Sequential(second, nn.ReLU())}
+        return nn.Sequential(nn.Flatten(), nas.Choice(layers), nn.Linear(4, num_classes, bias=False))
+
+    make = functools.partial(torch.optim.Muon, lr=0.01)
+    net = nas.retrain(matrices, nas.Genotype("custom", {"1": "linear"}), images(), optim=make, **RETRAIN)
+    assert net.network[1].weight.shape == (4, 36)
+
+
 def test_why_a_search_stopped_early_is_said():
     monitor = functools.partial(CollapseMonitor, skips=None, parameter_free=0.0, patience=1, stop=True)
     space = nas.spaces.NasBench201(ops=dict.fromkeys("ab", nas.spaces.skip_connect), channels=2, cells=1)
