@@ -7,8 +7,8 @@
     nas.load("out")
 
 build_model: a space, such as ``nas.spaces.NasBench201(cells=1)``; a function or class that builds a module with
-`nas.Choice` modules in it (see `nas.spaces.Custom` for the arguments it may ask for); or such a module itself, which is
-copied with the weights that it has.
+`nas.Choice` modules in it (see `nas.spaces.Custom` for the arguments it may ask for); or such a module itself, as
+`nas.insert` returns it, which is copied with the weights that it has.
 
 train, test: a map-style data set of (input, target); a pair (inputs, targets) of tensors; the path of a folder with a
 folder of images for each class; or a data set family such as ``nas.data.Digits()``, of which the split is taken. Inputs

@@ -15,7 +15,7 @@ TWICE = re.compile(r"""'("(?:[^"\\']|\\.)*")'""")
 OPTION = re.compile(r"(--config-dir|--config-path)=(~.*)")
 WORDS = ("--config-dir", "-cd", "--config-path", "-cp")  # whose value is an argument of its own
 
-OF_OTHERS = re.compile(r"data\.[\w.]+=")  # settings of the data that a run or a checkpoint has chosen
+OF_OTHERS = re.compile(r"(data\.[\w.]+|space\.weights)=")  # settings of what a run or a checkpoint has chosen
 PATHS = ("data.root", "benchmark.table", "space.weights")
 
 
