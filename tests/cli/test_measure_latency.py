@@ -40,7 +40,7 @@ def test_the_script_measures_what_a_search_then_reads(
     nas: Nas, measure_latency: Callable[..., str | None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert measure_latency("table.json", *TINY, "runtime.threads=1", "--repeats", "2", "--warmup", "1") is None
-    assert re.search(r"wrote table.json, milliseconds on cpu, .*1 threads\n", capfd.readouterr().out)
+    assert re.search(r"wrote table.json, milliseconds on cpu, .*1 thread\n", capfd.readouterr().out)
     table = LatencyTable.load(tmp_path / "table.json")
     assert len({key for key, _ in table.candidates}) == 6  # the edges of the cell,
     assert len(table.candidates) == 18  # at three widths

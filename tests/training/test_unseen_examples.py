@@ -36,8 +36,8 @@ class Locked(TensorSplit):
 def test_nothing_is_learnt_from_the_test_split_nor_does_a_stage_read_it(tmp_path, monkeypatch):
     load, retrain = Synthetic.load, RetrainStage.run
 
-    def then_unlock(self, *arguments):
-        trained = retrain(self, *arguments)
+    def then_unlock(self, *arguments, **supernet):
+        trained = retrain(self, *arguments, **supernet)
         Locked.locked = False
         return trained
 
