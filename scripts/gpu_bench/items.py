@@ -13,6 +13,7 @@ SPACES = {
         *("runtime.deterministic=false", "runtime.precision=bf16"),
     ],
 }
+DARTS = ["space.cells=3", "retrain.network.auxiliary=false"]  # the auxiliary head needs larger images than 8x8
 SMALL = ["data=synthetic", "data.train=32", "data.test=16", "data.size=8", "search.batch_size=4", "space.channels=4"]
 SEEDS = range(4)
 
@@ -55,7 +56,7 @@ def items(overrides, *, miniature):
     searches = {
         "seeds_of_one_cell": ["experiment=gdas_nas_bench_201", "space.cells=1", *overrides, *small],
         "search_nas_bench_201": ["experiment=gdas_nas_bench_201", *overrides, *small],
-        "search_darts": ["experiment=gdas_darts", *overrides, *small, *(["space.cells=3"] if miniature else [])],
+        "search_darts": ["experiment=gdas_darts", *overrides, *small, *(DARTS if miniature else [])],
     }
     for name, of in searches.items():
         commands = seeds(name, of) if name.startswith("seeds") else lambda d, n=name, o=of: [run(d, "search", n, o)]
@@ -66,7 +67,8 @@ def items(overrides, *, miniature):
             *SMALL[:4],
             "retrain.epochs=1",
             "retrain.batch_size=4",
-            "retrain.network={channels: 4, cells: 3}",
+            "retrain.network={channels: 4, cells: 3, auxiliary: false}",
+            "retrain.cutout=4",
         ]
     found.append(Item("retrain_darts", lambda d: [retrained(d, retraining)], least, resumes=True))
     return found
