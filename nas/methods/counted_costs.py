@@ -38,7 +38,7 @@ def stored_bytes(model: nn.Module) -> Cost:
 
 
 def shared_once(model: nn.Module, sizes: Callable[[nn.Module], Mapping[Any, int]]) -> Cost:
-    """The sum of the sizes of tensors. sizes: of those that a module holds itself.
+    """Returns the sum of the sizes of tensors. sizes: the sizes of the tensors that a module holds itself.
 
     A tensor that several candidates share counts once, no matter how many of the candidates are drawn.
     """

@@ -180,7 +180,7 @@ def how_parts_add_up(task: Any, outputs: Tensor, targets: Tensor) -> str:
     """Compares the loss of a batch with the losses of its halves.
 
     Returns ``mean`` if it is their mean by the task's weights, ``sum`` if it is their sum, and else ``other``. Also
-    returns ``mean`` if this cannot be told: for a loss that is random, not finite, or raises an error for a half.
+    returns ``mean`` if the halves show nothing: the loss is random, not finite, or raises an error for a half.
     """
     if len(targets) < 2:
         return "mean"

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from custom_models import residual
 from torch import nn
 
 import nas
@@ -14,27 +15,6 @@ from nas.training.hooks import Hook
 
 RUN = {"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False}
 SEARCH = RUN | {"gap_batches": 0}
-
-
-class Block(nn.Module):
-    def __init__(self, width=8):
-        super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-
-    def forward(self, x):
-        return x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
-
-
-def network():
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        Block(),
-        Block(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 2),
-    )
 
 
 def images(count=48):
@@ -47,7 +27,7 @@ def images(count=48):
 def trained(steps=15):
     """A network that was trained for a few steps, in eval mode."""
     torch.manual_seed(0)
-    model, (pixels, labels) = network(), images()
+    model, (pixels, labels) = residual(), images()
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     mean, std = (pixels / 255).mean(), (pixels / 255).std()
     for _ in range(steps):

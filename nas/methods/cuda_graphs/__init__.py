@@ -5,8 +5,8 @@ every step runs another part of it. So each operation is recorded alone, forward
 keep their place in memory. A pass replays the drawn operations one after the other, without autograd. Autograd sees
 the whole supernet as a single function.
 
-A recorder may also compose the recordings into one graph. Then a pass is one launch, which is told which candidate
-runs at each place.
+A recorder may also compose the recordings into one graph. Then a pass is one launch. The launch sets the candidate
+that runs at each place.
 
 Requirements on a model:
 - Its forward pass can be traced (see `nas.methods.cuda_graphs.trace`). Otherwise the parts that can be traced are
