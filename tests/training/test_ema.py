@@ -1,5 +1,6 @@
 import pytest
 import torch
+from no_waiting import no_waiting
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -79,8 +80,5 @@ def test_it_keeps_the_memory_format():
 def test_it_does_not_wait_for_the_gpu():
     model = network().cuda()
     average = Average(model, decay=0.9)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         average.update()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
