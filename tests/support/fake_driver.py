@@ -11,7 +11,6 @@ NODES = itertools.count(1)
 class Node:
     def __init__(self, kind, run=None, waits=()):
         self.kind, self.run, self.waits, self.number = kind, run, list(waits), next(NODES)
-        self.enabled = True
 
     def __int__(self):
         return self.number
@@ -32,17 +31,16 @@ class Graph:
         for node in self.nodes:
             assert all(before in done for before in node.waits)
             done.add(node)
-            if node.enabled:
-                node.run()
+            node.run()
 
 
 class Recorded:
-    """A torch.cuda.CUDAGraph of some kernels, in a chain, whose nodes are listed from the last one on."""
+    """A torch.cuda.CUDAGraph of some kernels, in a chain."""
 
-    def __init__(self, *kernels, kind="KERNEL"):
+    def __init__(self, *kernels):
         self.graph, before = Graph(), []
         for kernel in kernels:
-            before = [self.graph.add(kind, kernel, before)]
+            before = [self.graph.add("KERNEL", kernel, before)]
 
     def raw_cuda_graph(self):
         return self.graph
@@ -52,9 +50,6 @@ class Driver:
     """version: of CUDA. launched: how often a graph was."""
 
     CUgraphNodeType = types.SimpleNamespace(
-        CU_GRAPH_NODE_TYPE_KERNEL="KERNEL",
-        CU_GRAPH_NODE_TYPE_MEMSET="MEMSET",
-        CU_GRAPH_NODE_TYPE_MEMCPY="MEMCPY",
         CU_GRAPH_NODE_TYPE_CONDITIONAL="CONDITIONAL",
     )
     CUgraphConditionalNodeType = types.SimpleNamespace(CU_GRAPH_COND_TYPE_SWITCH="SWITCH")
@@ -62,7 +57,7 @@ class Driver:
 
     def __init__(self, version=13000):
         self.version, self.launched, self.indices = version, 0, {}
-        self.toggles, self.destroyed = 0, []
+        self.destroyed = []
         self.handles = itertools.count(100)
 
     CUgraph = CUstream = staticmethod(lambda raw: raw)
@@ -84,8 +79,6 @@ class Driver:
 
     def cuGraphAddKernelNode(self, graph, waits, count, params):  # noqa: N802
         assert count == len(waits)
-        if isinstance(params, Node):  # a copy
-            return 0, graph.add("KERNEL", params.run, waits)
         (table, chosen, places), _ = params.kernelParams
 
         def choose():
@@ -114,27 +107,6 @@ class Driver:
     def cuGraphLaunch(self, made, stream):  # noqa: N802
         self.launched += 1
         made.run()
-        return (0,)
-
-    def cuGraphGetNodes(self, graph, count=0):  # noqa: N802
-        return 0, graph.nodes[::-1] if count else [], len(graph.nodes)
-
-    def cuGraphGetEdges(self, graph, count=0):  # noqa: N802
-        edges = [(before, node) for node in graph.nodes for before in node.waits]
-        return 0, [one for one, _ in edges[:count]], [two for _, two in edges[:count]], [None] * count, len(edges)
-
-    def cuGraphNodeGetType(self, node):  # noqa: N802
-        return 0, node.kind
-
-    def cuGraphKernelNodeGetParams(self, node):  # noqa: N802
-        return 0, node
-
-    def cuGraphKernelNodeCopyAttributes(self, made, node):  # noqa: N802
-        return (0,)
-
-    def cuGraphNodeSetEnabled(self, made, node, on):  # noqa: N802
-        self.toggles += 1
-        node.enabled = bool(on)
         return (0,)
 
     def cuGraphExecDestroy(self, made):  # noqa: N802
