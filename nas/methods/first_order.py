@@ -171,8 +171,10 @@ class FirstOrder:
 
     def _without_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
         """The loss and the metric of one draw, without gradients."""
-        with torch.no_grad(), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
-            return self._forward(batch)
+        # Frozen weights, not no_grad: that is for passes of other kinds, e.g. of a calibration, which are not replayed.
+        with weights_frozen(self.weights), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+            loss, metric = self._forward(batch)
+        return loss.detach(), metric
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
         """Adds `factor` times the gradient of one draw to the logits' gradient. Returns the draw's loss and metric."""

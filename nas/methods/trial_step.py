@@ -78,8 +78,9 @@ def try_search(
                     searcher.add_weight_gradient(two_of(weight_batch), drawn)
                 # One step for all of them: in small networks it takes as long as a pass.
                 take_step(searcher.weight_optim, searcher.scaler, max_norm=searcher.grad_clip)
-            else:
-                step()  # to warm up, which the passes above have done otherwise
+            if not each_drawn or device.type == "cuda":
+                # To warm up. On a CPU the passes above have done so; a GPU's libraries choose kernels for each shape.
+                step()
             synchronise(device)
             started = time.perf_counter()
             step()

@@ -50,6 +50,17 @@ class Precision:
         return GradScaler(self.device, enabled=self.name == "fp16")
 
 
+def autocast_without_cache(device: str) -> AbstractContextManager[Any]:
+    """The context of a forward pass at the precision that is set, without the cache of cast weights.
+
+    device: a torch.device's type. The cache lives until the outermost autocast context ends. It keeps the casts' part
+    of the autograd graph alive, which belongs to the stream on which the casts were made.
+    """
+    return torch.autocast(
+        device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device), cache_enabled=False
+    )
+
+
 @dataclass(frozen=True)
 class Taken:
     """The result of an optimiser step.

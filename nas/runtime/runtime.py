@@ -109,7 +109,9 @@ class Runtime:
         # Otherwise torch writes NaN into every result before an operation fills it. This takes a tenth of a step, and
         # helps only code that reads memory it has not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = not self.deterministic
+        # Not where steps are recorded, which excludes trying: each shape of each candidate would be tried for nothing,
+        # for a minute in the DARTS space.
+        torch.backends.cudnn.benchmark = not self.deterministic and not self.cuda_graphs
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # else every process would take memory of the first GPU as well
         seed_everything(seed)

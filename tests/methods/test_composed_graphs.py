@@ -14,6 +14,8 @@ from nas.methods.cuda_graphs.account import Account
 from nas.methods.cuda_graphs.replay_pass import NOTHING
 from nas.methods.cuda_graphs.replayed_module import replay
 from nas.methods.sampler import GDAS, Softmax
+from nas.methods.score_function import ScoreFunction
+from nas.runtime.precision import Precision
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.supernet.choice import Choice, Gate, gates
 from step_bench.bench import Bench
@@ -87,6 +89,44 @@ def test_a_composed_search_is_the_same_in_any_shape(supernet):
     assert len(recorder.launches) > 8
     assert recorder.replays > 100
     assert any(NOTHING in row for row in recorder.launches)  # dead edges
+
+
+@pytest.mark.usefixtures("soon")
+def test_passes_without_gradients_are_replayed(supernet):
+    """Of an architecture step by the score function: two networks, forward only."""
+    one, two = searcher(supernet, ScoreFunction()), searcher(supernet, ScoreFunction(), recorder := Composing())
+    assert_same(steps(one, 12), steps(two, 12), rtol=1e-6, atol=1e-8)
+    recorder.ran.clear()
+    two.arch_step(batch(0), batch(1), 1.0)
+    assert {work.__name__ for work in recorder.ran} == {"forward"}
+
+
+def test_no_autograd_node_of_the_weights_is_older_than_a_recording(supernet):
+    """A GPU refuses to record a backward pass that ends in nodes of another stream."""
+
+    def node(weight):
+        return torch.autograd.graph.get_gradient_edge(weight).node
+
+    class Looking(Again):
+        def rehearsing(self):
+            for weight in filter(lambda one: one.requires_grad, self.weights):
+                node(weight).metadata["older"] = True  # for as long as something keeps the node
+            return super().rehearsing()
+
+        def record(self, work, pool):
+            weights = work.__self__.weights
+            self.older += sum("older" in node(weight).metadata for weight in weights)
+            self.seen += len(weights)
+            return super().record(work, pool)
+
+    recorder = Looking()
+    recorder.older = recorder.seen = 0
+    precision = Precision("bf16", "cpu")  # under autocast, whose cache may keep casts of the weights
+    made = searcher(supernet.float(), GDAS(), recorder, precision=precision)
+    recorder.weights = list(made.supernet.parameters())
+    steps(made, 1, dtype=torch.float32)
+    assert recorder.seen > 0
+    assert recorder.older == 0
 
 
 @pytest.mark.usefixtures("soon")

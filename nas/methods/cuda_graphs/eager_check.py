@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.runtime.buffers import Buffers
+from nas.runtime.precision import autocast_without_cache
 from nas.spaces.cell import Cell
 
 
@@ -17,7 +18,10 @@ class Reference:
         self._buffers = Buffers(module)
         call = module._call_impl
         try:
-            returned = call(list(states)) if isinstance(module, Cell) else call(*states)
+            # With the cache, recordings in this pass would fail: a GPU refuses to let the stream of the casts wait for
+            # the stream that is recorded.
+            with autocast_without_cache(states[0].device.type):
+                returned = call(list(states)) if isinstance(module, Cell) else call(*states)
         finally:
             self._buffers.put_back()
         self._expected = list(returned) if isinstance(returned, list | tuple) else [returned]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.methods.cuda_graphs.recorder import Replay
+from nas.runtime.precision import autocast_without_cache
 from nas.supernet.hard_gate import HardGate
 
 
@@ -107,11 +108,8 @@ class Work:
             slot.value.detach().requires_grad_(needs) for slot, needs in zip(self.sources, self.passes_on, strict=True)
         ]
         ones = None if self.gate is None else self.gate.ones.detach().requires_grad_()
-        device = taken[0].device.type
         # A weight that is cast is cast in each recording, which may not find what another left in the cache.
-        precision = torch.autocast(
-            device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device), cache_enabled=False
-        )
+        precision = autocast_without_cache(taken[0].device.type)
         with torch.enable_grad(), precision, self._ticks_left_out():
             given = [one.clone() for one in taken] if self._writes else taken
             if self._module is None:
