@@ -79,7 +79,8 @@ def script(name, *arguments):
 
 
 def gpu_tests():
-    return [str(SCRIPTS.parent / "tests" / "methods" / "test_cuda_graphs.py")]
+    tests = SCRIPTS.parent / "tests"
+    return [str(tests / room) for room in ("methods", "training", "data")]
 
 
 def timed(name, out, arguments):
