@@ -107,7 +107,7 @@ def weight_parts(
     gradient,
     parts,
     pixels,
-    steps,
+    steps: tl.constexpr,
     height: tl.constexpr,
     width: tl.constexpr,
     channels: tl.constexpr,
