@@ -30,11 +30,16 @@ CONVS = [
     (3, 2, 1, 1, 16, torch.bfloat16),
     (3, 1, 0, 2, 48, torch.bfloat16),
     (3, 2, 2, 2, 5, torch.float32),
-    (5, 1, 2, 1, 5, torch.float32),
     (5, 2, 2, 1, 16, torch.float32),
     (5, 1, 4, 2, 16, torch.bfloat16),
-    (5, 2, 4, 2, 20, torch.float32),
 ]
+if not INTERPRETED:  # where each takes a second
+    CONVS += [
+        (5, 1, 2, 1, 5, torch.float32),
+        (5, 2, 4, 2, 20, torch.float32),
+        (3, 1, 2, 2, 144, torch.float16),
+        (5, 1, 4, 2, 64, torch.float32),
+    ]
 POOLS = [F.max_pool2d, F.avg_pool2d]
 
 
@@ -75,6 +80,8 @@ def assert_close(found, expected, dtype):
 
 @pytest.fixture(autouse=True)
 def _all_kinds(monkeypatch):
+    """Also, what torch computes on a GPU is not rounded to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(faster_ops, "WORTH_IT", {"depthwise", "dilated_depthwise", "avg_pool", "max_pool"})
 
 
@@ -84,7 +91,7 @@ def test_depthwise_convolution(kernel, stride, padding, dilation, channels, dtyp
     from nas.methods.cuda_graphs import nhwc_depthwise
 
     monkeypatch.setattr(nhwc_depthwise, "PARTS", 2)  # so that a part has several tiles
-    x = image(channels, device, dtype, (3, 7, 6) if channels < 20 else (1, 7, 6))
+    x = image(channels, device, dtype, (2, 7, 6) if channels < 20 else (1, 7, 6))
     weight = torch.randn(channels, 1, kernel, kernel).to(device, dtype).requires_grad_()
 
     def conv(x, weight):
@@ -101,18 +108,18 @@ def test_depthwise_convolution(kernel, stride, padding, dilation, channels, dtyp
 
 
 @on_devices
-@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    ("channels", "shape", "dtype"),
+    ("stride", "channels", "shape", "dtype"),
     [
-        (5, (1, 7, 6), torch.float32),
-        (48, (1, 5, 4), torch.bfloat16),
-        (16, (2, 6, 7), torch.bfloat16),
-        (3, (2, 1, 2), torch.float32),
+        (1, 5, (1, 7, 6), torch.float32),
+        (2, 5, (1, 7, 6), torch.float32),
+        (1, 16, (2, 6, 7), torch.bfloat16),
+        (2, 48, (1, 6, 5), torch.bfloat16),
+        (1, 3, (2, 1, 2), torch.float32),
     ],
 )
 @pytest.mark.parametrize("function", POOLS, ids=["max", "average"])
-def test_pooling(function, channels, shape, stride, dtype, device):
+def test_pooling(function, stride, channels, shape, dtype, device):
     x = image(channels, device, dtype, shape)
     with FasterOps():
         found, name = outcome(pool(function, stride), x)
@@ -125,17 +132,17 @@ def test_pooling(function, channels, shape, stride, dtype, device):
 
 @on_devices
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("values", [[0.0, 1.0], [-torch.inf, 0.0], [torch.nan, 0.0, 1.0], [-torch.inf]])
+@pytest.mark.parametrize("values", [[0.0, 1.0], [torch.nan, 0.0, 1.0], [-torch.inf]])
 def test_max_pooling_of_ties_infinities_and_nan(values, stride, device):
     """Equal to ATen's: of equal values the first one gets the gradient, of several NaN the last."""
-    picked = torch.randint(len(values), (2, 5, 7, 6))
+    picked = torch.randint(len(values), (1, 5, 7, 6))
     x = torch.tensor(values)[picked].to(device, memory_format=torch.channels_last).requires_grad_()
     with FasterOps():
         found, name = outcome(pool(F.max_pool2d, stride), x)
     assert name == "MaxPoolBackward"
-    expected, _ = outcome(pool(F.max_pool2d, stride), x)
+    expected, _ = outcome(pool(F.max_pool2d, stride), x.detach().cpu().requires_grad_())
     for one, two in zip(found, expected, strict=True):
-        assert torch.allclose(one, two, equal_nan=True)
+        assert torch.allclose(one.cpu(), two, equal_nan=True)
 
 
 @on_devices

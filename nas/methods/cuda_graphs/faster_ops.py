@@ -51,7 +51,7 @@ def conv2d(
 ) -> Tensor | None:
     """Returns what torch.conv2d returns, or None if the call is not covered."""
     steps, spread, border = one_int(stride), one_int(dilation), one_int(padding)
-    if bias is not None or groups == 1 or steps not in (1, 2) or spread not in (1, 2) or border is None:
+    if bias is not None or groups == 1 or steps not in (1, 2) or spread not in (1, 2) or border is None or border < 0:
         return None
     if ("depthwise" if spread == 1 else "dilated_depthwise") not in WORTH_IT or not is_covered(input):
         return None
