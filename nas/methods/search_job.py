@@ -233,7 +233,8 @@ class SearchJob:
             from nas.methods.cuda_graphs.replayed_module import replay
 
             composes = runtime.cuda_graphs == "composed"
-            self.measurements.append(replay(self.state.supernet, CudaGraphs(runtime.device, composes=composes)))
+            recorder = CudaGraphs(runtime.device, composes=composes, triton=runtime.triton)
+            self.measurements.append(replay(self.state.supernet, recorder))
         elif (why := runtime.no_cuda_graphs or (runtime.cuda_graphs and others)) and distributed.first():
             print(f"warning: runtime.cuda_graphs {why}; the steps run as without", file=sys.stderr)
 

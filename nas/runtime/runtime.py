@@ -33,6 +33,7 @@ class Runtime:
     None for none. A supernet is never compiled, because its path changes in every step and each path would be compiled
     again. cuda_graphs: replay a supernet's operations as CUDA graphs, see `nas.methods.cuda_graphs`; has an effect only
     on a GPU in a single process; ``composed`` launches all that a pass replays at once.
+    triton: with cuda_graphs, record some operations as Triton kernels, see `nas.methods.cuda_graphs.faster_ops`.
     profile: record a few steps of search and retraining, see `nas.training.step_profile`.
     on_nonfinite, max_skipped: see `OnNonfinite`.
     Raises DeviceError if the machine lacks the device, ConfigError for any other wrong value.
@@ -48,6 +49,7 @@ class Runtime:
         precision: str = "fp32",
         compile: str | None = None,
         cuda_graphs: bool | str = False,
+        triton: bool = False,
         on_nonfinite: str = "stop",
         max_skipped: int = 10,
         profile: bool = False,
@@ -90,11 +92,17 @@ class Runtime:
         elif cuda_graphs and distributed.world() > 1:
             self.no_cuda_graphs = f"needs a process that is alone, got {distributed.world()}"
         self.cuda_graphs = False if self.no_cuda_graphs else cuda_graphs
+        if triton and not cuda_graphs:
+            raise ConfigError(
+                "runtime.triton needs runtime.cuda_graphs, as only recorded operations run by Triton",
+                fix="set runtime.cuda_graphs=true",
+            )
+        self.triton = triton
         self.profile = profile
 
     def described(self) -> dict[str, object]:
         """The arguments it was made with."""
-        names = ("threads", "deterministic", "compile", "cuda_graphs", "profile")
+        names = ("threads", "deterministic", "compile", "cuda_graphs", "triton", "profile")
         return {**self._given, **{name: getattr(self, name) for name in names}}
 
     def start(self, seed: int) -> None:

@@ -49,6 +49,11 @@ MISTAKES = {
         ("runtime.cuda_graphs=perhaps",),
         "runtime.cuda_graphs must be true, false or composed, got 'perhaps'; set runtime.cuda_graphs=true",
     ),
+    "kernels that nothing records": (
+        ("runtime.triton=true",),
+        "runtime.triton needs runtime.cuda_graphs, as only recorded operations run by Triton; "
+        "set runtime.cuda_graphs=true",
+    ),
     "switch of the data": (("data.flip=1",), "data.flip must be true or false, got 1; set data.flip=true"),
     "switch of torch's": (
         ("weight_optim.nesterov=maybe",),

@@ -82,7 +82,9 @@ def assert_close(found, expected, dtype):
 def _all_kinds(monkeypatch):
     """Also, what torch computes on a GPU is not rounded to TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(faster_ops, "WORTH_IT", {"depthwise", "dilated_depthwise", "avg_pool", "max_pool"})
+    monkeypatch.setattr(
+        faster_ops, "WORTH_IT", {"depthwise_3x3", "depthwise_5x5", "dilated_depthwise", "avg_pool", "max_pool"}
+    )
 
 
 @on_devices

@@ -6,10 +6,12 @@ import sys
 import pytest
 import torch
 from fake_driver import Cuda, Driver, Recorded
+from torch.overrides import _get_current_function_mode
 
 from nas.methods.cuda_graphs import composed_graph
 from nas.methods.cuda_graphs.composed_graph import Composer, switched
 from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs
+from nas.methods.cuda_graphs.faster_ops import FasterOps
 from nas.methods.cuda_graphs.recorder import is_out_of_memory
 
 CPU = torch.device("cpu")
@@ -71,6 +73,20 @@ def test_graphs_live_as_long_as_their_recorder_and_keep_a_share_of_the_memory(cu
     held = sum(any(one is graph for graph in recorder._graphs) for one in graphs)
     assert held == 3
     assert recorder.compose([{0: nothing}]) is None
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_operations_are_rehearsed_and_recorded_with_the_faster_kernels(cuda, triton):
+    recorder, seen = CudaGraphs(torch.device("cuda"), triton=triton), []
+
+    def work():
+        seen.append(isinstance(_get_current_function_mode(), FasterOps))
+
+    with recorder.rehearsing():
+        work()
+    recorder.record(work, recorder.pool())
+    work()
+    assert seen == [triton, triton, False]
 
 
 def test_an_error_that_hides_want_of_memory():

@@ -2,12 +2,13 @@
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 
 from nas.methods.cuda_graphs.composed_graph import Composer
+from nas.methods.cuda_graphs.faster_ops import FasterOps
 from nas.methods.cuda_graphs.recorder import Launch, Replay, is_out_of_memory
 
 MIB = 2**20
@@ -16,12 +17,15 @@ MIB = 2**20
 class CudaGraphs:
     """The `Recorder` of a GPU. Replays run on the current stream.
 
-    composes: whether a pass becomes one graph, see `nas.methods.cuda_graphs.composed_graph`. share: the share of the
+    composes: whether a pass becomes one graph, see `nas.methods.cuda_graphs.composed_graph`. triton: whether some
+    operations are recorded as Triton kernels, see `nas.methods.cuda_graphs.faster_ops`. share: the share of the
     device's memory that recordings may keep. Beyond it, or after a recording that ran out of memory, nothing more is
     recorded.
     """
 
-    def __init__(self, device: torch.device, *, composes: bool = False, share: float = 0.5) -> None:
+    def __init__(
+        self, device: torch.device, *, composes: bool = False, triton: bool = False, share: float = 0.5
+    ) -> None:
         # With its number, as a tensor's device has it.
         self.device = torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
         self.kept = 0
@@ -31,6 +35,7 @@ class CudaGraphs:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._of: dict[Replay, torch.cuda.CUDAGraph] = {}
         self._composer = Composer(self.device) if composes else None
+        self._triton = triton
         self._full = ""  # why nothing more is recorded
 
     def pool(self) -> Any:
@@ -44,7 +49,7 @@ class CudaGraphs:
         """
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         try:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self._stream), FasterOps() if self._triton else nullcontext():
                 yield
         finally:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# The kinds of operations that the kernels compute faster. The kernels also cover "depthwise", without dilation.
-WORTH_IT = frozenset({"dilated_depthwise", "avg_pool", "max_pool"})
+# The kinds of operations that the kernels compute faster, as measured on an H200: see scripts/README.md. They cover
+# "depthwise_5x5" without dilation too, which cuDNN computes faster in images of 8x8.
+WORTH_IT = frozenset({"dilated_depthwise", "depthwise_3x3", "avg_pool", "max_pool"})
 LARGEST = 2**31 - 1  # elements: the kernels count in 32 bits
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -53,9 +54,10 @@ def conv2d(
     steps, spread, border = one_int(stride), one_int(dilation), one_int(padding)
     if bias is not None or groups == 1 or steps not in (1, 2) or spread not in (1, 2) or border is None or border < 0:
         return None
-    if ("depthwise" if spread == 1 else "dilated_depthwise") not in WORTH_IT or not is_covered(input):
-        return None
     kernel = weight.shape[-1]
+    kind = f"depthwise_{kernel}x{kernel}" if spread == 1 else "dilated_depthwise"
+    if kind not in WORTH_IT or not is_covered(input):
+        return None
     if kernel not in (3, 5) or weight.shape != (groups, 1, kernel, kernel) or input.shape[1] != groups:
         return None
     if weight.device != input.device or weight.dtype not in TYPES or type(weight) not in (Tensor, nn.Parameter):

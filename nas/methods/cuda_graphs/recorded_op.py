@@ -2,14 +2,13 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.methods.cuda_graphs.faster_ops import FasterOps
 from nas.methods.cuda_graphs.recorder import Replay
 from nas.runtime.precision import autocast_without_cache
 from nas.supernet.hard_gate import HardGate
@@ -111,8 +110,7 @@ class Work:
         ones = None if self.gate is None else self.gate.ones.detach().requires_grad_()
         # A weight that is cast is cast in each recording, which may not find what another left in the cache.
         precision = autocast_without_cache(taken[0].device.type)
-        faster = FasterOps() if taken[0].is_cuda else nullcontext()
-        with torch.enable_grad(), precision, faster, self._ticks_left_out():
+        with torch.enable_grad(), precision, self._ticks_left_out():
             given = [one.clone() for one in taken] if self._writes else taken
             if self._module is None:
                 output = self.operation(*given)
