@@ -51,7 +51,8 @@ from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
 from nas.storage import atomic
 from nas.storage.checkpointing import Checkpoints
-from nas.storage.metrics_log import JsonLines, TensorBoard
+from nas.storage.metrics_log import JsonLines
+from nas.storage.tensorboard_tracker import TensorBoard
 from nas.supernet.genotype import Genotype
 from nas.training.hooks import Hook
 from nas.training.inheritance import SCRATCH
