@@ -1,36 +1,21 @@
-"""What all commands share: Hydra, one-line messages for a user's mistakes, exit codes."""
+"""Where all commands begin: Hydra, the command line, a sweep's table, and which exit code which mistake has."""
 
-import contextlib
-import json
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from nas import __version__
 from nas.cli import output, parallel, paths, sweep, sweep_table, torchrun
-from nas.cli.mistakes import explain, refuse_several_options, suggestion, untouched
-from nas.cli.sweep import Job, JobFailedError
-from nas.errors import ConfigError, NasError, described
-from nas.settings import allowed_targets, configuration, schemas
-from nas.storage import disk, lock, names
+from nas.cli.exits import INTERRUPTED, NOTHING_DONE, USER_ERROR, enough, fail, shown_anywhere, tell
+from nas.cli.mistakes import explain
+from nas.cli.sweep import JobFailedError
+from nas.cli.task import Body, Task, register
+from nas.errors import NasError, described
+from nas.settings import configuration
 from nas.storage.command_line import setting
-from nas.storage.signals import AtOnce, Interrupted
-from nas.untrusted.escaping import printable
-
-FAILED = 1  # what Python itself exits with after a traceback
-USER_ERROR = 2
-# 128 + SIGINT, what a shell reports for Ctrl-C. Likewise 143 for SIGTERM, 138 for SIGUSR1, 140 for SIGUSR2 and 129 for
-# SIGHUP.
-INTERRUPTED = 130
-NOTHING_DONE = "interrupted before anything was done"
-
-Body = Callable[[DictConfig, Path], float | list[float] | None]
+from nas.storage.signals import AtOnce
 
 
 def command(config_name: str, body: Body, *, shared: bool = False) -> None:
@@ -74,7 +59,7 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     launched(again, task)
 
 
-def stoppable(task: "Task") -> Callable[[DictConfig], float | list[float] | None]:
+def stoppable(task: Task) -> Callable[[DictConfig], float | list[float] | None]:
     """Returns the task as a function that a signal stops."""
 
     def stopped_by_signals(cfg: DictConfig) -> float | list[float] | None:
@@ -84,7 +69,7 @@ def stoppable(task: "Task") -> Callable[[DictConfig], float | list[float] | None
     return stopped_by_signals
 
 
-def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str] | None = None) -> None:
+def launched(launch: Callable[[], None], task: Task, *, again: tuple[str, str] | None = None) -> None:
     """Calls `launch`, which runs one task, or the tasks of a sweep.
 
     Prints the table of a sweep. Exits as `command` says.
@@ -130,12 +115,6 @@ def launched(launch: Callable[[], None], task: "Task", *, again: tuple[str, str]
             fail(explain(error, task.config_name), USER_ERROR)
 
 
-def register() -> None:
-    """Makes schemas and resolvers known, in the process of a launcher's job as well."""
-    schemas.register_schemas()
-    OmegaConf.register_new_resolver("nas.job_directory", sweep.job_directory, replace=True)
-
-
 def options(arguments: Sequence[str]) -> list[str]:
     """Returns the options of a command line that say where configurations lie, with their values."""
     found: list[str] = []
@@ -145,205 +124,6 @@ def options(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-class Task:
-    """Runs one configuration: checks it, resumes a run if asked, calls `body`, and prints a mistake in one line.
-
-    options: of the command line, see `options`. base: the output directory that the command line gives. composed:
-    whether this process has composed a configuration.
-    """
-
-    def __init__(
-        self,
-        config_name: str,
-        body: Body,
-        *,
-        shared: bool,
-        debug: bool = False,
-        options: Sequence[str] = (),
-        base: Path,
-    ) -> None:
-        self.config_name = config_name
-        self.body = body
-        self.shared = shared
-        self.debug = debug
-        self.options = options
-        self.base = base
-        self.absent = names.absent(base)
-        self.composed = False
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = state
-        register()  # a launcher's process has composed nothing itself
-
-    def __call__(self, cfg: DictConfig) -> float | list[float] | None:
-        from hydra.core.hydra_config import HydraConfig
-
-        self.composed = True
-        job = Job.current(f"nas-{self.config_name}", self.options)
-        if job is None:
-            directory = torchrun.common(Path(HydraConfig.get().runtime.output_dir), output.own)
-            return self.run_or_explain(cfg, directory, None)
-        print(f"\n{job.name}", flush=True)
-        with job.own_command():
-            return self.run_or_explain(cfg, job.directory, job)
-
-    def run_or_explain(self, cfg: DictConfig, directory: Path, job: Job | None) -> float | list[float] | None:
-        """Returns the result of the run, or prints one line about what went wrong and exits."""
-        from hydra.core.hydra_config import HydraConfig
-        from omegaconf.errors import OmegaConfBaseException
-
-        made = directory
-        try:
-            if allowed_targets.allowed(cfg) and (here := os.getcwd()) not in sys.path:
-                # An installed command does not look for packages where it is started. The user's own may lie there;
-                # last in the list, so that no file there stands in for an installed module.
-                sys.path.append(here)
-            refuse_several_options(HydraConfig.get().overrides.task)
-            if unknown := next(schemas.added(cfg), None):
-                raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
-            paths.anchored(cfg)
-            sweep.prepare(cfg, f"nas-{self.config_name}")
-            if not self.shared:
-                torchrun.refuse_several(f"nas-{self.config_name}")
-            return self.run(cfg, directory) if job is None else self.run_job(cfg, job)
-        except (NasError, OmegaConfBaseException) as error:
-            if self.debug:
-                raise
-            # Not left to Hydra, which would add a line of its own.
-            return self.failed(explain(error, self.config_name), USER_ERROR, job)
-        except Interrupted as stop:
-            begun = (directory / "manifest.json").exists()
-            saved = f", all that was done is saved; {setting('resume', directory)} goes on"
-            stopped(f"stopped by {stop}{saved if begun else ' before anything was done'}", 128 + stop.received)
-        except KeyboardInterrupt:
-            if self.debug:
-                raise
-            begun = (directory / "manifest.json").exists()
-            fail(f"interrupted; what was reached is in {directory}" if begun else NOTHING_DONE, INTERRUPTED)
-        except BrokenPipeError:
-            enough()
-        except JobFailedError:
-            raise
-        except Exception as error:
-            if not self.debug and (refusal := disk.refusal(error)) is not None:
-                refused = str(disk.refused(refusal, directory, Path(tempfile.gettempdir())))
-                return self.failed(refused, USER_ERROR, job)
-            if job is not None and not self.debug:
-                traceback.print_exc()
-                return self.failed(described(error), FAILED, job)
-            if torchrun.tells_errors():
-                raise
-            sys.exit(FAILED)
-        finally:
-            # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing. Of
-            # several processes each tries, as torchrun ends the others when the first of them is gone.
-            names.release(made)
-            if made in self.absent or made != self.base:  # not one that the user has made
-                names.remove_if_empty(made, above=self.absent)
-
-    def failed(self, message: str, code: int, job: Job | None) -> float | None:
-        """Prints the message and exits.
-
-        A job of a sweep records the message instead, and the sweep starts its next job.
-        """
-        if job is None:
-            fail(message, code)
-        tell(f"{job.name}: {message}")
-        if (before := job.before).get("status") == "finished":
-            job.record("finished", objective=before.get("objective"), refused=message)  # what is there stays
-        else:
-            job.record("failed", error=message)
-        if sweep.optimises():
-            raise JobFailedError(code) from None  # the sweeper gets no number of it
-        return None
-
-    def run(self, cfg: DictConfig, directory: Path) -> float | list[float] | None:
-        """Runs the command outside a sweep. It continues an earlier run if ``resume`` is set."""
-        if OmegaConf.select(cfg, "resume") == "auto":
-            held = (directory / "manifest.json").exists()
-            return self.go_on(cfg, directory, as_before=True) if torchrun.agreed(held) else self.begin(cfg, directory)
-        if torchrun.has_restarted() and (directory / "manifest.json").exists():
-            OmegaConf.update(cfg, "resume", str(directory))
-        if OmegaConf.select(cfg, "resume") is not None:
-            return self.go_on(cfg, Path(cfg.resume), as_before=False)
-        return self.body(cfg, directory)
-
-    def begin(self, cfg: DictConfig, directory: Path) -> float | list[float] | None:
-        cfg.resume = None
-        return self.body(cfg, directory)
-
-    def go_on(self, cfg: DictConfig, directory: Path, *, as_before: bool) -> float | list[float] | None:
-        """Continues the run in a directory. as_before: whether all settings must equal those of the run."""
-        from hydra.core.hydra_config import HydraConfig
-
-        cfg.resume = str(directory)
-        if os.path.lexists(directory / "config.yaml"):
-            configuration.read_yaml(directory / "config.yaml")  # what cannot be read is said at once
-        from nas.cli.resume import check_same, has_finished, resumed  # imports torch, which takes seconds
-
-        if as_before:
-            check_same(cfg, directory)
-        if has_finished(directory):
-            print(f"The run in {directory} has finished: there is nothing to resume.")
-            return None
-        untouched_settings = paths.anchored(untouched(self.config_name))
-        return self.body(resumed(cfg, untouched_settings, HydraConfig.get().overrides.task), directory)
-
-    def run_job(self, cfg: DictConfig, job: Job) -> float | list[float] | None:
-        """Runs a job of a sweep. A finished job is skipped; a killed job continues."""
-        before = job.before
-        begun = "resume" in cfg and (job.directory / "manifest.json").exists()
-        if begun:
-            from nas.cli.resume import check_same
-
-            check_same(cfg, job.directory)
-        if before.get("status") == "finished":
-            print(f"{job.name} has finished before")
-            job.record("finished", objective=before.get("objective"))
-            return as_value(before.get("objective"))
-        if before.get("status") == "failed" and not cfg.get("retry_failed"):
-            tell(f"{job.name} has failed before and is not repeated, retry_failed=true does so: {before.get('error')}")
-            if sweep.optimises():
-                raise JobFailedError(USER_ERROR)
-            return None
-        if begun and cfg.lock and is_held(job.directory):
-            # As when a cluster still has the jobs of a launching process that is gone.
-            tell(f"{job.name} is being run by another process")
-            if sweep.optimises():
-                raise JobFailedError(USER_ERROR)
-            return None
-        job.record("running")
-        value = self.go_on(cfg, job.directory, as_before=False) if begun else self.body(cfg, job.directory)
-        if value is None and sweep.optimises():
-            value = recorded_objective(job.directory, several=OmegaConf.is_list(cfg.objective))
-        job.record("finished", objective=value)
-        return value
-
-
-def as_value(found: Any) -> float | list[float] | None:
-    """Returns an objective that was read from a file."""
-    if isinstance(found, list):
-        return [float(one) for one in found]
-    return float(found) if isinstance(found, int | float) else None
-
-
-def is_held(directory: Path) -> bool:
-    """Says whether another process runs in a directory."""
-    if (descriptor := lock.take(directory)) is None:
-        return True
-    os.close(descriptor)
-    return False
-
-
-def recorded_objective(directory: Path, *, several: bool) -> float | list[float] | None:
-    """Returns the objective of a run that was killed after it had finished."""
-    try:
-        found = list(json.loads((directory / "result.json").read_text(encoding="utf-8"))["objective"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return as_value(found if several else found[0])
-
-
 def explain_lost(error: Exception) -> str:
     """Returns a message that says why a launcher gave up."""
     if isinstance(error, NasError):
@@ -351,35 +131,3 @@ def explain_lost(error: Exception) -> str:
     if type(error).__name__ == "TerminatedWorkerError":
         return "a process of a job was killed, by the system, which had no memory left, or by somebody"
     return described(error)
-
-
-def shown_anywhere() -> None:
-    """Lets standard output replace characters that its encoding lacks. So a table cannot end a run."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not so where a caller collects what is printed
-            stream.reconfigure(errors="backslashreplace")
-
-
-def enough() -> NoReturn:
-    """Ends quietly when the reader of the output has closed it, as `head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
-    sys.exit(FAILED)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    tell(message)
-    sys.exit(code)
-
-
-def stopped(message: str, code: int) -> NoReturn:
-    """Ends the process after a signal, also when the process is one of several jobs side by side."""
-    tell(message)
-    if parallel.in_job_process():
-        raise parallel.JobStoppedError(code)
-    sys.exit(code)
-
-
-def tell(message: str) -> None:
-    if torchrun.tells_errors():
-        with contextlib.suppress(OSError):  # the terminal is closed
-            print(f"error: {printable(message)}", file=sys.stderr, flush=True)

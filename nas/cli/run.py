@@ -28,11 +28,11 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     search, retrain = SearchStage(setup), RetrainStage(setup)
     retrain.check(search.first)
     if cfg.dry_run:
-        show_choices(search.state.supernet, search.ranges())
+        show_choices(search.state.supernet, search.derived.ranges())
         return None
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
-        show_search(genotype, search.derived_parameters(genotype))
+        show_search(genotype, search.derived.parameters(genotype))
         if setup.benchmark is not None:
             show_standings(setup.benchmark.report(genotype))
         trained = retrain.run(genotype, out, tracker, supernet=search.weights)
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
 
         loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
         result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add, write=write), **search.ending()}
-        result |= search.cap_result(genotype, measured=result)
+        result |= search.derived.cap_result(genotype, measured=result)
         complete = result | search.gap_result(retrained_test=test_score(result))
         write(complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))

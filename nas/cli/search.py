@@ -22,7 +22,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     search = SearchStage(setup)
     search.try_derived(auxiliary_weight=search.auxiliary_weight)
     if cfg.dry_run:
-        show_choices(search.state.supernet, search.ranges())
+        show_choices(search.state.supernet, search.derived.ranges())
         return None
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
@@ -31,11 +31,11 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
             return None  # of several processes the first does the rest
         result = search.result(genotype) | validation_result(validated, setup.task.metric)
         if objective is not None:
-            network = functools.cache(lambda: search.derived_network(genotype))
+            network = functools.cache(lambda: search.derived.network(genotype).eval())
             result["objective"] = objective.measured(network, setup.data.spec, validated)
         atomic.write_json(out.path / "result.json", result)
         tracker.finish({}, texts=genotype_texts(genotype))
-    show_search(genotype, search.derived_parameters(genotype))
+    show_search(genotype, search.derived.parameters(genotype))
     if setup.benchmark is not None:
         show_standings(setup.benchmark.report(genotype))
     show_cap(result)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nas.cli import output, sweep
-from nas.cli.command import USER_ERROR, Task, fail, launched, register, shown_anywhere
+from nas.cli.command import launched, stoppable
+from nas.cli.exits import USER_ERROR, fail, shown_anywhere
 from nas.cli.mistakes import explain
+from nas.cli.task import Task, register
 from nas.errors import ConfigError, NasError
 from nas.storage import atomic
 from nas.studies.plan import Plan, differences, directory_of, read
@@ -142,7 +144,6 @@ def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]]
     from hydra.types import HydraContext, RunMode
     from omegaconf.errors import OmegaConfBaseException
 
-    from nas.cli.command import stoppable
     from nas.settings import configuration
     from nas.storage.command_line import hydra_value
 

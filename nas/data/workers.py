@@ -15,13 +15,11 @@ Torch's DataLoader loses runs in places where these workers do not:
 
 import contextlib
 import errno
-import mmap
 import multiprocessing
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import weakref
@@ -36,16 +34,14 @@ import torch
 from torch import Tensor
 from torch.utils.data._utils import worker as torch_worker
 
+from nas.data.batch_memory import Batch, packed, unpacked
 from nas.data.inputs import Inputs, each
 from nas.errors import ConfigError, DataError, NasError, WorkerLostError
 from nas.storage.signals import SIGNALS
 
 AHEAD = 2  # batches that each worker is asked for before they are needed
-ALIGNMENT = 64  # bytes: the tensors of a memory file begin at multiples of this
 PATIENCE = 1.0  # seconds in which a worker can end by itself; it fails to only if it hangs in a read
 PARENT_CHECK = 5.0  # seconds between two checks that the training process still exists
-
-Batch = tuple[Inputs, Tensor]
 
 
 class Source(Protocol):
@@ -192,7 +188,7 @@ class Workers:
             # A worker that has ended may have sent something before that.
             message = member.socket.recv() if member.socket.poll() else self._lost(member)
             if isinstance(message, list):
-                message = self._unpacked(message, received_descriptor(member.socket))
+                message = unpacked(message, received_descriptor(member.socket))
         except (EOFError, ConnectionError):
             self._lost(member)
         except OSError as error:
@@ -201,19 +197,6 @@ class Workers:
         current, number = member.asked.popleft()
         if not current.abandoned:
             current.done[number] = message
-
-    def _unpacked(self, layout: list[Any], descriptor: int) -> Batch:
-        try:
-            memory = mmap.mmap(descriptor, 0)
-        finally:
-            os.close(descriptor)
-        several, *parts = layout
-        content = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the memory alive
-        *inputs, targets = (
-            content[start : start + size].view(dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
-            for start, size, dtype, shape in parts
-        )
-        return tuple(inputs) if several else inputs[0], targets
 
     def _lost(self, member: _Member) -> NoReturn:
         process = member.process
@@ -308,7 +291,7 @@ def _answer(socket: connection.Connection, source: Source, indices: list[int], n
     descriptor = -1
     message: Any
     try:
-        message, descriptor = _packed(read_batch(source, indices))
+        message, descriptor = packed(read_batch(source, indices))
     except NasError as error:
         message = error
     except (OSError, MemoryError) as error:
@@ -329,29 +312,6 @@ def _answer(socket: connection.Connection, source: Source, indices: list[int], n
 
 def _with_traceback(number: int) -> str:
     return f"in data worker {number}:\n{traceback.format_exc()}"
-
-
-def _packed(batch: Batch) -> tuple[list[Any], int]:
-    """Writes a batch to a memory file. Returns where each tensor lies in it, and the file's descriptor."""
-    inputs, targets = batch
-    layout: list[Any] = [isinstance(inputs, tuple)]
-    with _memory_file() as file:
-        for tensor in (*each(inputs), targets):
-            start = -(-file.tell() // ALIGNMENT) * ALIGNMENT
-            file.seek(start)
-            content = tensor.detach().contiguous().view(-1).view(torch.uint8)
-            file.write(content.numpy().data)
-            layout.append((start, len(content), tensor.dtype, tuple(tensor.shape)))
-        if not file.tell():
-            file.write(b"\0")  # an empty file cannot be mapped
-        file.flush()
-        return layout, os.dup(file.fileno())
-
-
-def _memory_file() -> Any:
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("nas-batch", os.MFD_CLOEXEC), "wb")
-    return tempfile.TemporaryFile()
 
 
 # -- shortages of descriptors and memory

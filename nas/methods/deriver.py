@@ -1,5 +1,6 @@
 """Derivers choose the candidates of a genotype from the architecture parameters."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +31,21 @@ class JudgingDeriver(Deriver, Protocol):
     def batches(self) -> int | None: ...
 
     def judged(self, arch: ArchParams, judge: Judge) -> dict[str, str | None]: ...
+
+
+def check_excluded(deriver: Deriver, arch: ArchParams) -> None:
+    """Raises ConfigError if the deriver excludes a name that no choice has, as a misspelt name would exclude nothing.
+
+    The default exclusion, ``none``, is allowed in every space.
+    """
+    names = list(dict.fromkeys(name for probs in arch.named_probs().values() for name in probs))
+    unknown = [name for name in getattr(deriver, "exclude", None) or () if name not in (*names, "none")]
+    if unknown:
+        meant = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.3) or names[:1]
+        raise ConfigError(
+            f"deriver.exclude has {', '.join(unknown)}, which no choice has, expected some of {', '.join(names)}",
+            fix=f"set deriver.exclude=[{meant[0]}]",
+        )
 
 
 def allowed(probs: Mapping[str, float], exclude: Sequence[str]) -> dict[str, float]:

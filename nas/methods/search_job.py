@@ -1,20 +1,18 @@
 """A search from plain objects: what is built and checked before it, its run, and what it reports."""
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
-from nas.errors import ConfigError
-from nas.methods.cap import Pull, holding, limits_of, ranges
+from nas.methods.cap import Pull, holding
 from nas.methods.collapse import CollapseMonitor
-from nas.methods.deriver import Deriver
+from nas.methods.derived import Derived
+from nas.methods.deriver import Deriver, check_excluded
 from nas.methods.discretisation_gap import Gap
 from nas.methods.first_order import FirstOrder
 from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers
@@ -35,7 +33,7 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
-from nas.training.evaluate import Score, count_parameters
+from nas.training.evaluate import Score
 from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
 from nas.training.job import Job, at_least, check_learns, taking, two_examples, two_of
@@ -111,7 +109,7 @@ class SearchJob:
         self.temperature = positive(parts.temperature, "temperature")
         self.sampler = parts.sampler
         self._build_state(parts)
-        self.deriver = holding(parts.deriver, self.limits)
+        self.deriver = holding(parts.deriver, self.derived.limits)
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
@@ -127,7 +125,7 @@ class SearchJob:
         check_excluded(self.deriver, self.state.arch)
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
         self.first = Genotype(job.space.name, self.deriver(self.state.arch))
-        self.describe(self.first)
+        self.derived.describe(self.first)
         self._try_step()
         self.plan = Plan(epochs=options.epochs, temperature=self.temperature, lr=self.lr, order=self._order())
         self.derivation = Derivation(
@@ -162,7 +160,7 @@ class SearchJob:
             guard=job.runtime.guard(),
             sampler=self.sampler,
         )
-        self.limits = limits_of(parts.cap, arch=arch, space=self.retrained_space, spec=job.data.spec)
+        self.derived = Derived(job, self.retrained_space, arch=arch, caps=parts.cap)
         self.regulariser = self._regulariser(parts.regulariser)
         self.lr = learning_rates(complete(parts.lr, start=initial_lr(state.weight_optim)), "lr")
         self.searcher: FirstOrder = complete(
@@ -177,7 +175,8 @@ class SearchJob:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
         terms = {name: complete(term, **known) if callable_itself(term) else term for name, term in chosen.items()}
         # A regulariser that the user has chosen for a cost pulls in its place.
-        terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in self.limits if one.name not in chosen}
+        limits = [one for one in self.derived.limits if one.name not in chosen]
+        terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in limits}
         return Sum(terms) if terms else None
 
     def _loaders(self) -> tuple[Loader, Loader, Loader]:
@@ -217,7 +216,7 @@ class SearchJob:
         found: list[Hook] = [
             Collapse(self.monitor),
             Regularisers(self.regulariser, epochs=self.options.epochs),
-            Description(self.describe),
+            Description(self.derived.describe),
         ]
         if self.options.gap_batches:
             found.append(DiscretisationGap(self.gap_judge, sampler=self.sampler))
@@ -266,12 +265,9 @@ class SearchJob:
         network may be retrained by other settings."""
         job = self.job
         with all_put_back([], device=job.runtime.device):
-
-            def build() -> nn.Module:
-                return job.runtime.place(self.retrained_space.network(job.data.spec, self.first))
-
             step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
-            try_small(build, two_examples(self.weight_loader), task=job.task, step=step)
+            two = two_examples(self.weight_loader)
+            try_small(lambda: self.derived.network(self.first), two, task=job.task, step=step)
 
     def search(self, records: Records) -> Genotype:
         """Search from the beginning, or from where a run that is resumed stopped. Leaves ``search/checkpoint.pt``, and
@@ -336,50 +332,23 @@ class SearchJob:
         architecture's split."""
         return self.judge(None).decided(genotype.choices, recalibrated=True)
 
-    def derived_network(self, genotype: Genotype) -> nn.Module:
-        """The genotype's network, not trained, at the size it would be retrained in."""
-        network = self.retrained_space.network(self.job.data.spec, genotype)
-        return self.job.runtime.place(network).eval()
-
     def gap_judge(self) -> Judge:
         """One for the discretisation gap: on the last batches, as a deriver that looks at data has chosen by the first,
         and would look too good on those."""
         batches = self.options.gap_batches
         return self.judge(batches, start=max(0, len(self.validation_loader) - batches))
 
-    def describe(self, genotype: Genotype) -> dict[str, float]:
-        """A genotype's size, and what the benchmark knows of it."""
-        benchmark = self.job.benchmark
-        return {
-            "derived_parameters": self.derived_parameters(genotype),
-            **{f"derived_{one.name}": one.cost.of(genotype.choices) for one in self.limits if one.name != "parameters"},
-            **({} if benchmark is None else benchmark.metrics(genotype)),
-        }
-
     def result(self, genotype: Genotype) -> dict[str, Any]:
         """What ``result.json`` holds of a search."""
         return {
             "metric": asdict(self.job.task.metric),
-            "derived_parameters": self.derived_parameters(genotype),
+            "derived_parameters": self.derived.parameters(genotype),
             "data": self.job.data.spec.name,
             "genotype": genotype.to_dict(),
-            **self.cap_result(genotype),
+            **self.derived.cap_result(genotype),
             **self.ending(),
             **self.gap_result(),
         }
-
-    def cap_result(self, genotype: Genotype, *, measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The caps as a part of ``result.json``, beside what the genotype's network is predicted to have; empty without
-        caps. measured: what a trained network has, by the names of the caps, as far as that is known."""
-        found = {
-            one.name: {
-                "cap": whole(one.cap),
-                "predicted": whole(one.cost.of(genotype.choices)),
-                **({"measured": measured[one.name]} if measured and one.name in measured else {}),
-            }
-            for one in self.limits
-        }
-        return {"cap": found} if found else {}
 
     def gap_result(self, **retrained: float) -> dict[str, Any]:
         """The discretisation gap as a part of ``result.json``; empty if it was not measured.
@@ -390,32 +359,3 @@ class SearchJob:
             return {}
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}
-
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """See `nas.methods.cap.ranges`, at the size of retraining."""
-        return ranges(arch=self.state.arch, space=self.retrained_space, spec=self.job.data.spec)
-
-    def derived_parameters(self, genotype: Genotype) -> int:
-        """Of the genotype's network at the size it would be retrained in."""
-        with self.retrained_space.sketching():
-            return count_parameters(self.retrained_space.network(self.job.data.spec, genotype))
-
-
-def whole(number: float) -> float:
-    """An integer where the number is one."""
-    return int(number) if float(number).is_integer() else number
-
-
-def check_excluded(deriver: Deriver, arch: ArchParams) -> None:
-    """Raises ConfigError if the deriver excludes a name that no choice has, as a misspelt name would exclude nothing.
-
-    The default exclusion, ``none``, is allowed in every space.
-    """
-    names = list(dict.fromkeys(name for probs in arch.named_probs().values() for name in probs))
-    unknown = [name for name in getattr(deriver, "exclude", None) or () if name not in (*names, "none")]
-    if unknown:
-        meant = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.3) or names[:1]
-        raise ConfigError(
-            f"deriver.exclude has {', '.join(unknown)}, which no choice has, expected some of {', '.join(names)}",
-            fix=f"set deriver.exclude=[{meant[0]}]",
-        )

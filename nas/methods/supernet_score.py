@@ -16,7 +16,8 @@ from nas.errors import ConfigError
 from nas.runtime import distributed
 from nas.runtime.precision import Precision
 from nas.runtime.runtime import seed_of_process
-from nas.supernet.choice import LEFT_OUT, Gate, check_chosen, choices, gates
+from nas.supernet.choice import LEFT_OUT, Gate, choices, gates
+from nas.supernet.genotype import check_chosen
 from nas.supernet.undisturbed import undisturbed
 from nas.training.batch_norm import batch_statistics, frozen_norms, recalibrate
 from nas.training.evaluate import Score

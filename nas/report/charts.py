@@ -10,6 +10,7 @@ from PIL import Image
 
 from nas.drawing.canvas import Picture, Text, short
 from nas.drawing.svg import element, number
+from nas.report.as_text import percent, plain
 from nas.report.markup import Html, el
 
 WIDTH, HEIGHT = 420.0, 230.0
@@ -29,16 +30,6 @@ class Series:
     dashed: bool = False
     thin: bool = False
     band: Sequence[tuple[float, float, float]] = ()
-
-
-def plain(value: float) -> str:
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.2g}"
-    return f"{value:.4g}"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.4g} %"
 
 
 def picture(drawn: Picture, *, least: int) -> Html:

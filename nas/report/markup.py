@@ -11,6 +11,7 @@ class Html(str):
 
 VOID = frozenset({"br", "img", "input", "link", "meta", "wbr"})
 Child = object
+Section = tuple[str, str, Html]  # id, heading, content
 
 
 def el(name: str, /, *children: Child, **attributes: object) -> Html:
@@ -44,3 +45,7 @@ def parts(child: Child) -> Iterable[str]:
 def lines(text: str) -> Html:
     """Returns several lines of text, for a `pre` element."""
     return Html("\n".join(map(escaped, text.split("\n"))))
+
+
+def tile(label: str, value: str, note: str = "") -> Html:
+    return el("div", el("dt", label), el("dd", value), el("p", note) if note else None, class_="tile")

@@ -9,8 +9,7 @@ from pathlib import Path
 from nas import __version__
 from nas.drawing.canvas import COLOURS
 from nas.report import one_run, several_runs
-from nas.report.markup import Html, el
-from nas.report.one_run import Section
+from nas.report.markup import Html, Section, el
 from nas.report.run_files import RunFiles, find, read_run
 
 POINTS_OF_ALL = 30_000  # lines of metrics of a stage that are read in all, of one run or of many

@@ -6,9 +6,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from nas.drawing.canvas import kind
-from nas.report.charts import Series, line_chart, plain, scatter, scrolled
-from nas.report.markup import Html, el
-from nas.report.one_run import Section, compact, duration, metric_name, shower, shown_value
+from nas.report.as_text import compact, duration, metric_name, plain, shower, shown_value
+from nas.report.charts import Series, line_chart, scatter, scrolled
+from nas.report.markup import Html, Section, el
 from nas.report.run_files import RunFiles, number, values
 from nas.settings.dotted import OWN, among, leaves
 

@@ -12,8 +12,9 @@ from torch import nn
 from nas.data.inputs import each
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, GenotypeError
-from nas.supernet.choice import choices, freeze
+from nas.supernet.choice import choices
 from nas.supernet.dropped_edge import settle
+from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 
 
@@ -57,7 +58,7 @@ class Space(ABC):
         return self.derived(self.build(spec, affine=True), spec, genotype)
 
     def derived(self, model: nn.Module, spec: DataSpec, genotype: Genotype) -> nn.Module:
-        """A model of the space without its choices, in place: see `nas.supernet.choice.freeze`."""
+        """A model of the space without its choices, in place: see `nas.supernet.freezing.freeze`."""
         network = freeze(model, genotype.choices)
         settle(network, lambda device: each(spec.zeros(device=device, batch=2)))
         return network

@@ -8,7 +8,7 @@ _public = {
     "Checkpoints": "checkpointing",
     "JsonLines": "metrics_log",
     "MLflow": "mlflow_tracker",
-    "TensorBoard": "metrics_log",
+    "TensorBoard": "tensorboard_tracker",
     "Trackio": "trackio_tracker",
     "WandB": "wandb_tracker",
 }

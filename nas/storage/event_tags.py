@@ -100,11 +100,3 @@ def layout(line: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
         for category, of in charts.items()
         if any(of.values())
     }
-
-
-def pictured(epoch: int) -> bool:
-    """Returns whether the pictures are drawn after an epoch: after the first three, then after every twentieth.
-
-    A picture takes as many bytes as a hundred epochs of a curve, and a tenth of a second.
-    """
-    return epoch < 3 or (epoch + 1) % 20 == 0

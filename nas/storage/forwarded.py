@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas.drawing.architecture_picture import draw_architecture
 from nas.drawing.canvas import Picture
 from nas.drawing.png import to_png
-from nas.drawing.timeline import draw_timeline
 from nas.errors import ConfigError
 from nas.settings.building import complete
 from nas.storage import atomic, event_tags
-from nas.storage.metrics_log import HISTORY, JsonLines
+from nas.storage.metrics_log import JsonLines
+from nas.storage.search_pictures import draw_derived, draw_leading, pictured, thinned
 from nas.untrusted import regular_file
 
 ID = ".tracker_id"  # a file with the service's name for the run, by which a resumed run goes on
@@ -58,16 +57,11 @@ class Forwarded(JsonLines):
         if choices != self._pictured:
             self._pictured = choices
             probabilities = event_tags.probabilities(self._lines[-1])
-            title = f"derived after epoch {epoch + 1}"
-            drawn = draw_architecture(choices, title=title, probabilities=probabilities, stacked=True)
-            self._show("pictures/derived", drawn, epoch)
-        done = [line for line in self._lines if line["stage"] == "search"]
-        lines = done[:: max(1, len(done) // HISTORY)]
-        if event_tags.pictured(epoch) and (history := event_tags.history(lines)):
-            epochs = [line["epoch"] + 1 for line in lines]
-            derived = [(line["epoch"] + 1, line["choices"]) for line in self._derivations.lines]
-            title = f"leading operations until epoch {epoch + 1}"
-            self._show("pictures/leading", draw_timeline(history, epochs=epochs, title=title, derived=derived), epoch)
+            self._show("pictures/derived", draw_derived(choices, probabilities, epoch=epoch), epoch)
+        lines = thinned(self._lines)
+        if pictured(epoch) and (history := event_tags.history(lines)):
+            drawn = draw_leading(history, lines, self._derivations.lines, epoch=epoch)
+            self._show("pictures/leading", drawn, epoch)
 
     def _show(self, tag: str, drawn: Picture, epoch: int) -> None:
         self.picture(tag, to_png(drawn, colours=128)[0], epoch + 1)

@@ -8,7 +8,7 @@ _public = {
     "ArchParams": "arch_params",
     "Choice": "choice",
     "choices": "choice",
-    "freeze": "choice",
+    "freeze": "freezing",
     "gates": "choice",
     "Genotype": "genotype",
 }

@@ -1,8 +1,7 @@
 """The one mechanism of the project: a module that is one of several, and the gates that say which.
 
 A supernet is any ``nn.Module`` that contains `Choice` modules. A step opens a `gates` context, inside which every
-choice knows what to run; outside of it a forward pass is an error. `freeze` replaces each choice by what was chosen
-and leaves a plain network.
+choice knows what to run; outside of it a forward pass is an error. `nas.supernet.freezing` leaves a plain network.
 """
 
 import functools
@@ -15,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.errors import GenotypeError, SpaceError
-from nas.supernet.dropped_edge import DroppedTensor, OutputForm, first_tensor
+from nas.errors import SpaceError
+from nas.supernet.dropped_edge import OutputForm, first_tensor
 from nas.supernet.hard_gate import HardGate, transformed
-from nas.supernet.hooked import with_hooks_of
 from nas.supernet.recomputation import refuse_reentrant
 from nas.supernet.unregistered import refuse_unregistered
 
@@ -319,75 +317,3 @@ def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> 
     finally:
         for choice, gate in before:
             choice.__dict__["gate"] = gate
-
-
-class Dropped(nn.Module):
-    """An edge that derivation dropped from a sum: 0, the neutral element of the sum it takes part in."""
-
-    def forward(self, *inputs: Any, **named: Any) -> int:
-        return 0
-
-
-def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequence[str]]) -> None:
-    """Raises GenotypeError unless `chosen` names one of `options`, or None, for exactly the keys of `options`."""
-    missing, extra = options.keys() - chosen.keys(), chosen.keys() - options.keys()
-    if missing or extra:
-        parts = [f"lacks {', '.join(sorted(missing))}"] * bool(missing)
-        parts += [f"has unknown {', '.join(sorted(extra))}"] * bool(extra)
-        raise GenotypeError(
-            f"the genotype {' and '.join(parts)}, expected exactly the {len(options)} choices of the space",
-            fix="use the space and size that the genotype was derived in",
-        )
-    for key, name in chosen.items():
-        if name is not None and name not in options[key]:
-            raise GenotypeError(
-                f"the genotype has {name!r} at {key}, expected one of {', '.join(options[key])}",
-                fix="use the candidates that the genotype was derived with, e.g. ops=darts for cells",
-            )
-
-
-def refuse_own_forward(choice: Choice, key: str) -> None:
-    """Raises SpaceError if the choice computes more than its candidates: deriving would lose that without a word."""
-    if "forward" in vars(choice) or type(choice).forward is not Choice.forward:
-        raise SpaceError(
-            f"the choice {key!r}, a {type(choice).__name__}, has a forward of its own, which deriving would lose",
-            fix="put what it computes into a module around the choice, or into a forward hook on it",
-        )
-
-
-def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
-    """Replace every choice by its chosen candidate, in place; where that is None by `Dropped` if its group is added up,
-    else by `DroppedTensor`. Hooks on a choice are kept, on a module around its candidate.
-
-    Returns the plain model: the same object, unless the model itself is a Choice. Raises GenotypeError (see
-    `check_chosen`), and SpaceError for a choice whose forward is not that of `Choice`.
-    """
-    found = choices(model)
-    check_chosen(chosen, {key: sharing[0].names for key, sharing in found.items()})
-    # Keys that are paths hold for the unfrozen model only, so they are resolved before anything moves.
-    key_of = {choice: key for key, sharing in found.items() for choice in sharing}
-
-    done: dict[
-        nn.Module, nn.Module
-    ] = {}  # a choice that is used twice becomes one module, and what it holds moves once
-
-    def resolved(module: nn.Module) -> nn.Module:
-        if module not in done:
-            done[module] = instead_of(module) if isinstance(module, Choice) else frozen(module)
-        return done[module]
-
-    def instead_of(choice: Choice) -> nn.Module:
-        refuse_own_forward(choice, key_of[choice])
-        name = chosen[key_of[choice]]
-        if name is not None:
-            return with_hooks_of(choice, resolved(choice.candidates[choice.names.index(name)]))
-        return with_hooks_of(choice, Dropped() if choice.added else DroppedTensor(resolved(choice.candidates[0])))
-
-    def frozen(module: nn.Module) -> nn.Module:
-        # Not named_children(), which passes over a module's second name.
-        for child_name, child in list(module._modules.items()):
-            if child is not None:
-                setattr(module, child_name, resolved(child))
-        return module
-
-    return resolved(model)

@@ -1,4 +1,4 @@
-"""Replaces an edge that a derivation dropped by zeros of the shape that the edge would have returned."""
+"""Replaces an edge that a derivation dropped: by 0, or by zeros of the shape that the edge would have returned."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -69,6 +69,13 @@ def first_tensor(values: Iterable[Any]) -> Tensor:
         "an edge that a derivation drops was called without a tensor, so its zeros have no device",
         fix="give it a tensor, or use deriver=argmax, which drops nothing",
     )
+
+
+class Dropped(nn.Module):
+    """An edge that derivation dropped from a sum: 0, the neutral element of the sum it takes part in."""
+
+    def forward(self, *inputs: Any, **named: Any) -> int:
+        return 0
 
 
 class DroppedTensor(nn.Module):

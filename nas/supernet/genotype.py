@@ -1,7 +1,7 @@
 """A genotype is the result of a search: a small JSON file that people can read, compare and share."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -96,6 +96,24 @@ class Genotype:
         if other is None:
             return len(self.choices)
         return sum(other.choices.get(key) != name for key, name in self.choices.items())
+
+
+def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequence[str]]) -> None:
+    """Raises GenotypeError unless `chosen` names one of `options`, or None, for exactly the keys of `options`."""
+    missing, extra = options.keys() - chosen.keys(), chosen.keys() - options.keys()
+    if missing or extra:
+        parts = [f"lacks {', '.join(sorted(missing))}"] * bool(missing)
+        parts += [f"has unknown {', '.join(sorted(extra))}"] * bool(extra)
+        raise GenotypeError(
+            f"the genotype {' and '.join(parts)}, expected exactly the {len(options)} choices of the space",
+            fix="use the space and size that the genotype was derived in",
+        )
+    for key, name in chosen.items():
+        if name is not None and name not in options[key]:
+            raise GenotypeError(
+                f"the genotype has {name!r} at {key}, expected one of {', '.join(options[key])}",
+                fix="use the candidates that the genotype was derived with, e.g. ops=darts for cells",
+            )
 
 
 def read_text(path: str | Path) -> str:

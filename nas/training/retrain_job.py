@@ -20,8 +20,7 @@ from nas.runtime.rng import random_state, set_random_state
 from nas.runtime.runtime import derived_seed, seed_layers
 from nas.settings.building import complete
 from nas.spaces.cell import DropPath, set_drop_path
-from nas.supernet.choice import check_chosen
-from nas.supernet.genotype import Genotype
+from nas.supernet.genotype import Genotype, check_chosen
 from nas.training.batch_norm import frozen_norms, recalibrate, synchronised
 from nas.training.ema import Average
 from nas.training.evaluate import Score, score

@@ -9,7 +9,7 @@ from torch import nn
 from nas.data.inputs import each
 from nas.spaces.cell import Cell
 from nas.spaces.ops import Zero
-from nas.supernet.choice import freeze
+from nas.supernet.freezing import freeze
 
 
 class PlainCell(nn.Module):

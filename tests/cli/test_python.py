@@ -10,7 +10,8 @@ from cli.conftest import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import nas.api
+import nas
+from nas.api.arguments import deriver_of
 from nas.data import Synthetic
 from nas.methods import Argmax
 from nas.settings import configuration, schemas
@@ -121,7 +122,7 @@ def test_a_space_has_the_operations_and_the_deriver_of_its_configuration(space, 
     configured = to_plain(cfg)
     assert described(python) == configured["space"]
     assert list(python.ops) == list(configured["space"]["ops"])
-    assert described(nas.api._deriver(python)) == configured["deriver"]
+    assert described(deriver_of(python)) == configured["deriver"]
 
 
 def test_the_same_settings_give_the_same_bits(nas, tmp_path):

@@ -121,7 +121,7 @@ def test_a_signal_in_an_export_leaves_no_temporary_file(
 
 
 def test_a_job_of_several_hands_its_end_to_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.cli.command import stopped
+    from nas.cli.exits import stopped
 
     with pytest.raises(SystemExit) as left:
         stopped("stopped by SIGTERM", 143)

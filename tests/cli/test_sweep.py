@@ -16,7 +16,7 @@ import pytest
 from cli.conftest import TINY, Outcome
 from omegaconf import OmegaConf
 
-from nas.cli import command, sweep, sweep_table
+from nas.cli import sweep, sweep_table, task
 from nas.cli.stages.objective import Objective
 from nas.data.split import TensorSplit
 from nas.data.synthetic import Synthetic
@@ -245,10 +245,10 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same_bits(
 
 
 def test_a_job_that_another_process_runs_is_left_alone(tmp_path: Path) -> None:
-    assert not command.is_held(tmp_path)
+    assert not task.is_held(tmp_path)
     descriptor = lock.take(tmp_path)
     assert descriptor is not None
-    assert command.is_held(tmp_path)
+    assert task.is_held(tmp_path)
     os.close(descriptor)
 
 

@@ -18,7 +18,7 @@ from nas.formats.source.source import source
 from nas.formats.source.unsupported import UnsupportedError
 from nas.spaces.darts import PUBLISHED, Darts
 from nas.spaces.mbconv import MBConv
-from nas.supernet.choice import freeze
+from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 
 IMAGES = ImageSpec(

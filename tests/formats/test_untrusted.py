@@ -35,8 +35,9 @@ from nas.settings.names import NAME, PARTIAL, TABLE, TARGET, TARGETS, to_names, 
 from nas.spaces.custom import Custom
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.storage import atomic, checkpoint_file
-from nas.storage.metrics_log import TensorBoard, read_lines
+from nas.storage.metrics_log import read_lines
 from nas.storage.run_directory import RunDirectory, read_manifest, recorded
+from nas.storage.tensorboard_tracker import TensorBoard
 from nas.supernet.genotype import Genotype
 from nas.training import network_size
 from nas.training.network_size import as_large_as

@@ -13,7 +13,8 @@ from nas.methods.cost import Cost, Expectation
 from nas.methods.counted_costs import any_of, macs, parameters
 from nas.spaces.custom import Custom
 from nas.supernet.arch_params import ArchParams
-from nas.supernet.choice import Choice, choices, freeze
+from nas.supernet.choice import Choice, choices
+from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 from nas.training.evaluate import count_macs, count_parameters
 

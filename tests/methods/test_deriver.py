@@ -15,7 +15,8 @@ from nas.methods.supernet_score import Judge
 from nas.methods.tuning import Tuning
 from nas.spaces.darts import Darts
 from nas.supernet.arch_params import ArchParams
-from nas.supernet.choice import Choice, check_chosen
+from nas.supernet.choice import Choice
+from nas.supernet.genotype import check_chosen
 from nas.training.evaluate import Score
 from nas.training.task import Classification, Metric, Regression
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from nas.errors import ConfigError, SpaceError
 from nas.methods.latency_table import LatencyTable, measure, median_time
-from nas.supernet.choice import Choice, freeze
+from nas.supernet.choice import Choice
+from nas.supernet.freezing import freeze
 
 FIX = "set regulariser.latency.table to a file that scripts/measure_latency has written"
 

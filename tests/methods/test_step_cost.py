@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.runtime.nonfinite import Guard
 from nas.spaces.cell import Cell
-from nas.supernet.choice import freeze
+from nas.supernet.freezing import freeze
 from step_bench.ablation import OPTIMISATIONS
 from step_bench.bench import Bench
 from step_bench.counting import counted

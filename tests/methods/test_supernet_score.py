@@ -12,7 +12,8 @@ from nas.errors import GenotypeError
 from nas.methods.discretisation_gap import Gap, draws
 from nas.methods.sampler import GDAS, Softmax
 from nas.supernet.arch_params import ArchParams
-from nas.supernet.choice import Choice, Gate, choices, freeze, gates
+from nas.supernet.choice import Choice, Gate, choices, gates
+from nas.supernet.freezing import freeze
 from nas.training.batch_norm import batch_statistics
 from nas.training.evaluate import Score
 from nas.training.task import Classification

@@ -18,7 +18,8 @@ from nas.methods.second_order import SecondOrder
 from nas.spaces.mixed_edges import PartialEdge
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.supernet.arch_params import ArchParams
-from nas.supernet.choice import LEFT_OUT, Choice, Gate, choices, freeze, gates
+from nas.supernet.choice import LEFT_OUT, Choice, Gate, choices, gates
+from nas.supernet.freezing import freeze
 from nas.training.evaluate import count_parameters
 from nas.training.task import Classification
 

@@ -20,7 +20,8 @@ from nas.spaces.mixed_edges import MixedEdges
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.ops import InvertedResidual, Noise
 from nas.storage.run_directory import RunDirectory
-from nas.supernet.choice import Choice, choices, freeze
+from nas.supernet.choice import Choice, choices
+from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 from nas.training.evaluate import count_parameters
 

@@ -11,7 +11,8 @@ from nas.spaces.cell import DropPath, set_drop_path
 from nas.spaces.darts import PUBLISHED, Darts, DartsCell
 from nas.spaces.mixed_edges import MixedEdges
 from nas.spaces.nas_bench_201 import NasBench201, NasBench201Cell
-from nas.supernet.choice import Choice, choices, freeze, gates
+from nas.supernet.choice import Choice, choices, gates
+from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 from nas.training.evaluate import count_parameters
 

@@ -5,8 +5,9 @@ from omegaconf import OmegaConf
 
 from nas.errors import OutputError
 from nas.settings import configuration
-from nas.storage import metrics_log
-from nas.storage.metrics_log import JsonLines, TensorBoard, read_derived, wall_times
+from nas.storage import tensorboard_tracker
+from nas.storage.metrics_log import JsonLines, read_derived
+from nas.storage.tensorboard_tracker import TensorBoard, wall_times
 
 TRACKERS = ("jsonl", "tensorboard")  # the others need a client each: test_other_trackers.py
 
@@ -83,29 +84,29 @@ def test_lines_are_json_even_when_a_loss_diverged(value, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's reader, which only this test uses
 def test_tensorboard_events_read_back(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     with TensorBoard(directory=tmp_path) as tracker:
         for epoch in range(3):
             tracker.log("search", epoch, {"weights/loss": 0.5 * epoch, "probability/cell/0-1/none": 0.25})
         tracker.log("retrain", 0, {"weights/loss": 7.0})
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert curves == {
+    assert curves(tmp_path) == {
         "search/weights/loss": [(1, 0.0), (2, 0.5), (3, 1.0)],
         "arch/cell/0-1": [(1, 0.25), (2, 0.25), (3, 0.25)],
         "retrain/weights/loss": [(1, 7.0)],
     }
 
 
-def curves(directory):
-    """tag -> [(epoch, value)] of the curves that TensorBoard shows."""
+def shown(directory):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    shown = EventAccumulator(str(directory))
-    shown.Reload()
-    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+    events = EventAccumulator(str(directory), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def curves(directory):
+    """tag -> [(epoch, value)] of the curves that TensorBoard shows."""
+    events = shown(directory)
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def log_three(tracker):
@@ -215,14 +216,6 @@ def test_an_event_file_that_is_cut_gives_what_is_whole(tmp_path):
     log_three(TensorBoard(directory=tmp_path))
 
 
-def shown(directory):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(directory), size_guidance={"images": 0})
-    events.Reload()
-    return events
-
-
 def darts_line(tau=1.0):
     """Metrics as a search of the DARTS space logs them."""
     operations = [f"op{number}" for number in range(8)]
@@ -276,7 +269,7 @@ def test_a_resumed_run_keeps_pictures_of_the_epochs_that_it_keeps(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_architecture_that_changes_every_epoch_does_not_fill_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics_log, "DRAWINGS", 3)
+    monkeypatch.setattr(tensorboard_tracker, "DRAWINGS", 3)
     for epochs in (range(4), range(4, 23)):
         with TensorBoard(directory=tmp_path) as tracker:
             for epoch in epochs:

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from nas.errors import GenotypeError, SpaceError
-from nas.supernet.choice import LEFT_OUT, Choice, Dropped, Gate, check_chosen, choices, freeze, gates
+from nas.supernet.choice import LEFT_OUT, Choice, Gate, choices, gates
+from nas.supernet.dropped_edge import Dropped
+from nas.supernet.freezing import freeze
+from nas.supernet.genotype import check_chosen
 from nas.supernet.hard_gate import HardGate, pass_through
 
 

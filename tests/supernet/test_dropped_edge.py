@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from nas.errors import SpaceError
-from nas.supernet.choice import LEFT_OUT, Choice, Gate, choices, freeze, gates
+from nas.supernet.choice import LEFT_OUT, Choice, Gate, choices, gates
 from nas.supernet.dropped_edge import DroppedTensor, OutputForm, settle
+from nas.supernet.freezing import freeze
 
 
 class Noisy(nn.Module):

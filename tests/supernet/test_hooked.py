@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from nas.errors import SpaceError
-from nas.supernet.choice import Choice, Gate, choices, freeze, gates
+from nas.supernet.choice import Choice, Gate, choices, gates
+from nas.supernet.freezing import freeze
 from nas.supernet.hard_gate import HardGate
 
 

@@ -29,8 +29,9 @@ from nas.settings.schemas import register_schemas
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.published import resolve
 from nas.storage import checkpoint_file
-from nas.storage.metrics_log import events, read_lines
+from nas.storage.metrics_log import read_lines
 from nas.storage.run_directory import read_manifest, recorded
+from nas.storage.tensorboard_tracker import events
 from nas.supernet.genotype import Genotype
 from nas.training.trained import Trained
 from nas.untrusted import plain_data, regular_file

@@ -10,7 +10,8 @@ from torch import nn
 
 from nas.errors import ConfigError, DivergenceError, SpaceError
 from nas.spaces.cell import DropPath
-from nas.supernet.choice import Choice, freeze
+from nas.supernet.choice import Choice
+from nas.supernet.freezing import freeze
 from nas.training.loop import TrainingStep
 from nas.training.retrain_job import check_drop_path
 from nas.training.task import Classification, Custom

@@ -1,0 +1,298 @@
+"""Searching, retraining, scoring and exporting from Python. The commands run the same jobs, see `SearchJob`.
+
+    found = nas.search(build_model, train, epochs=50, sampler=nas.GDAS(), seed=0)  # never sees the test split
+    net = nas.retrain(build_model, found.genotype, train, epochs=30)
+    nas.evaluate(net, test)
+    nas.export(net, "out")
+    nas.load("out")
+
+build_model: a space, such as ``nas.spaces.NasBench201(cells=1)``; a function or class that builds a module with
+`nas.Choice` modules in it (see `nas.spaces.Custom` for the arguments it may ask for); or such a module itself, as
+`nas.insert` returns it, which is copied with the weights that it has.
+
+train, test: a map-style data set of (input, target); a pair (inputs, targets) of tensors; the path of a folder with a
+folder of images for each class; or a data set family such as ``nas.data.Digits()``, of which the split is taken. Inputs
+that are uint8 of shape (C, H, W) with class labels are images, and are normalised.
+
+Errors are exceptions of `nas.errors`, which name the arguments. A run has the process to itself while it lasts: it sets
+seeds, threads and determinism, and puts them back at its end.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nas.api.arguments import FORMATS, check_arguments, deriver_of, format_called, from_start, job_of
+from nas.api.found import Found, genotype_of, supernet_of
+from nas.api.own_process import own_process
+from nas.api.run_records import opened_records, plain, recorded_settings
+from nas.api.scoring import data_to_score, opened, runtime_of, score, training_examples
+from nas.data.bundle import DataBundle
+from nas.data.policy import Policy
+from nas.data.spec import Preparation
+from nas.data.transforms import Augment
+from nas.formats.export import Exported
+from nas.formats.export_trained import export_trained
+from nas.formats.format import Format
+from nas.methods.collapse import CollapseMonitor
+from nas.methods.deriver import Deriver
+from nas.methods.first_order import FirstOrder
+from nas.methods.sampler import GDAS, Sampler
+from nas.methods.search_job import SearchJob, SearchOptions, SearchParts
+from nas.runtime import distributed
+from nas.runtime.runtime import Runtime
+from nas.settings.arguments import named_as_arguments
+from nas.spaces.nas_bench_201_table import NasBench201Table
+from nas.spaces.space import Space
+from nas.storage import atomic
+from nas.storage.checkpointing import Checkpoints
+from nas.storage.metrics_log import JsonLines
+from nas.storage.tensorboard_tracker import TensorBoard
+from nas.supernet.genotype import Genotype
+from nas.training.hooks import Hook
+from nas.training.inheritance import SCRATCH
+from nas.training.records import genotype_texts, scores
+from nas.training.retrain_job import RetrainJob, RetrainOptions, RetrainParts
+from nas.training.schedule import Cosine, Linear, Schedule
+from nas.training.task import Task
+from nas.training.trained import EVALUATION_BATCH, Trained, final_result, scoring_loader, validation_result
+
+__all__ = ["Found", "evaluate", "export", "retrain", "search"]
+
+SGD = functools.partial(torch.optim.SGD, lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4)
+ADAM = functools.partial(torch.optim.Adam, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+SEARCH_LR = functools.partial(Cosine, end=0.001)
+RETRAIN_LR = functools.partial(Cosine, end=0.0)
+TEMPERATURE = Linear(10.0, 0.1)
+DRAWN_GATES = GDAS()
+SAVING = functools.partial(Checkpoints, every_minutes=10, share=0.01)
+AUXILIARY_WEIGHT = 0.4
+
+
+def search(
+    build_model: Space | Callable[..., nn.Module] | nn.Module,
+    train: Any,
+    *,
+    epochs: int = 50,
+    batch_size: int = 64,
+    weight_fraction: float = 0.5,
+    one_level: bool = False,
+    init_std: float = 1e-3,
+    warmup_epochs: int = 0,
+    arch_every: int = 1,
+    arch_first: bool = False,
+    gap_batches: int = 4,
+    sampler: Sampler = DRAWN_GATES,
+    temperature: Schedule = TEMPERATURE,
+    searcher: Callable[..., FirstOrder] = FirstOrder,
+    deriver: Deriver | None = None,
+    monitor: Callable[..., CollapseMonitor] = CollapseMonitor,
+    regulariser: Mapping[str, Any] | None = None,
+    cap: Mapping[str, float] | None = None,
+    weight_optim: Callable[..., torch.optim.Optimizer] = SGD,
+    arch_optim: Callable[..., torch.optim.Optimizer] = ADAM,
+    lr: Callable[..., Any] = SEARCH_LR,
+    network: Mapping[str, Any] | None = None,
+    benchmark: NasBench201Table | None = None,
+    task: Task | None = None,
+    augment: Augment | Preparation | None = None,
+    classes: Sequence[str] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    device: str | Runtime = "auto",
+    directory: str | Path | None = None,
+    resume: bool | str | Path = False,
+    may_change: Sequence[str] = (),
+    saving: Callable[..., Checkpoints] = SAVING,
+    tracker: Callable[..., JsonLines] = TensorBoard,
+    progress: bool = True,
+    hooks: Sequence[Hook] = (),
+) -> Found:
+    """Search for an architecture. build_model, train: see `nas.api`.
+
+    epochs, batch_size, ..., gap_batches: see `SearchOptions`. sampler, ..., lr: see `SearchParts`; a class, or a
+    functools.partial of one, makes the parts that need more than their own arguments, e.g.
+    ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
+    cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example)
+    and ``bytes`` (of the weights), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The
+    default deriver and `nas.methods.BestOf` hold it.
+    network: fields of the space that a retraining will change, for the sizes that are reported.
+    task: None for classification where targets are integers, else regression. augment: what training batches go
+    through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.
+    device: ``auto``, ``cpu``, ``cuda:1``, or a ``nas.runtime.Runtime(...)``, which also says threads and precision.
+    directory: where the run leaves its files, a new one; None for none. resume: True to go on with the run that is in
+    the directory, if one is; or the directory of a run that is there. may_change: arguments that may differ from the
+    run's then. saving: when checkpoints are written, tracker: of the metrics; both for a run with a directory.
+    hooks: see `nas.training.hooks.Hook`.
+    After Ctrl-C, a run with a directory saves its state first. Raises exceptions of `nas.errors`.
+    """
+    given_here = dict(locals())  # first, when there is nothing but the arguments
+    with named_as_arguments(), own_process():
+        check_arguments(SearchOptions, given_here)
+        options = SearchOptions(**{field.name: given_here[field.name] for field in fields(SearchOptions)})
+        job = job_of(build_model, train, given_here)
+        parts = SearchParts(
+            sampler=sampler,
+            temperature=temperature,
+            deriver=deriver_of(job.space) if deriver is None else deriver,
+            searcher=searcher,
+            monitor=monitor,
+            weight_optim=weight_optim,
+            arch_optim=arch_optim,
+            lr=from_start(lr),
+            regulariser=regulariser or {},
+            cap=cap or {},
+        )
+        settings = recorded_settings(job, train, given_here) | {
+            "search": asdict(options),
+            "retrain": {"network": dict(network or {})},
+            **{field.name: plain(getattr(parts, field.name)) for field in fields(SearchParts)},
+        }
+        search_job = SearchJob(job, options, parts, retrained=job.space.resized(network or {}))
+        search_job.try_derived(auxiliary_weight=AUXILIARY_WEIGHT)
+        with opened_records(job, settings, given_here) as records:
+            genotype = search_job.search(records)
+            result = search_job.result(genotype)
+            if records.directory is not None and records.directory.writes:
+                atomic.write_json(records.directory.path / "result.json", result)
+            records.tracker.finish({}, texts=genotype_texts(genotype))
+        state = search_job.state
+        return Found(genotype, result, dict(state.metrics), state.stopped, search_job.weights())
+
+
+def retrain(
+    build_model: Space | Callable[..., nn.Module] | nn.Module,
+    genotype: Genotype | Found | str,
+    train: Any,
+    *,
+    start: str = SCRATCH,
+    test: Any = None,
+    epochs: int = 100,
+    batch_size: int = 96,
+    accumulation: int = 1,
+    network: Mapping[str, Any] | None = None,
+    grad_clip: float = 5.0,
+    cutout: int = 0,
+    drop_path: float = 0.0,
+    drop_path_reached: bool = True,
+    auxiliary_weight: float = AUXILIARY_WEIGHT,
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    average: float = 0.0,
+    validation: float | None = None,
+    optim: Callable[..., torch.optim.Optimizer] = SGD,
+    lr: Callable[..., Any] = RETRAIN_LR,
+    policy: Policy | None = None,
+    task: Task | None = None,
+    augment: Augment | Preparation | None = None,
+    classes: Sequence[str] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    device: str | Runtime = "auto",
+    directory: str | Path | None = None,
+    resume: bool | str | Path = False,
+    may_change: Sequence[str] = (),
+    saving: Callable[..., Checkpoints] = SAVING,
+    tracker: Callable[..., JsonLines] = TensorBoard,
+    progress: bool = True,
+    hooks: Sequence[Hook] = (),
+) -> Trained:
+    """Train the network of a genotype; the network of the last epoch counts.
+
+    genotype: one, or what `search` returned, or its published name, its text, or the path of its file.
+    start: what the training begins with: ``scratch``, the weights with which the network is built, which are those of a
+    model that has some; or ``supernet``, the weights that the search left, with recalibrated batch norms. `genotype` is
+    then what `search` returned, or the path of the genotype.json in the directory of the search.
+    test: for the final score, which the result then has as `result`; training does not see it.
+    epochs, ..., validation: see `RetrainOptions`. With validation, the result has a validation score.
+    optim, lr, policy: see `RetrainParts`. The others as in `search`.
+    Returns the network with what it takes to use it; it is called as the network is.
+    """
+    given_here = dict(locals())  # as in `search`
+    with named_as_arguments(), own_process():
+        check_arguments(RetrainOptions, given_here)
+        numbers = {field.name: given_here[field.name] for field in fields(RetrainOptions)}
+        options = RetrainOptions(**numbers | {"network": dict(network or {})})
+        job = job_of(build_model, train, given_here)
+        chosen = genotype_of(genotype)
+        supernet = supernet_of(genotype, resumes=bool(resume)) if options.inherits else None
+        parts = RetrainParts(optim=optim, lr=from_start(lr), policy=policy)
+        retrain_job = RetrainJob(job, options, parts)
+        retrain_job.check(chosen)
+        to_score: DataBundle | None = None
+        if test is not None and distributed.first():  # now, as a mistake in it is not to end a training of hours
+            untrained = retrain_job.space.network(job.data.spec, chosen).eval()
+            stand_in = Trained(untrained, chosen, job.data.spec, job.task, {}, job.data.trained_on, job.data.sample)
+            to_score = data_to_score(test, stand_in)
+            scoring_loader(stand_in, to_score, Runtime(device="cpu"))
+        made = {field.name: plain(getattr(parts, field.name)) for field in fields(RetrainParts)}
+        settings = recorded_settings(job, train, given_here) | {"retrain": asdict(options) | made}
+        with opened_records(job, settings, given_here) as records:
+            out = records.directory
+            if out is not None and out.writes:
+                atomic.write_text(out.path / "genotype.json", chosen.to_json())
+            trained = retrain_job.train(chosen, records, supernet=supernet)
+            trained = replace(trained, examples=training_examples(job), directory=None if out is None else out.path)
+            validated = validation_result(retrain_job.validated(trained), job.task.metric)
+            if (test is not None or validated) and distributed.first():
+                scored = {} if to_score is None else score(trained, to_score, EVALUATION_BATCH)
+                trained = replace(trained, result=scored | validated)
+                if out is not None:
+                    atomic.write_json(out.path / "result.json", dict(trained.result or {}))
+            records.tracker.finish(scores(trained.result or {}), texts=genotype_texts(chosen))
+        return trained
+
+
+def evaluate(
+    net: Trained | str | Path,
+    test: Any,
+    *,
+    batch_size: int = EVALUATION_BATCH,
+    allow: Sequence[str | Callable[..., Any]] = (),
+    device: str | Runtime = "auto",
+) -> dict[str, Any]:
+    """The score of a trained network on a test split: what ``result.json`` holds, e.g. ``test_accuracy``.
+
+    net: what `retrain` returned, or the directory of a run, or a ``retrain/checkpoint.pt``. test: see `nas.api`.
+    allow, device: as in `nas.load`, for a network that is loaded.
+    """
+    with named_as_arguments():
+        trained = opened(net, allow=allow, device=device)
+        return score(trained, data_to_score(test, trained), batch_size)
+
+
+def export(
+    net: Trained | str | Path,
+    directory: str | Path,
+    *,
+    formats: Sequence[str] | Mapping[str, Format] = FORMATS,
+    test: Any = None,
+    allow: Sequence[str | Callable[..., Any]] = (),
+) -> Exported:
+    """Write a trained network as files that run without this project, each compared with the network first.
+
+    net, allow: as in `evaluate`. directory: a new one. formats: names (``weights``, ``standalone``, ``program``,
+    ``onnx``, ``bfloat16``), or name -> format. test: for the scores that the files state; None for those of `net`.
+    """
+    with named_as_arguments():
+        trained = opened(net, allow=allow, device="cpu")
+        chosen = formats if isinstance(formats, Mapping) else {name: format_called(name) for name in formats}
+        loader, result = None, trained.result or {}
+        if test is not None:
+            data = data_to_score(test, trained)
+            loader = scoring_loader(trained, data, runtime_of(trained))
+            result = final_result(trained, loader, data.spec)
+        return export_trained(
+            trained,
+            loader,
+            formats=chosen,
+            result=result,
+            run=trained.directory,
+            directory=Path(directory).expanduser(),
+        )

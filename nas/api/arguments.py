@@ -1,0 +1,120 @@
+"""Checks the arguments of `nas.api`, and makes the parts of a job of them."""
+
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from nas.data import given
+from nas.data.spec import DataSpec
+from nas.errors import ConfigError
+from nas.formats.format import Format
+from nas.methods.deriver import Argmax, Deriver, TopPredecessors
+from nas.runtime import distributed
+from nas.runtime.runtime import Runtime
+from nas.settings.building import callable_itself
+from nas.settings.names import TABLE
+from nas.spaces.custom import Custom
+from nas.spaces.darts import Darts
+from nas.spaces.space import Space
+from nas.training.job import Job, check_seed
+from nas.training.task import Classification, Regression, Task, check_targets
+
+FORMATS = ("weights", "standalone", "program")
+# What the arguments are: numbers by their type, what objects need, and what is called to make a part.
+NUMBERS: Mapping[Any, tuple[type, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
+OBJECTS = {
+    "sampler": ("__call__", "samples", "relaxed"),
+    "temperature": ("__call__",),
+    "deriver": ("__call__",),
+    "task": ("loss", "measure", "metric"),
+    "benchmark": ("metrics", "check"),
+    "regulariser": ("items",),
+}
+MAKERS = ("searcher", "monitor", "weight_optim", "arch_optim", "optim", "saving", "tracker")
+
+
+def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an argument of another kind than expected, e.g. a class in place of an object.
+
+    options: the class of the stage's numbers.
+    """
+    numbers = {name: NUMBERS[hint] for name, hint in get_type_hints(options).items() if hint in NUMBERS}
+    for name, value in arguments.items():
+        if name in numbers or name == "seed":
+            kind, expected = numbers.get(name, NUMBERS[int])
+            right, fix = isinstance(value, kind), f"give {expected}, e.g. {name}=1"
+        elif name in OBJECTS and value is not None:
+            expected = f"an object with {', '.join(OBJECTS[name])}"
+            right = not isinstance(value, type) and all(hasattr(value, one) for one in OBJECTS[name])
+            fix = f"give {name}={value.__name__}(...)" if isinstance(value, type) else f"see nas.search for {name}"
+        elif name in MAKERS:
+            right, expected = callable(value), "a class or a function that makes it"
+            fix = f"give the class, or functools.partial of the class and its arguments, as {name}"
+        elif name == "hooks":
+            right = all(hasattr(hook, "after_epoch") and not isinstance(hook, type) for hook in value)
+            expected, fix = "objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
+        else:
+            continue
+        if not right:
+            got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise ConfigError(f"{name} is {got}, expected {expected}", fix=fix)
+
+
+def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
+    """What both stages share, from the arguments of `nas.search` or `nas.retrain`."""
+    check_seed(arguments["seed"])
+    runtime = runtime_on(arguments["device"])
+    reading = given.Reading(classes=arguments["classes"], image_size=arguments["image_size"])
+    data = given.training(train, reading, augment=arguments["augment"])
+    task = arguments["task"] or task_for(data.spec)
+    check_targets(task, data.spec, training=data.train)
+    return Job(
+        runtime=runtime,
+        space=space_of(build_model),
+        task=task,
+        data=data,
+        seed=arguments["seed"],
+        benchmark=arguments.get("benchmark"),
+        progress=arguments["progress"] and distributed.first(),
+    )
+
+
+def space_of(build_model: Any) -> Space:
+    if isinstance(build_model, Space):
+        return build_model
+    if isinstance(build_model, nn.Module) or callable(build_model):
+        return Custom(factory=build_model)
+    raise ConfigError(
+        f"build_model is a {type(build_model).__name__}, expected a space, a function that builds a model, or a model",
+        fix="give e.g. nas.spaces.NasBench201(cells=1)",
+    )
+
+
+def task_for(spec: DataSpec) -> Task:
+    return Classification() if spec.class_names else Regression()
+
+
+def deriver_of(space: Space) -> Deriver:
+    """What a space derives by: two edges into each node in the DARTS space, all edges elsewhere."""
+    return TopPredecessors() if space.name == Darts.name else Argmax()
+
+
+def from_start(lr: Any) -> Callable[..., Any]:
+    """What makes a schedule from the optimiser's learning rate; a schedule that is made already is taken as it is."""
+    return lr if callable_itself(lr) else lambda start: lr
+
+
+def runtime_on(device: str | Runtime) -> Runtime:
+    return device if isinstance(device, Runtime) else Runtime(device=device)
+
+
+def format_called(name: Any) -> Format:
+    if name not in TABLE["format"]:
+        known = ", ".join(TABLE["format"])
+        raise ConfigError(f"formats has {name!r}, expected some of {known}", fix=f"set formats={list(FORMATS)}")
+    from nas import formats  # here, as some need packages that not everybody has
+
+    made: Format = getattr(formats, TABLE["format"][name].rpartition(".")[2])()
+    return made

@@ -1,0 +1,43 @@
+"""What a search leaves, and what a retraining takes of it."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nas.errors import ConfigError
+from nas.spaces.published import resolve
+from nas.supernet.genotype import Genotype
+from nas.training.inheritance import SupernetWeights, checkpoint_beside
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search leaves. result: as in ``result.json``. metrics: of the last epoch, as in ``metrics.jsonl``.
+    stopped: why the search ended before its last epoch, None if it did not. supernet: its weights, for `retrain`."""
+
+    genotype: Genotype
+    result: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    stopped: str | None = None
+    supernet: SupernetWeights | None = field(default=None, repr=False, compare=False)
+
+
+def genotype_of(given: Genotype | Found | str) -> Genotype:
+    """The genotype: of a search, or from its published name, its text, or the path of its file."""
+    if isinstance(given, Found):
+        return given.genotype
+    return given if isinstance(given, Genotype) else resolve(str(given))
+
+
+def supernet_of(genotype: Genotype | Found | str, *, resumes: bool) -> Callable[[], SupernetWeights]:
+    """What gives the weights of the search that a genotype is of. Raises ConfigError if nothing does."""
+    if not isinstance(genotype, Genotype | Found):
+        return functools.partial(SupernetWeights.load, checkpoint_beside(genotype, resumes=resumes))
+    supernet = genotype.supernet if isinstance(genotype, Found) else None
+    if supernet is None:
+        raise ConfigError(
+            "retrain.start=supernet takes the weights of a search, got a genotype alone",
+            fix="give what nas.search returned, or the path of the genotype.json in the directory of a search",
+        )
+    return lambda: supernet

@@ -1,0 +1,32 @@
+"""A run has the process to itself while it lasts: what it sets for the whole process is put back at its end."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import torch
+
+from nas.runtime.rng import random_state, set_random_state
+from nas.storage.signals import Interrupted
+
+
+@contextlib.contextmanager
+def own_process() -> Iterator[None]:
+    """Puts back what `Runtime.start` sets: seeds, threads, determinism. A signal, once the state is saved, ends the
+    program as it does without this project."""
+    state, threads = random_state(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled, benchmarks = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark  # type: ignore[attr-defined]
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.received == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + stop.received) from None
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = benchmarks
+        torch.set_num_threads(threads)
+        set_random_state(state)

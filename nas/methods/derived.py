@@ -1,0 +1,63 @@
+"""The networks that genotypes derive, before any training: how large they are, and which caps hold for them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from nas.methods.cap import limits_of, ranges
+from nas.spaces.space import Space
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.genotype import Genotype
+from nas.training.evaluate import count_parameters
+from nas.training.job import Job
+
+
+class Derived:
+    """space: at the size of retraining. caps: see `nas.methods.cap.limits_of`. Raises ConfigError as that does."""
+
+    def __init__(self, job: Job, space: Space, *, arch: ArchParams, caps: Mapping[str, float | None]) -> None:
+        self.job = job
+        self.space = space
+        self.arch = arch
+        self.limits = limits_of(caps, arch=arch, space=space, spec=job.data.spec)
+
+    def network(self, genotype: Genotype) -> nn.Module:
+        """The genotype's network, not trained."""
+        return self.job.runtime.place(self.space.network(self.job.data.spec, genotype))
+
+    def parameters(self, genotype: Genotype) -> int:
+        """The number of parameters of the genotype's network."""
+        with self.space.sketching():
+            return count_parameters(self.space.network(self.job.data.spec, genotype))
+
+    def describe(self, genotype: Genotype) -> dict[str, float]:
+        """The size of a genotype's network, and what the benchmark knows of it."""
+        benchmark = self.job.benchmark
+        return {
+            "derived_parameters": self.parameters(genotype),
+            **{f"derived_{one.name}": one.cost.of(genotype.choices) for one in self.limits if one.name != "parameters"},
+            **({} if benchmark is None else benchmark.metrics(genotype)),
+        }
+
+    def cap_result(self, genotype: Genotype, *, measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The caps as a part of ``result.json``, beside what the genotype's network is predicted to have; empty without
+        caps. measured: what a trained network has, by the names of the caps, as far as that is known."""
+        found = {
+            one.name: {
+                "cap": whole(one.cap),
+                "predicted": whole(one.cost.of(genotype.choices)),
+                **({"measured": measured[one.name]} if measured and one.name in measured else {}),
+            }
+            for one in self.limits
+        }
+        return {"cap": found} if found else {}
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """See `nas.methods.cap.ranges`."""
+        return ranges(arch=self.arch, space=self.space, spec=self.job.data.spec)
+
+
+def whole(number: float) -> float:
+    """An integer where the number is one."""
+    return int(number) if float(number).is_integer() else number
