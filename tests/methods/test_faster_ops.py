@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from replayed_search import Again, batch, searcher
 from torch import nn
 
 from nas.methods.cuda_graphs import faster_ops
 from nas.methods.cuda_graphs.faster_ops import FasterOps
+from nas.methods.sampler import GDAS
+from nas.supernet.choice import Choice
 
 TRITON_CAME = "triton" in sys.modules
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -43,6 +46,7 @@ if not INTERPRETED:  # where each takes a second
 POOLS = [F.max_pool2d, F.avg_pool2d]
 
 
+@pytest.mark.long  # Triton's interpreter takes 20 seconds; nothing runs by Triton unless it is asked for
 @pytest.mark.skipif(INTERPRETED or importlib.util.find_spec("triton") is None, reason="runs the tests below by Triton")
 def test_in_the_interpreter():
     root = Path(__file__).parents[2]
@@ -233,6 +237,57 @@ def test_without_a_gpu_nothing_changes():
 @pytest.mark.skipif(not INTERPRETED, reason="another test may have imported Triton")
 def test_triton_is_imported_when_it_is_used():
     assert not TRITON_CAME
+
+
+class Faster(Again):
+    """Rehearses and records as the recorder of a GPU does with triton=True. ran: what ran by Triton."""
+
+    def __init__(self):
+        super().__init__()
+        self.ran = set()
+
+    def rehearsing(self):
+        return FasterOps()
+
+    def record(self, work, pool):
+        def again():
+            with FasterOps():
+                work()
+            if work.__self__._passed is not None:
+                self.ran |= names_behind(work.__self__._passed[1].grad_fn) & set(MODULES)
+
+        again()
+        return super().record(again, pool)
+
+
+def names_behind(node):
+    """The names of an autograd node and of all that it leads to."""
+    if node is None:
+        return set()
+    return {node.name()}.union(*(names_behind(one) for one, _ in node.next_functions))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter runs it")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a rehearsal runs on memory that nothing has written
+def test_a_replayed_search_is_the_same(nas_bench_201, spec):
+    """One step of each level, in channels_last, of the network whose every edge is pooling."""
+    supernet = nas_bench_201.supernet(spec).to(memory_format=torch.channels_last)
+    names = next(module.names for module in supernet.modules() if isinstance(module, Choice))
+    images, labels = batch(0, dtype=torch.float32)
+    examples = images.contiguous(memory_format=torch.channels_last), labels
+    found = []
+    for recorder in (None, faster := Faster()):
+        made = searcher(supernet, GDAS(), recorder)
+        with torch.no_grad():
+            made.arch.logits[:] = 200.0 * F.one_hot(torch.tensor(names.index("avg_pool_3x3")), len(names))
+        made.weight_step(examples, 1.0)
+        gradients = [weight.grad.clone() for weight in made.supernet.parameters() if weight.grad is not None]
+        made.arch_step(examples, examples, 1.0)
+        found.append([*gradients, made.arch.logits.grad])
+    assert faster.ran == {"AveragePoolBackward"}
+    assert len(found[0]) == len(found[1]) > 10
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-3 * one.abs().max().item() + 1e-7)
 
 
 @pytest.mark.gpu
