@@ -11,7 +11,7 @@ from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
 from nas.methods.cap import Pull, holding
 from nas.methods.collapse import CollapseMonitor
-from nas.methods.derived import Derived
+from nas.methods.derived_networks import Derived
 from nas.methods.deriver import Deriver, check_excluded
 from nas.methods.discretisation_gap import Gap
 from nas.methods.first_order import FirstOrder
