@@ -3,7 +3,9 @@
 
 affine: whether batch norms have a scale and a shift. Published searches leave both out, because a candidate could undo
 its gate by its scale. The derived network has both.
-A new operation becomes selectable by a line in ``configs/ops/*.yaml`` and its name in ``nas/spaces/__init__.py``.
+A new operation becomes selectable by its name in ``nas/spaces/__init__.py``, a line in the ``operation`` table of
+``nas/settings/names.py``, and a line in a ``configs/ops/*.yaml``. If it draws random numbers, add it to ``RANDOM`` in
+``nas/methods/cuda_graphs/trace.py``. An operation in a package of your own needs none of this: see ``CONTRIBUTING.md``.
 Sources: the op tables of DARTS (Liu et al. 2019), NAS-Bench-201 (Dong & Yang 2020), S1 to S4 (Zela et al. 2020) and
 ProxylessNAS (Cai et al. 2019).
 """

@@ -42,8 +42,8 @@ DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
 def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None:
     """Writes `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``.
 
-    keep: how many checkpoints are kept. The old file at `path` becomes ``<name>.1``, and so on. A complete checkpoint
-    is there at any moment.
+    keep: how many checkpoints are kept. The old file ``checkpoint.pt`` becomes ``checkpoint.1.pt``, and so on. A
+    complete checkpoint is there at any moment.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, buffer)

@@ -1,7 +1,8 @@
 """Decides when a stage saves its state, how many checkpoints are kept, and where a run stops after a signal.
 
 Path: ``<run>/search/checkpoint.pt`` and ``<run>/retrain/checkpoint.pt``. Content: the state of the stage (see
-`nas.methods.state` and `nas.training.loop`), with the settings and the data set (see `nas.training.records`).
+`nas.methods.state` and `nas.training.loop`), with the settings and a fingerprint of the data (see
+`nas.training.records`).
 """
 
 import multiprocessing
