@@ -6,6 +6,7 @@ from nas.lazy import lazy
 
 # Name -> the module that defines it.
 _public = {
+    "FileTimes": "file_times",
     "Inserted": "inserted",
     "Insertion": "insertion",
     "Place": "insertion",

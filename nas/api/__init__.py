@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas.adapt.file_times import FileTimes
 from nas.api.arguments import FORMATS, check_arguments, deriver_of, format_called, from_start, job_of
 from nas.api.found import Found, genotype_of, supernet_of
 from nas.api.own_process import own_process
@@ -118,9 +119,10 @@ def search(
     epochs, batch_size, ..., gap_batches: see `SearchOptions`. sampler, ..., lr: see `SearchParts`; a class, or a
     functools.partial of one, makes the parts that need more than their own arguments, e.g.
     ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
-    cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example)
-    and ``bytes`` (of the weights), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The
-    default deriver and `nas.methods.BestOf` hold it.
+    cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example),
+    ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this CPU), e.g.
+    ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
+    `nas.methods.BestOf` hold it.
     network: fields of the space that a retraining will change, for the sizes that are reported.
     task: None for classification where targets are integers, else regression. augment: what training batches go
     through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.
@@ -147,11 +149,12 @@ def search(
             lr=from_start(lr),
             regulariser=regulariser or {},
             cap=cap or {},
+            file_times=FileTimes,
         )
         settings = recorded_settings(job, train, given_here) | {
             "search": asdict(options),
             "retrain": {"network": dict(network or {})},
-            **{field.name: plain(getattr(parts, field.name)) for field in fields(SearchParts)},
+            **{one.name: plain(getattr(parts, one.name)) for one in fields(SearchParts) if one.name != "file_times"},
         }
         search_job = SearchJob(job, options, parts, retrained=job.space.resized(network or {}))
         search_job.try_derived(auxiliary_weight=AUXILIARY_WEIGHT)

@@ -175,13 +175,19 @@ def show_choices(supernet: nn.Module, ranges: Mapping[str, tuple[float, float]])
         table.add_row(key, type(sharing[0].candidates[0]).__name__, ", ".join(sharing[0].names))
     show(table)
     for name, (least, most) in ranges.items():
-        print(f"{name}: {least:,.0f} to {most:,.0f}")
+        print(
+            f"{name}: {least:,.4g} to {most:,.4g}" if name == "latency_ms" else f"{name}: {least:,.0f} to {most:,.0f}"
+        )
 
 
 def show_cap(result: dict[str, Any]) -> None:
     """A line for each cap; nothing without caps."""
     for name, found in result.get("cap", {}).items():
-        print(f"{name}: {found['predicted']:,} of the derived network, cap {found['cap']:,}")
+        predicted, cap = (
+            f"{found[one]:,.4g}" if name == "latency_ms" else f"{found[one]:,}" for one in ("predicted", "cap")
+        )
+        measured = f", {found['measured']:.4g} measured" if name == "latency_ms" and "measured" in found else ""
+        print(f"{name}: {predicted} of the derived network{measured}, cap {cap}")
 
 
 def show_gap(result: dict[str, Any]) -> None:

@@ -9,10 +9,11 @@ from nas.data.inputs import Inputs
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.methods.best_of import BestOf
-from nas.methods.cost import Cost
+from nas.methods.cost import Cost, Expectation
 from nas.methods.cost_regularisers import CostTarget, sketch
 from nas.methods.counted_costs import macs, parameters, stored_bytes
 from nas.methods.deriver import Argmax, Deriver
+from nas.methods.timed_limit import FileTimes, timed_limit
 from nas.methods.within_cap import Limit, WithinCap
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
@@ -24,27 +25,39 @@ CAPS: dict[str, tuple[str, Callable[[nn.Module, Inputs], Cost]]] = {
     "macs": ("multiply-accumulates", macs),
     "bytes": ("bytes", lambda model, inputs: stored_bytes(model)),
 }
+TIME = "latency_ms"
+NAMES = (*CAPS, TIME)
 
 
-def limits_of(caps: Mapping[str, float | None], *, arch: ArchParams, space: Space, spec: DataSpec) -> list[Limit]:
+def limits_of(
+    caps: Mapping[str, float | None], *, arch: ArchParams, space: Space, spec: DataSpec, times: FileTimes | None = None
+) -> list[Limit]:
     """The limits that are set. space: at the size of retraining. caps: name -> a number; below 1 it is a part of the
-    largest network.
+    largest network. times: measures files, for ``latency_ms``.
 
-    Raises ConfigError for another cap than of `CAPS`, and for one below the smallest or above the largest network.
+    Raises ConfigError for another cap than of `NAMES`, and for one below the smallest or above the largest network.
     """
     limits = []
     for name, cap in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
-        if name not in CAPS:
-            raise ConfigError(f"cap has {name!r}, expected some of {', '.join(CAPS)}", fix="set e.g. cap.macs=1e6")
+        if name not in NAMES:
+            raise ConfigError(f"cap has {name!r}, expected some of {', '.join(NAMES)}", fix="set e.g. cap.macs=1e6")
         if cap is None:
             continue
         if not isinstance(cap, int | float) or isinstance(cap, bool):
             raise ConfigError(f"cap.{name} is {cap!r}, expected a number", fix=f"set e.g. cap.{name}=1e6")
-        unit, count = CAPS[name]
-        with space.sketching():
-            cost = count(*sketch(space, spec))
-        least, most = cost.reachable(arch.candidates)
-        limit = Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit)
+        limit: Limit
+        if name == TIME:
+            if times is None:
+                raise ConfigError(f"cap.{name} needs a clock for exported files", fix="give SearchParts file_times")
+            timed, time = timed_limit(arch=arch, space=space, spec=spec, times=times)
+            limit = timed.with_cap(cap, time=time)
+            least, most = limit.cost.reachable(arch.candidates)
+        else:
+            unit, count = CAPS[name]
+            with space.sketching():
+                cost = count(*sketch(space, spec))
+            least, most = cost.reachable(arch.candidates)
+            limit = Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit)
         if not limit.cap >= least:
             raise limit.refused(
                 "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
@@ -74,9 +87,12 @@ class Pull(CostTarget):
         super().__init__(
             limit.cost, arch=arch, target=limit.cap, weight=Constant(1.0), what=limit.name, unit=limit.unit
         )
+        self.limit, self._cost = limit, limit.cost
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
-        return self.weight(progress) * (self.expected(arch) / self.target - 1).clamp(min=0)
+        if self._cost is not self.limit.cost:  # times that were measured before the run was resumed
+            self._expected, self._cost = Expectation(self.limit.cost, arch), self.limit.cost
+        return self.weight(progress) * (self.expected(arch) / self.limit.cap - 1).clamp(min=0)
 
 
 def holding(deriver: Deriver, limits: list[Limit]) -> Deriver:

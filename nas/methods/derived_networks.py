@@ -1,11 +1,13 @@
 """The networks that genotypes derive, before any training: how large they are, and which caps hold for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from nas.methods.cap import limits_of, ranges
+from nas.methods.timed_limit import Chosen, FileTimes, TimedLimit, met
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
@@ -14,17 +16,41 @@ from nas.training.job import Job
 
 
 class Derived:
-    """space: at the size of retraining. caps: see `nas.methods.cap.limits_of`. Raises ConfigError as that does."""
+    """space: at the size of retraining. caps, times: see `nas.methods.cap.limits_of`, whose errors are raised."""
 
-    def __init__(self, job: Job, space: Space, *, arch: ArchParams, caps: Mapping[str, float | None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        space: Space,
+        *,
+        arch: ArchParams,
+        caps: Mapping[str, float | None],
+        times: FileTimes | None = None,
+    ) -> None:
         self.job = job
         self.space = space
         self.arch = arch
-        self.limits = limits_of(caps, arch=arch, space=space, spec=job.data.spec)
+        self.limits = limits_of(caps, arch=arch, space=space, spec=job.data.spec, times=times)
 
     def network(self, genotype: Genotype) -> nn.Module:
         """The genotype's network, not trained."""
         return self.job.runtime.place(self.space.network(self.job.data.spec, genotype))
+
+    @property
+    def timed(self) -> TimedLimit | None:
+        """The cap on the time of the exported file, if there is one."""
+        return next((one for one in self.limits if isinstance(one, TimedLimit)), None)
+
+    def met(self, derive: Callable[[], Chosen]) -> Chosen:
+        """What `derive` derives, such that its file meets the cap on its time: see `nas.methods.timed_limit.met`."""
+        if self.timed is None:
+            return derive()
+
+        def network(chosen: Chosen) -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                return self.space.network(self.job.data.spec, Genotype(self.space.name, chosen)).eval()
+
+        return met(self.timed, derive, arch=self.arch, network=network)
 
     def parameters(self, genotype: Genotype) -> int:
         """The number of parameters of the genotype's network."""
@@ -48,6 +74,7 @@ class Derived:
                 "cap": whole(one.cap),
                 "predicted": whole(one.cost.of(genotype.choices)),
                 **({"measured": measured[one.name]} if measured and one.name in measured else {}),
+                **(one.found if isinstance(one, TimedLimit) else {}),
             }
             for one in self.limits
         }
@@ -55,7 +82,9 @@ class Derived:
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """See `nas.methods.cap.ranges`."""
-        return ranges(arch=self.arch, space=self.space, spec=self.job.data.spec)
+        found = ranges(arch=self.arch, space=self.space, spec=self.job.data.spec)
+        timed = [one for one in self.limits if isinstance(one, TimedLimit)]
+        return found | {one.name: one.cost.reachable(self.arch.candidates) for one in timed}
 
 
 def whole(number: float) -> float:

@@ -21,7 +21,8 @@ class Derivation:
     """Derives a genotype after each epoch. Stops a collapsed search if the monitor's `stop` is set.
 
     space: the name of the space. judge: makes a judge that scores on a given number of batches, for a `JudgingDeriver`,
-    which decides once, after the last epoch. warmup_epochs: the number of first epochs without the monitor.
+    which decides once, after the last epoch. warmup_epochs: the number of first epochs without the monitor. met: called
+    after the last epoch with what derives; derives by it, perhaps several times, and decides.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Derivation:
         monitor: CollapseMonitor,
         judge: Callable[[int | None], Judge],
         warmup_epochs: int = 0,
+        met: Callable[[Callable[[], dict[str, str | None]]], dict[str, str | None]] = lambda derive: derive(),
     ) -> None:
         self._space = space
+        self._met = met
         self._deriver = deriver
         self._monitor = monitor
         self._judge = judge
@@ -43,9 +46,15 @@ class Derivation:
         chosen = self._deriver(state.arch)
         if state.epoch >= self._warmup_epochs:
             self._watch(state, chosen)
-        if (last or state.stopped is not None) and isinstance(self._deriver, JudgingDeriver):
-            chosen = self._deriver.judged(state.arch, self._judge(self._deriver.batches))
+        if last or state.stopped is not None:
+            chosen = self._met(lambda: self.decided(state))
         return Genotype(self._space, chosen)
+
+    def decided(self, state: SearchState) -> dict[str, str | None]:
+        """What the deriver decides after the last epoch."""
+        if isinstance(self._deriver, JudgingDeriver):
+            return self._deriver.judged(state.arch, self._judge(self._deriver.batches))
+        return self._deriver(state.arch)
 
     def _watch(self, state: SearchState, chosen: Mapping[str, str | None]) -> None:
         """Warns once if a limit of the monitor has been exceeded for `patience` epochs."""

@@ -9,7 +9,7 @@ import torch
 
 from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
-from nas.methods.cap import Pull, holding
+from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
 from nas.methods.derived_networks import Derived
 from nas.methods.deriver import Deriver, check_excluded
@@ -22,6 +22,7 @@ from nas.methods.regulariser import Sum
 from nas.methods.sampler import Sampler
 from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
+from nas.methods.timed_limit import FileTimes
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
 from nas.runtime.memory import available_memory
@@ -80,8 +81,9 @@ class SearchParts:
 
     searcher: see `FirstOrder`. monitor: from `kinds`. weight_optim, arch_optim: from `params`. lr: of the weights, from
     `start`, the optimiser's own. regulariser: name -> a term of the architecture's loss, or what makes it from `arch`,
-    `space` and `spec`. cap: ``parameters``, ``macs`` or ``bytes`` -> the most that the derived network may have, or
-    which part of the largest network: the search is pulled below it, see `nas.methods.cap`.
+    `space` and `spec`. cap: ``parameters``, ``macs``, ``bytes`` or ``latency_ms`` -> the most that the derived network
+    may have, or which part of the largest network: the search is pulled below it, see `nas.methods.cap`. file_times:
+    makes what measures ``latency_ms``, `nas.adapt.FileTimes`.
     """
 
     sampler: Sampler
@@ -94,6 +96,7 @@ class SearchParts:
     lr: Callable[..., Any]
     regulariser: Mapping[str, Any] = field(default_factory=dict)
     cap: Mapping[str, float | None] = field(default_factory=dict)
+    file_times: Callable[[], FileTimes | None] = lambda: None
 
 
 class SearchJob:
@@ -134,6 +137,7 @@ class SearchJob:
             monitor=self.monitor,
             judge=self.judge,
             warmup_epochs=options.warmup_epochs,
+            met=self.derived.met,
         )
         self.measurements = self._measurements()
         self._replay()
@@ -160,7 +164,9 @@ class SearchJob:
             guard=job.runtime.guard(),
             sampler=self.sampler,
         )
-        self.derived = Derived(job, self.retrained_space, arch=arch, caps=parts.cap)
+        times = parts.file_times() if isinstance(parts.cap, Mapping) and parts.cap.get(TIME) is not None else None
+        self.derived = Derived(job, self.retrained_space, arch=arch, caps=parts.cap, times=times)
+        state.timed = self.derived.timed
         self.regulariser = self._regulariser(parts.regulariser)
         self.lr = learning_rates(complete(parts.lr, start=initial_lr(state.weight_optim)), "lr")
         self.searcher: FirstOrder = complete(
@@ -175,7 +181,7 @@ class SearchJob:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
         terms = {name: complete(term, **known) if callable_itself(term) else term for name, term in chosen.items()}
         # A regulariser that the user has chosen for a cost pulls in its place.
-        limits = [one for one in self.derived.limits if one.name not in chosen]
+        limits = [one for one in self.derived.limits if one.name.removesuffix("_ms") not in chosen]
         terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in limits}
         return Sum(terms) if terms else None
 

@@ -39,6 +39,7 @@ class Cap:
     parameters: float | None = None
     macs: float | None = None
     bytes: float | None = None
+    latency_ms: float | None = None
 
 
 @dataclass

@@ -119,7 +119,7 @@ def test_derivers_that_hold_a_cap():
         ({"bytes": float("nan")}, r"^cap\.bytes is nan bytes, below the smallest"),
         ({"macs": "1e6"}, r"^cap\.macs is '1e6', expected a number; set e\.g\. cap\.macs=1e6$"),
         (1e6, r"^cap has 1000000\.0, expected some of parameters, macs, bytes"),
-        ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes; set e\.g\. cap\.macs=1e6$"),
+        ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes, latency_ms; set e\.g\."),
     ],
 )  # fmt: skip
 def test_a_cap_that_cannot_be_is_refused_before_training(cap, message):

@@ -4,6 +4,7 @@ import sys
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas.adapt.file_times import FileTimes
 from nas.cli.stages.setup import Setup
 from nas.methods.published_settings import missing, reinmax_too_cold
 from nas.methods.search_job import SearchJob, SearchOptions, SearchParts
@@ -33,6 +34,7 @@ class SearchStage(SearchJob):
             lr=setup.build(cfg.lr),
             regulariser={str(name): setup.build(node) for name, node in cfg.regulariser.items()},
             cap={str(name): cap for name, cap in cfg.cap.items()},
+            file_times=FileTimes,
         )
         self.auxiliary_weight = cfg.retrain.auxiliary_weight
         super().__init__(setup, options, parts, retrained=setup.space.resized(cfg.retrain.network))
