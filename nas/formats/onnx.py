@@ -22,9 +22,12 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def onnx_file(network: nn.Module, examples: tuple[Tensor, ...], names: Sequence[str]) -> bytes:
-    """The content of the network's file. names: of its inputs. examples: see `exported`. Raises UnavailableError."""
-    program = exported(network, examples)
+def onnx_file(
+    network: nn.Module, examples: tuple[Tensor, ...], names: Sequence[str], *, any_batch: bool = True
+) -> bytes:
+    """The content of the network's file. names: of its inputs. examples, any_batch: see `exported`. Raises
+    UnavailableError."""
+    program = exported(network, examples, any_batch=any_batch)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns about itself

@@ -49,8 +49,8 @@ def limits_of(
         if name == TIME:
             if times is None:
                 raise ConfigError(f"cap.{name} needs a clock for exported files", fix="give SearchParts file_times")
-            timed, time = timed_limit(arch=arch, space=space, spec=spec, times=times)
-            limit = timed.with_cap(cap, time=time)
+            timed, whole = timed_limit(arch=arch, space=space, spec=spec, times=times)
+            limit = timed.with_cap(cap, whole=whole)
             least, most = limit.cost.reachable(arch.candidates)
         else:
             unit, count = CAPS[name]

@@ -165,6 +165,8 @@ class SearchJob:
             sampler=self.sampler,
         )
         times = parts.file_times() if isinstance(parts.cap, Mapping) and parts.cap.get(TIME) is not None else None
+        if times is not None and job.progress:
+            print(f"cap.{TIME}: exporting and timing every candidate, which takes one or two seconds each")
         self.derived = Derived(job, self.retrained_space, arch=arch, caps=parts.cap, times=times)
         state.timed = self.derived.timed
         self.regulariser = self._regulariser(parts.regulariser)

@@ -4,6 +4,7 @@ The prediction is a sum of times of single candidates, so it is off by some fact
 the derived network is timed, the prediction is corrected by what was measured, and the network is derived again.
 """
 
+import copy
 import functools
 import math
 import statistics
@@ -20,11 +21,13 @@ from nas.data.spec import DataSpec
 from nas.errors import NasError
 from nas.methods.cost import Cost
 from nas.methods.counted_costs import macs
-from nas.methods.latency_table import measure, median_time
+from nas.methods.latency_table import measure, shapes_of
 from nas.methods.within_cap import Limit, most_probable
 from nas.runtime import distributed
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice, choices
+from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 
 MOST_DERIVED = 6  # networks that are derived and timed to meet a cap; exporting one takes seconds
@@ -33,12 +36,15 @@ Chosen = dict[str, str | None]
 
 
 class FileTimes(Protocol):
-    def __call__(self, networks: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
-        """The times of the networks' files: for each of several rounds, the median milliseconds of each network.
+    """Times networks as files, on one thread of the CPU. The networks are on the CPU, in eval mode. Both methods raise
+    ConfigError for a network that cannot be exported."""
 
-        The networks are on the CPU, in eval mode, and take turns. inputs: one example. Raises ConfigError for a network
-        that cannot be exported.
-        """
+    def in_turns(self, networks: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
+        """The median milliseconds of each network in each of several rounds. inputs: one example."""
+        ...
+
+    def of_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        """The milliseconds of a call of a part of a network."""
         ...
 
 
@@ -64,11 +70,11 @@ class TimedLimit(Limit):
         self.factor = factor
         self.cost = Cost({condition: factor * value for condition, value in self.table.terms.items()})
 
-    def with_cap(self, cap: float, *, time: float) -> "TimedLimit":
-        """The same with another cap, in milliseconds or below 1 as a part. time: the milliseconds of the largest
+    def with_cap(self, cap: float, *, whole: float) -> "TimedLimit":
+        """The same with another cap, in milliseconds or below 1 as a part. whole: the milliseconds of the largest
         network's file."""
         part = cap if 0 < cap < 1 else None
-        return replace(self, cap=cap if part is None else part * time, part=part, found={})
+        return replace(self, cap=cap if part is None else part * whole, part=part, found={})
 
     def measured(self, network: nn.Module) -> tuple[float, float]:
         """The milliseconds of the network's file: the median of the rounds, and the most by which a round is above
@@ -76,7 +82,9 @@ class TimedLimit(Limit):
         """
         assert self.times is not None  # whoever made the limit has given these
         assert self.inputs is not None
-        rounds = self.times([network] if self.part is None else [network, self.largest or network], self.inputs)
+        rounds = self.times.in_turns(
+            [network] if self.part is None else [network, self.largest or network], self.inputs
+        )
         caps = [self.cap if self.part is None else self.part * one[1] for one in rounds]
         self.cap = statistics.median(caps)
         return statistics.median(one[0] for one in rounds), max(
@@ -103,27 +111,41 @@ def timed_limit(*, arch: ArchParams, space: Space, spec: DataSpec, times: FileTi
     """Measures the table on this machine. Returns a limit without a cap, and the milliseconds of the largest network's
     file.
 
-    The candidates are timed in PyTorch on one thread, with one example; then all times are scaled, so that the largest
-    network has the time of its file. In several processes the first one measures.
+    Every candidate is timed as a file of its own; then all times are scaled, so that their sum for the largest network
+    is the time of its file. In several processes the first one measures.
     """
     with torch.random.fork_rng(devices=[]):
         model = space.build(spec, affine=True)
         chosen = largest_of(arch, space, spec)
         largest = space.network(spec, Genotype(space.name, chosen)).eval()
     inputs = spec.zeros(device=torch.device("cpu"), batch=1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        clock = functools.partial(median_time, device=torch.device("cpu"), warmup=3, repeats=20)
-        table = measure(model, inputs, device="cpu", clock=clock).cost(model, inputs)
-    finally:
-        torch.set_num_threads(threads)
-    time = statistics.median(one for (one,) in times([largest], inputs)) if distributed.first() else 0.0
-    values, time = distributed.of_all((list(table.terms.values()), time))[0]
+    clock = Clock(times) if distributed.first() else lambda run: 0.0
+    table = measure(model, inputs, device="cpu", clock=clock).cost(model, inputs)
+    whole = statistics.median(one for (one,) in times.in_turns([largest], inputs)) if distributed.first() else 0.0
+    values, whole = distributed.of_all((list(table.terms.values()), whole))[0]
     table = Cost(dict(zip(table.terms, values, strict=True)))
     limit = TimedLimit("latency_ms", table, math.inf, UNIT, table=table, largest=largest, inputs=inputs, times=times)
-    limit.correct(time / (table.of(chosen) or 1.0))
-    return limit, time
+    limit.correct(whole / (table.of(chosen) or 1.0))
+    return limit, whole
+
+
+class Clock:
+    """Gives the milliseconds of a call of a module, exported with the first candidates of the choices inside. Modules
+    that print alike are timed once for each shape of their inputs."""
+
+    def __init__(self, times: FileTimes) -> None:
+        self._times = times
+        self._known: dict[tuple[Any, ...], float] = {}
+
+    def __call__(self, run: Callable[[], Any]) -> float:
+        assert isinstance(run, functools.partial)
+        kind = (type(run.func), repr(run.func), shapes_of(run.args, run.keywords))
+        if kind not in self._known:
+            module: Any = copy.deepcopy(run.func)
+            if any(isinstance(one, Choice) for one in module.modules()):
+                module = freeze(module, {key: sharing[0].names[0] for key, sharing in choices(module).items()})
+            self._known[kind] = self._times.of_call(module.eval(), run.args, run.keywords)
+        return self._known[kind]
 
 
 def largest_of(arch: ArchParams, space: Space, spec: DataSpec) -> Chosen:
@@ -157,13 +179,13 @@ def met(
             break
         predicted = limit.cost.of(chosen)
         try:
-            time, over = distributed.of_all(limit.measured(network(chosen)) if distributed.first() else None)[0]
+            taken, over = distributed.of_all(limit.measured(network(chosen)) if distributed.first() else None)[0]
         except NasError as error:  # only now: the networks that were tried before the search could be exported
             print(f"warning: cap.{limit.name} is not measured: {error.problem}", file=sys.stderr)
             return chosen
         limit.cap = distributed.of_all(limit.cap)[0]
-        found = {"cap": limit.cap, "predicted": predicted, "measured": time}
-        seen.append((chosen, over, found | ({} if limit.part is None else {"ratio": limit.part * time / limit.cap})))
+        found = {"cap": limit.cap, "predicted": predicted, "measured": taken}
+        seen.append((chosen, over, found | ({} if limit.part is None else {"ratio": limit.part * taken / limit.cap})))
         limit.correct(over * limit.cap / (limit.table.of(chosen) or 1.0))
         least, _ = limit.cost.reachable(arch.candidates)
         if least > limit.cap:  # not even the fastest network is predicted to meet it: try that one

@@ -1,5 +1,6 @@
 """A cap on the measured time of the exported file: prediction, correction, what is kept, and resumption."""
 
+import functools
 import json
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from torch import nn
 
 import nas
+from nas.data import given
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
+from nas.methods.timed_limit import Clock as PartClock
 from nas.methods.timed_limit import TimedLimit, largest_of, met
 from nas.methods.within_cap import WithinCap
 from nas.training.evaluate import count_parameters
@@ -25,7 +28,7 @@ class Clock:
         self.time = time
         self.timed = []
 
-    def __call__(self, networks, inputs):
+    def in_turns(self, networks, inputs):
         self.timed.append(networks[0])
         return [[self.time(network) * spread for network in networks] for spread in (0.99, 1.0, 1.01)]
 
@@ -108,26 +111,22 @@ def images():
     return torch.randint(256, (32, 1, 6, 6), generator=generator, dtype=torch.uint8), torch.arange(32) % 2
 
 
-def drawn_parameters(module):
-    """Of the module, and of the first candidates of choices in it, which are drawn where a table is measured."""
-    inside = [choice.candidates[0] for choice in module.modules() if isinstance(choice, nas.Choice)]
-    every = {one for choice in module.modules() if isinstance(choice, nas.Choice) for one in choice.parameters()}
-    own = sum(one.numel() for one in module.parameters() if one not in every)
-    return own + sum(one.numel() for candidate in inside for one in candidate.parameters())
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """As slow as it has parameters; what it measures can be made slower."""
-    made = Clock(lambda network: made.slower * count_parameters(network))
+
+    class Parts(Clock):
+        def of_call(self, module, args, kwargs):
+            return 1.0 + count_parameters(module)
+
+    made = Parts(lambda network: made.slower * count_parameters(network))
     made.slower = 1.0
     monkeypatch.setattr("nas.api.FileTimes", lambda: made)
-    monkeypatch.setattr("nas.methods.timed_limit.median_time", lambda run, **_: 1.0 + drawn_parameters(run.func))
     return made
 
 
 def test_the_largest_network_has_the_most_multiply_accumulates():
-    spec = nas.data.given.training(images(), nas.data.given.Reading()).spec
+    spec = given.training(images(), given.Reading()).spec
     space = nas.spaces.Custom(factory=small)
     made = nas.ArchParams.from_model(space.supernet(spec))
     assert largest_of(made, space, spec) == {"1": "wide", "2": "wide"}
@@ -136,9 +135,7 @@ def test_the_largest_network_has_the_most_multiply_accumulates():
 def test_a_search_meets_a_cap_on_time_and_says_what_was_measured(clock):
     found = nas.search(small, images(), cap={"latency_ms": 0.6}, **RUN)
     largest = count_parameters(clock.timed[0])
-    network = nas.spaces.Custom(factory=small).network(
-        nas.data.given.training(images(), nas.data.given.Reading()).spec, found.genotype
-    )
+    network = nas.spaces.Custom(factory=small).network(given.training(images(), given.Reading()).spec, found.genotype)
     cap = found.result["cap"]["latency_ms"]
     assert cap["cap"] == pytest.approx(0.6 * largest)
     assert cap["measured"] == count_parameters(network) <= cap["cap"] / 1.01
@@ -195,12 +192,30 @@ def test_missing_packages_are_named_before_anything_else(monkeypatch):
         nas.search(small, images(), cap={"latency_ms": 0.5}, **RUN)
 
 
+def test_parts_that_print_alike_are_timed_once_and_nested_choices_by_their_first_candidates():
+    timed = []
+
+    class Times:
+        def of_call(self, module, args, kwargs):
+            timed.append(str(module))
+            return 2.0
+
+    time = PartClock(Times())
+    nested = nn.Sequential(nas.Choice({"one": nn.ReLU(), "two": nn.SiLU()}), nn.Tanh())
+    for module, width in ((nn.ReLU(), 3), (nn.ReLU(), 3), (nn.ReLU(), 4), (nested, 3)):
+        assert time(functools.partial(module, torch.zeros(1, width))) == 2.0
+    assert timed == ["ReLU()", "ReLU()", "Sequential(\n  (0): ReLU()\n  (1): Tanh()\n)"]
+    assert isinstance(nested[0], nas.Choice)  # as it was
+
+
 @pytest.mark.long  # imports the exporter
 def test_files_are_timed_by_onnx_runtime():
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     wide, thin = (nn.Sequential(nn.Conv2d(3, w, 3), nn.ReLU(), nn.Conv2d(w, w, 3)).eval() for w in (64, 4))
-    rounds = nas.adapt.FileTimes()([wide, thin], torch.zeros(1, 3, 24, 24))
+    rounds = nas.adapt.FileTimes().in_turns([wide, thin], torch.zeros(1, 3, 24, 24))
     assert len(rounds) == 5
     assert all(slow > 2 * fast > 0 for slow, fast in rounds)
-    with pytest.raises(ConfigError, match=r"^cap\.latency_ms times networks as ONNX files, and torch\.export cannot"):
-        nas.adapt.FileTimes()([nn.LSTM(3, 4)], torch.zeros(1, 3))
+    with pytest.raises(
+        ConfigError, match=r"^cap\.latency_ms times networks and candidates as ONNX files, and torch\.export cannot"
+    ):
+        nas.adapt.FileTimes().in_turns([nn.LSTM(3, 4)], torch.zeros(1, 3))
