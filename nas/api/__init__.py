@@ -43,6 +43,7 @@ from nas.formats.format import Format
 from nas.methods.collapse import CollapseMonitor
 from nas.methods.deriver import Deriver
 from nas.methods.first_order import FirstOrder
+from nas.methods.front import write as write_front
 from nas.methods.sampler import GDAS, Sampler
 from nas.methods.search_job import SearchJob, SearchOptions, SearchParts
 from nas.runtime import distributed
@@ -94,7 +95,7 @@ def search(
     deriver: Deriver | None = None,
     monitor: Callable[..., CollapseMonitor] = CollapseMonitor,
     regulariser: Mapping[str, Any] | None = None,
-    cap: Mapping[str, float] | None = None,
+    cap: Mapping[str, float | Sequence[float]] | None = None,
     weight_optim: Callable[..., torch.optim.Optimizer] = SGD,
     arch_optim: Callable[..., torch.optim.Optimizer] = ADAM,
     lr: Callable[..., Any] = SEARCH_LR,
@@ -122,7 +123,8 @@ def search(
     cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example),
     ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this CPU), e.g.
     ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
-    `nas.methods.BestOf` hold it.
+    `nas.methods.BestOf` hold it. Several numbers, ``{"macs": [0.3, 0.5, 0.7]}``, derive a network for each from the one
+    search: see `Found.front`.
     network: fields of the space that a retraining will change, for the sizes that are reported.
     task: None for classification where targets are integers, else regression. augment: what training batches go
     through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.
@@ -160,12 +162,15 @@ def search(
         search_job.try_derived(auxiliary_weight=AUXILIARY_WEIGHT)
         with opened_records(job, settings, given_here) as records:
             genotype = search_job.search(records)
-            result = search_job.result(genotype)
+            result, front = search_job.result(genotype), search_job.front(genotype)
             if records.directory is not None and records.directory.writes:
+                if front:
+                    write_front(front, job.task.metric, records.directory.path)
                 atomic.write_json(records.directory.path / "result.json", result)
             records.tracker.finish({}, texts=genotype_texts(genotype))
-        state = search_job.state
-        return Found(genotype, result, dict(state.metrics), state.stopped, search_job.weights())
+        state, weights = search_job.state, search_job.weights()
+        points = tuple(Found(one.genotype, one.result(job.task.metric), {}, state.stopped, weights) for one in front)
+        return Found(genotype, result, dict(state.metrics), state.stopped, weights, points)
 
 
 def retrain(

@@ -1,7 +1,9 @@
 """Caps on the derived network: what they are, how a search is pulled below them, and which derivers hold them."""
 
 import copy
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,45 +31,66 @@ TIME = "latency_ms"
 NAMES = (*CAPS, TIME)
 
 
-def limits_of(
-    caps: Mapping[str, float | None], *, arch: ArchParams, space: Space, spec: DataSpec, times: FileTimes | None = None
-) -> list[Limit]:
-    """The limits that are set. space: at the size of retraining. caps: name -> a number; below 1 it is a part of the
-    largest network. times: measures files, for ``latency_ms``.
+def points_of(
+    caps: Mapping[str, float | Sequence[float] | None],
+    *,
+    arch: ArchParams,
+    space: Space,
+    spec: DataSpec,
+    times: FileTimes | None = None,
+) -> list[list[Limit]]:
+    """The limits of each network that is to be derived, the loosest first: one, or as many as a cap has numbers.
 
+    space: at the size of retraining. caps: name -> a number, or several of one name; below 1 it is a part of the
+    largest network. times: measures files, for ``latency_ms``.
     Raises ConfigError for another cap than of `NAMES`, and for one below the smallest or above the largest network.
     """
-    limits = []
-    for name, cap in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
+    columns: list[list[Limit]] = []
+    given: Any
+    for name, given in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
         if name not in NAMES:
             raise ConfigError(f"cap has {name!r}, expected some of {', '.join(NAMES)}", fix="set e.g. cap.macs=1e6")
-        if cap is None:
+        if given is None:
             continue
-        if not isinstance(cap, int | float) or isinstance(cap, bool):
-            raise ConfigError(f"cap.{name} is {cap!r}, expected a number", fix=f"set e.g. cap.{name}=1e6")
-        limit: Limit
-        if name == TIME:
-            if times is None:
-                raise ConfigError(f"cap.{name} needs a clock for exported files", fix="give SearchParts file_times")
-            timed, whole = timed_limit(arch=arch, space=space, spec=spec, times=times)
-            limit = timed.with_cap(cap, whole=whole)
-            least, most = limit.cost.reachable(arch.candidates)
-        else:
-            unit, count = CAPS[name]
-            with space.sketching():
-                cost = count(*sketch(space, spec))
-            least, most = cost.reachable(arch.candidates)
-            limit = Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit)
-        if not limit.cap >= least:
-            raise limit.refused(
-                "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
-            )
-        if limit.cap > most:
-            raise limit.refused(
-                "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
-            )
-        limits.append(limit)
-    return limits
+        numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        wrong = [one for one in numbers if not isinstance(one, int | float) or isinstance(one, bool)]
+        if wrong or not numbers:
+            raise ConfigError(f"cap.{name} is {given!r}, expected a number, or several", fix=f"set e.g. cap.{name}=1e6")
+        make, (least, most) = kind_of(name, arch=arch, space=space, spec=spec, times=times)
+        limits = [make(number) for number in dict.fromkeys(numbers)]
+        for limit in limits:
+            if not limit.cap >= least:
+                raise limit.refused(
+                    "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
+                )
+            if limit.cap > most:
+                raise limit.refused(
+                    "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
+                )
+        columns.append(sorted(limits, key=lambda limit: -limit.cap))
+    if len(several := [column[0].name for column in columns if len(column) > 1]) > 1:
+        raise ConfigError(
+            f"cap has several numbers of {' and of '.join(several)}, expected several of one name alone",
+            fix=f"give one number of {several[1]}",
+        )
+    count = max((len(column) for column in columns), default=1)
+    return [[column[min(place, len(column) - 1)] for column in columns] for place in range(count)]
+
+
+def kind_of(
+    name: str, *, arch: ArchParams, space: Space, spec: DataSpec, times: FileTimes | None
+) -> tuple[Callable[[float], Limit], tuple[float, float]]:
+    """What makes a limit of a number, and the lowest and the highest that a network of the space has."""
+    if name == TIME:
+        if times is None:
+            raise ConfigError(f"cap.{name} needs a clock for exported files", fix="give SearchParts file_times")
+        timed, whole = timed_limit(arch=arch, space=space, spec=spec, times=times)
+        return functools.partial(timed.with_cap, whole=whole), timed.cost.reachable(arch.candidates)
+    unit, count = CAPS[name]
+    with space.sketching():
+        cost = count(*sketch(space, spec))
+    least, most = cost.reachable(arch.candidates)
+    return lambda cap: Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit), (least, most)
 
 
 def ranges(*, arch: ArchParams, space: Space, spec: DataSpec) -> dict[str, tuple[float, float]]:

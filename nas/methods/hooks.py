@@ -12,6 +12,7 @@ from nas.methods.sampler import Sampler
 from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
 from nas.runtime import distributed
+from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.training.hooks import Hook
 from nas.training.schedule import progress
@@ -47,14 +48,8 @@ class Derivation:
         if state.epoch >= self._warmup_epochs:
             self._watch(state, chosen)
         if last or state.stopped is not None:
-            chosen = self._met(lambda: self.decided(state))
+            chosen = self._met(lambda: decided(self._deriver, state.arch, self._judge))
         return Genotype(self._space, chosen)
-
-    def decided(self, state: SearchState) -> dict[str, str | None]:
-        """What the deriver decides after the last epoch."""
-        if isinstance(self._deriver, JudgingDeriver):
-            return self._deriver.judged(state.arch, self._judge(self._deriver.batches))
-        return self._deriver(state.arch)
 
     def _watch(self, state: SearchState, chosen: Mapping[str, str | None]) -> None:
         """Warns once if a limit of the monitor has been exceeded for `patience` epochs."""
@@ -66,6 +61,13 @@ class Derivation:
                 collapse = "has collapsed and stops" if monitor.stop else "seems to collapse"
                 print(f"warning: the search {collapse}, {reason}", file=sys.stderr)
             state.stopped = reason if monitor.stop else None
+
+
+def decided(deriver: Deriver, arch: ArchParams, judge: Callable[[int | None], Judge]) -> dict[str, str | None]:
+    """What a deriver decides after the last epoch. judge: as in `Derivation`."""
+    if isinstance(deriver, JudgingDeriver):
+        return deriver.judged(arch, judge(deriver.batches))
+    return deriver(arch)
 
 
 class Collapse(Hook):

@@ -1,7 +1,8 @@
 """A search from plain objects: what is built and checked before it, its run, and what it reports."""
 
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,11 +12,12 @@ from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
 from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
-from nas.methods.derived_networks import Derived
+from nas.methods.derived_networks import Derived, timed_of
 from nas.methods.deriver import Deriver, check_excluded
 from nas.methods.discretisation_gap import Gap
 from nas.methods.first_order import FirstOrder
-from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers
+from nas.methods.front import Point
+from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, decided
 from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.regulariser import Sum
@@ -82,8 +84,9 @@ class SearchParts:
     searcher: see `FirstOrder`. monitor: from `kinds`. weight_optim, arch_optim: from `params`. lr: of the weights, from
     `start`, the optimiser's own. regulariser: name -> a term of the architecture's loss, or what makes it from `arch`,
     `space` and `spec`. cap: ``parameters``, ``macs``, ``bytes`` or ``latency_ms`` -> the most that the derived network
-    may have, or which part of the largest network: the search is pulled below it, see `nas.methods.cap`. file_times:
-    makes what measures ``latency_ms``, `nas.adapt.FileTimes`.
+    may have, or which part of the largest network: the search is pulled below it, see `nas.methods.cap`; several
+    numbers of one name derive several networks, see `SearchJob.front`. file_times: makes what measures ``latency_ms``,
+    `nas.adapt.FileTimes`.
     """
 
     sampler: Sampler
@@ -95,7 +98,7 @@ class SearchParts:
     arch_optim: Callable[..., torch.optim.Optimizer]
     lr: Callable[..., Any]
     regulariser: Mapping[str, Any] = field(default_factory=dict)
-    cap: Mapping[str, float | None] = field(default_factory=dict)
+    cap: Mapping[str, float | Sequence[float] | None] = field(default_factory=dict)
     file_times: Callable[[], FileTimes | None] = lambda: None
 
 
@@ -112,7 +115,8 @@ class SearchJob:
         self.temperature = positive(parts.temperature, "temperature")
         self.sampler = parts.sampler
         self._build_state(parts)
-        self.deriver = holding(parts.deriver, self.derived.limits)
+        self._holding = functools.partial(holding, parts.deriver)
+        self.deriver = self._holding(self.derived.limits)
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
@@ -168,7 +172,7 @@ class SearchJob:
         if times is not None and job.progress:
             print(f"cap.{TIME}: exporting and timing every candidate, which takes one or two seconds each")
         self.derived = Derived(job, self.retrained_space, arch=arch, caps=parts.cap, times=times)
-        state.timed = self.derived.timed
+        state.timed = timed_of(self.derived.limits)
         self.regulariser = self._regulariser(parts.regulariser)
         self.lr = learning_rates(complete(parts.lr, start=initial_lr(state.weight_optim)), "lr")
         self.searcher: FirstOrder = complete(
@@ -339,6 +343,18 @@ class SearchJob:
         """The score of the derived operations inside the supernet, batch norms recalibrated, on all of the
         architecture's split."""
         return self.judge(None).decided(genotype.choices, recalibrated=True)
+
+    def front(self, genotype: Genotype) -> list[Point]:
+        """The networks of several caps, the loosest first; empty for one cap. All are derived from the logits of the
+        search, which was pulled below the loosest. genotype: what the search has derived, for the loosest."""
+        found: list[Point] = []
+        for limits in self.derived.points if len(self.derived.points) > 1 else []:
+            if limits is not self.derived.limits:
+                derive = functools.partial(decided, self._holding(limits), self.state.arch, self.judge)
+                genotype = Genotype(self.job.space.name, self.derived.met(derive, limits))
+            caps = self.derived.cap_result(genotype, limits=limits)["cap"]
+            found.append(Point(genotype, caps, self.derived.parameters(genotype), self.validated(genotype)))
+        return found
 
     def gap_judge(self) -> Judge:
         """One for the discretisation gap: on the last batches, as a deriver that looks at data has chosen by the first,

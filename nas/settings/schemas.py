@@ -34,12 +34,12 @@ class Keep:
 
 @dataclass
 class Cap:
-    """The most that the derived network may have; None for no cap."""
+    """The most that the derived network may have: a number, or several for several networks; None for no cap."""
 
-    parameters: float | None = None
-    macs: float | None = None
-    bytes: float | None = None
-    latency_ms: float | None = None
+    parameters: Any = None
+    macs: Any = None
+    bytes: Any = None
+    latency_ms: Any = None
 
 
 @dataclass
