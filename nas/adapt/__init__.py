@@ -10,6 +10,7 @@ _public = {
     "Inserted": "inserted",
     "Insertion": "insertion",
     "Place": "insertion",
+    "Teacher": "teacher",
     "insert": "insertion",
     "insertions": "insertion",
     "depthwise": "makers",

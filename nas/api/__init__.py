@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from nas.adapt.file_times import FileTimes
+from nas.adapt.teacher import Teacher
 from nas.api.arguments import FORMATS, check_arguments, deriver_of, format_called, from_start, job_of
 from nas.api.found import Found, genotype_of, supernet_of
 from nas.api.own_process import own_process
@@ -102,6 +103,7 @@ def search(
     network: Mapping[str, Any] | None = None,
     benchmark: NasBench201Table | None = None,
     task: Task | None = None,
+    teacher: Teacher | nn.Module | str | None = None,
     augment: Augment | Preparation | None = None,
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
@@ -126,8 +128,11 @@ def search(
     `nas.methods.BestOf` hold it. Several numbers, ``{"macs": [0.3, 0.5, 0.7]}``, derive a network for each from the one
     search: see `Found.front`.
     network: fields of the space that a retraining will change, for the sizes that are reported.
-    task: None for classification where targets are integers, else regression. augment: what training batches go
-    through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.
+    task: None for classification where targets are integers, else regression.
+    teacher: a trained module, whose outputs are learnt beside the targets; ``original``, the model that `nas.insert`
+    has put choices into, with its weights; or ``nas.adapt.Teacher(...)``, which has shares, and features to be learnt.
+    augment: what training batches go through, ``nas.data.Augment(...)`` for images. classes: names by label.
+    image_size: of a folder's images.
     device: ``auto``, ``cpu``, ``cuda:1``, or a ``nas.runtime.Runtime(...)``, which also says threads and precision.
     directory: where the run leaves its files, a new one; None for none. resume: True to go on with the run that is in
     the directory, if one is; or the directory of a run that is there. may_change: arguments that may differ from the
@@ -198,6 +203,7 @@ def retrain(
     lr: Callable[..., Any] = RETRAIN_LR,
     policy: Policy | None = None,
     task: Task | None = None,
+    teacher: Teacher | nn.Module | str | None = None,
     augment: Augment | Preparation | None = None,
     classes: Sequence[str] | None = None,
     image_size: int | None = None,

@@ -36,6 +36,7 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
+from nas.training.distillation import attached
 from nas.training.evaluate import Score
 from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
@@ -125,6 +126,7 @@ class SearchJob:
         with taking(self.state.supernet, inputs):
             outputs = check_shapes(self.state.supernet, inputs)
         job.check_outputs(outputs, targets)
+        job.check_taught(self.state.supernet, inputs, outputs)
         job.check_parts(outputs, whole[1])
         self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
         if job.benchmark is not None:
@@ -178,7 +180,7 @@ class SearchJob:
         self.searcher: FirstOrder = complete(
             parts.searcher,
             state=state,
-            task=job.task,
+            task=job.training_task,
             regulariser=self.regulariser,
             precision=job.runtime.precision,
         )
@@ -239,6 +241,8 @@ class SearchJob:
         runtime, searcher = self.job.runtime, type(self.searcher)
         # Other searchers may ask more of their passes than a replay gives.
         others = "" if searcher is FirstOrder else f"needs a FirstOrder, got a {searcher.__name__}"
+        if self.job.distillation is not None:
+            others = "cannot record what a teacher needs to see"
         if runtime.cuda_graphs and not others:
             from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
             from nas.methods.cuda_graphs.replayed_module import replay
@@ -302,7 +306,7 @@ class SearchJob:
             content=job.data.seen,
             on_epoch=write_genotype,
         )
-        with watched as hooks, synchronised(state.supernet):
+        with watched as hooks, synchronised(state.supernet), attached(self.searcher.task, state.supernet):
             genotype = search(
                 state,
                 searcher=self.searcher,

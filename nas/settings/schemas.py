@@ -89,6 +89,7 @@ class RunConfig:
     lr: Any = MISSING
     data: Any = MISSING
     task: Any = MISSING
+    teacher: Any = None
     runtime: Any = MISSING
     tracker: Any = MISSING
     benchmark: Any = None
@@ -109,6 +110,7 @@ class RetrainConfig(RunConfig):
     """The settings of nas-retrain. Merged after run.yaml: a None here would replace what run.yaml chose."""
 
     benchmark: Any = MISSING
+    teacher: Any = MISSING
     genotype: str = MISSING
 
 
@@ -190,8 +192,12 @@ def register_schemas() -> None:
         store.store(name, node)
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
     OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
-    # The same holds for the arguments of a factory, and for the places of the space `inserted`.
-    for name, keys in (("factory_schema", ("arguments",)), ("inserted_schema", ("arguments", "places"))):
+    # The same holds for the arguments of a factory, the places of the space `inserted`, and a teacher's features.
+    for name, keys in (
+        ("factory_schema", ("arguments",)),
+        ("inserted_schema", ("arguments", "places")),
+        ("teacher_schema", ("arguments", "features")),
+    ):
         node = OmegaConf.create({key: {} for key in keys})
         for key in keys:
             OmegaConf.set_struct(node[key], False)

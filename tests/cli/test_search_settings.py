@@ -87,7 +87,8 @@ def test_a_dry_run_lists_the_choices_in_a_network_and_leaves_nothing(nas: Nas, t
     data = [setting for setting in TINY if setting.startswith(("data", "search", "runtime"))]
     network = ("space=inserted", "space.factory=custom_models.residual", "space.weights=w.pt", "data.channels=1")
     places = "space.places={1: [skip, {narrower: {fractions: [0.5], multiple_of: 1}}], 2.conv*: depthwise}"
-    outcome = nas("search", *data, *network, places, "dry_run=true", "hydra.run.dir=out")
+    taught = ("teacher=original", "teacher.share=0.9", "teacher.features={1: 1}")
+    outcome = nas("search", *data, *network, *taught, places, "dry_run=true", "hydra.run.dir=out")
     assert outcome.code == 0, outcome.err
     rows = [tuple(part.strip() for part in line.split("│")[1:4]) for line in outcome.out.splitlines() if "│" in line]
     assert rows == [
