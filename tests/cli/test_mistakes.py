@@ -416,7 +416,7 @@ MISTAKES = {
     ),
     "a teacher of a space without an original": (
         ("teacher=original",),
-        "teacher=original is the network that nas.insert has put choices into, but the choice at 0-1 was not put "
+        "teacher=original is the network that nas.insert has put choices into, but the choice at cell/0-1 was not put "
         "there, as no candidate is called 'keep'; give the teacher: nas.adapt.Teacher(network=...), or teacher=custom "
         "teacher.factory=...",
     ),
