@@ -82,9 +82,8 @@ class TimedLimit(Limit):
         """
         assert self.times is not None  # whoever made the limit has given these
         assert self.inputs is not None
-        rounds = self.times.in_turns(
-            [network] if self.part is None else [network, self.largest or network], self.inputs
-        )
+        assert self.largest is not None
+        rounds = self.times.in_turns([network] if self.part is None else [network, self.largest], self.inputs)
         caps = [self.cap if self.part is None else self.part * one[1] for one in rounds]
         self.cap = statistics.median(caps)
         return statistics.median(one[0] for one in rounds), max(
@@ -178,11 +177,12 @@ def met(
         if any(chosen == other for other, _, _ in seen):
             break
         predicted = limit.cost.of(chosen)
-        try:
-            taken, over = distributed.of_all(limit.measured(network(chosen)) if distributed.first() else None)[0]
-        except NasError as error:  # only now: the networks that were tried before the search could be exported
-            print(f"warning: cap.{limit.name} is not measured: {error.problem}", file=sys.stderr)
+        measured = distributed.of_all(tried(limit, network(chosen)) if distributed.first() else None)[0]
+        if isinstance(measured, str):
+            if distributed.first():
+                print(f"warning: cap.{limit.name} is not measured: {measured}", file=sys.stderr)
             return chosen
+        taken, over = measured
         limit.cap = distributed.of_all(limit.cap)[0]
         found = {"cap": limit.cap, "predicted": predicted, "measured": taken}
         seen.append((chosen, over, found | ({} if limit.part is None else {"ratio": limit.part * taken / limit.cap})))
@@ -205,3 +205,12 @@ def met(
             file=sys.stderr,
         )
     return chosen
+
+
+def tried(limit: TimedLimit, network: nn.Module) -> tuple[float, float] | str:
+    """What `TimedLimit.measured` gives, or why it cannot: the networks of the table could be exported, but this one is
+    another, and a search that has ended is not to be lost."""
+    try:
+        return limit.measured(network)
+    except NasError as error:
+        return error.problem

@@ -94,6 +94,18 @@ def test_a_part_is_of_the_largest_network_timed_in_turn():
     assert limit.found == {"cap": 8.0, "predicted": pytest.approx(4.5, rel=0.1), "measured": 7.0, "ratio": 7 / 16}
 
 
+def test_a_network_that_cannot_be_exported_is_kept_with_a_warning(capsys):
+    limit = limit_of(5.0, SINGLE)
+
+    def fails(name):
+        raise ConfigError("no file can hold it", fix="change it")
+
+    limit.times.time = fails
+    assert derived(limit)[0] == "middle"
+    assert limit.found == {}
+    assert capsys.readouterr().err == "warning: cap.latency_ms is not measured: no file can hold it\n"
+
+
 # -- in a search
 
 
