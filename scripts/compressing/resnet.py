@@ -1,5 +1,7 @@
 """ResNet-20 for images of 32x32 pixels (He et al. 2016, sec. 4.2), with projections as shortcuts (their option B)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """widths: channels of the stages, whose blocks after the first stage begin with stride 2. depth: blocks of each."""
 
-    def __init__(self, *, widths: tuple[int, ...] = (16, 32, 64), depth: int = 3, num_classes: int = 10) -> None:
+    def __init__(self, *, widths: Sequence[int] = (16, 32, 64), depth: int = 3, num_classes: int = 10) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])
