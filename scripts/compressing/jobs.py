@@ -81,7 +81,7 @@ class Study:
         return {
             "method": method,
             "seed": seed,
-            "settings": {name: getattr(self, name) for name in ("cap", "epochs", "search_epochs", "lr")},
+            "settings": {name: getattr(self, name) for name in ("cap", "epochs", "lr")},
             **{name: result[name] for name in result if name.split("_")[-1] in ("accuracy", "examples", "parameters")},
             "macs": after,
             "part_of_macs": after / before,

@@ -13,7 +13,7 @@ from torch import nn
 
 import nas
 from compressing.training import ALIKE, AUGMENT, BATCH, DECIDED, SGD, decided
-from nas.adapt import depthwise, factorised, narrower, skip
+from nas.adapt import factorised, narrower, skip
 from nas.adapt.insertion import Maker, Place
 from nas.api.found import Found
 from nas.data.image_folder import ImageFolder
@@ -64,14 +64,9 @@ def both_convolutions(name: str, maker: Maker) -> Maker:
 
 
 def candidates() -> list[Maker]:
-    """What may stand in for a block, from about 3/4 of its multiply-accumulates down to none."""
-    return [
-        narrower(0.75, 0.5, 0.25, multiple_of=1),
-        both_convolutions("rank_0.5", factorised(0.5)),
-        both_convolutions("rank_0.25", factorised(0.25)),
-        both_convolutions("depthwise", depthwise()),
-        skip(),
-    ]
+    """What may stand in for a block, from 3/4 of its multiply-accumulates down to none."""
+    ranks = [both_convolutions(f"rank_{part:g}", factorised(part)) for part in (0.5, 0.25, 0.125)]
+    return [narrower(0.75, 0.5, 0.25, multiple_of=1), *ranks, skip()]
 
 
 def searched(network: nn.Module, task: Task) -> tuple[nn.Module, Found]:
@@ -87,7 +82,7 @@ def searched(network: nn.Module, task: Task) -> tuple[nn.Module, Found]:
         gap_batches=0,
         sampler=ScoreFunction(samples=2, control=True),
         arch_optim=functools.partial(torch.optim.Adam, lr=1e-2, betas=(0.5, 0.999)),
-        deriver=BestOf(samples=64, batches=16, rounds=4, by="loss"),
+        deriver=BestOf(samples=128, batches=16, rounds=4, by="loss"),
         cap={"macs": task.macs},
         weight_optim=functools.partial(SGD, lr=task.lr),
         lr=Constant(task.lr),
@@ -162,6 +157,10 @@ def torch_pruning(network: nn.Module, task: Task, *, steps: int = 100, batches: 
         if group is not None:
             group.prune()
             continue
+        if pruner.current_step == steps:
+            raise ConfigError(
+                f"nothing is left to prune above {task.macs:,.0f} multiply-accumulates", fix="raise --cap"
+            )
         network.zero_grad()
         for _ in range(batches):
             images, labels = next(endless)
