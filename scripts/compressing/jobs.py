@@ -55,7 +55,14 @@ class Study:
         if not path.is_file():
             atomic.write_json(path, self._compressed(method, seed, directory=self.runs / name, pilot=pilot))
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["settings"] != self.settings:
+            raise ConfigError(f"{path} has the settings {found['settings']}", fix="give the same ones, or another RUNS")
         return found
+
+    @property
+    def settings(self) -> Mapping[str, float]:
+        """What all methods have in common."""
+        return {"cap": self.cap, "epochs": self.epochs, "lr": self.lr}
 
     def _compressed(self, method: str, seed: int, *, directory: Path, pilot: bool) -> dict[str, Any]:
         before = self.original()["macs"]
@@ -81,7 +88,7 @@ class Study:
         return {
             "method": method,
             "seed": seed,
-            "settings": {name: getattr(self, name) for name in ("cap", "epochs", "lr")},
+            "settings": self.settings,
             **{name: result[name] for name in result if name.split("_")[-1] in ("accuracy", "examples", "parameters")},
             "macs": after,
             "part_of_macs": after / before,

@@ -126,7 +126,10 @@ def torch_pruning(network: nn.Module, task: Task, *, steps: int = 100, batches: 
     Channels of all layers compete, also those of the residual stream. A hundredth of them goes in each step, by the
     gradients of `batches` batches, until the cap holds.
     """
-    import torch_pruning as tp
+    try:
+        import torch_pruning as tp
+    except ImportError as error:
+        raise ConfigError("torch_pruning is not installed", fix="pip install torch-pruning") from error
 
     bundle = ImageFolder(root=str(task.data)).training()
     loader = Loader(

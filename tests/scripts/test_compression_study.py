@@ -115,7 +115,9 @@ def call(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["compression_study", *map(str, arguments)])
         return module.main()
 
-    return called
+    threads = torch.get_num_threads()
+    yield called
+    torch.set_num_threads(threads)
 
 
 def test_what_is_missing_is_said_in_one_line(call, images, tmp_path):
@@ -151,6 +153,7 @@ def test_the_whole_study_in_miniature(call, images, tmp_path, monkeypatch, capsy
     assert call(*arguments) is None
     assert capsys.readouterr().out == shown
     assert [path.read_bytes() for path in first] == before
+    assert "has the settings" in call(*arguments, "--lr", 0.1)
     assert call("compress", *arguments[1:-2], "--method", "uniform", "--seed", 7, "--pilot") is None
     assert (
         not (tmp_path / "runs" / "pilot_uniform_seed_7" / "tuning" / "result.json").read_text().count("test_accuracy")
