@@ -37,8 +37,7 @@ LEAST_USED = 0.95  # of the cap, by a random network
 @dataclass(frozen=True)
 class Task:
     """What a method is to do. data: a folder of images. directory: for its files. macs: that the result may have.
-    search_epochs: in units of an epoch of
-    fine-tuning. lr: of a search."""
+    search_epochs: of weight updates, counted in epochs of fine-tuning. lr: of a search."""
 
     data: Path
     directory: Path
