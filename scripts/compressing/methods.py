@@ -81,7 +81,7 @@ def searched(network: nn.Module, task: Task) -> tuple[nn.Module, Found]:
         gap_batches=0,
         sampler=ScoreFunction(samples=2, control=True),
         arch_optim=functools.partial(torch.optim.Adam, lr=1e-2, betas=(0.5, 0.999)),
-        deriver=BestOf(samples=128, batches=16, rounds=4, by="loss"),
+        deriver=BestOf(samples=64, batches=16, rounds=4, by="loss"),
         cap={"macs": task.macs},
         weight_optim=functools.partial(SGD, lr=task.lr),
         lr=Constant(task.lr),
