@@ -19,7 +19,7 @@ class Study:
     """data: DATA/train/<class>/* and DATA/test/<class>/*. runs: where all jobs leave their files. cap: the part of the
     original's multiply-accumulates that the others may have. epochs: of updates that each of them gets, counted in
     updates of an epoch of fine-tuning. search_epochs: how many of these are the search's, where there is one. lr: the
-    highest learning rate of both."""
+    highest learning rate of both. arch_lr: of the search's logits."""
 
     data: Path
     runs: Path
@@ -27,6 +27,7 @@ class Study:
     epochs: int = 8
     search_epochs: int = 2
     lr: float = 0.05
+    arch_lr: float = 0.03
 
     def train(self, *, epochs: int, **sizes: Any) -> Mapping[str, Any]:
         """Trains the original. Returns its result. sizes: of the `ResNet`."""
@@ -67,7 +68,7 @@ class Study:
     def _compressed(self, method: str, seed: int, *, directory: Path, pilot: bool) -> dict[str, Any]:
         before = self.original()["macs"]
         network = load_original(self._original.parent)
-        task = Task(self.data, directory, self.cap * before, seed, self.search_epochs, self.lr)
+        task = Task(self.data, directory, self.cap * before, seed, self.search_epochs, lr=self.lr, arch_lr=self.arch_lr)
         model, found = METHODS[method](network, task)
         searched = int(found.metrics.get("updates", 0))
         tuned = fine_tune(

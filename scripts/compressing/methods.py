@@ -37,7 +37,8 @@ LEAST_USED = 0.95  # of the cap, by a random network
 @dataclass(frozen=True)
 class Task:
     """What a method is to do. data: a folder of images. directory: for its files. macs: that the result may have.
-    search_epochs: of weight updates, counted in epochs of fine-tuning. lr: of a search."""
+    search_epochs: of weight updates, counted in epochs of fine-tuning. lr, arch_lr: of the weights and the
+    logits in a search."""
 
     data: Path
     directory: Path
@@ -45,6 +46,7 @@ class Task:
     seed: int
     search_epochs: int
     lr: float
+    arch_lr: float
 
 
 Method = Callable[[nn.Module, Task], tuple[nn.Module, Found]]
@@ -76,11 +78,11 @@ def searched(network: nn.Module, task: Task) -> tuple[nn.Module, Found]:
         task.data,
         # Half of the images are for the architecture, so an epoch has half of the updates.
         epochs=2 * task.search_epochs,
-        warmup_epochs=task.search_epochs,
+        warmup_epochs=task.search_epochs - 1,
         init_std=0.0,
         gap_batches=0,
         sampler=ScoreFunction(samples=2, control=True),
-        arch_optim=functools.partial(torch.optim.Adam, lr=1e-2, betas=(0.5, 0.999)),
+        arch_optim=functools.partial(torch.optim.Adam, lr=task.arch_lr, betas=(0.5, 0.999)),
         deriver=BestOf(samples=64, batches=16, rounds=4, by="loss"),
         cap={"macs": task.macs},
         weight_optim=functools.partial(SGD, lr=task.lr),

@@ -44,7 +44,7 @@ def images(tmp_path_factory):
 def smaller(method, network, data, *, cap=0.5, seed=0):
     """Returns the network that a method makes, and its part of the multiply-accumulates."""
     before = macs_of(network)
-    task = Task(data, data, macs=cap * before, seed=seed, search_epochs=1, lr=0.05)
+    task = Task(data, data, macs=cap * before, seed=seed, search_epochs=1, lr=0.05, arch_lr=0.03)
     model, found = METHODS[method](copy.deepcopy(network), task)
     plain = freeze(copy.deepcopy(model), found.genotype.choices)
     return plain, macs_of(plain) / before
