@@ -6,9 +6,11 @@ from nas.lazy import lazy
 
 # Name -> the module that defines it.
 _public = {
+    "FileTimes": "file_times",
     "Inserted": "inserted",
     "Insertion": "insertion",
     "Place": "insertion",
+    "Teacher": "teacher",
     "insert": "insertion",
     "insertions": "insertion",
     "depthwise": "makers",

@@ -150,12 +150,14 @@ FIXED_CODE = {
 
 def _refuse_compiled(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        for kind, what in FIXED_CODE.items():
-            if isinstance(module, kind):
-                raise SpaceError(
-                    f"{path or 'the model'} {what}, expected plain modules",
-                    fix="insert the choices before the model is traced or compiled",
-                )
+        reasons = [what for kind, what in FIXED_CODE.items() if isinstance(module, kind)]
+        if module._compiled_call_impl is not None:  # by module.compile(), which leaves the class as it is
+            reasons.append(FIXED_CODE[torch._dynamo.OptimizedModule])
+        for what in reasons[:1]:
+            raise SpaceError(
+                f"{path or 'the model'} {what}, expected plain modules",
+                fix="insert the choices before the model is traced or compiled",
+            )
 
 
 def _named(where: str | type[nn.Module]) -> str:

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas.adapt.file_times import FileTimes
+from nas.adapt.teacher import Teacher
 from nas.api.arguments import FORMATS, check_arguments, deriver_of, format_called, from_start, job_of
 from nas.api.found import Found, genotype_of, supernet_of
 from nas.api.own_process import own_process
@@ -42,6 +44,7 @@ from nas.formats.format import Format
 from nas.methods.collapse import CollapseMonitor
 from nas.methods.deriver import Deriver
 from nas.methods.first_order import FirstOrder
+from nas.methods.front import write as write_front
 from nas.methods.sampler import GDAS, Sampler
 from nas.methods.search_job import SearchJob, SearchOptions, SearchParts
 from nas.runtime import distributed
@@ -93,13 +96,14 @@ def search(
     deriver: Deriver | None = None,
     monitor: Callable[..., CollapseMonitor] = CollapseMonitor,
     regulariser: Mapping[str, Any] | None = None,
-    cap: Mapping[str, float] | None = None,
+    cap: Mapping[str, float | Sequence[float]] | None = None,
     weight_optim: Callable[..., torch.optim.Optimizer] = SGD,
     arch_optim: Callable[..., torch.optim.Optimizer] = ADAM,
     lr: Callable[..., Any] = SEARCH_LR,
     network: Mapping[str, Any] | None = None,
     benchmark: NasBench201Table | None = None,
     task: Task | None = None,
+    teacher: Teacher | nn.Module | str | None = None,
     augment: Augment | Preparation | None = None,
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
@@ -118,12 +122,17 @@ def search(
     epochs, batch_size, ..., gap_batches: see `SearchOptions`. sampler, ..., lr: see `SearchParts`; a class, or a
     functools.partial of one, makes the parts that need more than their own arguments, e.g.
     ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
-    cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example)
-    and ``bytes`` (of the weights), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The
-    default deriver and `nas.methods.BestOf` hold it.
+    cap: the most that the derived network may have, of ``parameters``, ``macs`` (multiply-accumulates for one example),
+    ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this CPU), e.g.
+    ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
+    `nas.methods.BestOf` hold it. Several numbers, ``{"macs": [0.3, 0.5, 0.7]}``, derive a network for each from the one
+    search: see `Found.front`.
     network: fields of the space that a retraining will change, for the sizes that are reported.
-    task: None for classification where targets are integers, else regression. augment: what training batches go
-    through, ``nas.data.Augment(...)`` for images. classes: names by label. image_size: of a folder's images.
+    task: None for classification where targets are integers, else regression.
+    teacher: a trained module, whose outputs are learnt beside the targets; ``original``, the model that `nas.insert`
+    has put choices into, with its weights; or ``nas.adapt.Teacher(...)``, which has shares, and features to be learnt.
+    augment: what training batches go through, ``nas.data.Augment(...)`` for images. classes: names by label.
+    image_size: of a folder's images.
     device: ``auto``, ``cpu``, ``cuda:1``, or a ``nas.runtime.Runtime(...)``, which also says threads and precision.
     directory: where the run leaves its files, a new one; None for none. resume: True to go on with the run that is in
     the directory, if one is; or the directory of a run that is there. may_change: arguments that may differ from the
@@ -147,22 +156,26 @@ def search(
             lr=from_start(lr),
             regulariser=regulariser or {},
             cap=cap or {},
+            file_times=FileTimes,
         )
         settings = recorded_settings(job, train, given_here) | {
             "search": asdict(options),
             "retrain": {"network": dict(network or {})},
-            **{field.name: plain(getattr(parts, field.name)) for field in fields(SearchParts)},
+            **{one.name: plain(getattr(parts, one.name)) for one in fields(SearchParts) if one.name != "file_times"},
         }
         search_job = SearchJob(job, options, parts, retrained=job.space.resized(network or {}))
         search_job.try_derived(auxiliary_weight=AUXILIARY_WEIGHT)
         with opened_records(job, settings, given_here) as records:
             genotype = search_job.search(records)
-            result = search_job.result(genotype)
+            result, front = search_job.result(genotype), search_job.front(genotype)
             if records.directory is not None and records.directory.writes:
+                if front:
+                    write_front(front, job.task.metric, records.directory.path)
                 atomic.write_json(records.directory.path / "result.json", result)
             records.tracker.finish({}, texts=genotype_texts(genotype))
-        state = search_job.state
-        return Found(genotype, result, dict(state.metrics), state.stopped, search_job.weights())
+        state, weights = search_job.state, search_job.weights()
+        points = tuple(Found(one.genotype, one.result(job.task.metric), {}, state.stopped, weights) for one in front)
+        return Found(genotype, result, dict(state.metrics), state.stopped, weights, points)
 
 
 def retrain(
@@ -190,6 +203,7 @@ def retrain(
     lr: Callable[..., Any] = RETRAIN_LR,
     policy: Policy | None = None,
     task: Task | None = None,
+    teacher: Teacher | nn.Module | str | None = None,
     augment: Augment | Preparation | None = None,
     classes: Sequence[str] | None = None,
     image_size: int | None = None,

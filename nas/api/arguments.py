@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
+from nas.adapt.teacher import teacher_of
 from nas.data import given
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
@@ -70,14 +71,18 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
     data = given.training(train, reading, augment=arguments["augment"])
     task = arguments["task"] or task_for(data.spec)
     check_targets(task, data.spec, training=data.train)
+    space, teacher = space_of(build_model), arguments["teacher"]
     return Job(
         runtime=runtime,
-        space=space_of(build_model),
+        space=space,
         task=task,
         data=data,
         seed=arguments["seed"],
         benchmark=arguments.get("benchmark"),
         progress=arguments["progress"] and distributed.first(),
+        distillation=None
+        if teacher is None
+        else teacher_of(teacher).distillation(space, data.spec, runtime, seed=arguments["seed"]),
     )
 
 

@@ -14,13 +14,15 @@ from nas.training.inheritance import SupernetWeights, checkpoint_beside
 @dataclass(frozen=True)
 class Found:
     """What a search leaves. result: as in ``result.json``. metrics: of the last epoch, as in ``metrics.jsonl``.
-    stopped: why the search ended before its last epoch, None if it did not. supernet: its weights, for `retrain`."""
+    stopped: why the search ended before its last epoch, None if it did not. supernet: its weights, for `retrain`.
+    front: what several caps gave, one for each, the loosest first; each can be given to `retrain`."""
 
     genotype: Genotype
     result: Mapping[str, Any]
     metrics: Mapping[str, float]
     stopped: str | None = None
     supernet: SupernetWeights | None = field(default=None, repr=False, compare=False)
+    front: "tuple[Found, ...]" = ()
 
 
 def genotype_of(given: Genotype | Found | str) -> Genotype:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from nas.adapt.teacher import teacher_of
 from nas.data import given, survey
 from nas.data.image_folder import ImageFolder
 from nas.errors import ConfigError
@@ -38,6 +39,7 @@ def recorded_settings(job: Job, train: Any, arguments: Mapping[str, Any]) -> dic
         "runtime": described(job.runtime),
         "saving": plain(arguments["saving"]),
         "tracker": plain(arguments["tracker"]),
+        **({} if arguments["teacher"] is None else {"teacher": plain(teacher_of(arguments["teacher"]))}),
     }
 
 

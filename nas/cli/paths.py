@@ -15,8 +15,8 @@ TWICE = re.compile(r"""'("(?:[^"\\']|\\.)*")'""")
 OPTION = re.compile(r"(--config-dir|--config-path)=(~.*)")
 WORDS = ("--config-dir", "-cd", "--config-path", "-cp")  # whose value is an argument of its own
 
-OF_OTHERS = re.compile(r"(data\.[\w.]+|space\.weights)=")  # settings of what a run or a checkpoint has chosen
-PATHS = ("data.root", "benchmark.table", "space.weights")
+OF_OTHERS = re.compile(r"(data\.[\w.]+|(space|teacher)\.weights)=")  # settings of what a run or a checkpoint has chosen
+PATHS = ("data.root", "benchmark.table", "space.weights", "teacher.weights")
 
 
 def read(arguments: Sequence[str]) -> list[str]:

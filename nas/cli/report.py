@@ -1,7 +1,7 @@
 """Tables and texts that the commands print at their end."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from nas.data.survey import lines, warnings
 from nas.drawing.architecture import Cell, parted
 from nas.drawing.text import draw_cells
 from nas.formats.export import Exported
+from nas.methods.front import Point, table
 from nas.supernet.choice import choices
 from nas.supernet.genotype import Genotype
 from nas.training.task import Metric
@@ -175,13 +176,29 @@ def show_choices(supernet: nn.Module, ranges: Mapping[str, tuple[float, float]])
         table.add_row(key, type(sharing[0].candidates[0]).__name__, ", ".join(sharing[0].names))
     show(table)
     for name, (least, most) in ranges.items():
-        print(f"{name}: {least:,.0f} to {most:,.0f}")
+        print(
+            f"{name}: {least:,.4g} to {most:,.4g}" if name == "latency_ms" else f"{name}: {least:,.0f} to {most:,.0f}"
+        )
 
 
 def show_cap(result: dict[str, Any]) -> None:
     """A line for each cap; nothing without caps."""
     for name, found in result.get("cap", {}).items():
-        print(f"{name}: {found['predicted']:,} of the derived network, cap {found['cap']:,}")
+        predicted, cap = (
+            f"{found[one]:,.4g}" if name == "latency_ms" else f"{found[one]:,}" for one in ("predicted", "cap")
+        )
+        measured = f", {found['measured']:.4g} measured" if name == "latency_ms" and "measured" in found else ""
+        print(f"{name}: {predicted} of the derived network{measured}, cap {cap}")
+
+
+def show_front(points: Sequence[Point], metric: Metric) -> None:
+    """Prints a row for each network of several caps; nothing for one cap."""
+    if points:
+        headings, rows = table(points, metric)
+        shown = Shown(*headings, title="networks by their caps, before retraining")
+        for row in rows:
+            shown.add_row(*row)
+        show(shown)
 
 
 def show_gap(result: dict[str, Any]) -> None:

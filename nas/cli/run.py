@@ -26,6 +26,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     objective = Objective.from_config(cfg, setup.task.metric)
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     search, retrain = SearchStage(setup), RetrainStage(setup)
+    search.refuse_several_caps()
     retrain.check(search.first)
     if cfg.dry_run:
         show_choices(search.state.supernet, search.derived.ranges())

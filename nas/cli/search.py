@@ -9,10 +9,11 @@ from nas.cli.command import command
 
 
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
-    from nas.cli.report import show_cap, show_choices, show_gap, show_search, show_standings
+    from nas.cli.report import show_cap, show_choices, show_front, show_gap, show_search, show_standings
     from nas.cli.stages.objective import Objective
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
+    from nas.methods.front import write
     from nas.storage import atomic
     from nas.training.records import genotype_texts
     from nas.training.trained import validation_result
@@ -27,8 +28,11 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     with setup.open(directory) as out, setup.track(out) as tracker:
         genotype = search.run(out, tracker)
         validated = search.validated(genotype) if objective is not None and objective.needs_examples else None
+        front = search.front(genotype)
         if not out.writes:
             return None  # of several processes the first does the rest
+        if front:
+            write(front, setup.task.metric, out.path)
         result = search.result(genotype) | validation_result(validated, setup.task.metric)
         if objective is not None:
             network = functools.cache(lambda: search.derived.network(genotype).eval())
@@ -39,6 +43,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     if setup.benchmark is not None:
         show_standings(setup.benchmark.report(genotype))
     show_cap(result)
+    show_front(front, setup.task.metric)
     show_gap(result)
     print(f"\nEverything is in {directory}")
     return None if objective is None else objective.value(result["objective"])

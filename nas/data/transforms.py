@@ -5,6 +5,7 @@ CPU and on a GPU. Padding is black and added before normalisation. The hole of c
 follow the recipes of the NAS papers (Liu et al. 2019, sec. 3.1).
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -67,9 +68,14 @@ def normalise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
     images: (N, C, H, W) uint8. mean, std: (C,) float in [0, 1] units, on the device of the images. Returns (N, C, H, W)
     float32.
     """
-    scale = (1 / (255 * std))[:, None, None]
-    shift = (mean / std)[:, None, None]
+    scale, shift = scale_and_shift(mean, std)
     return images.float().mul_(scale).sub_(shift)
+
+
+@functools.lru_cache(maxsize=8)  # of the tensors themselves, not of their values
+def scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what `normalise` computes from mean and deviation, (C, 1, 1) each."""
+    return (1 / (255 * std))[:, None, None], (mean / std)[:, None, None]
 
 
 @dataclass(frozen=True)

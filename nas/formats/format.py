@@ -35,8 +35,7 @@ class Subject:
     @property
     def variables(self) -> tuple[str, ...]:
         """Returns the names of the inputs in code: x, or x1, x2, ..."""
-        count = len(self.examples)
-        return ("x",) if count == 1 else tuple(f"x{number}" for number in range(1, count + 1))
+        return variables(len(self.examples))
 
     @property
     def call(self) -> str:
@@ -62,6 +61,11 @@ class Artefact:
     tolerance: float = TOLERANCE
     facts: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""
+
+
+def variables(count: int) -> tuple[str, ...]:
+    """Returns the names of so many inputs: x, or x1, x2, ..."""
+    return ("x",) if count == 1 else tuple(f"x{number}" for number in range(1, count + 1))
 
 
 class UnavailableError(Exception):

@@ -49,10 +49,13 @@ def write_program(network: nn.Module, examples: tuple[Tensor, ...], path: Path) 
     path.write_bytes(content.getvalue())  # not by torch, which aborts the process when the disk is full
 
 
-def exported(network: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """Returns the exported program for a batch of any size.
+def exported(
+    network: nn.Module, examples: tuple[Tensor, ...], *, any_batch: bool = True
+) -> torch.export.ExportedProgram:
+    """Returns the exported program for a batch of any size, or for the shapes of the examples alone.
 
-    examples: a batch of at least two, because torch.export takes a size of 1 for a constant. Raises UnavailableError.
+    examples: for any batch at least two, because torch.export takes a size of 1 for a constant. Raises
+    UnavailableError.
     """
     batch = torch.export.Dim("batch", min=1)
     shapes: tuple[Any, ...] = tuple({0: batch} for _ in examples)
@@ -61,7 +64,7 @@ def exported(network: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.E
         shapes = (shapes,)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # torch prints the unfinished graph there
-            return torch.export.export(network, examples, dynamic_shapes=shapes)
+            return torch.export.export(network, examples, dynamic_shapes=shapes if any_batch else None)
     except Exception as error:  # a user's own forward may raise any error while it is traced
         raise UnavailableError(
             f"torch.export cannot trace the network with a batch of any size ({described(error)}); "

@@ -1,7 +1,9 @@
 """Caps on the derived network: what they are, how a search is pulled below them, and which derivers hold them."""
 
 import copy
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,10 +11,11 @@ from nas.data.inputs import Inputs
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.methods.best_of import BestOf
-from nas.methods.cost import Cost
+from nas.methods.cost import Cost, Expectation
 from nas.methods.cost_regularisers import CostTarget, sketch
 from nas.methods.counted_costs import macs, parameters, stored_bytes
 from nas.methods.deriver import Argmax, Deriver
+from nas.methods.timed_limit import FileTimes, timed_limit
 from nas.methods.within_cap import Limit, WithinCap
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
@@ -24,37 +27,70 @@ CAPS: dict[str, tuple[str, Callable[[nn.Module, Inputs], Cost]]] = {
     "macs": ("multiply-accumulates", macs),
     "bytes": ("bytes", lambda model, inputs: stored_bytes(model)),
 }
+TIME = "latency_ms"
+NAMES = (*CAPS, TIME)
 
 
-def limits_of(caps: Mapping[str, float | None], *, arch: ArchParams, space: Space, spec: DataSpec) -> list[Limit]:
-    """The limits that are set. space: at the size of retraining. caps: name -> a number; below 1 it is a part of the
-    largest network.
+def points_of(
+    caps: Mapping[str, float | Sequence[float] | None],
+    *,
+    arch: ArchParams,
+    space: Space,
+    spec: DataSpec,
+    times: FileTimes | None = None,
+) -> list[list[Limit]]:
+    """The limits of each network that is to be derived, the loosest first: one, or as many as a cap has numbers.
 
-    Raises ConfigError for another cap than of `CAPS`, and for one below the smallest or above the largest network.
+    space: at the size of retraining. caps: name -> a number, or several of one name; below 1 it is a part of the
+    largest network. times: measures files, for ``latency_ms``.
+    Raises ConfigError for another cap than of `NAMES`, and for one below the smallest or above the largest network.
     """
-    limits = []
-    for name, cap in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
-        if name not in CAPS:
-            raise ConfigError(f"cap has {name!r}, expected some of {', '.join(CAPS)}", fix="set e.g. cap.macs=1e6")
-        if cap is None:
+    columns: list[list[Limit]] = []
+    given: Any
+    for name, given in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
+        if name not in NAMES:
+            raise ConfigError(f"cap has {name!r}, expected some of {', '.join(NAMES)}", fix="set e.g. cap.macs=1e6")
+        if given is None:
             continue
-        if not isinstance(cap, int | float) or isinstance(cap, bool):
-            raise ConfigError(f"cap.{name} is {cap!r}, expected a number", fix=f"set e.g. cap.{name}=1e6")
-        unit, count = CAPS[name]
-        with space.sketching():
-            cost = count(*sketch(space, spec))
-        least, most = cost.reachable(arch.candidates)
-        limit = Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit)
-        if not limit.cap >= least:
-            raise limit.refused(
-                "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
-            )
-        if limit.cap > most:
-            raise limit.refused(
-                "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
-            )
-        limits.append(limit)
-    return limits
+        numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        wrong = [one for one in numbers if not isinstance(one, int | float) or isinstance(one, bool)]
+        if wrong or not numbers:
+            raise ConfigError(f"cap.{name} is {given!r}, expected a number, or several", fix=f"set e.g. cap.{name}=1e6")
+        make, (least, most) = kind_of(name, arch=arch, space=space, spec=spec, times=times)
+        limits = [make(number) for number in dict.fromkeys(numbers)]
+        for limit in limits:
+            if not limit.cap >= least:
+                raise limit.refused(
+                    "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
+                )
+            if limit.cap > most:
+                raise limit.refused(
+                    "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
+                )
+        columns.append(sorted(limits, key=lambda limit: -limit.cap))
+    if len(several := [column[0].name for column in columns if len(column) > 1]) > 1:
+        raise ConfigError(
+            f"cap has several numbers of {' and of '.join(several)}, expected several of one name alone",
+            fix=f"give one number of {several[1]}",
+        )
+    count = max((len(column) for column in columns), default=1)
+    return [[column[min(place, len(column) - 1)] for column in columns] for place in range(count)]
+
+
+def kind_of(
+    name: str, *, arch: ArchParams, space: Space, spec: DataSpec, times: FileTimes | None
+) -> tuple[Callable[[float], Limit], tuple[float, float]]:
+    """What makes a limit of a number, and the lowest and the highest that a network of the space has."""
+    if name == TIME:
+        if times is None:
+            raise ConfigError(f"cap.{name} needs a clock for exported files", fix="give SearchParts file_times")
+        timed, whole = timed_limit(arch=arch, space=space, spec=spec, times=times)
+        return functools.partial(timed.with_cap, whole=whole), timed.cost.reachable(arch.candidates)
+    unit, count = CAPS[name]
+    with space.sketching():
+        cost = count(*sketch(space, spec))
+    least, most = cost.reachable(arch.candidates)
+    return lambda cap: Limit(name, cost, float(cap * most if 0 < cap < 1 else cap), unit), (least, most)
 
 
 def ranges(*, arch: ArchParams, space: Space, spec: DataSpec) -> dict[str, tuple[float, float]]:
@@ -74,9 +110,12 @@ class Pull(CostTarget):
         super().__init__(
             limit.cost, arch=arch, target=limit.cap, weight=Constant(1.0), what=limit.name, unit=limit.unit
         )
+        self.limit, self._cost = limit, limit.cost
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
-        return self.weight(progress) * (self.expected(arch) / self.target - 1).clamp(min=0)
+        if self._cost is not self.limit.cost:  # times that were measured before the run was resumed
+            self._expected, self._cost = Expectation(self.limit.cost, arch), self.limit.cost
+        return self.weight(progress) * (self.expected(arch) / self.limit.cap - 1).clamp(min=0)
 
 
 def holding(deriver: Deriver, limits: list[Limit]) -> Deriver:

@@ -3,8 +3,8 @@
 Each level treats the other level as constant (Liu et al. 2019, sec. 2.3 with xi = 0; GDAS has the same form).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from nas.data.inputs import each
 from nas.data.loader import Batch
 from nas.errors import ConfigError
+from nas.methods.cuda_graphs.replayed_module import Replayed
 from nas.methods.regulariser import Regulariser
 from nas.methods.sampler import Gates, LossSampler, draw, read_on_host
 from nas.methods.state import SearchState
 from nas.methods.undrawn import UndrawnDecay, check_undrawn
 from nas.runtime import distributed
+from nas.runtime.fused_step import zero_gradients
 from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, naming
 from nas.runtime.precision import Precision, take_step
-from nas.supernet.choice import choices, gates
+from nas.supernet.choice import Gate, choices, gates
 from nas.training.meter import StepResult
 from nas.training.task import Task
 from nas.training.weighing import WeighedLoss
@@ -113,8 +115,8 @@ class FirstOrder:
     def weight_step(self, batch: Batch, temperature: float, drawn: Gates | None = None) -> StepResult:
         """Takes one step of the weights on a batch of the weights' split. drawn: the gates, None to draw them here."""
         self.guard.begin(self.supernet)
-        # set_to_none: with zeroed gradients, momentum and weight decay would still change the undrawn operations.
-        self.weight_optim.zero_grad(set_to_none=True)
+        # None: with zeroed gradients, momentum and weight decay would still change the undrawn operations.
+        zero_gradients(self.weight_optim)
         if drawn is None:
             with torch.no_grad():
                 drawn = self._draw(temperature)
@@ -129,7 +131,7 @@ class FirstOrder:
     def add_weight_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
         """Adds the gradient of the loss under these gates to that of the weights. Returns the loss and the metric."""
         # Backward passes too: activation checkpointing runs choices again in them.
-        with gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+        with self._pass(drawn, differentiable=False, frozen=False):
             loss, metric = self._forward(batch)
             if loss.requires_grad:  # False where all that is drawn is frozen
                 self.scaler.scale(loss).backward()
@@ -149,7 +151,7 @@ class FirstOrder:
         progress: the progress of the search in [0, 1], for the regulariser. drawn: the gates, empty to draw them here.
         """
         self.guard.begin(self.supernet)
-        self.arch_optim.zero_grad(set_to_none=True)
+        zero_gradients(self.arch_optim)
         samples = self.sampler.samples
         drawn = [self._noted(one) for one in drawn or [self._draw(temperature) for _ in range(samples)]]
         losses: Tensor | None = None
@@ -162,26 +164,44 @@ class FirstOrder:
             self.scaler.scale(self.scored.surrogate(self.arch, drawn, losses)).backward()
         if self.regulariser is not None:
             self.scaler.scale(self.regulariser(self.arch, progress)).backward()
-        loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
+        if samples == 1:
+            ((loss, metric),) = passes
+            metric = metric / samples  # a float for an integer, as below
+        else:
+            loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
         watch = self.guard.watch(ARCHITECTURE, loss, self.arch.naming)
         taken = take_step(self.arch_optim, self.scaler, watch=watch, measured=[metric])
         if self.scored is not None and losses is not None and not taken.skipped:
             self.scored.learn(self.arch, drawn, losses)
         return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
 
+    def _pass(self, drawn: Gates, *, differentiable: bool, frozen: bool) -> AbstractContextManager[None]:
+        """Returns the context of a pass under these gates. frozen: compute no gradients of the weights."""
+        by_key = drawn.by_key(self.arch.keys, differentiable=differentiable)
+        ordinary = self._set(by_key, frozen=frozen)
+        replayed = self.supernet._compiled_call_impl
+        if isinstance(replayed, Replayed):
+            return replayed.step(self.choices, by_key, ordinary, frozen=frozen)
+        return ordinary
+
+    @contextmanager
+    def _set(self, by_key: Mapping[str, Gate], *, frozen: bool) -> Iterator[None]:
+        with weights_frozen(self.weights if frozen else ()), gates(self.choices, by_key):
+            yield
+
     def _without_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
         """The loss and the metric of one draw, without gradients."""
         # Frozen weights, not no_grad: that is for passes of other kinds, e.g. of a calibration, which are not replayed.
-        with weights_frozen(self.weights), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=False)):
+        with self._pass(drawn, differentiable=False, frozen=True):
             loss, metric = self._forward(batch)
         return loss.detach(), metric
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
         """Adds `factor` times the gradient of one draw to the logits' gradient. Returns the draw's loss and metric."""
-        with weights_frozen(self.weights), gates(self.choices, drawn.by_key(self.arch.keys, differentiable=True)):
+        with self._pass(drawn, differentiable=True, frozen=True):
             loss, metric = self._forward(batch)
             if loss.requires_grad:
-                self.scaler.scale(factor * loss).backward()
+                self.scaler.scale(loss if factor == 1 else factor * loss).backward()
             elif drawn.weights.requires_grad:  # all drawn edges are dead: the gradient is 0, but Adam still steps
                 shares = 0 if drawn.shares is None else drawn.shares.sum()
                 (0 * (drawn.weights.sum() + shares)).backward()

@@ -12,6 +12,7 @@ from nas.methods.sampler import Sampler
 from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
 from nas.runtime import distributed
+from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.training.hooks import Hook
 from nas.training.schedule import progress
@@ -21,7 +22,8 @@ class Derivation:
     """Derives a genotype after each epoch. Stops a collapsed search if the monitor's `stop` is set.
 
     space: the name of the space. judge: makes a judge that scores on a given number of batches, for a `JudgingDeriver`,
-    which decides once, after the last epoch. warmup_epochs: the number of first epochs without the monitor.
+    which decides once, after the last epoch. warmup_epochs: the number of first epochs without the monitor. met: called
+    after the last epoch with what derives; derives by it, perhaps several times, and decides.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class Derivation:
         monitor: CollapseMonitor,
         judge: Callable[[int | None], Judge],
         warmup_epochs: int = 0,
+        met: Callable[[Callable[[], dict[str, str | None]]], dict[str, str | None]] = lambda derive: derive(),
     ) -> None:
         self._space = space
+        self._met = met
         self._deriver = deriver
         self._monitor = monitor
         self._judge = judge
@@ -43,8 +47,8 @@ class Derivation:
         chosen = self._deriver(state.arch)
         if state.epoch >= self._warmup_epochs:
             self._watch(state, chosen)
-        if (last or state.stopped is not None) and isinstance(self._deriver, JudgingDeriver):
-            chosen = self._deriver.judged(state.arch, self._judge(self._deriver.batches))
+        if last or state.stopped is not None:
+            chosen = self._met(lambda: decided(self._deriver, state.arch, self._judge))
         return Genotype(self._space, chosen)
 
     def _watch(self, state: SearchState, chosen: Mapping[str, str | None]) -> None:
@@ -57,6 +61,13 @@ class Derivation:
                 collapse = "has collapsed and stops" if monitor.stop else "seems to collapse"
                 print(f"warning: the search {collapse}, {reason}", file=sys.stderr)
             state.stopped = reason if monitor.stop else None
+
+
+def decided(deriver: Deriver, arch: ArchParams, judge: Callable[[int | None], Judge]) -> dict[str, str | None]:
+    """What a deriver decides after the last epoch. judge: as in `Derivation`."""
+    if isinstance(deriver, JudgingDeriver):
+        return deriver.judged(arch, judge(deriver.batches))
+    return deriver(arch)
 
 
 class Collapse(Hook):

@@ -18,6 +18,7 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Gate
 from nas.supernet.hard_gate import HardGate
 
+TINY = torch.finfo(torch.float32).tiny
 ESTIMATORS = ("sampled", "autodl", "full", "reinmax")
 
 
@@ -77,23 +78,22 @@ def read_on_host(several: Sequence[Gates]) -> list[Gates]:
 
     Waits for a GPU once for all gates. Gates without drawn candidates come back unchanged.
     """
-    rows = [
-        torch.stack([gates.drawn, gates.weights.detach().isnan().any(dim=-1)])
-        for gates in several
-        if gates.drawn is not None
-    ]
-    if len(rows) < len(several):
+    drawn = [gates.drawn for gates in several if gates.drawn is not None]
+    if len(drawn) < len(several):
         return list(several)
+    broken = torch.stack([gates.weights.detach() for gates in several]).isnan().any(dim=-1)
     # One .tolist() for all choices: one .item() per choice would synchronise a GPU as often as there are edges.
     return [
-        dataclasses.replace(gates, host=(drawn, broken))
-        for gates, (drawn, broken) in zip(several, torch.stack(rows).tolist(), strict=True)
+        Gates(gates.weights, gates.drawn, gates.undrawn_as_ones, gates.shares, host)
+        for gates, host in zip(
+            several, zip(*torch.stack([torch.stack(drawn), broken]).tolist(), strict=True), strict=True
+        )
     ]
 
 
 def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
     """Raises DivergenceError, naming the first broken choice, if a choice is broken. broken: 1 for a row with NaN."""
-    for key, lost in zip(keys, broken, strict=True):
+    for key, lost in zip(keys, broken, strict=True) if any(broken) else ():
         if lost:
             raise DivergenceError(
                 f"architecture: the logits of {key} are not finite, expected numbers",
@@ -144,7 +144,8 @@ class LossSampler(Sampler, Protocol):
 
 def draw(sampler: Sampler, arch: ArchParams, temperature: float, generator: torch.Generator) -> Gates:
     """Draws the gates of all choices of `arch`, in its order, for one step. Adds the shares, which are not drawn."""
-    return dataclasses.replace(sampler(arch.masked(), temperature, generator), shares=arch.shares())
+    gates, shares = sampler(arch.masked(), temperature, generator), arch.shares()
+    return gates if shares is gates.shares else dataclasses.replace(gates, shares=shares)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,7 +156,7 @@ def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     """
     exponential = torch.empty(like.shape, device=generator.device).exponential_(generator=generator)
     # E can round to 0, whose logarithm is not finite.
-    noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
+    noise = exponential.clamp_min_(TINY).log_().neg_()
     if like.device.type == "cuda" and noise.device.type == "cpu":
         return noise.pin_memory().to(like.device, non_blocking=True)  # else the host would wait for the GPU
     return noise.to(like.device)

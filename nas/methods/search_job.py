@@ -1,7 +1,8 @@
 """A search from plain objects: what is built and checked before it, its run, and what it reports."""
 
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,19 +10,21 @@ import torch
 
 from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
-from nas.methods.cap import Pull, holding
+from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
-from nas.methods.derived_networks import Derived
+from nas.methods.derived_networks import Derived, timed_of
 from nas.methods.deriver import Deriver, check_excluded
 from nas.methods.discretisation_gap import Gap
 from nas.methods.first_order import FirstOrder
-from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers
+from nas.methods.front import Point
+from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, decided
 from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.regulariser import Sum
 from nas.methods.sampler import Sampler
 from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
+from nas.methods.timed_limit import FileTimes
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
 from nas.runtime.memory import available_memory
@@ -33,6 +36,7 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
+from nas.training.distillation import attached
 from nas.training.evaluate import Score
 from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
@@ -80,8 +84,10 @@ class SearchParts:
 
     searcher: see `FirstOrder`. monitor: from `kinds`. weight_optim, arch_optim: from `params`. lr: of the weights, from
     `start`, the optimiser's own. regulariser: name -> a term of the architecture's loss, or what makes it from `arch`,
-    `space` and `spec`. cap: ``parameters``, ``macs`` or ``bytes`` -> the most that the derived network may have, or
-    which part of the largest network: the search is pulled below it, see `nas.methods.cap`.
+    `space` and `spec`. cap: ``parameters``, ``macs``, ``bytes`` or ``latency_ms`` -> the most that the derived network
+    may have, or which part of the largest network: the search is pulled below it, see `nas.methods.cap`; several
+    numbers of one name derive several networks, see `SearchJob.front`. file_times: makes what measures ``latency_ms``,
+    `nas.adapt.FileTimes`.
     """
 
     sampler: Sampler
@@ -93,7 +99,8 @@ class SearchParts:
     arch_optim: Callable[..., torch.optim.Optimizer]
     lr: Callable[..., Any]
     regulariser: Mapping[str, Any] = field(default_factory=dict)
-    cap: Mapping[str, float | None] = field(default_factory=dict)
+    cap: Mapping[str, float | Sequence[float] | None] = field(default_factory=dict)
+    file_times: Callable[[], FileTimes | None] = lambda: None
 
 
 class SearchJob:
@@ -109,7 +116,8 @@ class SearchJob:
         self.temperature = positive(parts.temperature, "temperature")
         self.sampler = parts.sampler
         self._build_state(parts)
-        self.deriver = holding(parts.deriver, self.derived.limits)
+        self._holding = functools.partial(holding, parts.deriver)
+        self.deriver = self._holding(self.derived.limits)
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
@@ -118,6 +126,7 @@ class SearchJob:
         with taking(self.state.supernet, inputs):
             outputs = check_shapes(self.state.supernet, inputs)
         job.check_outputs(outputs, targets)
+        job.check_taught(self.state.supernet, inputs, outputs)
         job.check_parts(outputs, whole[1])
         self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
         if job.benchmark is not None:
@@ -134,6 +143,7 @@ class SearchJob:
             monitor=self.monitor,
             judge=self.judge,
             warmup_epochs=options.warmup_epochs,
+            met=self.derived.met,
         )
         self.measurements = self._measurements()
         self._replay()
@@ -160,13 +170,17 @@ class SearchJob:
             guard=job.runtime.guard(),
             sampler=self.sampler,
         )
-        self.derived = Derived(job, self.retrained_space, arch=arch, caps=parts.cap)
+        times = parts.file_times() if isinstance(parts.cap, Mapping) and parts.cap.get(TIME) is not None else None
+        if times is not None and job.progress:
+            print(f"cap.{TIME}: exporting and timing every candidate, which takes one or two seconds each")
+        self.derived = Derived(job, self.retrained_space, arch=arch, caps=parts.cap, times=times)
+        state.timed = timed_of(self.derived.limits)
         self.regulariser = self._regulariser(parts.regulariser)
         self.lr = learning_rates(complete(parts.lr, start=initial_lr(state.weight_optim)), "lr")
         self.searcher: FirstOrder = complete(
             parts.searcher,
             state=state,
-            task=job.task,
+            task=job.training_task,
             regulariser=self.regulariser,
             precision=job.runtime.precision,
         )
@@ -175,7 +189,7 @@ class SearchJob:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
         terms = {name: complete(term, **known) if callable_itself(term) else term for name, term in chosen.items()}
         # A regulariser that the user has chosen for a cost pulls in its place.
-        limits = [one for one in self.derived.limits if one.name not in chosen]
+        limits = [one for one in self.derived.limits if one.name.removesuffix("_ms") not in chosen]
         terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in limits}
         return Sum(terms) if terms else None
 
@@ -227,6 +241,8 @@ class SearchJob:
         runtime, searcher = self.job.runtime, type(self.searcher)
         # Other searchers may ask more of their passes than a replay gives.
         others = "" if searcher is FirstOrder else f"needs a FirstOrder, got a {searcher.__name__}"
+        if self.job.distillation is not None:
+            others = "cannot record what a teacher needs to see"
         if runtime.cuda_graphs and not others:
             from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
             from nas.methods.cuda_graphs.replayed_module import replay
@@ -290,7 +306,7 @@ class SearchJob:
             content=job.data.seen,
             on_epoch=write_genotype,
         )
-        with watched as hooks, synchronised(state.supernet):
+        with watched as hooks, synchronised(state.supernet), attached(self.searcher.task, state.supernet):
             genotype = search(
                 state,
                 searcher=self.searcher,
@@ -331,6 +347,18 @@ class SearchJob:
         """The score of the derived operations inside the supernet, batch norms recalibrated, on all of the
         architecture's split."""
         return self.judge(None).decided(genotype.choices, recalibrated=True)
+
+    def front(self, genotype: Genotype) -> list[Point]:
+        """The networks of several caps, the loosest first; empty for one cap. All are derived from the logits of the
+        search, which was pulled below the loosest. genotype: what the search has derived, for the loosest."""
+        found: list[Point] = []
+        for limits in self.derived.points if len(self.derived.points) > 1 else []:
+            if limits is not self.derived.limits:
+                derive = functools.partial(decided, self._holding(limits), self.state.arch, self.judge)
+                genotype = Genotype(self.job.space.name, self.derived.met(derive, limits))
+            caps = self.derived.cap_result(genotype, limits=limits)["cap"]
+            found.append(Point(genotype, caps, self.derived.parameters(genotype), self.validated(genotype)))
+        return found
 
     def gap_judge(self) -> Judge:
         """One for the discretisation gap: on the last batches, as a deriver that looks at data has chosen by the first,

@@ -11,6 +11,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from nas.methods.sampler import LossSampler, Sampler, refuse_nan
+from nas.methods.timed_limit import TimedLimit
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, Guard, naming
@@ -49,6 +50,7 @@ class SearchState:
     metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch done
     temperature: float = 1.0  # of the epoch that runs
     steps: int = 0  # an epoch has
+    timed: TimedLimit | None = None  # a cap on measured time, whose measurements the architecture learns from
     weights_meter: Meter = field(init=False)
     arch_meter: Meter = field(init=False)
 
@@ -87,6 +89,7 @@ class SearchState:
             "metrics": self.metrics,
             "weights_meter": self.weights_meter.state_dict(),
             "arch_meter": self.arch_meter.state_dict(),
+            **({} if self.timed is None else {"timed": self.timed.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, source: str | Path) -> None:
@@ -108,6 +111,8 @@ class SearchState:
             self.collapsed, self.stopped, self.metrics = state["collapsed"], state["stopped"], state["metrics"]
             self.weights_meter.load_state_dict(state["weights_meter"], device=device)
             self.arch_meter.load_state_dict(state["arch_meter"], device=device)
+            if self.timed is not None:
+                self.timed.load_state_dict(state["timed"])
             set_random_state(state["random"])
 
     def check(self) -> None:

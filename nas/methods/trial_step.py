@@ -16,6 +16,7 @@ from nas.runtime.nonfinite import Guard, Reading
 from nas.runtime.precision import take_step
 from nas.runtime.runtime import peak_memory, seed_layers, synchronise
 from nas.training.batch_norm import synchronised
+from nas.training.distillation import attached
 from nas.training.job import two_of
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
@@ -44,7 +45,7 @@ def try_search(
     supernet, device = searcher.supernet, searcher.arch.logits.device
     objects = [
         *(supernet, searcher.arch, searcher.weight_optim, searcher.arch_optim, searcher.scaler, searcher.guard),
-        *(searcher.sampler, searcher.task, searcher.regulariser, searcher),
+        *(searcher.sampler, searcher.task, getattr(searcher.task, "task", None), searcher.regulariser, searcher),
     ]
 
     def step() -> None:
@@ -63,6 +64,7 @@ def try_search(
     with (
         all_put_back(objects, device=device),
         synchronised(supernet),
+        attached(searcher.task, supernet),
         SEARCH.explained(supernet, searcher.precision),
         supernet.register_forward_hook(check),
     ):

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.every_candidate import Condition
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limit:
     """The most that an architecture may cost. name: of the cost, as in ``cap.macs``. cap: in the unit of the cost."""
 
+    digits: ClassVar[int] = 10  # of numbers in messages
     name: str
     cost: Cost
     cap: float
@@ -25,9 +27,8 @@ class Limit:
 
     def refused(self, reason: str, least: float, most: float, *, fix: str) -> ConfigError:
         unit = f" {self.unit}" * bool(self.unit)
-        return ConfigError(
-            f"cap.{self.name} is {self.cap:,.10g}{unit}, {reason}, expected {least:,.10g} to {most:,.10g}", fix=fix
-        )
+        cap, low, high = (f"{one:,.{self.digits}g}" for one in (self.cap, least, most))
+        return ConfigError(f"cap.{self.name} is {cap}{unit}, {reason}, expected {low} to {high}", fix=fix)
 
 
 class WithinCap:

@@ -167,6 +167,8 @@ def complete(parameters: Sequence[Tensor]) -> None:
     This happens to parameters in a branch that only some shares of a batch took. A parameter without a gradient in any
     process keeps None. parameters: the same in all processes, which call it together.
     """
+    if world() == 1:
+        return
     missing = missing_somewhere([parameter.grad is not None for parameter in parameters])
     for parameter, lacks in zip(parameters, missing, strict=True):
         if lacks:

@@ -78,7 +78,10 @@ class Reading:
         """Describes the first value that is not finite. Returns None if all values are finite."""
         if self.copied is not None:
             self.copied.synchronize()
-        for index, value in enumerate(self.values.tolist()):
+        values = self.values.tolist()
+        if math.isfinite(sum(values)):
+            return None
+        for index, value in enumerate(values):
             if math.isfinite(value):
                 continue
             if index == 0:
@@ -235,7 +238,10 @@ def broken(parameters: Iterable[Tensor], naming: Naming) -> str | None:
 
 def each_norm(tensors: Sequence[Tensor]) -> Tensor:
     """(n,): the 2-norm of each of n tensors, with a few kernels for all tensors."""
-    return torch.stack([norm.to(tensors[0].device) for norm in torch._foreach_norm(list(tensors))])
+    norms = torch._foreach_norm(list(tensors))
+    if len(set(map(Tensor.get_device, norms))) > 1:
+        norms = tuple(norm.to(norms[0].device) for norm in norms)
+    return torch.stack(norms)
 
 
 def naming(model: nn.Module) -> Naming:

@@ -1,18 +1,19 @@
 """The number format of a training step, and the optimiser step from gradients in this format."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from nas.errors import ConfigError, NasError, described
 from nas.runtime import distributed
+from nas.runtime.fused_step import clip, fused_step
 from nas.runtime.nonfinite import Watch, each_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,6 +44,8 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass and its loss."""
+        if self.name == "fp32" and not torch.is_autocast_enabled(self.device):
+            return nullcontext()  # in a tenth of the time
         return torch.autocast(self.device, DTYPES[self.name], enabled=self.name != "fp32")
 
     def scaler(self) -> GradScaler:
@@ -93,8 +96,8 @@ def take_step(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.complete(parameters)
-    learning = [p for p in parameters if p.grad is not None]
-    gradients = [p.grad for p in learning]
+    pairs = [(p, gradient) for p in parameters if (gradient := p.grad) is not None]
+    learning, gradients = [p for p, _ in pairs], [gradient for _, gradient in pairs]
     # Average before any check, so that all processes decide and step alike, to the last bit.
     counted = [one for one in measured if one.is_floating_point()]  # integer sums stay exact without a mean here
     distributed.average([*gradients, *([] if watch is None else [watch.loss]), *counted])
@@ -114,7 +117,9 @@ def take_step(
             scaler.update()
             return Taken(norm, skipped=True)
     if max_norm:
-        nn.utils.clip_grads_with_norm_(learning, max_norm, total_norm=norm)
+        clip(optimizer, learning, gradients, max_norm, norm)
+    if optimizer in STEPPED and not scaler.is_enabled() and fused_step(optimizer, learning, gradients):
+        return Taken(norm)
     begin_momentum(optimizer)
     with first_step_told(optimizer), steps_in_place(optimizer, learning):
         scaler.step(optimizer)
@@ -179,8 +184,10 @@ def begin_momentum(optimizer: Optimizer) -> None:
     first time in different steps. Without dampening (only then is SGD fused) the result is the same as in SGD, whose
     first momentum is the gradient.
     """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     for group in optimizer.param_groups:
-        if isinstance(optimizer, torch.optim.SGD) and group.get("fused") and group["momentum"]:
+        if group.get("fused") and group["momentum"]:
             for p in group["params"]:
-                if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
-                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                if p.grad is not None and (state := optimizer.state[p]).get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(p)

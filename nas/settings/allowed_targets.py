@@ -31,7 +31,7 @@ def allowed(config: Any) -> list[str]:
 def trusted_by(config: Any) -> list[str]:
     from omegaconf import OmegaConf
 
-    factories = (OmegaConf.select(config, f"{group}.factory") for group in ("space", "data"))
+    factories = (OmegaConf.select(config, f"{group}.factory") for group in ("space", "data", "teacher"))
     return [*config.allow_targets, *(str(path).partition(".")[0] for path in factories if path is not None)]
 
 

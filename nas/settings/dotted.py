@@ -7,7 +7,7 @@ from typing import Any
 OWN = ("resume", "may_change", "allow_targets", "lock", "retry_failed", "dry_run")
 # Where the data and the first weights lie. A resumed run may use another place: the training examples are compared, and
 # the weights are in its checkpoints by then.
-PLACES = ("data.root", "space.weights")
+PLACES = ("data.root", "space.weights", "teacher.weights")
 # Whether files are downloaded to a place that the run's configuration names: never read from the files of a run.
 FETCH = "data.download"
 # Whether folders of images may be links that lead elsewhere: never read from what a run has left, either.

@@ -58,6 +58,7 @@ TABLE: dict[str, dict[str, str]] = {
         "custom": "nas.training.Custom",
         "regression": "nas.training.Regression",
     },
+    "teacher": {"original": "nas.adapt.Teacher"},
     "loss": {
         **{name: f"torch.nn.functional.{name}" for name in LOSSES.split()},
         **{name: f"torch.nn.{name}" for name in LOSS_MODULES.split()},

@@ -34,11 +34,12 @@ class Keep:
 
 @dataclass
 class Cap:
-    """The most that the derived network may have; None for no cap."""
+    """The most that the derived network may have: a number, or several for several networks; None for no cap."""
 
-    parameters: float | None = None
-    macs: float | None = None
-    bytes: float | None = None
+    parameters: Any = None
+    macs: Any = None
+    bytes: Any = None
+    latency_ms: Any = None
 
 
 @dataclass
@@ -88,6 +89,7 @@ class RunConfig:
     lr: Any = MISSING
     data: Any = MISSING
     task: Any = MISSING
+    teacher: Any = None
     runtime: Any = MISSING
     tracker: Any = MISSING
     benchmark: Any = None
@@ -108,6 +110,7 @@ class RetrainConfig(RunConfig):
     """The settings of nas-retrain. Merged after run.yaml: a None here would replace what run.yaml chose."""
 
     benchmark: Any = MISSING
+    teacher: Any = MISSING
     genotype: str = MISSING
 
 
@@ -189,8 +192,12 @@ def register_schemas() -> None:
         store.store(name, node)
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
     OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
-    # The same holds for the arguments of a factory, and for the places of the space `inserted`.
-    for name, keys in (("factory_schema", ("arguments",)), ("inserted_schema", ("arguments", "places"))):
+    # The same holds for the arguments of a factory, the places of the space `inserted`, and a teacher's features.
+    for name, keys in (
+        ("factory_schema", ("arguments",)),
+        ("inserted_schema", ("arguments", "places")),
+        ("teacher_schema", ("arguments", "features")),
+    ):
         node = OmegaConf.create({key: {} for key in keys})
         for key in keys:
             OmegaConf.set_struct(node[key], False)

@@ -22,6 +22,7 @@ class ArchParams(nn.Module):
     """
 
     mask: Tensor
+    padding: Tensor
     rivals: Tensor
 
     def __init__(
@@ -34,6 +35,7 @@ class ArchParams(nn.Module):
         mask = torch.arange(int(sizes.max())) < sizes[:, None]  # (choices, widest): True at real candidates
         self.logits = nn.Parameter(init_std * torch.randn(mask.shape, generator=generator) * mask)
         self.register_buffer("mask", mask)
+        self.register_buffer("padding", ~mask, persistent=False)
         # Shares sum to 1 over the weighed choices of a group. Every other choice has a sum of its own.
         sums = [sharing[0].group if sharing[0].weighed else row for row, sharing in enumerate(found.values())]
         self.register_buffer("rivals", torch.tensor([[one == other for other in sums] for one in sums]))
@@ -57,7 +59,7 @@ class ArchParams(nn.Module):
 
     def masked(self) -> Tensor:
         """(choices, widest): the logits, -inf at the padding."""
-        return self.logits.masked_fill(~self.mask, -torch.inf)
+        return self.logits.masked_fill(self.padding, -torch.inf)
 
     def probs(self) -> Tensor:
         """(choices, widest): the softmax of each row, 0 at the padding."""

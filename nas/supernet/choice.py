@@ -307,13 +307,13 @@ def choices(model: nn.Module) -> dict[str, list[Choice]]:
 @contextmanager
 def gates(found: Mapping[str, Sequence[Choice]], by_key: Mapping[str, Gate]) -> Iterator[None]:
     """Set the gate of every choice (as returned by `choices`) for the forward passes inside the context."""
-    before = [(choice, choice.gate) for sharing in found.values() for choice in sharing]
     # Past Module.__setattr__, which looks for weights in what it is given: a hundred choices would take a millisecond.
+    chosen = [(choice.__dict__, by_key[key]) for key, sharing in found.items() for choice in sharing]
+    before = [attributes["gate"] for attributes, _ in chosen]
     try:
-        for key, sharing in found.items():
-            for choice in sharing:
-                choice.__dict__["gate"] = by_key[key]
+        for attributes, gate in chosen:
+            attributes["gate"] = gate
         yield
     finally:
-        for choice, gate in before:
-            choice.__dict__["gate"] = gate
+        for (attributes, _), gate in zip(chosen, before, strict=True):
+            attributes["gate"] = gate

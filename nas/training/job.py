@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
 from nas.supernet.choice import UngatedError
 from nas.supernet.unregistered import unregistered_parameters
+from nas.training.distillation import Distillation, Distilled
 from nas.training.network_size import at_most
 from nas.training.optimizers import build_optimizer
 from nas.training.put_back import all_put_back
@@ -37,7 +38,7 @@ class Job:
     """What every stage of a run shares.
 
     data: a stage reads the training split alone. benchmark: looks up what a search derives; None for none.
-    progress: whether the stages print what they do.
+    progress: whether the stages print what they do. distillation: what networks learn from a teacher; None without one.
     """
 
     runtime: Runtime
@@ -47,6 +48,12 @@ class Job:
     seed: int = 0
     benchmark: NasBench201Table | None = None
     progress: bool = True
+    distillation: Distillation | None = None
+
+    @property
+    def training_task(self) -> Task:
+        """The task that networks are trained by: a new one for each use. Scores are of `task`."""
+        return self.task if self.distillation is None else cast(Task, Distilled(self.task, self.distillation))
 
     def build_optimizer(self, make: Callable[..., Any], network: nn.Module, *, setting: str) -> Optimizer:
         """See `nas.training.optimizers.build_optimizer`."""
@@ -71,6 +78,11 @@ class Job:
                 fix="return the tensor that the loss is to be computed of",
             )
         self.task.check(outputs, targets, self.data.spec)
+
+    def check_taught(self, network: nn.Module, inputs: Inputs, outputs: Tensor) -> None:
+        """Raises SpaceError if there is a teacher that the network cannot learn from."""
+        if self.distillation is not None:
+            self.distillation.check(network, inputs, outputs)
 
     def check_parts(self, outputs: Tensor, targets: Tensor) -> None:
         """Raises ConfigError for a loss that sums over the batch. Prints a warning if the loss of a batch is not the

@@ -17,6 +17,7 @@ from nas.data.inputs import Inputs, each
 from nas.data.loader import Batch, Loader, between_steps
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved, unsaved
+from nas.runtime.fused_step import zero_gradients
 from nas.runtime.nonfinite import RETRAINING, Guard, naming
 from nas.runtime.precision import Precision, take_step
 from nas.runtime.rng import random_state, set_random_state
@@ -152,7 +153,7 @@ class TrainingStep:
         inputs, targets = batch
         loss, metric = torch.zeros((2,), device=targets.device)
         state.guard.begin(state.network)
-        state.optimizer.zero_grad(set_to_none=True)
+        zero_gradients(state.optimizer)
         whole: WeighedLoss | None = None
         for number, (some_inputs, some_targets) in enumerate(parts(inputs, targets, self.accumulation)):
             with self.precision.autocast():

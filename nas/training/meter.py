@@ -48,9 +48,12 @@ class Meter:
             return
         self._examples += result.examples
         self._steps += 1
-        self._loss += result.loss * result.examples
-        self._metric += result.metric
-        self._grad_norm += result.grad_norm
+        values = [result.loss * result.examples, result.metric, result.grad_norm]
+        sums = [one for one in (self._loss, self._metric, self._grad_norm) if isinstance(one, Tensor)]
+        if sums:
+            torch._foreach_add_(sums, values)  # one kernel on a GPU
+        else:  # before the first step
+            self._loss, self._metric, self._grad_norm = (0.0 + value for value in values)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums of all processes, which call it together. As many other processes can continue from it."""

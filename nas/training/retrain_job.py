@@ -22,6 +22,7 @@ from nas.settings.building import complete
 from nas.spaces.cell import DropPath, set_drop_path
 from nas.supernet.genotype import Genotype, check_chosen
 from nas.training.batch_norm import frozen_norms, recalibrate, synchronised
+from nas.training.distillation import attached
 from nas.training.ema import Average
 from nas.training.evaluate import Score, score
 from nas.training.inheritance import SCRATCH, STARTS, SUPERNET, SupernetWeights, check_alike, inherit
@@ -180,6 +181,7 @@ class RetrainJob:
             with torch.no_grad(), taking(network, inputs):
                 outputs = network(*each(inputs))
             job.check_outputs(outputs, targets)
+            job.check_taught(network, inputs, outputs)
             job.check_parts(outputs, whole[1])
             check_drop_path(network, options.drop_path)
             check_learns(network, what="the derived network")
@@ -193,7 +195,7 @@ class RetrainJob:
                 try_training(
                     network,
                     batch,
-                    task=job.task,
+                    task=job.training_task,
                     optimizer=optimizer,
                     step=self.step,
                     decay=options.average,
@@ -270,10 +272,11 @@ class RetrainJob:
             metric=job.task.metric,
             content={"genotype": genotype.to_dict(), "data": job.data.spec.to_dict(), **job.data.seen},
         )
-        with watched as hooks, synchronised(network):
+        task = job.training_task
+        with watched as hooks, synchronised(network), attached(task, network):
             retrain(
                 state,
-                task=job.task,
+                task=task,
                 loader=self.loader,
                 plan=plan,
                 step=self.step,

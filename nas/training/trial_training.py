@@ -14,6 +14,7 @@ from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.runtime import seed_layers
 from nas.supernet.choice import UngatedError
 from nas.training.batch_norm import synchronised
+from nas.training.distillation import attached
 from nas.training.ema import Average
 from nas.training.loop import RetrainState, TrainingStep, parts
 from nas.training.put_back import all_put_back
@@ -60,7 +61,8 @@ def try_training(
             )
 
     with (
-        all_put_back([network, optimizer, task], device=device),
+        all_put_back([network, optimizer, task, getattr(task, "task", None)], device=device),
+        attached(task, network),
         synchronised(network),
         trial.explained(network, step.precision),
         network.register_forward_hook(check),

@@ -255,6 +255,11 @@ class Pair(nn.Module):
         return self.lstm(x)[0]
 
 
+def compiled_in_place(model):
+    model.compile()
+    return model
+
+
 SQUARE = torch.randn(4, 4)
 
 
@@ -274,6 +279,7 @@ SQUARE = torch.randn(4, 4)
             "the model was traced by torch.fx, expected plain modules",
         ),
         (lambda: torch.compile(nn.Sequential(nn.Linear(4, 4))), {"*": skip()}, "the model was compiled by"),
+        (lambda: compiled_in_place(nn.Sequential(nn.Linear(4, 4))), {"0": skip()}, "the model was compiled by torch."),
         (
             lambda: nn.Sequential(nn.Linear(4, 4)),
             {"0": other("wide", lambda _: nn.Linear(4, 5))},

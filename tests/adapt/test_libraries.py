@@ -15,7 +15,7 @@ from nas.adapt import factorised, fewer_heads, narrower, skip
 from nas.training.evaluate import count_parameters
 
 TEXT = (Path(nas.__file__).parent / "adapt" / "README.md").read_text(encoding="utf-8")
-(CODE,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+CODE, LESSON = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 RUN = {"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False}
 
 
@@ -158,6 +158,8 @@ def test_the_example_of_the_readme_runs_as_printed(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("nas.formats.export.compared", lambda _, made, __: {one.file: 0.0 for one in made})
     torch.manual_seed(0)
     model, train = small_resnet(), images(count=192)
-    exec(CODE, {"model": model, "train": train, "test": images(count=16)})
+    names = {"model": model, "train": train, "test": images(count=16)}
+    exec(CODE, names)
+    exec(LESSON.replace("epochs=10", "epochs=1, batch_size=8"), names)
     assert (tmp_path / "smaller" / "model.onnx").is_file()
     assert "'macs': {'cap': " in capsys.readouterr().out

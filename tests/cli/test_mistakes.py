@@ -414,6 +414,12 @@ MISTAKES = {
         ("data=image_folder", "data.root=one", "data.damaged=no"),
         "data.damaged must be stop or skip, got 'no'; set data.damaged=stop",
     ),
+    "a teacher of a space without an original": (
+        ("teacher=original",),
+        "teacher=original is the network that nas.insert has put choices into, but the choice at cell/0-1 was not put "
+        "there, as no candidate is called 'keep'; give the teacher: nas.adapt.Teacher(network=...), or teacher=custom "
+        "teacher.factory=...",
+    ),
     "benchmark without a table": (
         ("benchmark=nas_bench_201",),
         "benchmark.table is not set, and has no default; add benchmark.table=...",

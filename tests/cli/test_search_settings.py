@@ -66,12 +66,29 @@ def test_a_cap_is_held_and_reported(nas: Nas, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_several_caps_are_a_table_of_nas_search_and_refused_by_nas_run(nas: Nas, tmp_path: Path) -> None:
+    outcome = nas("search", *TINY, "search.epochs=1", "cap.macs=[5e4,6e4]", "hydra.run.dir=out")
+    assert outcome.code == 0, outcome.err
+    front = json.loads((tmp_path / "out" / "front.json").read_text())
+    assert [one["cap"]["macs"]["cap"] for one in front] == [60_000, 50_000]
+    row = f"{front[1]['cap']['macs']['predicted']:,}"
+    assert row in outcome.out
+    assert row in (tmp_path / "out" / "front.md").read_text()
+    refused = nas("run", *TINY, "cap.macs=[5e4,6e4]", "hydra.run.dir=no")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert (
+        "error: cap gives 2 networks, expected one for nas-run, which trains one; use nas-search, then" in refused.err
+    )
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_dry_run_lists_the_choices_in_a_network_and_leaves_nothing(nas: Nas, tmp_path: Path) -> None:
     torch.save(residual(1, 3).state_dict(), tmp_path / "w.pt")
     data = [setting for setting in TINY if setting.startswith(("data", "search", "runtime"))]
     network = ("space=inserted", "space.factory=custom_models.residual", "space.weights=w.pt", "data.channels=1")
     places = "space.places={1: [skip, {narrower: {fractions: [0.5], multiple_of: 1}}], 2.conv*: depthwise}"
-    outcome = nas("search", *data, *network, places, "dry_run=true", "hydra.run.dir=out")
+    taught = ("teacher=original", "teacher.share=0.9", "teacher.features={1: 1}")
+    outcome = nas("search", *data, *network, *taught, places, "dry_run=true", "hydra.run.dir=out")
     assert outcome.code == 0, outcome.err
     rows = [tuple(part.strip() for part in line.split("│")[1:4]) for line in outcome.out.splitlines() if "│" in line]
     assert rows == [

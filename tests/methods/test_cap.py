@@ -1,6 +1,7 @@
 """Searches under a cap: the pull below it, the derived network that holds it, and caps that cannot be."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import nas
 from nas.data import given
 from nas.errors import ConfigError
 from nas.methods import Argmax, BestOf, TopPredecessors
-from nas.methods.cap import CAPS, Pull, holding, limits_of
+from nas.methods.cap import CAPS, Pull, holding, points_of
 from nas.methods.cost import Cost
 from nas.methods.within_cap import Limit
 from nas.training.evaluate import count_macs, count_parameters
@@ -117,9 +118,9 @@ def test_derivers_that_hold_a_cap():
         ({"parameters": 1}, r"^cap\.parameters is 1 parameters, below the smallest .*, expected 18 to 330; raise"),
         ({"macs": 1e12}, r"^cap\.macs is .* multiply-accumulates, above the largest network .*, expected 152 to "),
         ({"bytes": float("nan")}, r"^cap\.bytes is nan bytes, below the smallest"),
-        ({"macs": "1e6"}, r"^cap\.macs is '1e6', expected a number; set e\.g\. cap\.macs=1e6$"),
+        ({"macs": "1e6"}, r"^cap\.macs is '1e6', expected a number, or several; set e\.g\. cap\.macs=1e6$"),
         (1e6, r"^cap has 1000000\.0, expected some of parameters, macs, bytes"),
-        ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes; set e\.g\. cap\.macs=1e6$"),
+        ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes, latency_ms; set e\.g\."),
     ],
 )  # fmt: skip
 def test_a_cap_that_cannot_be_is_refused_before_training(cap, message):
@@ -131,10 +132,53 @@ def test_parts_of_the_largest_network_and_a_regulariser_of_the_user_that_pulls_i
     spec = given.training(images(), given.Reading()).spec
     space = nas.spaces.Custom(factory=small)
     made = nas.ArchParams.from_model(space.supernet(spec))
-    assert [one.name for one in limits_of({"macs": 1000, "bytes": None}, arch=made, space=space, spec=spec)] == ["macs"]
-    (half,) = limits_of({"macs": 0.5}, arch=made, space=space, spec=spec)
+    ((only,),) = points_of({"macs": 1000, "bytes": None}, arch=made, space=space, spec=spec)
+    ((half,),) = points_of({"macs": 0.5}, arch=made, space=space, spec=spec)
+    assert (only.name, only.cap) == ("macs", 1000)
     assert half.cap == half.cost.reachable(made.candidates)[1] / 2
     entropy = nas.methods.Entropy(weight=nas.training.Constant(0.1))
     found = nas.search(small, images(), cap={"macs": 1000}, regulariser={"macs": entropy}, **SHORT)
     assert "regulariser/cap_macs" not in found.metrics
     assert found.result["cap"]["macs"]["predicted"] <= 1000
+
+
+# -- several caps
+
+
+def test_several_caps_give_a_network_each_from_one_search(tmp_path):
+    settings = SHORT | {"directory": tmp_path, "tracker": nas.storage.JsonLines}
+    found = nas.search(small, images(), cap={"parameters": [0.4, 0.9, 300], "macs": 0.95}, **settings)
+    spec = given.training(images(), given.Reading()).spec
+    caps = [one.result["cap"]["parameters"] for one in found.front]
+    assert [cap["cap"] for cap in caps] == [300, pytest.approx(0.9 * 330), pytest.approx(0.4 * 330)]
+    for number, (one, cap) in enumerate(zip(found.front, caps, strict=True), 1):
+        network = nas.spaces.Custom(factory=small).network(spec, one.genotype)
+        assert count_parameters(network) == cap["predicted"] == one.result["derived_parameters"] <= cap["cap"]
+        assert one.result["cap"]["macs"]["predicted"] <= one.result["cap"]["macs"]["cap"]
+        assert (one.result["supernet_examples"], 0 <= one.result["supernet_accuracy"] <= 1) == (16, True)
+        assert nas.Genotype.from_json((tmp_path / f"genotype_{number}.json").read_text()) == one.genotype
+    assert found.genotype == found.front[0].genotype
+    assert json.loads((tmp_path / "front.json").read_text()) == [dict(one.result) for one in found.front]
+    lines = (tmp_path / "front.md").read_text().splitlines()
+    assert lines[0].startswith(
+        "| network | parameters cap | parameters of the network | macs cap | macs of the network |"
+    )
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["300", "297", "132"]
+    assert (tmp_path / "front.svg").read_text().count("<rect") == 1 + 3  # the background, and a dot for each
+    path = tmp_path / "genotype_3.json"
+    net = nas.retrain(
+        small, str(path), images(), start="supernet", epochs=1, batch_size=8, device="cpu", progress=False
+    )
+    assert count_parameters(net.network) == caps[2]["predicted"]
+
+
+def test_several_caps_of_two_things_are_refused():
+    message = (
+        r"^cap has several numbers of macs and of bytes, expected several of one name alone; give one number of bytes"
+    )
+    with pytest.raises(ConfigError, match=message):
+        nas.search(small, images(), cap={"macs": [0.5, 0.9], "bytes": [0.5, 0.9]}, **SHORT)
+    with pytest.raises(
+        ConfigError, match=r"^cap\.macs is \[\], expected a number, or several; set e\.g\. cap\.macs=1e6"
+    ):
+        nas.search(small, images(), cap={"macs": []}, **SHORT)

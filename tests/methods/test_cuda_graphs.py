@@ -8,11 +8,12 @@ import torch
 from replayed_search import Again, assert_same, batch, searcher, steps
 from torch import nn
 
+from nas.methods import first_order
 from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs
 from nas.methods.cuda_graphs.replayed_module import Replayed, replay
 from nas.methods.sampler import GDAS, Softmax, Uniform
 from nas.runtime.precision import Precision
-from nas.spaces.cell import Cell
+from nas.spaces.cell import Cell, DropPath
 from nas.spaces.ops import Noise, ReLUConvBN, Zero
 from nas.supernet.choice import Choice, Gate, choices, gates
 
@@ -294,6 +295,34 @@ def test_what_is_not_a_training_step_runs_as_it_is(spec, nas_bench_201):
         made.supernet(images)
     assert not recorder.recorded
     assert all(module._compiled_call_impl is None for module in copy.deepcopy(made.supernet).modules())
+
+
+def test_a_replayed_pass_sets_neither_gates_nor_weights(spec, nas_bench_201, monkeypatch):
+    made = searcher(nas_bench_201.supernet(spec).double(), GDAS(), Again())
+    made.arch_optim.param_groups[0]["lr"] = 0.0  # so that both levels draw the same again
+    start, learning = made.generator.get_state(), []
+
+    def spied(*arguments):
+        learning.append({weight.requires_grad for weight in made.weights})
+        return gates(*arguments)
+
+    def iteration():
+        learning.clear()
+        made.generator.set_state(start)
+        made.weight_step(batch(0), 1.0)
+        made.arch_step(batch(1), batch(0), 1.0)
+        return list(learning)
+
+    monkeypatch.setattr(first_order, "gates", spied)
+    assert iteration() == [{True}, {False}]  # they are recorded
+    iteration()  # a recording makes the other level look again
+    assert iteration() == []
+    for part in made.supernet.modules():
+        if isinstance(part, DropPath):
+            part.active = True  # is not replayed
+    assert iteration() == [{True}, {False}]
+    assert all(weight.requires_grad for weight in made.weights)
+    assert all(choice.gate is None for sharing in made.choices.values() for choice in sharing)
 
 
 def test_other_shapes_and_types_are_recorded_anew(spec, nas_bench_201):

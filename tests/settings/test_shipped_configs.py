@@ -25,7 +25,8 @@ TRACKERS = ("mlflow", "trackio", "wandb")  # of others, whose clients test_other
 OPTIONS = {
     group: [path.stem for path in sorted((ROOT / group).glob("*.yaml")) if path.stem not in (*OF_THE_USER, *TRACKERS)]
     for group in GROUPS
-    if group not in ("experiment", "data", "benchmark")  # below, in tests/data and in test_nas_bench_201_table.py
+    # below, in tests/data, in test_nas_bench_201_table.py, and in test_search_settings.py
+    if group not in ("experiment", "data", "benchmark", "teacher")
 }
 ALONE = ("keep", "ops", "retrain", "searcher", "space", "task")  # go with one space, or need more than their option
 # The others go together: the first options of all groups in one configuration, then the second ones, ...

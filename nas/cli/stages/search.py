@@ -4,7 +4,9 @@ import sys
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas.adapt.file_times import FileTimes
 from nas.cli.stages.setup import Setup
+from nas.errors import ConfigError
 from nas.methods.published_settings import missing, reinmax_too_cold
 from nas.methods.search_job import SearchJob, SearchOptions, SearchParts
 from nas.runtime import distributed
@@ -32,7 +34,8 @@ class SearchStage(SearchJob):
             arch_optim=setup.build(cfg.arch_optim),
             lr=setup.build(cfg.lr),
             regulariser={str(name): setup.build(node) for name, node in cfg.regulariser.items()},
-            cap={str(name): cap for name, cap in cfg.cap.items()},
+            cap=to_plain(cfg.cap),
+            file_times=FileTimes,
         )
         self.auxiliary_weight = cfg.retrain.auxiliary_weight
         super().__init__(setup, options, parts, retrained=setup.space.resized(cfg.retrain.network))
@@ -51,6 +54,14 @@ class SearchStage(SearchJob):
         for kind, line in zip(("note", "warning"), lines, strict=True):
             if line is not None and distributed.first():
                 print(f"{kind}: {line}", file=sys.stderr)
+
+    def refuse_several_caps(self) -> None:
+        """Raises ConfigError for several caps, where one network is trained."""
+        if (count := len(self.derived.points)) > 1:
+            raise ConfigError(
+                f"cap gives {count} networks, expected one for nas-run, which trains one",
+                fix="use nas-search, then nas-retrain genotype=<its directory>/genotype_2.json retrain.start=supernet",
+            )
 
     def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
         return self.search(self.setup.records(out, tracker))

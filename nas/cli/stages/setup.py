@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from nas.adapt.teacher import Teacher
 from nas.cli.report import show_data
 from nas.cli.stages.for_report import changed
 from nas.data.bundle import DataBundle
@@ -47,6 +48,7 @@ class Setup(Job):
         with distributed.first_on_machine_first(), advice_for_moved_data(cfg):
             data: DataBundle = build(cfg.data, allow=allow).load()
         check_targets(task, data.spec, training=data.train, test=data.test)
+        teacher: Teacher | None = None if cfg.get("teacher") is None else build(cfg.teacher, allow=allow)
         return cls(
             cfg=cfg,
             opening=opening,
@@ -57,6 +59,7 @@ class Setup(Job):
             data=data,
             seed=cfg.seed,
             progress=distributed.first(),
+            distillation=None if teacher is None else teacher.distillation(space, data.spec, runtime, seed=cfg.seed),
         )
 
     def build(self, node: Any, **arguments: Any) -> Any:

@@ -228,8 +228,9 @@ class Run:
         kind, slots = self.kind, self.slots
         if kind.under_way is not self:
             raise RuntimeError("a replayed pass is differentiated once, and before the next one")
-        if self.way.learns and any(weight.grad is gradient for weight, gradient in kind.lent):
-            raise RuntimeError("a gradient is of one pass: set those of the weights to None before the next")
+        for weight, gradient in kind.lent if self.way.learns else ():
+            if weight.grad is gradient:
+                raise RuntimeError("a gradient is of one pass: set those of the weights to None before the next")
         kind.under_way = None
         arrived = {node: g for node, g in zip(self.outputs, gradients, strict=True) if g is not None}
         way = self.way.back(tuple(arrived))

@@ -1,8 +1,9 @@
 """The object that is called in place of a module that is replayed."""
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -81,48 +82,104 @@ class Replayed:
         self._pass: Any = None
         self._given_up = False
         self._shapes: list[Any] = []  # of the tape's blocks, equal for cells alike, once they are in training mode
-        self._draws: dict[tuple[int, ...], Draw] = {}  # by what each group of choices draws
+        self._draws: dict[tuple[int | None, ...], Draw] = {}  # by what each group of choices draws
         self._kinds: dict[Any, Kind] = {}
         # What a weight step's outputs require a gradient through: the weights themselves get theirs past autograd.
         self._anchor = torch.zeros((), device=recorder.device, requires_grad=True)
+        self._found: Mapping[str, Sequence[Choice]] = {}
+        self._keys: Sequence[str] = ()  # of the groups of choices, with that of the token at the end
+        self._given: Mapping[str, Gate] | None = None
+        self._freezes = False
+        self._ordinary: AbstractContextManager[Any] | None = None
+        self._opened = ExitStack()
+
+    @contextmanager
+    def step(
+        self,
+        found: Mapping[str, Sequence[Choice]],
+        by_key: Mapping[str, Gate],
+        ordinary: AbstractContextManager[Any],
+        *,
+        frozen: bool,
+    ) -> Iterator[None]:
+        """The context of a pass of the supernet and its backward pass, if this object replays the whole supernet.
+
+        found: its choices. by_key: their gates. frozen: whether the weights get no gradients. ordinary: the context
+        that sets all this in choices and weights. It takes longer than a replayed pass, which does not need it, and is
+        entered before anything else runs.
+        """
+        if self._found is not found:
+            key_of = {choice: key for key, sharing in found.items() for choice in sharing}
+            asked = [*(choices[0] for choices in self._alike), self._token]
+            self._found, self._keys = found, [key_of[choice] for choice in asked]
+        self._given, self._freezes, self._ordinary = by_key, frozen, ordinary
+        try:
+            with self._opened:
+                yield
+        finally:
+            self._given, self._freezes, self._ordinary = None, False, None
+
+    def _open(self) -> None:
+        """Enters the ordinary context of the step, if that has not happened."""
+        if self._ordinary is not None:
+            self._opened.enter_context(self._ordinary)
+            self._ordinary = None
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         states = inputs[0] if isinstance(self._module, Cell) and len(inputs) == 1 else inputs
-        if not named and self._replays(states):
+        if not named and self._replays(states) and (gates := self._gates()) is not None:
+            *gates, token = gates
             try:
                 kind = self._kind(states)
-                draw = self._draw()
-                if all(
-                    kind.slots[node].made for node in draw.empty
-                ):  # or nothing has told yet what zeros are asked for
-                    result = self._replay(states, kind, draw)
-                    self._pass = self._token.gate
+                draw = self._draw(gates)
+                # Or nothing has told yet what zeros are asked for.
+                if all(kind.slots[node].made for node in draw.empty):
+                    result = self._replay(states, kind, draw, gates)
+                    self._pass = token
                     return result
             except NotReplayableError as error:
                 self._give_up(str(error))
+        self._open()
         return self._module._call_impl(*inputs, **named)
 
     def _replays(self, states: Sequence[Any]) -> bool:
         if self._given_up or not self._module.training or not torch.is_grad_enabled():
             return False
-        gate = self._token.gate
-        if len(states) != self._tape.inputs or gate is None or gate is self._pass:
+        if len(states) != self._tape.inputs:
             return False
         if not all(isinstance(state, Tensor) and state.device == self._recorder.device for state in states):
             return False
-        if any(drop_path.active for drop_path in self._drop_paths):
-            return False
-        if not all(
-            (gate := first.gate) is not None and is_of_one(gate) and all(other.gate is gate for other in others)
-            for first, *others in self._alike
-        ):
-            self._account.warn(
-                "several",
-                "runtime.cuda_graphs replays passes in which one candidate of each choice counts; here the sampler has "
-                "several that do, such passes run as without",
-            )
-            return False
-        return True
+        return not any(map(operator.attrgetter("active"), self._drop_paths))
+
+    def _gates(self) -> list[Gate] | None:
+        """Returns the gates of the groups of choices and, at the end, that of the token.
+
+        Returns None if a pass under these gates cannot be replayed.
+        """
+        if self._given is not None:
+            found = [self._given[key] for key in self._keys]
+        else:
+            for first, *others in self._alike:
+                if any(other.gate is not first.gate for other in others):
+                    self._warn_of_several()
+                    return None
+            every = [*(choices[0].gate for choices in self._alike), self._token.gate]
+            found = [gate for gate in every if gate is not None]
+            if len(found) < len(every):
+                return None
+        if found[-1] is self._pass:
+            return None
+        if all(map(is_of_one, found[:-1])):
+            return found
+        self._warn_of_several()
+        return None
+
+    def _warn_of_several(self) -> None:
+        self._account.warn(
+            "several",
+            "runtime.cuda_graphs replays passes in which one candidate of each choice counts; here the sampler has "
+            "several that do, such passes run as without",
+        )
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
@@ -146,10 +203,11 @@ class Replayed:
             self._kinds[of] = kind
         return self._kinds[of]
 
-    def _draw(self) -> Draw:
-        """Returns what runs under the gates that are set."""
-        drawn = tuple([drawn_by(choices[0]) for choices in self._alike])
+    def _draw(self, gates: Sequence[Gate]) -> Draw:
+        """Returns what runs under the gates, which are those of the groups of choices."""
+        drawn = tuple([gate.drawn for gate in gates])
         if (found := self._draws.get(drawn)) is None:
+            self._open()
             if not self._shapes:
                 shapes: dict[Any, int] = {}
                 groups = {choice: number for number, choices in enumerate(self._alike) for choice in choices}
@@ -159,11 +217,14 @@ class Replayed:
             found = self._draws[drawn] = drawn_of(self._tape.blocks, self._shapes)
         return found
 
-    def _replay(self, states: Sequence[Tensor], kind: Kind, draw: Draw) -> Any:
-        hard = [choices[0].gate.hard for choices in self._alike if choices[0].gate is not None]
-        all_values = next((gate.all_values for gate in hard if gate is not None), None)
-        level_of = any(weight.requires_grad for weight in self._weights), all_values is not None
-        before = None if kind.levels else Reference(self._module, states)
+    def _replay(self, states: Sequence[Tensor], kind: Kind, draw: Draw, gates: Sequence[Gate]) -> Any:
+        all_values = next((gate.hard.all_values for gate in gates if gate.hard is not None), None)
+        learns = not self._freezes and any(weight.requires_grad for weight in self._weights)
+        level_of = learns, all_values is not None
+        before = None
+        if not kind.levels:
+            self._open()
+            before = Reference(self._module, states)
         if level_of not in kind.levels:
             needs = self._needs(*level_of, [state.requires_grad for state in states])
             kind.levels[level_of] = Level(learns=level_of[0], hard=level_of[1], needs=needs, places=len(self._places))
@@ -171,6 +232,7 @@ class Replayed:
             kind.of_gates = torch.zeros_like(all_values)
         level = kind.levels[level_of]
         if not level.knows(draw):
+            self._open()
             self._record_all(draw.indices, kind, level)
         run = Run(self._ends, kind, level, draw, self._recorder)
         anchor = self._anchor if level.learns else None
@@ -178,6 +240,8 @@ class Replayed:
         if before is not None and not before.is_like(values):
             before.put_back()
             raise NotReplayableError("tracing it took another way through its code than a batch does")
+        if isinstance(self._tape.result, Node):
+            return values[0]
         by_node = dict(zip(self._outputs, values, strict=True))
         result = map_aggregate(self._tape.result, lambda one: by_node[one] if isinstance(one, Node) else one)
         return list(result) if isinstance(result, list) else result

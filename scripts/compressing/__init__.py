@@ -1,0 +1,1 @@
+"""Compares ways to make a trained network smaller: the parts of scripts/compression_study."""
