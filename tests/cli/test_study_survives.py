@@ -19,7 +19,7 @@ from cli.conftest import TINY
 from nas.storage import checkpoint_file
 
 pytest.importorskip("scipy", reason="needs scipy")
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.long
 
 SLURM = Path(__file__).parents[2] / "scripts" / "slurm_cluster"
 SEEDS = (0, 1, 2, 3)
@@ -78,16 +78,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["basic", "joblib"])
-def test_a_study_whose_process_is_killed(
-    engine: tuple[str, ...], undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_study_whose_process_is_killed(engine: tuple[str, ...], undisturbed: dict[str, Any], tmp_path: Path) -> None:
     if engine:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
     home = tmp_path / "study"
     for _ in range(2):
         killed = start(home, *engine)
         ended = len(list(home.glob("*/seed_*/result.json")))
-        wait_for(lambda ended=ended: begun(home) and len(list(home.glob("*/seed_*/result.json"))) > ended, "no job ended")
+        wait_for(
+            lambda ended=ended: begun(home) and len(list(home.glob("*/seed_*/result.json"))) > ended, "no job ended"
+        )
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         assert not (home / "study.json").exists()
