@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.errors import DataError
+from nas.errors import ConfigError, DataError
 from nas.untrusted import regular_file
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ SIDEWAYS = frozenset({5, 6, 7, 8})  # these swap width and height
 # The formats that Pillow may read, whatever the file is called. Its other readers run programs (EPS) or are seldom
 # used. AVIF comes last, because some builds of Pillow lack it.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
-PIXELS = 2**26  # in the largest image that is decoded
+SIDE = 2**13  # pixels of the largest image_size, whose square is the largest image that is decoded
+PIXELS = SIDE**2  # in the largest image that is decoded
 BYTES_PER_PIXEL = 12  # at most, while an image is decoded: the original, the converted image and the tensor
 MEMORY = 3 * 2**28  # bytes for all images that are decoded at the same time
 STRIP = 2**20  # pixels that are converted at a time
@@ -99,7 +100,7 @@ def read_pixels(path: Path, *, channels: int, size: int | None) -> Tensor:
     size.
     Raises DataError, naming the file, if the file is damaged or too large to be decoded safely.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _opened(path) as image, _decoding.take(image.width * image.height * BYTES_PER_PIXEL):
         turn = orientation(image)
@@ -108,11 +109,25 @@ def read_pixels(path: Path, *, channels: int, size: int | None) -> Tensor:
         converted = _convert(image, channels, path)
         if turn != UPRIGHT:
             converted = converted.transpose(Image.Transpose[TURNS[turn]])
-        if size is not None and converted.size != (size, size):
-            # The same as scaling and then cropping, without computing the pixels that would be cropped away.
-            converted = ImageOps.fit(converted, (size, size), method=Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(converted))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+        return scaled(converted, size)
+
+
+def scaled(image: "Image.Image", size: int | None) -> Tensor:
+    """Returns the pixels of an image, (C, H, W) uint8. size: as in `read_pixels`."""
+    from PIL import Image, ImageOps
+
+    if size is not None and image.size != (size, size):
+        # The same as scaling and then cropping, without computing the pixels that would be cropped away.
+        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def check_image_size(size: int | None) -> None:
+    """Raises ConfigError for a size that no image can be scaled to."""
+    if size is not None and not 1 <= size <= SIDE:
+        bound = "at least 1" if size < 1 else f"at most {SIDE}"
+        raise ConfigError(f"data.image_size must be {bound}, got {size}", fix="set data.image_size=32")
 
 
 def orientation(image: "Image.Image") -> int:

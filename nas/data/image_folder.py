@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nas.data.bundle import DataBundle, Split
 from nas.data.class_folders import Found, Listing, digest_of_file, find_images, find_to_score, find_training
-from nas.data.image_file import Header, pillow_warnings, read_header, read_pixels
+from nas.data.image_file import Header, check_image_size, pillow_warnings, read_header, read_pixels
 from nas.data.spec import DataSpec, ImageSpec
 from nas.data.split import StreamSplit, TensorSplit, fits_in_memory
 from nas.data.statistics import channel_statistics
@@ -25,7 +25,6 @@ STATISTICS_IMAGES = 10_000  # training images that give mean and std of a stream
 STATISTICS_BYTES = 2**26  # of these images in memory at the same time
 HEADERS = 10_000  # headers that are read if the settings give the shape of the images
 NAMED = 5  # damaged files that a warning names
-SIDE = 2**13  # pixels of the largest image_size, whose square is the largest image that is decoded
 WORKERS = 1024  # processes that read images
 DECODE_CHUNK = 64  # images per task: of small images, threads that take one at a time decode half as many a second
 
@@ -196,9 +195,7 @@ class ImageFolder:
             )
         if self.damaged not in ("stop", "skip"):
             raise ConfigError(f"data.damaged must be stop or skip, got {self.damaged!r}", fix="set data.damaged=stop")
-        if self.image_size is not None and not 1 <= self.image_size <= SIDE:
-            bound = "at least 1" if self.image_size < 1 else f"at most {SIDE}"
-            raise ConfigError(f"data.image_size must be {bound}, got {self.image_size}", fix="set data.image_size=32")
+        check_image_size(self.image_size)
         if self.workers > WORKERS:
             raise ConfigError(f"data.workers must be at most {WORKERS}, got {self.workers}", fix="set data.workers=2")
         for field in ("workers", "memory_limit_mb"):

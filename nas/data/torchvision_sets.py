@@ -1,4 +1,9 @@
-"""Published data sets that torchvision can read and download. All fit in memory."""
+"""Published data sets that torchvision can read and download. All fit in memory.
+
+root: the folder of the files. download: fetch files that are not there. crop_padding, flip: see `Augment`.
+image_size: scale every image to a square of this side; None: as published. Networks on 16x16 images take a quarter of
+the time. `Augment` shifts by pixels of the scaled images, so halve crop_padding with the side.
+"""
 
 import contextlib
 import http.client
@@ -12,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nas.data.bundle import DataBundle
+from nas.data.image_file import check_image_size, scaled
 from nas.data.spec import ImageSpec
 from nas.data.split import TensorSplit
 from nas.data.statistics import channel_statistics
@@ -27,6 +33,7 @@ class Cifar10:
     download: bool = False
     crop_padding: int = 4
     flip: bool = True
+    image_size: int | None = None
 
     def load(self) -> DataBundle:
         from torchvision.datasets import CIFAR10
@@ -41,6 +48,7 @@ class Cifar10:
             # code are 0.4914, 0.4822, 0.4465 and 0.2470, 0.2435, 0.2616.
             statistics=(_pixels(125.3, 123.0, 113.9), _pixels(63.0, 62.1, 66.7)),
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
+            image_size=self.image_size,
         )
 
 
@@ -52,6 +60,7 @@ class Cifar100:
     download: bool = False
     crop_padding: int = 4
     flip: bool = True
+    image_size: int | None = None
 
     def load(self) -> DataBundle:
         from torchvision.datasets import CIFAR100
@@ -64,6 +73,7 @@ class Cifar100:
             class_names=tuple(train.classes),
             statistics=(_pixels(129.3, 124.1, 112.4), _pixels(68.2, 65.4, 70.4)),
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
+            image_size=self.image_size,
         )
 
 
@@ -78,6 +88,7 @@ class SVHN:
     download: bool = False
     crop_padding: int = 4
     flip: bool = False
+    image_size: int | None = None
 
     def load(self) -> DataBundle:
         from torchvision import datasets
@@ -93,6 +104,7 @@ class SVHN:
             class_names=tuple(str(digit) for digit in range(10)),
             statistics=None,
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
+            image_size=self.image_size,
         )
 
 
@@ -104,6 +116,7 @@ class FashionMnist:
     download: bool = False
     crop_padding: int = 2
     flip: bool = True
+    image_size: int | None = None
 
     def load(self) -> DataBundle:
         from torchvision.datasets import FashionMNIST
@@ -116,6 +129,7 @@ class FashionMnist:
             class_names=tuple(train.classes),
             statistics=None,
             augment=Augment(crop_padding=self.crop_padding, flip=self.flip),
+            image_size=self.image_size,
         )
 
 
@@ -150,6 +164,16 @@ def _nchw(cifar: Any) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(cifar.data).permute(0, 3, 1, 2), torch.tensor(cifar.targets)
 
 
+def _scaled(images: Tensor, size: int | None) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, C, size, size), scaled as image files are, so that a network reads both alike."""
+    from PIL import Image
+
+    if size is None:
+        return images
+    pictures = (image[0] if len(image) == 1 else image.permute(1, 2, 0) for image in images)
+    return torch.stack([scaled(Image.fromarray(picture.numpy()), size) for picture in pictures])
+
+
 def _bundle(
     *,
     name: str,
@@ -158,13 +182,20 @@ def _bundle(
     class_names: tuple[str, ...],
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
     augment: Augment,
+    image_size: int | None,
 ) -> DataBundle:
+    check_image_size(image_size)
     # Contiguous, because indexing a transposed view collects each image from places far apart in memory.
-    train_images, test_images = train[0].contiguous(), test[0].contiguous()
+    train_images, test_images = (_scaled(images, image_size).contiguous() for images in (train[0], test[0]))
     mean, std = statistics or channel_statistics([train_images])
     return DataBundle(
         spec=ImageSpec(
-            name=name, input_shapes=(tuple(train_images.shape[1:]),), class_names=class_names, mean=mean, std=std
+            name=name,
+            input_shapes=(tuple(train_images.shape[1:]),),
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            image_size=image_size,
         ),
         train=TensorSplit(train_images, train[1]),
         test=TensorSplit(test_images, test[1]),

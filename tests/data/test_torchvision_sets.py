@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from nas.data.image_file import read_pixels
+from nas.data.spec import ImageSpec
 from nas.data.torchvision_sets import SVHN, Cifar10, Cifar100, FashionMnist
 from nas.data.transforms import Augment
-from nas.errors import DataError
+from nas.errors import ConfigError, DataError
 
 FAMILIES = [Cifar10, Cifar100, SVHN, FashionMnist]
 NOWHERE = "http://127.0.0.1:9/"  # the discard port of this machine: refuses at once, without a network
@@ -79,6 +81,23 @@ def test_cifar10_is_read_from_its_pickles(tmp_path: Path, monkeypatch: pytest.Mo
     images, labels = next(bundle.train.batches([torch.arange(4, 7)], device=torch.device("cpu")))
     assert np.array_equal(images.numpy(), written["data_batch_2"][0])
     assert labels.tolist() == written["data_batch_2"][1]
+
+
+def test_images_are_scaled_as_image_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+    from torchvision.datasets import CIFAR10
+
+    written = write_cifar(tmp_path / "cifar-10-batches-py", monkeypatch, CIFAR10, CIFAR10_FILES, list("abcdefghij"))
+    bundle = Cifar10(root=str(tmp_path), image_size=16).load()
+    assert isinstance(bundle.spec, ImageSpec)
+    assert (bundle.spec.input_shape, bundle.spec.image_size) == ((3, 16, 16), 16)
+    images, _ = next(bundle.test.batches([torch.arange(5)], device=torch.device("cpu")))
+    for number, pixels in enumerate(written["test_batch"][0]):
+        path = tmp_path / "one.png"
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+        assert torch.equal(images[number], read_pixels(path, channels=3, size=16))
+    with pytest.raises(ConfigError, match=r"data\.image_size must be at least 1, got 0"):
+        Cifar10(root=str(tmp_path), image_size=0).load()
 
 
 def test_cifar10_that_is_damaged_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +194,7 @@ def test_fashion_mnist_is_unpacked_from_its_idx_archives(tmp_path: Path, monkeyp
     assert labels.tolist() == [k % 10 for k in range(20)]
     assert bundle.spec.std == pytest.approx([(made["train"] / 255).std()])
     assert len(FashionMnist(root=str(tmp_path)).load().test) == 6  # once unpacked, no download is needed
+    assert FashionMnist(root=str(tmp_path), image_size=14).load().spec.input_shapes == ((1, 14, 14),)  # grey images
 
 
 @pytest.mark.parametrize("family", FAMILIES)
