@@ -13,6 +13,7 @@ from torch import nn
 
 from nas.spaces.ops import FactorizedReduce, Zero
 from nas.supernet.choice import Choice
+from nas.supernet.entanglement import CentreConv2d
 
 # Modules that always map zeros to zeros.
 POINTWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.AvgPool2d, nn.MaxPool2d, Zero)
@@ -76,7 +77,7 @@ def keeps_zeros(module: nn.Module) -> bool:
         isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
     ):
         return all(map(keeps_zeros, module.children()))
-    if type(module) is nn.Conv2d:
+    if type(module) in (nn.Conv2d, CentreConv2d):
         return module.bias is None
     if type(module) is nn.BatchNorm2d:
         return module.training and not module.affine

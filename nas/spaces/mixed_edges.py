@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError
+from nas.runtime.user_functions import plain_partial
 from nas.spaces.edge_ops import candidates, check_ops
 from nas.spaces.ops import Operation
 from nas.spaces.space import Space, at_least
 from nas.supernet.choice import Choice
+from nas.supernet.entanglement import entangle, shares_weights
 
 
 class PartialEdge(nn.Module):
@@ -49,12 +51,14 @@ class MixedEdges:
 
     affine: whether the operations' batch norms are affine. partial_channels: search in 1 / partial_channels of the
     channels, see `PartialEdge`. edge_normalisation: weigh the edges into a node by learnt shares, see `Choice`.
+    entangled: let the candidates of an edge share kernels, see `nas.supernet.entanglement`.
     """
 
     ops: Mapping[str, Operation]
     affine: bool
     partial_channels: int = 1
     edge_normalisation: bool = False
+    entangled: bool = False
 
     def edge(self, kind: str, source: int, node: int, *, channels: int, stride: int) -> nn.Module:
         """Builds the choice on the edge source -> node of a kind of cell ("normal", "reduce", ...).
@@ -69,8 +73,9 @@ class MixedEdges:
                 f"space.partial_channels must divide the channels of every cell, got {parts} for {channels} channels",
                 fix=f"set space.channels to a multiple of {parts}, or space.partial_channels=1",
             )
+        offered = candidates(self.ops, key, channels // parts, channels // parts, stride, self.affine)
         choice = Choice(
-            candidates(self.ops, key, channels // parts, channels // parts, stride, self.affine),
+            entangle(offered) if self.entangled else offered,
             key=key,
             group=f"{kind}/{node}",
             weighed=self.edge_normalisation,
@@ -83,17 +88,24 @@ class MixedEdges:
 class CellSpace(Space):
     """The base class of cell-based spaces.
 
-    partial_channels, edge_normalisation: see `MixedEdges`; 4 and True in PC-DARTS. They apply to the supernet only: in
-    a retrained network an edge has all channels, and all edges have equal weight.
+    partial_channels, edge_normalisation, entangled: see `MixedEdges`; 4 and True in PC-DARTS. They apply to the
+    supernet only: in a retrained network an edge has all channels, all edges have equal weight, and every convolution
+    has its own kernel. Raises ConfigError for `entangled` if no two operations can share a kernel.
     """
 
     ops: Mapping[str, Operation]
     partial_channels: int = 1
     edge_normalisation: bool = False
+    entangled: bool = False
 
     def __post_init__(self) -> None:
         check_ops(self.ops)
         at_least(1, partial_channels=self.partial_channels)
+        if self.entangled and not self._can_share():
+            raise ConfigError(
+                f"space.entangled=true shares kernels between operations, but none of {', '.join(self.ops)} can share",
+                fix="leave space.entangled=false, or add an operation of the same kind with another kernel size",
+            )
 
     def edges(self, *, affine: bool) -> MixedEdges:
         """The factory of the edges. affine: as in `build`."""
@@ -104,4 +116,10 @@ class CellSpace(Space):
             affine=False,
             partial_channels=self.partial_channels,
             edge_normalisation=self.edge_normalisation,
+            entangled=self.entangled,
         )
+
+    def _can_share(self) -> bool:
+        with torch.device("meta"):
+            made = {name: plain_partial(op)(8, 8, 1, False) for name, op in self.ops.items()}
+        return shares_weights(entangle(made))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nas.spaces.dead_edges import is_watched
+from nas.supernet.entanglement import CentreConv2d
 
 # type -> the attributes that determine the output, for modules without weights and without randomness.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -20,7 +21,7 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 # Modules that may follow a shared module: none of them writes into its input.
-FOLLOWING = (nn.Conv2d, nn.BatchNorm2d)
+FOLLOWING = (nn.Conv2d, CentreConv2d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)

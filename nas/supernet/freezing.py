@@ -7,13 +7,15 @@ from torch import nn
 from nas.errors import SpaceError
 from nas.supernet.choice import Choice, choices
 from nas.supernet.dropped_edge import Dropped, DroppedTensor
+from nas.supernet.entanglement import CentreConv2d
 from nas.supernet.genotype import check_chosen
 from nas.supernet.hooked import with_hooks_of
 
 
 def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
     """Replace every choice by its chosen candidate, in place; where that is None by `Dropped` if its group is added up,
-    else by `DroppedTensor`. Hooks on a choice are kept, on a module around its candidate.
+    else by `DroppedTensor`. Hooks on a choice are kept, on a module around its candidate. Kernels that candidates
+    shared become separate, see `nas.supernet.entanglement`.
 
     Returns the plain model: the same object, unless the model itself is a Choice. Raises GenotypeError (see
     `check_chosen`), and SpaceError for a choice whose forward is not that of `Choice`.
@@ -39,6 +41,8 @@ def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
         return with_hooks_of(choice, Dropped() if choice.added else DroppedTensor(resolved(choice.candidates[0])))
 
     def frozen(module: nn.Module) -> nn.Module:
+        if isinstance(module, CentreConv2d):
+            return module.separate()
         # Not named_children(), which passes over a module's second name.
         for child_name, child in list(module._modules.items()):
             if child is not None:

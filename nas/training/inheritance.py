@@ -14,6 +14,7 @@ from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.spaces.darts import AuxiliaryHead
 from nas.spaces.space import Space
 from nas.storage import checkpoint_file
+from nas.supernet.entanglement import separate
 from nas.supernet.genotype import Genotype
 
 SCRATCH, SUPERNET = "scratch", "supernet"
@@ -63,7 +64,8 @@ def check_alike(space: Space, retrained: Space, spec: DataSpec) -> None:
     The retrained network may have scales and shifts of norms, which do nothing at first, and an auxiliary head beside.
     """
     with retrained.sketching():
-        check_fits(space.build(spec, affine=False).state_dict(), retrained.build(spec, affine=True))
+        searched = separate(space.build(spec, affine=False))
+        check_fits(searched.state_dict(), retrained.build(spec, affine=True))
 
 
 def inherit(network: nn.Module, weights: SupernetWeights, *, space: Space, spec: DataSpec, genotype: Genotype) -> None:

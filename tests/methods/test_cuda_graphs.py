@@ -36,11 +36,14 @@ class Custom(nn.Module):
         return self.head(self.drop(self.after(x)).mean(dim=(2, 3)))
 
 
-@pytest.fixture(params=["nas_bench_201", "darts", "custom"])
+@pytest.fixture(params=["nas_bench_201", "entangled", "darts", "custom"])
 def supernet(request, spec):
     torch.manual_seed(2)
-    made = Custom() if request.param == "custom" else request.getfixturevalue(request.param).supernet(spec)
-    return made.double()
+    if request.param == "custom":
+        return Custom().double()
+    if request.param == "entangled":
+        return dataclasses.replace(request.getfixturevalue("nas_bench_201"), entangled=True).supernet(spec).double()
+    return request.getfixturevalue(request.param).supernet(spec).double()
 
 
 @pytest.mark.parametrize("sampler", [GDAS(), GDAS(samples=2), Uniform()])

@@ -66,6 +66,7 @@ def trained(supernet, loader):
 SPACES = {
     "model": Custom(factory=residual),
     "nas_bench_201": NasBench201(channels=4, cells=1),
+    "entangled": NasBench201(channels=4, cells=1, entangled=True),
     "darts": Darts(
         ops={name: Darts().ops[name] for name in ("none", "skip_connect", "sep_conv_3x3")}, channels=4, cells=3
     ),
