@@ -1,5 +1,6 @@
 """nas-study on real engines: whatever is killed, the study ends with the bits of an undisturbed one. Minutes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cli.conftest import TINY
 
@@ -20,6 +22,7 @@ from nas.storage import checkpoint_file
 pytest.importorskip("scipy", reason="needs scipy")
 pytestmark = pytest.mark.long
 
+SLURM = Path(__file__).parents[2] / "scripts" / "slurm_cluster"
 SEEDS = (0, 1, 2, 3)
 STUDY: dict[str, Any] = {
     "name": "eight",
@@ -60,9 +63,18 @@ def bits(home: Path) -> dict[str, Any]:
     left = {}
     for directory in sorted(home.glob("*/seed_*")):
         state = checkpoint_file.load(directory / "search" / "checkpoint.pt", "search")
-        kept = {name: str(state[name]) for name in sorted(state.keys() - {"config", "metrics", "seconds"})}
+        kept = {name: exactly(state[name]) for name in sorted(state.keys() - {"config", "metrics", "seconds"})}
         left[f"{directory.parent.name}/{directory.name}"] = (kept, (directory / "genotype.json").read_text())
     return left
+
+
+def exactly(value: Any) -> Any:
+    """Equal for values of equal bits."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: exactly(one) for key, one in value.items()}
+    return [exactly(one) for one in value] if isinstance(value, list | tuple) else repr(value)
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +105,73 @@ def test_a_study_whose_process_is_killed(engine: tuple[str, ...], undisturbed: d
     assert bits(home) == undisturbed
     runs = json.loads((home / "study.json").read_text())["runs"]
     assert [run["status"] for run in runs] == ["finished"] * len(undisturbed)
+
+
+def processes(*words: str) -> list[int]:
+    """The numbers of the processes whose command or title has all of these words."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            title = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if all(word in title for word in words):
+                found.append(int(directory.name))
+    return found
+
+
+def test_a_worker_of_ray_is_killed(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs hydra-ray-launcher")
+    home = tmp_path / "study"
+    engine = ("hydra/launcher=ray_local",)
+    running = start(home, *engine)
+    wait_for(lambda: len(begun(home)) >= 1, "no job began")
+    workers = wait_for(lambda: processes("ray::_run_job"), "no worker runs")
+    os.kill(workers[0], signal.SIGKILL)
+    code = running.wait(SECONDS)
+    if code != 0:  # the engine did not repeat the job by itself
+        assert start(home, *engine).wait(SECONDS) == 0
+    assert bits(home) == undisturbed
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    if "SLURM_CONF" not in os.environ or shutil.which("sbatch") is None:
+        pytest.skip(f"needs a Slurm cluster: {SLURM} start, and the environment that it names")
+    pytest.importorskip("submitit", reason="needs hydra-submitit-launcher")
+    yield
+    subprocess.run(["scancel", "--me"], check=False)
+
+
+def running_jobs() -> list[str]:
+    """The numbers of Slurm's jobs that run, as 12_3."""
+    listed = subprocess.run(["squeue", "--noheader", "--states=R", "--format=%i"], capture_output=True, text=True)
+    return listed.stdout.split()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_jobs_are_preempted_and_the_node_is_stopped(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    home, engine = tmp_path / "study", ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
+    running = start(home, *engine)
+    for times in (1, 2):
+        before = resumed(home)
+
+        def preempted(before: int = before) -> bool:
+            # As Slurm does for its own signal: to the job's steps. A job that has just ended refuses it.
+            if begun(home) and resumed(home) == before and (numbers := running_jobs()):
+                subprocess.run(["scancel", "--signal=USR2", numbers[-1]], check=False)
+                time.sleep(10)
+            return resumed(home) > before
+
+        wait_for(preempted, f"preemption {times} resumed no job")
+    wait_for(lambda: begun(home) and running_jobs(), "no job runs")
+    subprocess.run([SLURM, "stop-node"], check=True)
+    time.sleep(2)
+    subprocess.run([SLURM, "start-node"], check=True)
+    if running.wait(SECONDS) != 0:  # the launcher was told of the lost jobs
+        assert start(home, *engine).wait(SECONDS) == 0
+    assert bits(home) == undisturbed
+
+
+def resumed(home: Path) -> int:
+    """How often jobs of the study went on from a checkpoint."""
+    manifests = (json.loads(path.read_text()) for path in home.glob("*/seed_*/manifest.json"))
+    return sum(len(found.get("resumed", [])) for found in manifests)
