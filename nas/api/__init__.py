@@ -46,7 +46,8 @@ from nas.methods.deriver import Deriver
 from nas.methods.first_order import FirstOrder
 from nas.methods.front import write as write_front
 from nas.methods.sampler import GDAS, Sampler
-from nas.methods.search_job import SearchJob, SearchOptions, SearchParts
+from nas.methods.search_job import SearchJob
+from nas.methods.search_options import SearchOptions, SearchParts
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.settings.arguments import named_as_arguments
@@ -60,7 +61,8 @@ from nas.supernet.genotype import Genotype
 from nas.training.hooks import Hook
 from nas.training.inheritance import SCRATCH
 from nas.training.records import genotype_texts, scores
-from nas.training.retrain_job import RetrainJob, RetrainOptions, RetrainParts
+from nas.training.retrain_job import RetrainJob
+from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.schedule import Cosine, Linear, Schedule
 from nas.training.task import Task
 from nas.training.trained import EVALUATION_BATCH, Trained, final_result, scoring_loader, validation_result

@@ -18,7 +18,8 @@ from nas.supernet.choice import LEFT_OUT, Gate, choices, gates
 from nas.training.batch_norm import recalibrate
 from nas.training.inheritance import SupernetWeights
 from nas.training.job import Job
-from nas.training.retrain_job import CALIBRATION, RetrainJob, RetrainOptions, RetrainParts
+from nas.training.retrain_job import CALIBRATION, RetrainJob
+from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.task import Classification
 
 OFF = ("grad_clip", "drop_path", "auxiliary_weight", "label_smoothing", "mixup", "cutmix", "average", "cutout")

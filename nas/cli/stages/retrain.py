@@ -11,7 +11,8 @@ from nas.storage.metrics_log import JsonLines
 from nas.storage.run_directory import RunDirectory
 from nas.supernet.genotype import Genotype
 from nas.training.inheritance import SupernetWeights
-from nas.training.retrain_job import RetrainJob, RetrainOptions, RetrainParts
+from nas.training.retrain_job import RetrainJob
+from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.trained import Trained
 
 

@@ -8,7 +8,8 @@ from nas.adapt.file_times import FileTimes
 from nas.cli.stages.setup import Setup
 from nas.errors import ConfigError
 from nas.methods.published_settings import missing, reinmax_too_cold
-from nas.methods.search_job import SearchJob, SearchOptions, SearchParts
+from nas.methods.search_job import SearchJob
+from nas.methods.search_options import SearchOptions, SearchParts
 from nas.runtime import distributed
 from nas.settings.configuration import to_plain
 from nas.settings.dotted import leaves
