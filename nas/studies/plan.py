@@ -14,7 +14,8 @@ from nas.untrusted import plain_data, regular_file
 
 SIZE_LIMIT = 250_000  # bytes
 EXAMPLE = "see scripts/README.md for an example"
-OWN_NAMES = ("random cell", "random search")  # of the baselines that a table gives
+RANDOM_CELL = "random cell"
+OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Plan:
     name: of the study. command: ``search``, or ``run``, which also retrains, with the same seed. common: settings of
     all jobs. methods: name -> settings of this method. engine: Hydra overrides that choose the launcher. tuning: method
     -> device hours spent on choosing its settings. primary: the two methods of the primary comparison.
+    Where the second is ``random cell``, the mean is compared with the means of as many cells of the whole table.
     """
 
     name: str

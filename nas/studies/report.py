@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nas.studies import statistics
 from nas.studies.baselines import Baselines
 from nas.studies.checklist import checklist
 from nas.studies.collected import Run, what_is_compared
-from nas.studies.plan import Plan
+from nas.studies.plan import RANDOM_CELL, Plan
 
 HOUR = 3600
 
@@ -23,7 +25,7 @@ def report(
     random: dict[str, dict[int, float]] = {}
     if baselines is not None:
         population = baselines.all_cells()
-        random["random cell"] = baselines.random_cells()
+        random[RANDOM_CELL] = baselines.random_cells()
         known["all_cells"] = {"n": len(population), "mean": float(population.mean()), "std": float(population.std())}
         epochs = max((run.epochs for run in runs), default=0)
         cells = baselines.cells_at_cost(epochs)
@@ -40,6 +42,8 @@ def report(
     known["comparisons"] = statistics.compared(values)
     if plan.primary:
         known["primary"] = primary(plan.primary, known["comparisons"])
+        if plan.primary[1] == RANDOM_CELL and plan.primary[0] in values and baselines is not None:
+            known["primary"] |= against_random(values[plan.primary[0]], baselines.all_cells())
     known["runs"] = [as_plain(run) for run in runs] + [
         {"method": name, "seed": seed, "status": "looked up", "value": value}
         for name, of in random.items()
@@ -59,6 +63,15 @@ def primary(names: Sequence[str], comparisons: Sequence[Mapping[str, Any]]) -> d
             sign = 1 if pair["one"] == names[0] else -1
             return {"one": names[0], "other": names[1], "difference": sign * pair["difference"], "p": pair["p"]}
     return {"one": names[0], "other": names[1], "difference": None, "p": None}
+
+
+def against_random(values: Sequence[float], population: np.ndarray) -> dict[str, Any]:
+    """Compares a mean with the means of as many random cells, of which all are known, not only those of the seeds."""
+    return {
+        "difference": float(np.mean(values) - population.mean()),
+        "p": statistics.p_of_random(values, population),
+        "test": f"the mean of {len(values)} random cells of all {len(population):,} is at least as high",
+    }
 
 
 def as_plain(run: Run) -> dict[str, Any]:
@@ -149,7 +162,7 @@ def comparisons(known: Mapping[str, Any]) -> list[str]:
     if (first := known.get("primary")) is not None:
         lines += [
             f"Named beforehand: {first['one']} - {first['other']} = {number(first['difference'])}, "
-            f"p = {number(first['p'], '.4f')}.", "",
+            f"p = {number(first['p'], '.5f')}{': ' + first['test'] if 'test' in first else ''}.", "",
         ]  # fmt: skip
     rows = [
         (

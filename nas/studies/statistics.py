@@ -10,6 +10,7 @@ import numpy as np
 
 SEED = 0  # of all resampling: a table that is made again is the same
 RESAMPLES = 9999
+MEANS = 99_999  # of random cells
 CONFIDENCE = 0.95
 
 
@@ -55,6 +56,19 @@ def p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
         n_resamples=RESAMPLES, rng=np.random.default_rng(SEED),
     )  # fmt: skip
     return float(test.pvalue)
+
+
+def p_of_random(values: Sequence[float], population: np.ndarray) -> float:
+    """Returns how often the mean of as many values, drawn from the population, is at least the mean of the values.
+
+    One-sided, of 99,999 draws without replacement and the values themselves.
+    """
+    rng, count, reached = np.random.default_rng(SEED), len(values), 1
+    # Rounded, because the sum of equal numbers depends on their order.
+    least = round(float(np.mean(values)), 9)
+    for _ in range(MEANS):
+        reached += round(float(rng.choice(population, size=count, replace=False, shuffle=False).mean()), 9) >= least
+    return reached / (MEANS + 1)
 
 
 def compared(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:

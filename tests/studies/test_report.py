@@ -95,7 +95,9 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     assert known["methods"]["bad"]["n"] == 1
     assert known["random_search"]["cells"] == 1
     assert known["primary"]["one"] == "good"
-    assert known["primary"]["difference"] > 0
+    cells = of.all_cells()
+    assert known["primary"]["difference"] == pytest.approx(cells[0] - cells.mean()) != 0
+    assert 0 < known["primary"]["p"] <= 1
     assert known["curves"]["good"] == [{"epoch": e, "n": 3, "mean": 50.0, "values": [50.0] * 3} for e in (1, 2)]
     good = known["costs"]["good"]
     assert good == {
@@ -109,6 +111,7 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     assert "| bad | 0 | - | failed: lost |" in text
     assert "one run has no interval" in text
     assert "Named beforehand: good - random cell" in text
+    assert f"the mean of 3 random cells of all {len(cells):,} is at least as high" in text
     json.dumps(known)
 
 

@@ -1,5 +1,6 @@
 """Statistics of a study, against values that are known."""
 
+import numpy as np
 import pytest
 
 from nas.studies import statistics
@@ -49,3 +50,11 @@ def test_rank_agreement() -> None:
     assert swapped["weighted_tau"] < swapped["kendall"]  # among the best
     assert swapped["precision_at"]["1"] == 0.0
     assert statistics.rank_agreement([1.0] * 5, truths)["kendall"] is None
+
+
+def test_a_mean_among_the_means_of_as_many_random_values() -> None:
+    population = np.array([1.0, 2.0, 3.0])
+    assert statistics.p_of_random([2.5, 2.5], population) == pytest.approx(1 / 3, abs=0.01)  # 2 and 3 of three pairs
+    assert statistics.p_of_random([3.0], population) == pytest.approx(1 / 3, abs=0.01)
+    assert statistics.p_of_random([0.5, 1.0], population) == 1
+    assert statistics.p_of_random([3.0, 3.0], population) == 1 / 100_000
