@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nas.errors import ConfigError
 from nas.runtime.user_functions import plain_partial
-from nas.spaces.edge_ops import candidates, check_ops
+from nas.spaces.edge_ops import EdgeOps, candidates, check_ops
 from nas.spaces.ops import Operation
 from nas.spaces.space import Space, at_least
 from nas.supernet.choice import Choice
@@ -120,6 +120,7 @@ class CellSpace(Space):
         )
 
     def _can_share(self) -> bool:
+        edges = map(self.ops.at, self.ops.edges) if isinstance(self.ops, EdgeOps) else [self.ops]
         with torch.device("meta"):
-            made = {name: plain_partial(op)(8, 8, 1, False) for name, op in self.ops.items()}
-        return shares_weights(entangle(made))
+            made = [{name: plain_partial(op)(8, 8, 1, False) for name, op in edge.items()} for edge in edges]
+        return any(shares_weights(entangle(edge)) for edge in made)

@@ -12,6 +12,7 @@ from nas.data.spec import ImageSpec
 from nas.errors import ConfigError
 from nas.methods.undrawn import UndrawnDecay
 from nas.spaces.darts import Darts
+from nas.spaces.edge_ops import EdgeOps
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.op_sets import darts as darts_ops
 from nas.spaces.op_sets import nas_bench_201 as bench_ops
@@ -163,3 +164,7 @@ def test_operations_that_cannot_share_are_refused():
     ops = {"none": Zero, "sep_conv_3x3": darts_ops()["sep_conv_3x3"]}
     with pytest.raises(ConfigError, match="none of none, sep_conv_3x3 can share"):
         NasBench201(ops=ops, entangled=True)
+    apart = EdgeOps(ops=darts_ops(), edges={"normal/0-2": ["dil_conv_3x3"], "normal/1-2": ["dil_conv_5x5"]})
+    with pytest.raises(ConfigError, match="can share"):
+        Darts(ops=apart, entangled=True)
+    Darts(ops=load_ops("s1"), entangled=True)  # some of its edges offer both kernel sizes
