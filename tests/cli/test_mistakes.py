@@ -168,7 +168,7 @@ MISTAKES = {
     "size the space does not have": (
         ("retrain.network.chanels=3",),
         "retrain.network sets chanels, which the space nas_bench_201 does not have; "
-        "set any of ops, partial_channels, edge_normalisation, channels, cells, nodes",
+        "set any of ops, partial_channels, edge_normalisation, entangled, channels, cells, nodes",
     ),
     "auxiliary head on small images": (
         ("space=darts", "space.cells=3", "retrain.network={channels: 4, cells: 3, auxiliary: true}"),
@@ -655,5 +655,5 @@ def test_help_shows_groups_and_examples(nas: Nas) -> None:
     for command in ("run", "search", "retrain", "evaluate", "export"):
         text = nas(command, "--help").out
         assert text.count(f"  nas-{command} ") == 3  # examples
-        assert "data: cifar10, cifar100, custom, digits" in text
+        assert "data: cifar10, cifar10_16x16, cifar100, custom, digits" in text
         assert "--debug" in text

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from cli.conftest import TINY, Outcome
 
 Nas = Callable[..., Outcome]
@@ -13,6 +14,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["weights/loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_profile_of_search_and_retraining_changes_no_bit(nas: Nas, tmp_path: Path) -> None:
     steps = ["data.train=64", "search.epochs=2", "retrain.epochs=2"]  # 8 and 8
     assert nas("run", *TINY, *steps, "hydra.run.dir=plain").code == 0

@@ -18,7 +18,9 @@ finally:
 HEAVY = {"torch", "torchvision", "numpy", "sklearn", "tensorboard", "rich", "PIL"}
 
 
-@pytest.mark.parametrize("name", ["search", "evaluate", "export"])
+@pytest.mark.parametrize(
+    "name", ["search", *(pytest.param(name, marks=pytest.mark.long) for name in ("evaluate", "export"))]
+)
 def test_help_imports_nothing_heavy(name):
     done = subprocess.run([sys.executable, "-c", HELP, name], capture_output=True, text=True, check=True)
     assert "Powered by Hydra" in done.stdout or f"nas-{name}" in done.stdout

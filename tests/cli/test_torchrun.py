@@ -133,6 +133,7 @@ def test_batch_norms_see_whole_batches_on_gpus(nas: Nas, tmp_path: Path) -> None
     assert two["search/checkpoint.pt"]["supernet"].keys() == one["search/checkpoint.pt"]["supernet"].keys()
 
 
+@pytest.mark.long
 def test_a_mistake_is_told_once_and_leaves_nothing(tmp_path: Path) -> None:
     ended = torchrun("-m", "nas.cli.search", *SETTINGS, "search.batch_size=15", "hydra.run.dir=runs/two", cwd=tmp_path)
     assert ended.returncode != 0

@@ -168,6 +168,7 @@ def test_retraining_in_16_bits_takes_the_step_of_32(nas_bench_201, spec, name, a
     assert mixed.network.state_dict().keys() == whole.network.state_dict().keys()
 
 
+@pytest.mark.long
 def test_a_compiled_network_trains_the_same_weights(nas_bench_201, spec):
     plain, compiled = retrain_state(nas_bench_201, spec), retrain_state(nas_bench_201, spec)
     forward = Runtime(device="cpu", compile="aot_eager").compiled(compiled.network)
