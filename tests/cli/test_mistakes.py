@@ -655,5 +655,5 @@ def test_help_shows_groups_and_examples(nas: Nas) -> None:
     for command in ("run", "search", "retrain", "evaluate", "export"):
         text = nas(command, "--help").out
         assert text.count(f"  nas-{command} ") == 3  # examples
-        assert "data: cifar10, cifar10_16x16, cifar100, custom, digits" in text
+        assert "data: cifar10, cifar100, cifar10_16x16, custom, digits" in text
         assert "--debug" in text
