@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
+from bits import of_search
 from cli.conftest import TINY
-
-from nas.storage import checkpoint_file
 
 pytest.importorskip("scipy", reason="needs scipy")
 pytestmark = pytest.mark.long
@@ -59,22 +57,8 @@ def begun(home: Path) -> list[Path]:
 
 
 def bits(home: Path) -> dict[str, Any]:
-    """What every job left, without times and paths."""
-    left = {}
-    for directory in sorted(home.glob("*/seed_*")):
-        state = checkpoint_file.load(directory / "search" / "checkpoint.pt", "search")
-        kept = {name: exactly(state[name]) for name in sorted(state.keys() - {"config", "metrics", "seconds"})}
-        left[f"{directory.parent.name}/{directory.name}"] = (kept, (directory / "genotype.json").read_text())
-    return left
-
-
-def exactly(value: Any) -> Any:
-    """Equal for values of equal bits."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: exactly(one) for key, one in value.items()}
-    return [exactly(one) for one in value] if isinstance(value, list | tuple) else repr(value)
+    """What every job left."""
+    return {f"{one.parent.name}/{one.name}": of_search(one) for one in sorted(home.glob("*/seed_*"))}
 
 
 @pytest.fixture(scope="module")
