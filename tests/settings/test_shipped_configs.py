@@ -16,6 +16,7 @@ from nas.cli.stages.setup import Setup
 from nas.errors import DataError
 from nas.settings import configuration, schemas
 from nas.storage.metrics_log import JsonLines
+from nas.studies.plan import read as read_study
 
 ROOT = configuration.directory()
 GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "hydra")
@@ -154,6 +155,15 @@ def test_every_preset_runs_two_steps(experiment: str, tmp_path: Path) -> None:
         cfg.deriver.samples = 2  # architectures that are compared at the end
     # The other stage is that of other presets.
     two_steps(cfg, tmp_path, retrains=experiment.startswith("retrain"))
+
+
+def test_the_studies_of_this_project_compose() -> None:
+    paths = list((Path(__file__).parents[2] / "scripts" / "studies").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        plan, _ = read_study(path)
+        for _, seed, settings in plan.jobs()[: len(plan.methods)]:
+            assert composed(plan.command, *plan.of_all(), *settings).seed == seed
 
 
 @pytest.mark.parametrize("space", ["nas_bench_201", "darts", "mbconv"])
