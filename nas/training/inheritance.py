@@ -92,8 +92,8 @@ def check_fits(given: Mapping[str, Any], network: nn.Module) -> None:
         raise SpaceError(
             f"retrain.start=supernet needs the network that was searched, but {wrong[0]} is {found[0]} in the "
             f"supernet and {found[1]} in the network that is retrained",
-            fix="leave retrain.network empty and use operations that are the same in both (for space=darts "
-            "ops=darts_gdas), or set retrain.start=scratch",
+            fix="leave retrain.network empty, or at the sizes of the search, and use operations that are the same in "
+            "both (for space=darts ops=darts_gdas), or set retrain.start=scratch",
         )
 
 
