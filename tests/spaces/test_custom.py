@@ -102,9 +102,6 @@ CASES = {
 }
 
 
-EXPORTED = ("nested", "two inputs", "signals")  # as that takes seconds
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The directory of each case's run; a case is run when it is first asked for."""
@@ -113,8 +110,7 @@ def finished(tmp_path_factory):
     def directory(name):
         if name not in done:
             path = tmp_path_factory.mktemp("run") / "out"
-            formats = "formats=[program]" if name in EXPORTED else "formats=[]"
-            assert run(path, CASES[name].factory, *CASES[name].arguments, formats) == 0
+            assert run(path, CASES[name].factory, *CASES[name].arguments, "formats=[program]") == 0
             done[name] = path
         return done[name]
 
@@ -235,8 +231,7 @@ def examples():
 
 def test_exported_programs_run_in_a_process_without_nas(finished, examples, tmp_path):
     torch.save(
-        {name: (str(finished(name) / "export" / "model.pt2"), examples[name]) for name in EXPORTED},
-        tmp_path / "inputs",
+        {name: (str(finished(name) / "export" / "model.pt2"), examples[name]) for name in CASES}, tmp_path / "inputs"
     )
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN_EXPORTED, tmp_path / "inputs", tmp_path / "outputs"],
@@ -244,7 +239,7 @@ def test_exported_programs_run_in_a_process_without_nas(finished, examples, tmp_
         cwd=tmp_path,
     )
     outputs = torch.load(tmp_path / "outputs")
-    assert outputs.keys() == set(EXPORTED)
+    assert outputs.keys() == CASES.keys()
     for name, got in outputs.items():
         network = trained(finished(name)).network
         for count, output in zip((1, 3, 5), got, strict=True):
