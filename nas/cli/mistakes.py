@@ -39,7 +39,7 @@ def explain(error: Exception, config_name: str) -> str:
     text = " ".join(f"{error}\n{error.__cause__ or ''}".split())
     if "Config group override must be a string" in text:
         given = next((argument for argument in sys.argv[1:] if argument.endswith(("=null", "="))), "null")
-        return f"{given} is not an option of a group that has to be there; see --help for its options"
+        return without(given.rstrip("=").removesuffix("=null"), given, config_name)
     if ours := re.search(r"ConfigError raised while resolving interpolation: (.*?)(?: full_key: |$)", text):
         return ours[1].strip()
     plug_in = re.search(r"Could not (?:find|load) 'hydra/(?:launcher|sweeper)/([^']+)'", text)
@@ -115,6 +115,14 @@ def suggestion(key: str, config_name: str) -> str:
     if not close:
         return "--cfg job shows all settings"
     return f"did you mean {' or '.join(close[:2])}?"
+
+
+def without(group: str, given: str, config_name: str) -> str:
+    """Returns the line for a group that was to be empty. Hydra deletes a group by ``~group``."""
+    roots = [OmegaConf.load(configuration.directory() / f"{name}.yaml") for name in dict.fromkeys((config_name, "run"))]
+    if any(isinstance(one, DictConfig) and one.get(group, "") is None for root in roots for one in root.defaults):
+        return f"{given} is not an option of {group}; write ~{group} for none"
+    return f"{given} is not an option of a group that has to be there; see --help for its options"
 
 
 def settings(node: DictConfig, prefix: str = "") -> Iterator[str]:

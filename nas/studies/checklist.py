@@ -33,10 +33,7 @@ def checklist(
         ("ablations are given", named(plan.ablations)),
         ("confounders are named", named(plan.confounders)),
         (f"there are several seeds ({SEVERAL} or more)", yes(len(plan.seeds) >= SEVERAL, str(len(plan.seeds)))),
-        (
-            "there are random baselines",
-            yes(baselines, " and ".join(OWN_NAMES) if baselines else "no benchmark table is given"),
-        ),
+        ("there are random baselines", random_baselines(plan, of_table=baselines)),
     ]
     settings = yes(len(configs) == len(runs), f"{len(configs)} of {len(runs)} runs left a config.yaml")
     code: list[tuple[str, Answer]] = [
@@ -65,6 +62,13 @@ def yes(holds: bool, why: str) -> Answer:
 
 def named(things: Sequence[str]) -> Answer:
     return yes(bool(things), "; ".join(things) or "none are named")
+
+
+def random_baselines(plan: Plan, *, of_table: bool) -> Answer:
+    """of_table: whether a benchmark's table gives baselines."""
+    uniform = [name for name, settings in plan.methods.items() if "sampler=uniform" in settings]
+    found = [*(OWN_NAMES if of_table else ()), *uniform]
+    return yes(bool(found), ", ".join(found) or "no benchmark table is given, and no method has sampler=uniform")
 
 
 def listed(values: Sequence[int]) -> str:

@@ -61,4 +61,5 @@ def held_in(value: Any, kinds: Any, depth: int) -> Iterator[tuple[str, Any]]:
             yield from ((f"[{key!r}]{place}", held) for place, held in held_in(one, kinds, depth - 1))
     elif depth and isinstance(value, list | tuple | set | frozenset):
         for index, one in enumerate(value):
-            yield from ((f"[{index}]{place}", held) for place, held in held_in(one, kinds, depth - 1))
+            if type(one) not in PLAIN:  # as in a stride, which every convolution has
+                yield from ((f"[{index}]{place}", held) for place, held in held_in(one, kinds, depth - 1))

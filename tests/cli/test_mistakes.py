@@ -476,6 +476,10 @@ MISTAKES = {
         ("sampler=null",),
         "sampler=null is not an option of a group that has to be there; see --help for its options",
     ),
+    "no option of a group that may be empty": (
+        ("benchmark=null",),
+        "benchmark=null is not an option of benchmark; write ~benchmark for none",
+    ),
 }
 
 

@@ -145,6 +145,14 @@ def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_method_that_draws_uniformly_is_a_random_baseline() -> None:
+    plan = from_plain({"name": "mine", "methods": {"a": "", "drawn": "ops=s1 sampler=uniform"}, "seeds": [0]})
+    rows = {row["point"]: row for row in checklist(plan, [], [], baselines=False)}
+    assert rows["there are random baselines"] | {"group": ""} == {
+        "group": "", "point": "there are random baselines", "answer": "yes", "why": "drawn"
+    }  # fmt: skip
+
+
 def test_costs_of_an_interrupted_run_are_those_of_its_epochs() -> None:
     lines = [
         {"stage": "search", "epoch": 0, "seconds_per_step": 2.0},
