@@ -80,6 +80,8 @@ def export_trained(
         unbuildable=lambda: unbuildable(config["space"], network, remade),
     )
     settings = {"retraining": {"seed": config["seed"], **config["retrain"]}}
+    if config.get("teacher") is not None:
+        settings["teacher"] = anywhere(config, "teacher")
     if run is not None and (run / "search").is_dir():
         settings = {"search": {name: config[name] for name in SEARCH if name in config}, **settings}
     return export(
@@ -93,8 +95,7 @@ def export_trained(
             "data": spec.to_dict(),
             "preprocessing": preprocessing(spec),
             "network": {
-                # Without paths on this machine, which nobody else has.
-                "space": {name: None if f"space.{name}" in PLACES else one for name, one in config["space"].items()},
+                "space": anywhere(config, "space"),
                 "sizes": config["retrain"]["network"],
                 "memory_format": config["runtime"]["memory_format"],
             },
@@ -106,6 +107,11 @@ def export_trained(
         directory=directory,
         again=again,
     )
+
+
+def anywhere(config: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Returns the settings of a group without paths on this machine, which nobody else has."""
+    return {name: None if f"{group}.{name}" in PLACES else one for name, one in config[group].items()}
 
 
 def on_cpu(network: nn.Module) -> nn.Module:

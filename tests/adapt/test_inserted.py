@@ -8,7 +8,7 @@ from custom_models import residual
 from safetensors.torch import save_file
 
 import nas
-from nas.adapt import Inserted
+from nas.adapt import Inserted, Teacher
 from nas.data import given
 from nas.errors import CheckpointError, ConfigError, SpaceError
 from nas.settings.building import built, described
@@ -73,12 +73,16 @@ def test_files_of_a_trained_network_do_not_need_its_first_weights(original, spec
 
     chosen = nas.Genotype("inserted", {"0": "keep", "1": "width_0.5"})
     still = nas.training.Constant(0.0)
-    net = nas.retrain(space, chosen, images(), directory=tmp_path / "run", lr=still, hooks=[Before()], **RUN)
+    taught = {"teacher": Teacher(factory=residual, weights=str(path), share=0.25)}
+    settings = {"directory": tmp_path / "run", "lr": still, "hooks": [Before()]}
+    net = nas.retrain(space, chosen, images(), **settings, **taught, **RUN)
     assert torch.equal(seen["stem"], original[0].weight)  # from scratch is from the trained weights here
     path.unlink()
     monkeypatch.setattr("nas.formats.export.compared", lambda _, made, __: {one.file: 0.0 for one in made})
     nas.export(net, tmp_path / "out", formats=["weights"])
     assert str(path) not in (tmp_path / "out" / "metadata.json").read_text()
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert '"share": 0.25' in card.partition("Settings of the teacher:")[2]
     assert torch.equal(nas.load(tmp_path / "out", allow=[residual])(net.examples), net(net.examples))
     loaded, x = nas.load(tmp_path / "run", allow=[residual]), torch.randn(2, 1, 6, 6)
     assert torch.equal(loaded(x), net(x))
