@@ -1,13 +1,14 @@
 """Fixtures that several test files share. Sizes are tiny, because the mathematics does not depend on them."""
 
-import copy
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from nas.data.spec import ImageSpec
@@ -50,7 +51,9 @@ def _composed_once():
     It composes every configuration twice, the first time to learn whether that sets hydra.mode, which none of ours
     does; and it parses each YAML that ships again for every command.
     """
-    load = FileConfigSource.load_config
+    Plugins.instance()  # makes the class below, which is another one than that of its module
+    of_files = SourcesRegistry.instance().resolve("file")
+    load = of_files.load_config
     shipped = {}
 
     def load_config(source, config_path):
@@ -58,11 +61,11 @@ def _composed_once():
             return load(source, config_path)
         key = source.provider, config_path
         if key not in shipped:
-            shipped[key] = load(source, config_path)
-        return copy.deepcopy(shipped[key])
+            shipped[key] = pickle.dumps(load(source, config_path))
+        return pickle.loads(shipped[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_config)
+        patch.setattr(of_files, "load_config", load_config)
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         yield
 

@@ -174,9 +174,25 @@ class PredictConfig:
     allow_targets: list[str] = field(default_factory=list)
 
 
+class Shared(dict[str, Any]):
+    """The content of Hydra's ConfigStore. Copies are the same object.
+
+    Hydra copies the whole store for every composition, and for every group of a ``--help``, although reading from the
+    store copies what is read.
+    """
+
+    def __deepcopy__(self, memo: Any) -> "Shared":
+        return self
+
+
 def register_schemas() -> None:
     """Registers the schemas with Hydra under the names that the root YAML files use."""
+    OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
+    OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
     store = ConfigStore.instance()
+    if isinstance(store.repo, Shared):
+        return
+    store.repo = Shared(store.repo)
     for name, schema in (
         ("run_schema", RunConfig),
         ("retrain_schema", RetrainConfig),
@@ -190,8 +206,6 @@ def register_schemas() -> None:
             # The keys are the fields of the chosen space, so a schema cannot list them.
             OmegaConf.set_struct(node.retrain.network, False)
         store.store(name, node)
-    OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
-    OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
     # The same holds for the arguments of a factory, the places of the space `inserted`, and a teacher's features.
     for name, keys in (
         ("factory_schema", ("arguments",)),
