@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,13 +255,37 @@ ENGINES = {
     "basic": (RATES,),
     "joblib": (RATES, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "ray": (RATES, "hydra/launcher=ray_local"),
+    "ray by address": (RATES, "hydra/launcher=ray_cluster"),
     "slurm": (RATES, "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"),
     "optuna": (
         "weight_optim.lr=choice(0.1,1e20,0.05)", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid",
         "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize",
     ),
 }  # fmt: skip
-NEEDED = {"joblib": "hydra_joblib_launcher", "ray": "hydra_ray_launcher", "optuna": "hydra_optuna_sweeper"}
+NEEDED = {
+    "joblib": "hydra_joblib_launcher",
+    "ray": "hydra_ray_launcher",
+    "ray by address": "hydra_ray_launcher",
+    "optuna": "hydra_optuna_sweeper",
+}
+
+
+@contextmanager
+def ray_running(*, wanted: bool) -> Iterator[None]:
+    """A context in which a Ray runs on this machine, if it is wanted."""
+
+    def ray(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *arguments], check=True, capture_output=True)
+
+    if not wanted:
+        yield
+        return
+    ray("start", "--head", "--port=6391", "--num-cpus=2", "--include-dashboard=false",
+        "--object-store-memory=100000000", "--disable-usage-stats")  # fmt: skip
+    try:
+        yield
+    finally:
+        ray("stop", "--force")
 
 
 @pytest.mark.long
@@ -274,11 +299,12 @@ def test_a_failed_job_ends_no_sweep(engine: str, tmp_path: Path) -> None:
     elif engine in NEEDED:
         pytest.importorskip(f"hydra_plugins.{NEEDED[engine]}", reason=f"needs {NEEDED[engine]}")
     settings = [*ENGINES[engine], *SHORT, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "nas.cli.search", "-m", *settings],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, capture_output=True, text=True,
-        timeout=500, check=False,
-    )  # fmt: skip
+    with ray_running(wanted=engine == "ray by address"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "nas.cli.search", "-m", *settings],
+            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, capture_output=True, text=True,
+            timeout=500, check=False,
+        )  # fmt: skip
     assert ended.returncode == 2, ended.stderr
     jobs = read(tmp_path / "sweep" / "sweep.json")["jobs"]
     statuses = {job["number"]: job["status"] for job in jobs}
