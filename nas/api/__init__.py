@@ -32,7 +32,7 @@ from nas.adapt.teacher import Teacher
 from nas.api.arguments import FORMATS, check_arguments, deriver_of, format_called, from_start, job_of
 from nas.api.found import Found, genotype_of, supernet_of
 from nas.api.own_process import own_process
-from nas.api.run_records import opened_records, plain, recorded_settings
+from nas.api.run_records import opened_records, plain, recorded_settings, resumed_directory
 from nas.api.scoring import data_to_score, opened, runtime_of, score, training_examples
 from nas.data.bundle import DataBundle
 from nas.data.policy import Policy
@@ -158,7 +158,7 @@ def search(
             lr=from_start(lr),
             regulariser=regulariser or {},
             cap=cap or {},
-            file_times=FileTimes,
+            file_times=functools.partial(FileTimes, resumed=resumed_directory(directory, resume)),
         )
         settings = recorded_settings(job, train, given_here) | {
             "search": asdict(options),

@@ -92,6 +92,12 @@ def opened_records(job: Job, settings: dict[str, Any], arguments: Mapping[str, A
         )
 
 
+def resumed_directory(directory: Any, resume: Any) -> Path | None:
+    """The directory of the run that is resumed, if one is."""
+    path, resumes = directory_of(directory, resume)
+    return path if resumes else None
+
+
 def directory_of(directory: Any, resume: Any) -> tuple[Path | None, bool]:
     """Where a run writes, and whether it goes on with what is there."""
     if isinstance(resume, bool):

@@ -14,9 +14,10 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.stages.for_report import one_latency, write_mistakes
     from nas.cli.stages.objective import Objective
     from nas.cli.stages.retrain import RetrainStage
-    from nas.cli.stages.search import SearchStage
+    from nas.cli.stages.search import SearchStage, refuse_several_caps
     from nas.cli.stages.setup import Setup
     from nas.formats.export_trained import export_trained
+    from nas.settings.configuration import to_plain
     from nas.storage import atomic
     from nas.training.mistakes import Mistakes
     from nas.training.records import genotype_texts, scores
@@ -25,8 +26,8 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     setup = Setup.from_config(cfg)
     objective = Objective.from_config(cfg, setup.task.metric)
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
+    refuse_several_caps(to_plain(cfg.cap))
     search, retrain = SearchStage(setup), RetrainStage(setup)
-    search.refuse_several_caps()
     retrain.check(search.first)
     if cfg.dry_run:
         show_choices(search.state.supernet, search.derived.ranges())

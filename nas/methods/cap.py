@@ -1,8 +1,8 @@
 """Caps on the derived network: what they are, how a search is pulled below them, and which derivers hold them."""
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from nas.methods.cost import Cost, Expectation
 from nas.methods.cost_regularisers import CostTarget, sketch
 from nas.methods.counted_costs import macs, parameters, stored_bytes
 from nas.methods.deriver import Argmax, Deriver
-from nas.methods.timed_limit import FileTimes, timed_limit
+from nas.methods.timed_limit import FileClock, timed_limit
 from nas.methods.within_cap import Limit, WithinCap
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
@@ -37,7 +37,7 @@ def points_of(
     arch: ArchParams,
     space: Space,
     spec: DataSpec,
-    times: FileTimes | None = None,
+    times: FileClock | None = None,
 ) -> list[list[Limit]]:
     """The limits of each network that is to be derived, the loosest first: one, or as many as a cap has numbers.
 
@@ -48,16 +48,16 @@ def points_of(
     columns: list[list[Limit]] = []
     given: Any
     for name, given in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
-        if name not in NAMES:
+        if name not in NAMES or not isinstance(caps, Mapping):
             raise ConfigError(f"cap has {name!r}, expected some of {', '.join(NAMES)}", fix="set e.g. cap.macs=1e6")
         if given is None:
             continue
         numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-        wrong = [one for one in numbers if not isinstance(one, int | float) or isinstance(one, bool)]
+        wrong = [one for one in numbers if isinstance(one, bool) or not isinstance(one, Real)]
         if wrong or not numbers:
             raise ConfigError(f"cap.{name} is {given!r}, expected a number, or several", fix=f"set e.g. cap.{name}=1e6")
         make, (least, most) = kind_of(name, arch=arch, space=space, spec=spec, times=times)
-        limits = [make(number) for number in dict.fromkeys(numbers)]
+        limits = [make(float(number)) for number in dict.fromkeys(numbers)]
         for limit in limits:
             if not limit.cap >= least:
                 raise limit.refused(
@@ -74,18 +74,19 @@ def points_of(
             fix=f"give one number of {several[1]}",
         )
     count = max((len(column) for column in columns), default=1)
-    return [[column[min(place, len(column) - 1)] for column in columns] for place in range(count)]
+    # Copies, as what is measured of a network is noted in its limits.
+    return [[copy.copy(column[min(place, len(column) - 1)]) for column in columns] for place in range(count)]
 
 
 def kind_of(
-    name: str, *, arch: ArchParams, space: Space, spec: DataSpec, times: FileTimes | None
+    name: str, *, arch: ArchParams, space: Space, spec: DataSpec, times: FileClock | None
 ) -> tuple[Callable[[float], Limit], tuple[float, float]]:
     """What makes a limit of a number, and the lowest and the highest that a network of the space has."""
     if name == TIME:
         if times is None:
             raise ConfigError(f"cap.{name} needs a clock for exported files", fix="give SearchParts file_times")
-        timed, whole = timed_limit(arch=arch, space=space, spec=spec, times=times)
-        return functools.partial(timed.with_cap, whole=whole), timed.cost.reachable(arch.candidates)
+        timed = timed_limit(arch=arch, space=space, spec=spec, times=times)
+        return timed.with_cap, timed.cost.reachable(arch.candidates)
     unit, count = CAPS[name]
     with space.sketching():
         cost = count(*sketch(space, spec))
@@ -97,7 +98,8 @@ def ranges(*, arch: ArchParams, space: Space, spec: DataSpec) -> dict[str, tuple
     """name of a cap -> the lowest and the highest that a network of the space has."""
     with space.sketching():
         model, inputs = sketch(space, spec)
-        return {name: count(model, inputs).reachable(arch.candidates) for name, (_, count) in CAPS.items()}
+        costs = {name: count(model, inputs) for name, (_, count) in CAPS.items()}
+    return {name: cost.reachable(arch.candidates) for name, cost in costs.items()}
 
 
 class Pull(CostTarget):

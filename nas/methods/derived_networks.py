@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nas.methods.cap import points_of, ranges
-from nas.methods.timed_limit import Chosen, FileTimes, TimedLimit, met
+from nas.methods.timed_limit import Chosen, FileClock, TimedLimit, met
 from nas.methods.within_cap import Limit
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
@@ -29,7 +29,7 @@ class Derived:
         *,
         arch: ArchParams,
         caps: Mapping[str, float | Sequence[float] | None],
-        times: FileTimes | None = None,
+        times: FileClock | None = None,
     ) -> None:
         self.job = job
         self.space = space
@@ -92,8 +92,8 @@ class Derived:
     def ranges(self) -> dict[str, tuple[float, float]]:
         """See `nas.methods.cap.ranges`."""
         found = ranges(arch=self.arch, space=self.space, spec=self.job.data.spec)
-        timed = [one for one in self.limits if isinstance(one, TimedLimit)]
-        return found | {one.name: one.cost.reachable(self.arch.candidates) for one in timed}
+        timed = timed_of(self.limits)
+        return found if timed is None else found | {timed.name: timed.cost.reachable(self.arch.candidates)}
 
 
 def timed_of(limits: Sequence[Limit]) -> TimedLimit | None:

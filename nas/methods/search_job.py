@@ -59,10 +59,11 @@ class SearchJob:
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
         self.sampler = parts.sampler
+        # Before the state, for which candidates may be exported and timed.
+        self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self._build_state(parts)
         self._holding = functools.partial(holding, parts.deriver)
         self.deriver = self._holding(self.derived.limits)
-        self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
         whole = next(self.arch_loader.epoch(0))
@@ -78,6 +79,8 @@ class SearchJob:
         check_excluded(self.deriver, self.state.arch)
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
         self.first = Genotype(job.space.name, self.deriver(self.state.arch))
+        for limits in self.derived.points[1:]:  # that no architecture may hold together
+            self._holding(limits)(self.state.arch)
         self.derived.describe(self.first)
         self._try_step()
         self.plan = Plan(epochs=options.epochs, temperature=self.temperature, lr=self.lr, order=self._order())

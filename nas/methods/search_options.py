@@ -10,7 +10,7 @@ from nas.methods.collapse import CollapseMonitor
 from nas.methods.deriver import Deriver
 from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import Sampler
-from nas.methods.timed_limit import FileTimes
+from nas.methods.timed_limit import FileClock
 from nas.training.job import at_least
 from nas.training.schedule import Schedule
 
@@ -54,7 +54,7 @@ class SearchParts:
     `space` and `spec`. cap: ``parameters``, ``macs``, ``bytes`` or ``latency_ms`` -> the most that the derived network
     may have, or which part of the largest network: the search is pulled below it, see `nas.methods.cap`; several
     numbers of one name derive several networks, see `SearchJob.front`. file_times: makes what measures ``latency_ms``,
-    `nas.adapt.FileTimes`.
+    `nas.adapt.FileClock`.
     """
 
     sampler: Sampler
@@ -67,4 +67,4 @@ class SearchParts:
     lr: Callable[..., Any]
     regulariser: Mapping[str, Any] = field(default_factory=dict)
     cap: Mapping[str, float | Sequence[float] | None] = field(default_factory=dict)
-    file_times: Callable[[], FileTimes | None] = lambda: None
+    file_times: Callable[[], FileClock | None] = lambda: None

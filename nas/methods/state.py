@@ -111,7 +111,7 @@ class SearchState:
             self.collapsed, self.stopped, self.metrics = state["collapsed"], state["stopped"], state["metrics"]
             self.weights_meter.load_state_dict(state["weights_meter"], device=device)
             self.arch_meter.load_state_dict(state["arch_meter"], device=device)
-            if self.timed is not None:
+            if self.timed is not None and "timed" in state:  # not where the cap is new
                 self.timed.load_state_dict(state["timed"])
             set_random_state(state["random"])
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from nas.data.inputs import Inputs
 from nas.data.spec import DataSpec
-from nas.errors import NasError
+from nas.errors import ConfigError, NasError
 from nas.methods.cost import Cost
 from nas.methods.counted_costs import macs
 from nas.methods.latency_table import measure, shapes_of
@@ -29,15 +29,21 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices
 from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
+from nas.supernet.unregistered import OF_TORCH
 
 MOST_DERIVED = 6  # networks that are derived and timed to meet a cap; exporting one takes seconds
 UNIT = "milliseconds"
 Chosen = dict[str, str | None]
 
 
-class FileTimes(Protocol):
+class FileClock(Protocol):
     """Times networks as files, on one thread of the CPU. The networks are on the CPU, in eval mode. Both methods raise
-    ConfigError for a network that cannot be exported."""
+    ConfigError for a network that cannot be exported or run.
+
+    known: what a search that is resumed measured at its beginning, see `TimedLimit.state_dict`; None to measure.
+    """
+
+    known: Mapping[str, Any] | None
 
     def in_turns(self, networks: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
         """The median milliseconds of each network in each of several rounds. inputs: one example."""
@@ -52,29 +58,31 @@ class FileTimes(Protocol):
 class TimedLimit(Limit):
     """The most milliseconds that the exported file of the derived network may take for one example.
 
-    part: which part of the largest network's time the cap is; None for a cap in milliseconds.
-    table: the sum of the candidates' times. factor: what the table is multiplied by, so that `cost` = factor * table.
-    largest: the network of the most multiply-accumulates. found: what was measured of the derived network.
+    asked: the number that was given. part: which part of the largest network's time the cap is; None for a cap in
+    milliseconds. table: the sum of the candidates' times. factor: what the table is multiplied by, so that `cost` =
+    factor * table. whole: the milliseconds of the largest network's file. largest: the network of the most
+    multiply-accumulates. found: what was measured of the derived network.
     """
 
     digits: ClassVar[int] = 4
+    asked: float = math.inf
     part: float | None = None
     table: Cost = field(default_factory=lambda: Cost({}))
     factor: float = 1.0
+    whole: float = 0.0
     largest: nn.Module | None = None
     inputs: Inputs | None = None
-    times: FileTimes | None = None
+    times: FileClock | None = None
     found: dict[str, Any] = field(default_factory=dict)
 
     def correct(self, factor: float) -> None:
         self.factor = factor
         self.cost = Cost({condition: factor * value for condition, value in self.table.terms.items()})
 
-    def with_cap(self, cap: float, *, whole: float) -> "TimedLimit":
-        """The same with another cap, in milliseconds or below 1 as a part. whole: the milliseconds of the largest
-        network's file."""
+    def with_cap(self, cap: float) -> "TimedLimit":
+        """The same with another cap, in milliseconds or below 1 as a part."""
         part = cap if 0 < cap < 1 else None
-        return replace(self, cap=cap if part is None else part * whole, part=part, found={})
+        return replace(self, asked=cap, cap=cap if part is None else part * self.whole, part=part, found={})
 
     def measured(self, network: nn.Module) -> tuple[float, float]:
         """The milliseconds of the network's file: the median of the rounds, and the most by which a round is above
@@ -92,23 +100,26 @@ class TimedLimit(Limit):
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "table": [float(value) for value in self.table.terms.values()],
+            "whole": self.whole,
+            "asked": self.asked,
             "cap": self.cap,
             "factor": self.factor,
-            "table": [float(value) for value in self.table.terms.values()],
             "found": dict(self.found),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A run that is resumed goes on with the times that were measured at its beginning."""
-        values = [float(value) for value in state["table"]]
-        self.table = Cost(dict(zip(self.table.terms, values, strict=True)))
-        self.cap, self.found = float(state["cap"]), dict(state["found"])
-        self.correct(float(state["factor"]))
+        """Goes on with what was measured of the derived network, unless another cap is asked for by now.
+
+        The table of candidates is known from the beginning, see `FileClock.known`.
+        """
+        if float(state["asked"]) == self.asked:
+            self.cap, self.found = float(state["cap"]), dict(state["found"])
+            self.correct(float(state["factor"]))
 
 
-def timed_limit(*, arch: ArchParams, space: Space, spec: DataSpec, times: FileTimes) -> tuple[TimedLimit, float]:
-    """Measures the table on this machine. Returns a limit without a cap, and the milliseconds of the largest network's
-    file.
+def timed_limit(*, arch: ArchParams, space: Space, spec: DataSpec, times: FileClock) -> TimedLimit:
+    """Measures the table on this machine, unless it is known. Returns a limit without a cap.
 
     Every candidate is timed as a file of its own; then all times are scaled, so that their sum for the largest network
     is the time of its file. In several processes the first one measures.
@@ -118,33 +129,55 @@ def timed_limit(*, arch: ArchParams, space: Space, spec: DataSpec, times: FileTi
         chosen = largest_of(arch, space, spec)
         largest = space.network(spec, Genotype(space.name, chosen)).eval()
     inputs = spec.zeros(device=torch.device("cpu"), batch=1)
-    clock = Clock(times) if distributed.first() else lambda run: 0.0
-    table = measure(model, inputs, device="cpu", clock=clock).cost(model, inputs)
-    whole = statistics.median(one for (one,) in times.in_turns([largest], inputs)) if distributed.first() else 0.0
-    values, whole = distributed.of_all((list(table.terms.values()), whole))[0]
+    table, whole = measure(model, inputs, device="cpu", clock=lambda run: 0.0).cost(model, inputs), 0.0
+    known = times.known or {}
+    if known.keys() >= {"table", "whole"} and len(known["table"]) == len(table.terms):
+        measured = known["table"], known["whole"]
+    else:
+        if distributed.first():
+            table = measure(model, inputs, device="cpu", clock=Clock(times)).cost(model, inputs)
+            whole = statistics.median(one for (one,) in times.in_turns([largest], inputs))
+        measured = list(table.terms.values()), whole
+    values, whole = distributed.of_all(measured)[0]
     table = Cost(dict(zip(table.terms, values, strict=True)))
-    limit = TimedLimit("latency_ms", table, math.inf, UNIT, table=table, largest=largest, inputs=inputs, times=times)
+    limit = TimedLimit(
+        "latency_ms", table, math.inf, UNIT, table=table, whole=whole, largest=largest, inputs=inputs, times=times
+    )
     limit.correct(whole / (table.of(chosen) or 1.0))
-    return limit, whole
+    return limit
 
 
 class Clock:
     """Gives the milliseconds of a call of a module, exported with the first candidates of the choices inside. Modules
-    that print alike are timed once for each shape of their inputs."""
+    of equal attributes are timed once for each shape of their inputs."""
 
-    def __init__(self, times: FileTimes) -> None:
+    def __init__(self, times: FileClock) -> None:
         self._times = times
         self._known: dict[tuple[Any, ...], float] = {}
 
     def __call__(self, run: Callable[[], Any]) -> float:
         assert isinstance(run, functools.partial)
-        kind = (type(run.func), repr(run.func), shapes_of(run.args, run.keywords))
+        kind = (attributes(run.func), shapes_of(run.args, run.keywords))
         if kind not in self._known:
             module: Any = copy.deepcopy(run.func)
             if any(isinstance(one, Choice) for one in module.modules()):
                 module = freeze(module, {key: sharing[0].names[0] for key, sharing in choices(module).items()})
             self._known[kind] = self._times.of_call(module.eval(), run.args, run.keywords)
         return self._known[kind]
+
+
+def attributes(module: Any) -> str:
+    """The parts of a module with their types, sizes and plain attributes: equal for modules that take as long.
+
+    The print of a module would not do, as it need not name every attribute.
+    """
+    parts = []
+    for path, part in module.named_modules(remove_duplicate=False):
+        tensors = [*part._parameters.items(), *part._buffers.items()]
+        sizes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors if tensor is not None]
+        plain = [(name, value) for name, value in vars(part).items() if name not in OF_TORCH]
+        parts.append((path, type(part), sizes, plain))
+    return repr(parts)
 
 
 def largest_of(arch: ArchParams, space: Space, spec: DataSpec) -> Chosen:
@@ -173,7 +206,12 @@ def met(
     """
     seen: list[tuple[Chosen, float, dict[str, Any]]] = []
     while len(seen) < MOST_DERIVED:
-        chosen = derive()
+        try:
+            chosen = derive()
+        except ConfigError:  # none meets the corrected cap and the other caps together
+            if not seen:
+                raise
+            break
         if any(chosen == other for other, _, _ in seen):
             break
         predicted = limit.cost.of(chosen)

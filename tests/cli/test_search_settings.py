@@ -100,6 +100,14 @@ def test_a_dry_run_lists_the_choices_in_a_network_and_leaves_nothing(nas: Nas, t
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
 
 
+def test_a_dry_run_in_a_space_of_cells(nas: Nas, tmp_path: Path) -> None:
+    outcome = nas("search", *TINY, "dry_run=true")
+    assert outcome.code == 0, outcome.err
+    ((least, most),) = re.findall(r"\nparameters: (.*) to (.*)\n", outcome.out)
+    assert 0 < int(least.replace(",", "")) < int(most.replace(",", ""))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_monitor_counts_every_epoch_and_is_silent_without_cause(nas: Nas, tmp_path: Path) -> None:
     outcome = nas("search", *TINY, "tracker=jsonl", COLLAPSED, "hydra.run.dir=out")
     assert (outcome.code, outcome.err) == (0, "")  # two epochs, where five in a row are needed

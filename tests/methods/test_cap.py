@@ -120,6 +120,7 @@ def test_derivers_that_hold_a_cap():
         ({"bytes": float("nan")}, r"^cap\.bytes is nan bytes, below the smallest"),
         ({"macs": "1e6"}, r"^cap\.macs is '1e6', expected a number, or several; set e\.g\. cap\.macs=1e6$"),
         (1e6, r"^cap has 1000000\.0, expected some of parameters, macs, bytes"),
+        ("macs", r"^cap has 'macs', expected some of parameters, macs, bytes"),
         ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes, latency_ms; set e\.g\."),
     ],
 )  # fmt: skip

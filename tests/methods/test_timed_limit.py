@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import nas
+from nas.adapt.file_times import saved_times
 from nas.data import given
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
@@ -26,7 +27,8 @@ class Clock:
 
     def __init__(self, time):
         self.time = time
-        self.timed = []
+        self.timed, self.parts = [], []
+        self.known = None
 
     def in_turns(self, networks, inputs):
         self.timed.append(networks[0])
@@ -129,11 +131,17 @@ def clock(monkeypatch):
 
     class Parts(Clock):
         def of_call(self, module, args, kwargs):
-            return 1.0 + count_parameters(module)
+            self.parts.append(module)
+            return 1.0 + self.slower * count_parameters(module)
 
     made = Parts(lambda network: made.slower * count_parameters(network))
     made.slower = 1.0
-    monkeypatch.setattr("nas.api.FileTimes", lambda: made)
+
+    def opened(*, resumed):
+        made.known = saved_times(resumed)
+        return made
+
+    monkeypatch.setattr("nas.api.FileTimes", opened)
     return made
 
 
@@ -155,29 +163,99 @@ def test_a_search_meets_a_cap_on_time_and_says_what_was_measured(clock):
     assert found.metrics["regulariser/cap_latency_ms"] >= 0
 
 
-def test_a_resumed_search_goes_on_with_what_was_measured(clock, tmp_path):
-    settings = RUN | {"cap": {"latency_ms": 0.6}, "tracker": nas.storage.JsonLines}
+class Stop(Hook):
+    def after_step(self, state):
+        if state.epoch == 1:
+            raise RuntimeError("stopped")
 
-    class Stop(Hook):
-        def after_step(self, state):
-            if state.epoch == 1:
-                raise RuntimeError("stopped")
 
+def stopped_after_an_epoch(directory, cap):
     with pytest.raises(RuntimeError, match="stopped"):
-        nas.search(small, images(), directory=tmp_path / "part", hooks=[Stop()], **settings)
-    saved = torch.load(tmp_path / "part" / "search" / "checkpoint.pt", weights_only=True)["timed"]
-    clock.slower = 50.0
-    nas.search(small, images(), directory=tmp_path / "part", resume=True, **settings)
-    whole = torch.load(tmp_path / "part" / "search" / "checkpoint.pt", weights_only=True)["timed"]
-    assert whole["table"] == saved["table"]
-    timed = len(clock.timed)
-    result = json.loads((tmp_path / "part" / "result.json").read_text())
+        search_in(directory, cap, hooks=[Stop()])
+    return torch.load(directory / "search" / "checkpoint.pt", weights_only=True).get("timed")
+
+
+def search_in(directory, cap, **settings):
+    return nas.search(small, images(), directory=directory, cap=cap, tracker=nas.storage.JsonLines, **RUN, **settings)
+
+
+def test_a_resumed_search_goes_on_with_what_was_measured(clock, tmp_path):
+    cap, part = {"latency_ms": 0.6}, tmp_path / "part"
+    saved = stopped_after_an_epoch(part, cap)
+    clock.slower = 50.0  # no candidate is timed again, and no cap is judged by other times
+    clock.timed.clear()
+    clock.parts.clear()
+    search_in(part, cap, resume=True)
+    assert not clock.parts
+    whole = torch.load(part / "search" / "checkpoint.pt", weights_only=True)["timed"]
+    assert (whole["table"], whole["whole"]) == (saved["table"], saved["whole"])
+    result = json.loads((part / "result.json").read_text())
     assert result["cap"]["latency_ms"] == whole["found"]
-    nas.search(
-        small, images(), directory=tmp_path / "part", resume=True, **settings
-    )  # it has ended: nothing is derived
-    assert json.loads((tmp_path / "part" / "result.json").read_text()) == result
-    assert len(clock.timed) == timed + 1
+    timed = len(clock.timed)
+    assert 0 < timed <= 6  # derived networks
+    search_in(part, cap, resume=True)  # it has ended: nothing is derived
+    assert json.loads((part / "result.json").read_text()) == result
+    assert len(clock.timed) == timed
+
+
+def test_all_of_several_caps_go_on_with_what_was_measured(clock, tmp_path):
+    cap, part = {"latency_ms": [0.9, 0.5]}, tmp_path / "part"
+    undisturbed = nas.search(small, images(), cap=cap, **RUN)
+    stopped_after_an_epoch(part, cap)
+    clock.slower = 50.0
+    resumed = search_in(part, cap, resume=True)
+    for one, other in zip(undisturbed.front, resumed.front, strict=True):
+        measured = other.result["cap"]["latency_ms"]
+        assert measured["ratio"] == one.result["cap"]["latency_ms"]["ratio"]
+        assert other.genotype == one.genotype
+
+
+def test_each_of_several_networks_has_its_own_time(clock):
+    found = nas.search(small, images(), cap={"latency_ms": 0.9, "macs": [0.9, 0.3]}, **RUN)
+    for point in found.front:
+        made = nas.spaces.Custom(factory=small).network(given.training(images(), given.Reading()).spec, point.genotype)
+        assert point.result["cap"]["latency_ms"]["measured"] == count_parameters(made)
+    assert found.result["cap"] == found.front[0].result["cap"] != found.front[1].result["cap"]
+
+
+@pytest.mark.parametrize("before", [{"latency_ms": 250}, {"macs": 0.9}])
+def test_another_cap_may_be_asked_for_on_resumption(before, clock, tmp_path):
+    part, cap = tmp_path / "part", {"latency_ms": 100}
+    stopped_after_an_epoch(part, before)
+    resumed = search_in(part, cap, resume=True, may_change=["cap"])
+    assert resumed.result["cap"]["latency_ms"]["cap"] == 100
+    assert resumed.result["cap"]["latency_ms"]["measured"] <= 100
+
+
+def test_caps_that_none_meets_together_are_refused_before_the_search(monkeypatch):
+    monkeypatch.setattr("nas.methods.search_job.search", None)
+    with pytest.raises(ConfigError, match=r"^no architecture within cap\.parameters=.* and cap\.macs=.* was found"):
+        nas.search(conflicting, images(), cap={"parameters": 60, "macs": [1766, 1000]}, **RUN)
+
+
+def conflicting(in_channels, num_classes):
+    """Many parameters and few multiply-accumulates, or the other way round."""
+    lookup = nn.Sequential(nn.Flatten(), nn.LayerNorm(36), nn.Unflatten(1, (1, 6, 6)))
+    edge = nas.Choice({"lookup": lookup, "conv": nn.Conv2d(in_channels, in_channels, 7, padding=3)})
+    return nn.Sequential(edge, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes))
+
+
+def test_where_corrected_caps_leave_no_architecture_the_best_so_far_is_kept(capsys):
+    limit, made, asked = (
+        limit_of(5.0, {"large": 30.0, "middle": 20.0, "small": 11.0, "tiny": 12.0}),
+        arch(0, 1, 2, 3),
+        [],
+    )
+
+    def derive():
+        asked.append(limit.factor)
+        if len(asked) > 1:
+            raise ConfigError("no architecture", fix="raise a cap")
+        return WithinCap([limit])(made)
+
+    assert met(limit, derive, arch=made, network=lambda chosen: chosen["a"]) == {"a": "middle"}
+    assert len(asked) == 2
+    assert "the fastest of 1 derived networks takes 20 ms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -204,8 +282,13 @@ def test_missing_packages_are_named_before_anything_else(monkeypatch):
         nas.search(small, images(), cap={"latency_ms": 0.5}, **RUN)
 
 
-def test_parts_that_print_alike_are_timed_once_and_nested_choices_by_their_first_candidates():
+def test_parts_alike_are_timed_once_and_nested_choices_by_their_first_candidates():
     timed = []
+
+    class Repeat(nn.ReLU):
+        def __init__(self, times):
+            super().__init__()
+            self.times = times
 
     class Times:
         def of_call(self, module, args, kwargs):
@@ -218,6 +301,10 @@ def test_parts_that_print_alike_are_timed_once_and_nested_choices_by_their_first
         assert time(functools.partial(module, torch.zeros(1, width))) == 2.0
     assert timed == ["ReLU()", "ReLU()", "Sequential(\n  (0): ReLU()\n  (1): Tanh()\n)"]
     assert isinstance(nested[0], nas.Choice)  # as it was
+    timed.clear()
+    for times in (1, 10, 1):
+        time(functools.partial(Repeat(times), torch.zeros(1, 3)))
+    assert timed == ["Repeat()", "Repeat()"]  # which print alike
 
 
 @pytest.mark.long  # imports the exporter
@@ -231,3 +318,21 @@ def test_files_are_timed_by_onnx_runtime():
         ConfigError, match=r"^cap\.latency_ms times networks and candidates as ONNX files, and torch\.export cannot"
     ):
         nas.adapt.FileTimes().in_turns([nn.LSTM(3, 4)], torch.zeros(1, 3))
+
+
+@pytest.mark.long  # imports the exporter
+def test_tensors_given_by_name_are_inputs_of_the_file():
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    times, x = nas.adapt.FileTimes(), torch.zeros(1, 3, 64, 64)
+    large = nn.Conv2d(3, 64, 7, padding=3)
+    assert times.of_call(large, (), {"input": x}) > 0.3 * times.of_call(large, (x,), {})  # not folded into a constant
+
+
+@pytest.mark.long  # imports the exporter
+def test_what_onnx_runtime_cannot_run_is_one_line():
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    x = torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16)
+    with pytest.raises(
+        ConfigError, match=r"^cap\.latency_ms times files in ONNX Runtime, which cannot run this one \("
+    ):
+        nas.adapt.FileTimes().of_call(nn.Conv2d(3, 4, 3).bfloat16(), (x,), {})

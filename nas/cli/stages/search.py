@@ -1,6 +1,10 @@
 """The search stage: builds a `SearchJob` from the configuration."""
 
+import functools
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,7 +40,7 @@ class SearchStage(SearchJob):
             lr=setup.build(cfg.lr),
             regulariser={str(name): setup.build(node) for name, node in cfg.regulariser.items()},
             cap=to_plain(cfg.cap),
-            file_times=FileTimes,
+            file_times=functools.partial(FileTimes, resumed=None if cfg.resume is None else Path(cfg.resume)),
         )
         self.auxiliary_weight = cfg.retrain.auxiliary_weight
         super().__init__(setup, options, parts, retrained=setup.space.resized(cfg.retrain.network))
@@ -56,13 +60,15 @@ class SearchStage(SearchJob):
             if line is not None and distributed.first():
                 print(f"{kind}: {line}", file=sys.stderr)
 
-    def refuse_several_caps(self) -> None:
-        """Raises ConfigError for several caps, where one network is trained."""
-        if (count := len(self.derived.points)) > 1:
-            raise ConfigError(
-                f"cap gives {count} networks, expected one for nas-run, which trains one",
-                fix="use nas-search, then nas-retrain genotype=<its directory>/genotype_2.json retrain.start=supernet",
-            )
-
     def run(self, out: RunDirectory, tracker: JsonLines) -> Genotype:
         return self.search(self.setup.records(out, tracker))
+
+
+def refuse_several_caps(cap: Mapping[str, Any]) -> None:
+    """Raises ConfigError for several caps, where one network is trained."""
+    for numbers in cap.values():
+        if isinstance(numbers, list) and len(set(numbers)) > 1:
+            raise ConfigError(
+                f"cap gives {len(set(numbers))} networks, expected one for nas-run, which trains one",
+                fix="use nas-search, then nas-retrain genotype=<its directory>/genotype_2.json retrain.start=supernet",
+            )
