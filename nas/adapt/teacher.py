@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.runtime.user_functions import Factory, call
 from nas.spaces.space import Space
+from nas.supernet.choice import Choice
 from nas.supernet.genotype import Genotype
 from nas.training.distillation import Distillation, check_numbers
 
@@ -30,7 +32,7 @@ class Teacher:
     `nas.spaces.Custom`. weights: the path of a file with its weights, see `nas.adapt.trained_weights`. Without network
     and factory it is the original: the network that the choices were put into, with its weights.
     share, temperature, features, feature_weight: see `Distillation`.
-    Raises ConfigError for numbers out of range.
+    Raises ConfigError for numbers out of range, and for a network and a factory together.
     """
 
     network: nn.Module | None = None
@@ -54,6 +56,12 @@ class Teacher:
             features=self.features,
             feature_weight=self.feature_weight,
         )
+        if self.network is not None and self.factory is not None:
+            raise ConfigError("the teacher is given twice, as network and as factory", fix="leave one of them out")
+        if self.weights is not None and not isinstance(self.weights, str | Path):
+            raise ConfigError(
+                f"teacher.weights is {self.weights!r}, expected the path of a file", fix="give the path, or None"
+            )
         if self.factory is None and (self.arguments or (self.weights is not None and self.network is None)):
             raise ConfigError(
                 "teacher.weights and teacher.arguments are of a teacher that a factory builds, got no teacher.factory",
@@ -69,10 +77,15 @@ class Teacher:
         """What a job learns from. space: what is searched, for the original. seed: of the job, by which a factory
         without weights gives what the search begins with. Raises SpaceError for a space that has no original."""
         network = runtime.place(self._built(space, spec, seed).eval().requires_grad_(False))
+        if choice := next((path for path, module in network.named_modules() if isinstance(module, Choice)), None):
+            raise SpaceError(
+                f"the teacher has a Choice at {choice}, expected a trained network without choices",
+                fix="give teacher='original', or the network as it was before nas.insert",
+            )
         distributed.start_alike(network)
         return Distillation(
             teacher=network,
-            classes=bool(spec.class_names),
+            classes=len(spec.class_names),
             share=self.share,
             temperature=self.temperature,
             # YAML reads the path 1 as a number.

@@ -15,7 +15,7 @@ TWICE = re.compile(r"""'("(?:[^"\\']|\\.)*")'""")
 OPTION = re.compile(r"(--config-dir|--config-path)=(~.*)")
 WORDS = ("--config-dir", "-cd", "--config-path", "-cp")  # whose value is an argument of its own
 
-OF_OTHERS = re.compile(r"(data\.[\w.]+|(space|teacher)\.weights)=")  # settings of what a run or a checkpoint has chosen
+OF_OTHERS = re.compile(r"((data|teacher)\.[\w.]+|space\.weights)=")  # settings of what a run or a checkpoint has chosen
 PATHS = ("data.root", "benchmark.table", "space.weights", "teacher.weights")
 
 
@@ -23,8 +23,8 @@ def read(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments of a command for Hydra, with every ~ expanded.
 
     If a run is resumed or a checkpoint is given, settings of ``data`` change the data of its training, unless another
-    data
-    set is chosen. Hydra does not know these settings, so they get a + in front.
+    data set is chosen, and those of ``teacher`` its teacher. Hydra does not know these settings, so they get a + in
+    front.
     """
     keys = {argument.partition("=")[0] for argument in arguments if argument != "resume=auto"}
     of_others = bool(keys & {"resume", "checkpoint"}) and "data" not in keys

@@ -83,6 +83,7 @@ def write(points: Sequence[Point], metric: Metric, directory: Path) -> list[Path
 
 def short(value: float) -> str:
     """Three digits, with a letter for thousands, millions and billions."""
+    value = float(f"{value:.3g}")  # or 999.6 would be 1e+03
     for letter, unit in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= unit:
             return f"{value / unit:.3g}{letter}"

@@ -59,8 +59,6 @@ class SearchJob:
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
         self.sampler = parts.sampler
-        # Before the state, for which candidates may be exported and timed.
-        self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         self._build_state(parts)
         self._holding = functools.partial(holding, parts.deriver)
         self.deriver = self._holding(self.derived.limits)
@@ -117,6 +115,8 @@ class SearchJob:
             guard=job.runtime.guard(),
             sampler=self.sampler,
         )
+        # Before candidates may be exported and timed.
+        self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
         times = parts.file_times() if isinstance(parts.cap, Mapping) and parts.cap.get(TIME) is not None else None
         if times is not None and job.progress:
             print(f"cap.{TIME}: exporting and timing every candidate, which takes one or two seconds each")
@@ -244,13 +244,13 @@ class SearchJob:
 
         seed_layers(job.seed)
         stage = records.stage("search")
-        stage.resume(state, data=job.data, loader=self.weight_loader)
+        stage.resume(state, data=job.data, seen=job.seen, loader=self.weight_loader)
         distributed.start_alike(state.supernet)
         watched = stage.hooks(
             state,
             epochs=self.plan.epochs,
             metric=job.task.metric,
-            content=job.data.seen,
+            content=job.seen,
             on_epoch=write_genotype,
         )
         with watched as hooks, synchronised(state.supernet), attached(self.searcher.task, state.supernet):

@@ -44,6 +44,11 @@ def call(
             f"{setting}.factory is {factory!r}, expected the import path of a function or class",
             fix=f"set {setting}.factory=my_package.my_function",
         )
+    if not isinstance(arguments, Mapping):
+        raise ConfigError(
+            f"{setting}.arguments is {arguments!r}, expected names with values",
+            fix=f"set e.g. {setting}.arguments.width=16",
+        )
     try:
         signature = inspect.signature(factory)
     except ValueError:  # some builtins have no signature

@@ -5,8 +5,8 @@ from typing import Any
 
 # How the command line resumes a run, and whom it trusts: never read from the files of a run.
 OWN = ("resume", "may_change", "allow_targets", "lock", "retry_failed", "dry_run")
-# Where the data and the first weights lie. A resumed run may use another place: the training examples are compared, and
-# the weights are in its checkpoints by then.
+# Where the data and the first weights lie. A resumed run may use another place: the training examples and the teacher's
+# weights are compared, and the first weights are in its checkpoints by then.
 PLACES = ("data.root", "space.weights", "teacher.weights")
 # Whether files are downloaded to a place that the run's configuration names: never read from the files of a run.
 FETCH = "data.download"

@@ -160,7 +160,6 @@ class Darts(CellSpace):
 
     name = "darts"
     ops: Mapping[str, Operation] = field(default_factory=op_sets.darts)
-    channels: int = 16
     cells: int = 8
     steps: int = 4
     stem_multiplier: int = 3
@@ -169,7 +168,7 @@ class Darts(CellSpace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, channels=self.channels, steps=self.steps, stem_multiplier=self.stem_multiplier)
+        at_least(1, steps=self.steps, stem_multiplier=self.stem_multiplier)
         at_least(3, cells=self.cells)  # fewer cells have no place for two reductions
 
     def build(self, spec: DataSpec, *, affine: bool) -> DartsNetwork:

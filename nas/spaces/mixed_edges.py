@@ -88,19 +88,21 @@ class MixedEdges:
 class CellSpace(Space):
     """The base class of cell-based spaces.
 
-    partial_channels, edge_normalisation, entangled: see `MixedEdges`; 4 and True in PC-DARTS. They apply to the
-    supernet only: in a retrained network an edge has all channels, all edges have equal weight, and every convolution
-    has its own kernel. Raises ConfigError for `entangled` if no two operations can share a kernel.
+    channels: of the first cells. partial_channels, edge_normalisation, entangled: see `MixedEdges`; 4 and True in
+    PC-DARTS. They apply to the supernet only: in a retrained network an edge has all channels, all edges have equal
+    weight, and every convolution has its own kernel. Raises ConfigError for `entangled` if no two operations can share
+    a kernel.
     """
 
     ops: Mapping[str, Operation]
+    channels: int = 16
     partial_channels: int = 1
     edge_normalisation: bool = False
     entangled: bool = False
 
     def __post_init__(self) -> None:
         check_ops(self.ops)
-        at_least(1, partial_channels=self.partial_channels)
+        at_least(1, channels=self.channels, partial_channels=self.partial_channels)
         if self.entangled and not self._can_share():
             raise ConfigError(
                 f"space.entangled=true shares kernels between operations, but none of {', '.join(self.ops)} can share",
@@ -121,6 +123,7 @@ class CellSpace(Space):
 
     def _can_share(self) -> bool:
         edges = map(self.ops.at, self.ops.edges) if isinstance(self.ops, EdgeOps) else [self.ops]
+        width = max(1, self.channels // self.partial_channels)
         with torch.device("meta"):
-            made = [{name: plain_partial(op)(8, 8, 1, False) for name, op in edge.items()} for edge in edges]
+            made = [{name: plain_partial(op)(width, width, 1, False) for name, op in edge.items()} for edge in edges]
         return any(shares_weights(entangle(edge)) for edge in made)

@@ -77,13 +77,12 @@ class NasBench201(CellSpace):
 
     name = "nas_bench_201"
     ops: Mapping[str, Operation] = field(default_factory=op_sets.nas_bench_201)
-    channels: int = 16
     cells: int = 5
     nodes: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, channels=self.channels, cells=self.cells)
+        at_least(1, cells=self.cells)
         at_least(2, nodes=self.nodes)
 
     def build(self, spec: DataSpec, *, affine: bool) -> NasBench201Network:

@@ -61,12 +61,18 @@ def p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
 def p_of_random(values: Sequence[float], population: np.ndarray) -> float:
     """Returns how often the mean of as many values, drawn from the population, is at least the mean of the values.
 
-    One-sided, of 99,999 draws without replacement and the values themselves.
+    One-sided, of 99,999 draws without replacement and the values themselves. Raises ValueError if the population has
+    fewer than the values.
     """
-    rng, count = np.random.default_rng(SEED), len(values)
-    drawn = rng.integers(len(population), size=(MEANS, count))
-    while (twice := (np.diff(np.sort(drawn)) == 0).any(axis=1)).any():  # a value of the population comes once
-        drawn[twice] = rng.integers(len(population), size=(int(twice.sum()), count))
+    rng, count, size = np.random.default_rng(SEED), len(values), len(population)
+    if size < count:
+        raise ValueError(f"{count} values of a population of {size}, expected no more than it has")
+    if size < 2 * count:  # the way below would draw too often
+        drawn = rng.random((MEANS, size)).argsort(axis=1)[:, :count]
+    else:
+        drawn = rng.integers(size, size=(MEANS, count))
+        while (twice := (np.diff(np.sort(drawn)) == 0).any(axis=1)).any():  # a value of the population comes once
+            drawn[twice] = rng.integers(size, size=(int(twice.sum()), count))
     # Rounded, because the sum of equal numbers depends on their order.
     reached = population[drawn].mean(axis=1).round(9) >= np.mean(values).round(9)
     return float((reached.sum() + 1) / (MEANS + 1))

@@ -6,9 +6,12 @@ loss of that pass runs the teacher on them. Passes without gradients, e.g. those
 
 import contextlib
 import difflib
+import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -30,21 +33,33 @@ NAMED = 4  # paths that an error lists
 class Distillation:
     """What a network learns from a teacher.
 
-    teacher: in eval mode, frozen, on the device of the run. classes: whether the outputs are scores of classes.
-    share: of the teacher's outputs in the loss; the task's own loss has 1 - share. For classes the term is T^2 times
-    the Kullback-Leibler divergence of the softmax of the outputs / T, from that of the teacher, with T = temperature
-    (Hinton et al. 2015); else the mean squared difference.
+    teacher: in eval mode, frozen, on the device of the run. classes: the number of classes; 0 if the outputs are no
+    scores of classes.
+    share: of the teacher's outputs in the loss; the task's own loss has 1 - share. For scores (B, classes, ...) the
+    term is T^2 times the Kullback-Leibler divergence of the softmax of the outputs / T, from that of the teacher, with
+    T = temperature (Hinton et al. 2015). One score an example, (B,) or (B, 1), is that of the second of two classes,
+    whose first has the score 0. Without classes the term is the mean squared difference.
     features: path of a module of the network -> path of a module of the teacher with an output of the same shape. Each
     adds feature_weight times the mean squared difference of both outputs, relative to the teacher's mean square
     (Romero et al. 2015, without their regressor). A module that does not run in a pass adds nothing.
     """
 
     teacher: nn.Module
-    classes: bool
+    classes: int
     share: float = 0.5
     temperature: float = 2.0
     features: Mapping[str, str] = field(default_factory=dict)
     feature_weight: float = 1.0
+
+    @property
+    def digest(self) -> str:
+        """Returns the SHA-256 of the teacher's weights and buffers: it is in no checkpoint itself."""
+        digest = hashlib.sha256()
+        for name, tensor in self.teacher.state_dict().items():
+            if isinstance(tensor, Tensor):  # not what a module adds by get_extra_state
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def check(self, network: nn.Module, inputs: Inputs, outputs: Tensor) -> None:
         """Raises SpaceError if the network cannot learn from the teacher. inputs: two examples. outputs: of the
@@ -71,6 +86,12 @@ class Distillation:
             raise SpaceError(
                 f"the teacher returns {got}, expected what the network returns, {tuple(outputs.shape)}",
                 fix="give a teacher of the same classes" if self.classes else "give a teacher of the same outputs",
+            )
+        if self.classes and not is_one_score(outputs) and outputs.shape[1] != self.classes:
+            raise SpaceError(
+                f"the network returns {tuple(outputs.shape)} for {self.classes} classes, expected a score for each in "
+                "dimension 1 to learn from the teacher's",
+                fix="return (batch, classes, ...), or leave the teacher's outputs out: teacher.share=0 and features",
             )
         ours: dict[str, Any] = {}
         with undisturbed(network, seed=0), torch.no_grad(), noting(network, self.features, ours):
@@ -106,9 +127,16 @@ class Distillation:
     def difference(self, outputs: Tensor, taught: Tensor) -> Tensor:
         if not self.classes:
             return F.mse_loss(outputs.float(), taught.float())
+        if is_one_score(outputs):
+            outputs, taught = (torch.stack([torch.zeros_like(one), one], 1).flatten(1) for one in (outputs, taught))
         mine, its = ((scores.float() / self.temperature).log_softmax(dim=1) for scores in (outputs, taught))
         divergence = F.kl_div(mine, its, reduction="none", log_target=True).sum(dim=1).mean()
         return self.temperature**2 * divergence
+
+
+def is_one_score(outputs: Tensor) -> bool:
+    """Whether the outputs are one score an example, of two classes."""
+    return outputs.numel() == len(outputs)
 
 
 class Distilled:
@@ -121,7 +149,9 @@ class Distilled:
         self._features: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["task"], name)
+        if name == "task":  # of a copy, which has no attributes yet
+            raise AttributeError(name)
+        return getattr(self.task, name)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         inputs, self._inputs = self._inputs, None  # an auxiliary head has a second loss, without the teacher
@@ -199,8 +229,11 @@ def shape(value: Any) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def check_numbers(*, share: float, temperature: float, features: Mapping[str, str], feature_weight: float) -> None:
+def check_numbers(*, share: Any, temperature: Any, features: Mapping[str, str], feature_weight: Any) -> None:
     """Raises ConfigError for numbers of a `Distillation` that are out of range."""
+    for name, number in (("share", share), ("temperature", temperature), ("feature_weight", feature_weight)):
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise ConfigError(f"teacher.{name} must be a number, got {number!r}", fix=f"set teacher.{name}=1")
     if not 0 <= share <= 1:
         raise ConfigError(f"teacher.share must be between 0 and 1, got {share}", fix="set teacher.share=0.5")
     if not temperature > 0:

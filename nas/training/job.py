@@ -55,6 +55,12 @@ class Job:
         """The task that networks are trained by: a new one for each use. Scores are of `task`."""
         return self.task if self.distillation is None else cast(Task, Distilled(self.task, self.distillation))
 
+    @property
+    def seen(self) -> dict[str, Any]:
+        """Returns what a checkpoint records about the training examples and the teacher."""
+        taught = {} if self.distillation is None else {"teacher": self.distillation.digest}
+        return {**self.data.seen, **taught}
+
     def build_optimizer(self, make: Callable[..., Any], network: nn.Module, *, setting: str) -> Optimizer:
         """See `nas.training.optimizers.build_optimizer`."""
         return build_optimizer(make, network, device=self.runtime.device, setting=setting)

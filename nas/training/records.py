@@ -61,9 +61,12 @@ class Records:
         if self.directory is not None:
             self.directory.record(**facts)
 
-    def check_unchanged(self, saved: Mapping[str, Any], data: DataBundle, source: Path) -> None:
+    def check_unchanged(
+        self, saved: Mapping[str, Any], data: DataBundle, seen: Mapping[str, Any], source: Path
+    ) -> None:
         """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
-        the run's config.yaml was edited, unless they are in ``may_change``; DataError for other training examples."""
+        the run's config.yaml was edited, unless they are in ``may_change``, and for a teacher with other weights;
+        DataError for other training examples. seen: see `nas.training.job.Job.seen`."""
         before, now = leaves(saved["config"]), leaves(dict(self.settings))
         may = (*OWN, FETCH, LINKS, *PLACES, *self.may_change)
         differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
@@ -73,8 +76,13 @@ class Records:
                 f"{source} was written under another configuration: {listed}",
                 fix=f"undo the change in config.yaml, or allow it: {choice('may_change', differing)}",
             )
-        others = [name for name, value in data.seen.items() if saved.get(name, value) != value]
-        if others and not among("data", self.may_change):
+        others = {name for name, value in seen.items() if saved.get(name, value) != value}
+        if "teacher" in others and not among("teacher", self.may_change):
+            raise ConfigError(
+                f"the teacher has other weights than when {source} was written",
+                fix=f"give the same teacher, or allow it: {choice('may_change', ['teacher'])}",
+            )
+        if others - {"teacher"} and not among("data", self.may_change):
             raise DataError(
                 f"{data.spec.name!r} has other training examples than when {source} was written",
                 fix=f"put them back as they were, or allow it: {choice('may_change', ['data'])}",
@@ -99,16 +107,17 @@ class StageRecords:
         state: Any,
         *,
         data: DataBundle,
+        seen: Mapping[str, Any],
         loader: Loader,
         check: Callable[[Mapping[str, Any], Path], None] | None = None,
     ) -> None:
         """Bring a `SearchState` or `RetrainState` to where the run stopped, and the log of metrics with it.
 
-        check: is given what was saved, and where, before the state takes it.
+        seen: see `nas.training.job.Job.seen`. check: is given what was saved, and where, before the state takes it.
         """
         records, kept = self._records, self._checkpoints
         if kept is not None and (saved := kept.newest()) is not None:
-            records.check_unchanged(saved, data, kept.path)
+            records.check_unchanged(saved, data, seen, kept.path)
             if check is not None:
                 check(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)

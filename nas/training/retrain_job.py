@@ -179,7 +179,7 @@ class RetrainJob:
             genotype.check_same(saved.get("genotype"), source=source)
 
         records.record(retrain_start=options.start or SCRATCH)
-        stage.resume(state, data=job.data, loader=self.loader, check=check_genotype)
+        stage.resume(state, data=job.data, seen=job.seen, loader=self.loader, check=check_genotype)
         plan = RetrainPlan(
             epochs=options.epochs,
             lr=complete(self.parts.lr, start=initial_lr(state.optimizer)),
@@ -189,7 +189,7 @@ class RetrainJob:
             state,
             epochs=plan.epochs,
             metric=job.task.metric,
-            content={"genotype": genotype.to_dict(), "data": job.data.spec.to_dict(), **job.data.seen},
+            content={"genotype": genotype.to_dict(), "data": job.data.spec.to_dict(), **job.seen},
         )
         task = job.training_task
         with watched as hooks, synchronised(network), attached(task, network):

@@ -13,6 +13,7 @@ from nas.errors import ConfigError
 from nas.methods import Argmax, BestOf, TopPredecessors
 from nas.methods.cap import CAPS, Pull, holding, points_of
 from nas.methods.cost import Cost
+from nas.methods.front import short
 from nas.methods.within_cap import Limit
 from nas.training.evaluate import count_macs, count_parameters
 
@@ -183,3 +184,11 @@ def test_several_caps_of_two_things_are_refused():
         ConfigError, match=r"^cap\.macs is \[\], expected a number, or several; set e\.g\. cap\.macs=1e6"
     ):
         nas.search(small, images(), cap={"macs": []}, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1234, "0.123"), (999.4, "999"), (999.6, "1k"), (12_345, "12.3k"), (999_600, "1M"), (2e9, "2G")],
+)
+def test_numbers_of_an_axis(value, text):
+    assert short(value) == text

@@ -58,3 +58,8 @@ def test_a_mean_among_the_means_of_as_many_random_values() -> None:
     assert statistics.p_of_random([3.0], population) == pytest.approx(1 / 3, abs=0.01)
     assert statistics.p_of_random([0.5, 1.0], population) == 1
     assert statistics.p_of_random([3.0, 3.0], population) == 1 / 100_000
+    assert statistics.p_of_random([2.0, 2.0, 2.0], population) == 1  # all of it
+    large = np.concatenate([population, np.full(9, 0.0)])
+    assert statistics.p_of_random([2.5, 2.5], large) == pytest.approx(1 / 66, abs=0.002)  # 2 and 3 of 66 pairs
+    with pytest.raises(ValueError, match="4 values of a population of 3, expected no more"):
+        statistics.p_of_random([1.0] * 4, population)

@@ -160,6 +160,16 @@ def test_the_published_sets_of_operations_can_share(ops):
     NasBench201(ops=ops(), entangled=True)
 
 
+def test_operations_need_only_be_built_with_the_channels_of_the_space():
+    def grouped(size):
+        return lambda c_in, c_out, stride, affine: nn.Conv2d(c_in, c_out, size, stride, size // 2, groups=16)
+
+    ops = {"one": grouped(1), "three": grouped(3)}
+    NasBench201(ops=ops, channels=16, entangled=True)
+    with pytest.raises(ConfigError, match="none of one can share"):
+        NasBench201(ops={"one": grouped(1)}, channels=16, entangled=True)
+
+
 def test_operations_that_cannot_share_are_refused():
     ops = {"none": Zero, "sep_conv_3x3": darts_ops()["sep_conv_3x3"]}
     with pytest.raises(ConfigError, match="none of none, sep_conv_3x3 can share"):

@@ -42,7 +42,7 @@ def lesson():
     torch.manual_seed(0)
     teacher = Net().eval().requires_grad_(False)
     return Distillation(
-        teacher=teacher, classes=True, share=0.3, temperature=2.0, features={"body": "body"}, feature_weight=0.7
+        teacher=teacher, classes=4, share=0.3, temperature=2.0, features={"body": "body"}, feature_weight=0.7
     )
 
 
@@ -88,9 +88,24 @@ def test_only_passes_with_gradients_of_the_attached_network_are_taught(lesson):
 
 
 def test_outputs_that_are_no_classes_are_compared_by_their_squares(lesson):
-    regression = Distillation(teacher=lesson.teacher, classes=False, share=1.0)
+    regression = Distillation(teacher=lesson.teacher, classes=0, share=1.0)
     outputs, x = torch.randn(6, 4), torch.randn(6, 5)
     assert torch.allclose(regression.term(outputs, (x,), {}), (outputs - lesson.teacher(x)).square().mean())
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_one_score_is_that_of_the_second_of_two_classes(shape, lesson):
+    outputs, taught = torch.randn(shape), torch.randn(shape)
+    two = [F.softmax(torch.stack([torch.zeros(6), one.flatten()], dim=1) / 2, dim=1) for one in (outputs, taught)]
+    divergence = (two[1] * (two[1].log() - two[0].log())).sum(dim=1).mean()
+    assert torch.allclose(lesson.difference(outputs, taught), 4 * divergence, atol=1e-6)
+    assert lesson.difference(outputs, taught) > 0
+    assert float(lesson.difference(taught, taught)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_task_that_is_taught_can_be_copied(lesson):
+    task = copy.copy(Distilled(Classification(), lesson))
+    assert task.metric is Classification.metric
 
 
 def inserted(seed=3):
@@ -198,6 +213,31 @@ def test_a_taught_run_that_is_stopped_goes_on_with_the_same_bits(kind, tmp_path)
         call(resume=tmp_path / "part", teacher=Teacher(features={"1": "1"}, share=0.9))
 
 
+def test_a_teacher_with_other_weights_is_told_on_resumption(tmp_path):
+    def call(teacher, **settings):
+        where = {"directory": tmp_path / "run", "tracker": nas.storage.JsonLines}
+        return nas.search(inserted(), images(16), teacher=teacher, **where, **SEARCH, **settings)
+
+    torch.manual_seed(0)
+    first, other = residual(), residual()
+    call(first)
+    call(first, resume=True)
+    with pytest.raises(ConfigError, match=r"^the teacher has other weights than when .*; give the same teacher, or"):
+        call(other, resume=True)
+    call(other, resume=True, may_change=["teacher"])
+
+
+class OneOfThree(nn.Module):
+    """Scores of classes in the last dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = residual(1, 2)
+
+    def forward(self, x):
+        return self.inner(x)[:, None].expand(-1, 3, -1)
+
+
 class Tuple(nn.Module):
     def forward(self, x):
         return x, x
@@ -223,6 +263,13 @@ class Tuple(nn.Module):
         (lambda: Teacher(temperature=0.0), r"^teacher\.temperature must be > 0, got 0\.0"),
         (lambda: Teacher(share=0.0), r"^the teacher teaches nothing, got teacher\.share=0 and no features"),
         (lambda: Teacher(weights="w.pt"), r"^teacher\.weights and teacher\.arguments are of a teacher that a factory "),
+        (lambda: Teacher(share="x"), r"^teacher\.share must be a number, got 'x'; set teacher\.share=1$"),
+        (lambda: Teacher(temperature=float("inf")), r"^teacher\.temperature must be a number, got inf"),
+        (lambda: Teacher(feature_weight=float("nan")), r"^teacher\.feature_weight must be a number, got nan"),
+        (lambda: Teacher(network=residual(), factory=residual), r"^the teacher is given twice, as network and as"),
+        (lambda: Teacher(network=residual(), weights=3), r"^teacher\.weights is 3, expected the path of a file"),
+        (lambda: Teacher(factory=residual, arguments=3), r"^teacher\.arguments is 3, expected names with values"),
+        (inserted, r"^the teacher has a Choice at 1, expected a trained network without choices"),
         (lambda: "mine", r"^teacher is 'mine', expected a trained module, 'original', or a nas\.adapt\.Teacher; give "),
     ],
 )  # fmt: skip
@@ -230,6 +277,15 @@ def test_a_teacher_that_cannot_be_is_refused_before_training(teacher, message):
     with pytest.raises((ConfigError, SpaceError), match=message) as told:
         nas.search(inserted(), images(), teacher=teacher(), **SEARCH)
     assert "\n" not in str(told.value)
+
+
+def test_scores_in_another_dimension_are_refused():
+    lesson = Distillation(teacher=OneOfThree().eval(), classes=2)
+    network, x = OneOfThree().eval(), torch.zeros(2, 1, 6, 6)
+    with pytest.raises(
+        SpaceError, match=r"^the network returns \(2, 3, 2\) for 2 classes, expected a score for each in"
+    ):
+        lesson.check(network, x, network(x))
 
 
 def test_a_space_without_an_original_has_none():
