@@ -31,6 +31,8 @@ def test_settings_of_the_data_of_a_checkpoint() -> None:
     assert read(["checkpoint=c", "data.root=x", "batch_size=4"]) == ["checkpoint=c", "++data.root=x", "batch_size=4"]
     assert read(["resume=r", "data.root=x"])[1] == "++data.root=x"
     assert read(["resume=r", "space.weights=w.pt"])[1] == "++space.weights=w.pt"
+    assert read(["resume=r", "teacher.share=0.1"])[1] == "++teacher.share=0.1"
+    assert read(["resume=r", "space.channels=4"])[1] == "space.channels=4"
     assert read(["checkpoint=c", "data=image_folder", "data.root=x"])[2] == "data.root=x"
     assert read(["data.root=x"]) == ["data.root=x"]
 
