@@ -3,6 +3,7 @@
 The cost is the number of parameters or multiply-accumulates, or the latency.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -92,3 +93,5 @@ class Latency(CostTarget):
         with space.sketching():
             cost = measured.cost(*sketch(space, spec, measured.batch))
         super().__init__(cost, arch=arch, target=target, weight=weight, what="latency", unit="ms")
+        # Of the times, for checkpoints: the table may be measured again before a run is resumed.
+        self.digest = hashlib.sha256(repr([float(time) for time in cost.terms.values()]).encode()).hexdigest()

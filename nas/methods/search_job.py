@@ -12,6 +12,7 @@ from nas.data.bundle import Split
 from nas.data.loader import Loader, search_batches
 from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
+from nas.methods.cost_regularisers import Latency
 from nas.methods.derived_networks import Derived, timed_of
 from nas.methods.deriver import check_excluded
 from nas.methods.discretisation_gap import Gap
@@ -232,6 +233,13 @@ class SearchJob:
             two = two_examples(self.weight_loader)
             try_small(lambda: self.derived.network(self.first), two, task=job.task, step=step)
 
+    @property
+    def seen(self) -> dict[str, Any]:
+        """See `Job.seen`; and the times of a table that the architecture learns from."""
+        terms = {} if self.regulariser is None else self.regulariser.terms
+        digests = [term.digest for term in terms.values() if isinstance(term, Latency)]
+        return self.job.seen | ({"latency_table": digests[0]} if digests else {})
+
     def search(self, records: Records) -> Genotype:
         """Search from the beginning, or from where a run that is resumed stopped. Leaves ``search/checkpoint.pt``, and
         ``genotype.json`` after every epoch."""
@@ -244,13 +252,13 @@ class SearchJob:
 
         seed_layers(job.seed)
         stage = records.stage("search")
-        stage.resume(state, data=job.data, seen=job.seen, loader=self.weight_loader)
+        stage.resume(state, data=job.data, seen=self.seen, loader=self.weight_loader)
         distributed.start_alike(state.supernet)
         watched = stage.hooks(
             state,
             epochs=self.plan.epochs,
             metric=job.task.metric,
-            content=job.seen,
+            content=self.seen,
             on_epoch=write_genotype,
         )
         with watched as hooks, synchronised(state.supernet), attached(self.searcher.task, state.supernet):

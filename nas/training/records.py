@@ -65,8 +65,8 @@ class Records:
         self, saved: Mapping[str, Any], data: DataBundle, seen: Mapping[str, Any], source: Path
     ) -> None:
         """Raises ConfigError, listing them, for settings that differ from those a checkpoint was taken under, as when
-        the run's config.yaml was edited, unless they are in ``may_change``, and for a teacher with other weights;
-        DataError for other training examples. seen: see `nas.training.job.Job.seen`."""
+        the run's config.yaml was edited, unless they are in ``may_change``, and for other content of a file that they
+        name; DataError for other training examples. seen: see `nas.training.job.Job.seen`."""
         before, now = leaves(saved["config"]), leaves(dict(self.settings))
         may = (*OWN, FETCH, LINKS, *PLACES, *self.may_change)
         differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
@@ -77,16 +77,25 @@ class Records:
                 fix=f"undo the change in config.yaml, or allow it: {choice('may_change', differing)}",
             )
         others = {name for name, value in seen.items() if saved.get(name, value) != value}
-        if "teacher" in others and not among("teacher", self.may_change):
-            raise ConfigError(
-                f"the teacher has other weights than when {source} was written",
-                fix=f"give the same teacher, or allow it: {choice('may_change', ['teacher'])}",
-            )
-        if others - {"teacher"} and not among("data", self.may_change):
+        for name in [name for name in CONTENTS if name in others]:
+            setting, problem = CONTENTS[name]
+            if not among(setting, self.may_change):
+                raise ConfigError(
+                    f"{problem} than when {source} was written",
+                    fix=f"give the same again, or allow it: {choice('may_change', [setting])}",
+                )
+        if others - CONTENTS.keys() and not among("data", self.may_change):
             raise DataError(
                 f"{data.spec.name!r} has other training examples than when {source} was written",
                 fix=f"put them back as they were, or allow it: {choice('may_change', ['data'])}",
             )
+
+
+# What a checkpoint has the digest of: name -> the setting that names it, and what to say if it has changed.
+CONTENTS = {
+    "teacher": ("teacher", "the teacher has other weights"),
+    "latency_table": ("regulariser.latency", "the table of latencies has other times"),
+}
 
 
 class StageRecords:

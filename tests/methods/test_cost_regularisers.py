@@ -1,11 +1,17 @@
 """Regularisers with a cost target: where they pull the architecture, and what they refuse."""
 
+import functools
+import itertools
+
 import custom_models
 import pytest
 import torch
 
+import nas
 from nas.errors import ConfigError
-from nas.methods.cost_regularisers import Macs, Parameters
+from nas.methods.cost_regularisers import Latency, Macs, Parameters
+from nas.methods.latency_table import measure
+from nas.spaces import NasBench201
 from nas.spaces.custom import Custom
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
@@ -69,3 +75,24 @@ def test_nested_choices_of_a_custom_model(spec):
     plain = 9 * 16 * pixels
     fixed = 9 * 12 * pixels + 4 * 3
     assert got == pytest.approx(fixed + plain / 3 + (plain + (16 * pixels + plain) / 2) / 3, rel=1e-6)
+
+
+def test_a_table_that_was_measured_again_is_told_on_resumption(tmp_path):
+    def measured(slower):
+        space = NasBench201(channels=2, cells=1)
+        images = nas.data.Synthetic(train=32, test=8, classes=2, size=8)
+        spec, times = images.load().spec, itertools.cycle((1.0, 2.0, 3.0, 4.0))
+        table = measure(space.build(spec, affine=True).eval(), spec.zeros(device="cpu", batch=1), device="cpu",
+                        clock=lambda run: slower * next(times))  # fmt: skip
+        table.save(tmp_path / "table.json")
+        latency = functools.partial(Latency, table=str(tmp_path / "table.json"), target=45.0, weight=Constant(1.0))
+        return functools.partial(
+            nas.search, space, images, directory=tmp_path / "run", regulariser={"latency": latency}, epochs=1,
+            batch_size=8, device="cpu", progress=False, gap_batches=0, tracker=nas.storage.JsonLines,
+        )  # fmt: skip
+
+    measured(1.0)()
+    measured(1.0)(resume=True)
+    with pytest.raises(ConfigError, match=r"^the table of latencies has other times than when .*; give the same again"):
+        measured(1.1)(resume=True)
+    measured(1.1)(resume=True, may_change=["regulariser.latency"])

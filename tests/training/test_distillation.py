@@ -222,7 +222,7 @@ def test_a_teacher_with_other_weights_is_told_on_resumption(tmp_path):
     first, other = residual(), residual()
     call(first)
     call(first, resume=True)
-    with pytest.raises(ConfigError, match=r"^the teacher has other weights than when .*; give the same teacher, or"):
+    with pytest.raises(ConfigError, match=r"^the teacher has other weights than when .*; give the same again, or"):
         call(other, resume=True)
     call(other, resume=True, may_change=["teacher"])
 
