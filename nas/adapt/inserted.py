@@ -108,7 +108,8 @@ def maker_of(where: str, given: Any) -> Maker:
         )
     named: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {}
     fractions = named.pop("fractions", []) if isinstance(value, Mapping) else value
-    numbers: Sequence[Any] = [] if fractions is None else fractions if isinstance(fractions, Sequence) else [fractions]
+    several = isinstance(fractions, Sequence) and not isinstance(fractions, str)
+    numbers: Sequence[Any] = [] if fractions is None else fractions if several else [fractions]
     try:
         return MAKERS[name](*numbers, **named)
     except NasError:

@@ -1,6 +1,7 @@
 """Replaces modules of a network that has weights by choices between the module and what could stand in for it.
 
-    nas.insert(model, {"layer*.*": [skip(), narrower(0.5)], "layer*.*.relu": other("silu", nn.SiLU)}, example=images)
+    nas.insert(model, {"layer*.*": [skip(), narrower(0.5)], "*.act": other("silu", lambda module: nn.SiLU())},
+               example=images)
 
 The first candidate of every choice is the module itself with its weights, so the search starts from the network as it
 was trained.
@@ -8,6 +9,7 @@ was trained.
 
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from nas.errors import SpaceError, described
-from nas.supernet.choice import Choice
+from nas.supernet.choice import Choice, Gate, choices, gates
 from nas.supernet.undisturbed import undisturbed
 
 KEEP = "keep"  # the name of the module itself among the candidates
@@ -40,9 +42,11 @@ class Place:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether the output has the shape of the first input, so that the module can be left out."""
+        """Whether the output has the shape and the type of the first input, so that the module can be left out."""
         first = self.inputs[0] if self.inputs else next(iter(self.named.values()), None)
-        return isinstance(first, Tensor) and isinstance(self.output, Tensor) and first.shape == self.output.shape
+        if not isinstance(first, Tensor) or not isinstance(self.output, Tensor):
+            return False
+        return first.shape == self.output.shape and first.dtype == self.output.dtype
 
 
 # Candidates for a place by name, made from copies of its module. None of them where the maker does not fit the place.
@@ -90,43 +94,47 @@ def insert(
     another shape than the module's. Nothing has been changed then.
     """
     planned = _planned(model, places, example)
+    made: dict[str, Choice] = {}
     # From the innermost: what a path names is still there when its turn comes.
     for place, candidates in sorted(planned, key=lambda entry: -entry[0].path.count(".")):
         choice = Choice(candidates)
-        choice.training = place.module.training  # not train(), which would also set the modules inside
-        parent, _, name = place.path.rpartition(".")
-        setattr(model.get_submodule(parent), name, choice)
+        # Not train(), which would also set the modules inside.
+        choice.training = choice.candidates.training = place.module.training
+        put(model, place.path, choice)
+        made[place.path] = choice
+    try:
+        _refuse_bypassed(model, made, example)
+    except SpaceError:
+        for place, _ in sorted(planned, key=lambda entry: entry[0].path.count(".")):  # from the outermost
+            put(model, place.path, place.module)
+        raise
     return model
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Sets a module of the model."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _planned(
     model: nn.Module, places: Mapping[str | type[nn.Module], Maker | Sequence[Maker]], example: Example
 ) -> list[tuple[Place, dict[str, nn.Module]]]:
+    _check_arguments(places, example)
+    if any(isinstance(module, Choice) for module in model.modules()):
+        raise SpaceError(
+            "the model has choices already, expected plain modules", fix="give all places in one call of nas.insert"
+        )
     _refuse_compiled(model)
     matched = _matched(model, places)
     entry = {path: where for where, paths in matched.items() for path in paths}
     makers = {path: places[entry[path]] for path, _ in model.named_modules() if path in entry}
     _refuse_shared(model, makers)
     planned = []
-    for place in _observed(model, list(makers), example):
-        candidates = {KEEP: place.module}
-        given = makers[place.path]
-        for maker in (given,) if callable(given) else given:
-            made = {name: candidate.to(_device(place.module)) for name, candidate in maker(place).items()}
-            if twice := made.keys() & candidates.keys():
-                raise SpaceError(
-                    f"two candidates at {place.path} are called {min(twice)!r}, expected a name each",
-                    fix="give one of the makers another name",
-                )
-            candidates |= made
-        if len(candidates) == 1:
-            continue
-        for name, candidate in candidates.items():
-            with undisturbed(candidate, seed=0), torch.no_grad():
-                _check(place, name, candidate)
-            if name != KEEP:
-                candidate.train(place.module.training)
-        planned.append((place, candidates))
+    with torch.random.fork_rng(devices=[]):  # makers may draw numbers for weights that they then replace
+        for place in _observed(model, matched, example):
+            if len(candidates := _candidates(place, makers[place.path])) > 1:
+                planned.append((place, candidates))
     for where, paths in matched.items():
         if not any(place.path in paths for place, _ in planned):
             found = model.get_submodule(paths[0])
@@ -135,6 +143,95 @@ def _planned(
                 fix="use other makers there",
             )
     return planned
+
+
+def _candidates(place: Place, makers: Maker | Sequence[Maker]) -> dict[str, nn.Module]:
+    """The candidates at a place, each checked. Raises SpaceError for one that does not fit."""
+    candidates = {KEEP: place.module}
+    for maker in (makers,) if callable(makers) else makers:
+        made = maker(place)
+        if not isinstance(made, Mapping):
+            raise SpaceError(
+                f"a maker returned a {type(made).__name__} at {place.path}, expected candidates by name",
+                fix="return {'name': module}; makers of nas.adapt are called first: skip(), narrower(0.5)",
+            )
+        if twice := made.keys() & candidates.keys():
+            raise SpaceError(
+                f"two candidates at {place.path} are called {min(twice)!r}, expected a name each",
+                fix="give one of the makers another name",
+            )
+        candidates |= {name: candidate.to(_device(place.module)) for name, candidate in made.items()}
+    for name, candidate in candidates.items() if len(candidates) > 1 else ():
+        with undisturbed(candidate, seed=0), torch.no_grad():
+            _check(place, name, candidate)
+        if name != KEEP:
+            candidate.train(place.module.training)
+    return candidates
+
+
+def fits(place: Place, candidate: nn.Module) -> bool:
+    """Whether a candidate takes what the module took, and returns what it returned. For makers that cannot know."""
+    try:
+        with undisturbed(candidate, seed=0), torch.no_grad():
+            _check(place, "", candidate)
+    except SpaceError:
+        return False
+    return True
+
+
+def _check_arguments(places: Any, example: Any) -> None:
+    """Raises SpaceError for arguments of another type than `insert` takes."""
+    if not isinstance(places, Mapping):
+        raise SpaceError(
+            f"places is a {type(places).__name__}, expected where -> makers", fix="give e.g. {'layer*.*': skip()}"
+        )
+    for where, makers in places.items():
+        if not isinstance(where, str) and not (isinstance(where, type) and issubclass(where, nn.Module)):
+            raise SpaceError(
+                f"places has {where!r}, expected paths of modules or types of modules",
+                fix="give e.g. {'layer*.*': skip()} or {nn.Conv2d: depthwise()}",
+            )
+        several = list(makers) if isinstance(makers, Sequence) and not isinstance(makers, str) else [makers]
+        for maker in several:
+            if not callable(maker):
+                raise SpaceError(
+                    f"the maker at {_named(where)} is {maker!r:.80}, expected a function",
+                    fix="give those of nas.adapt, called: skip(), narrower(0.5)",
+                )
+            if getattr(maker, "__module__", "").startswith("nas.adapt.") and "." not in maker.__qualname__:
+                name = maker.__name__
+                raise SpaceError(
+                    f"the maker at {_named(where)} is the function {name} itself, expected what it returns",
+                    fix=f"call it: {name}({'' if name in ('skip', 'depthwise') else '...'})",
+                )
+    if not isinstance(example, Tensor | Mapping | Sequence) or isinstance(example, str):
+        raise SpaceError(
+            f"example is a {type(example).__name__}, expected a tensor, a sequence of arguments, or a mapping of named "
+            "ones",
+            fix="give a small batch of what the model is called with",
+        )
+
+
+def _refuse_bypassed(model: nn.Module, made: Mapping[str, Choice], example: Example) -> None:
+    """Raises SpaceError for a choice that a forward pass does not reach, though it reaches the module in its place."""
+    ran: set[str] = set()
+    found = choices(model)
+    with undisturbed(model, seed=0), torch.no_grad(), _hooks() as handles:
+        for path, choice in made.items():
+            handles.append(choice.register_forward_pre_hook(functools.partial(_add, ran, path)))
+        with gates(found, {key: Gate(None, 0) for key in found}):
+            _called(model, example)
+    for path in made:
+        if path not in ran:
+            raise SpaceError(
+                f"the module at {path} is reached past its place in the model, through a list or another attribute, "
+                "where a choice would not run",
+                fix="let the forward pass use the attribute, or leave the module out of the pattern",
+            )
+
+
+def _add(ran: set[str], path: str, *_: Any) -> None:
+    ran.add(path)
 
 
 def _device(module: nn.Module) -> torch.device | None:
@@ -215,8 +312,13 @@ def _refuse_shared(model: nn.Module, paths: Mapping[str, Any]) -> None:
                 )
 
 
-def _observed(model: nn.Module, paths: Sequence[str], example: Example) -> list[Place]:
-    """The places, as one forward pass shows them."""
+def _observed(
+    model: nn.Module, matched: Mapping[str | type[nn.Module], Sequence[str]], example: Example
+) -> list[Place]:
+    """The places, as one forward pass shows them, in the order of the model. Places of an entry that do not run are
+    left out, if others of the entry run."""
+    wanted = {path for found in matched.values() for path in found}
+    paths = [path for path, _ in model.named_modules() if path in wanted]
     calls: dict[str, list[Place]] = {path: [] for path in paths}
 
     def watching(path: str) -> Callable[..., None]:
@@ -238,6 +340,10 @@ def _observed(model: nn.Module, paths: Sequence[str], example: Example) -> list[
                 f"the model cannot take the example ({described(error)})",
                 fix="give as `example` what the model is called with, a mapping for named arguments",
             ) from error
+    for found in matched.values():
+        if any(calls[path] for path in found):
+            for path in [path for path in found if not calls[path]]:
+                del calls[path]
     for path, seen in calls.items():
         if len(seen) != 1:
             raise SpaceError(
@@ -249,7 +355,7 @@ def _observed(model: nn.Module, paths: Sequence[str], example: Example) -> list[
                 f"the module at {path} returns a {type(seen[0].output).__name__}, expected one tensor",
                 fix="use a module inside of it, or around it, that returns one tensor",
             )
-    return [calls[path][0] for path in paths]
+    return [seen[0] for seen in calls.values()]
 
 
 def _called(model: nn.Module, example: Example) -> Any:

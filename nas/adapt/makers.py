@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,15 +16,15 @@ from nas.errors import SpaceError
 class Skip(nn.Module):
     """Returns its first input, whatever else the module in its place was given."""
 
-    def forward(self, first: Tensor, *_: Any, **__: Any) -> Tensor:
-        return first
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return given[0] if given else next(iter(named.values()))
 
 
 def skip() -> Maker:
     """The candidate ``skip``: the module is left out. Only where its output has the shape of its first input."""
 
     def make(place: Place) -> Mapping[str, nn.Module]:
-        return {"skip": Skip()} if place.keeps_shape and place.inputs else {}
+        return {"skip": Skip()} if place.keeps_shape else {}
 
     return make
 
@@ -33,6 +34,12 @@ def other(name: str, factory: Callable[[nn.Module], nn.Module]) -> Maker:
 
     name: of the candidate. factory: is given a copy of the module with its weights, and returns the candidate.
     """
+
+    if not isinstance(name, str) or not callable(factory):
+        raise SpaceError(
+            f"other takes a name and a function, got {name!r} and {factory!r:.80}",
+            fix='use other("silu", lambda module: nn.SiLU())',
+        )
 
     def make(place: Place) -> Mapping[str, nn.Module]:
         candidate = factory(copy.deepcopy(place.module))
@@ -56,6 +63,8 @@ def factorised(*fractions: float) -> Maker:
 
     def make(place: Place) -> Mapping[str, nn.Module]:
         layer = place.module
+        if not is_plain(layer) or has_hooks(layer):
+            return {}
         if isinstance(layer, nn.Linear):
             ranks = [max(1, math.ceil(fraction * min(layer.weight.shape))) for fraction in fractions]
             return {f"rank_{rank}": _factorised_linear(layer, rank) for rank in ranks}
@@ -77,16 +86,20 @@ def depthwise() -> Maker:
         layer = place.module
         if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.kernel_size == (1, 1):
             return {}
+        if not is_plain(layer) or has_hooks(layer):
+            return {}
         spatial = _like(layer, layer.in_channels, layer.in_channels, groups=layer.in_channels, bias=False)
-        mix = nn.Conv2d(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None)
+        mix = nn.Conv2d(
+            layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, dtype=_wide(layer.weight)
+        )
         weight = layer.weight.detach().transpose(0, 1).flatten(2)  # (in, out, height * width)
-        left, size, right = torch.linalg.svd(weight.float(), full_matrices=False)
+        left, size, right = torch.linalg.svd(weight.to(_wide(weight)), full_matrices=False)
         root = size[:, :1].sqrt()
         with torch.no_grad():
             spatial.weight.copy_((root * right[:, 0]).reshape(spatial.weight.shape))
             mix.weight.copy_((root * left[:, :, 0]).T.reshape(mix.weight.shape))
             _copy_bias(layer, mix)
-        return {"depthwise": nn.Sequential(spatial, mix).to(layer.weight.dtype)}
+        return {"depthwise": _in_place_of(layer, spatial, mix)}
 
     return make
 
@@ -96,12 +109,12 @@ def smaller_kernel(size: int) -> Maker:
 
     size: the new height and width, odd.
     """
-    if size < 1 or size % 2 == 0:
-        raise SpaceError(f"smaller_kernel takes an odd size >= 1, got {size}", fix="use smaller_kernel(3)")
+    if type(size) is not int or size < 1 or size % 2 == 0:
+        raise SpaceError(f"smaller_kernel takes an odd size >= 1, got {size!r}", fix="use smaller_kernel(3)")
 
     def make(place: Place) -> Mapping[str, nn.Module]:
         layer = place.module
-        if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
+        if not isinstance(layer, nn.Conv2d) or not is_plain(layer) or isinstance(layer.padding, str):
             return {}
         cut = [(full - size) // 2 for full in layer.kernel_size]
         padding = [
@@ -120,26 +133,63 @@ def smaller_kernel(size: int) -> Maker:
     return make
 
 
-def _check_fractions(maker: str, fractions: tuple[float, ...]) -> None:
-    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what `nn.Linear`, `nn.Conv1d` or `nn.Conv2d` does, with a weight of its own: not a
+    subclass that changes this, nor a layer whose weight is computed, e.g. by weight norm or pruning.
+    """
+    kind = next((kind for kind in PLAIN if isinstance(layer, kind)), None)
+    if kind is None or layer._parameters.keys() != {"weight", "bias"} or layer._modules:
+        return False
+    names = ("forward", "_conv_forward", "__call__")
+    return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in names)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether functions of others run with the module, which new layers would not have."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _check_fractions(maker: str, fractions: tuple[Any, ...]) -> None:
+    numbers = all(isinstance(fraction, Real) and not isinstance(fraction, bool) for fraction in fractions)
+    if not fractions or not numbers or not all(0 < fraction < 1 for fraction in fractions):
         raise SpaceError(
-            f"{maker} takes fractions between 0 and 1, got {', '.join(map(str, fractions)) or 'none'}",
+            f"{maker} takes fractions between 0 and 1, got {', '.join(map(repr, fractions)) or 'none'}",
             fix=f"use {maker}(0.5)",
         )
 
 
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The type in which singular values are computed: as exact as the tensor's, and not of 16 bits."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _in_place_of(layer: nn.Linear | nn.Conv2d, first: nn.Module, second: nn.Module) -> nn.Module:
+    """Both layers as one, in the type of the layer, frozen as it is."""
+    made = nn.Sequential(first, second)
+    if layer.weight.dtype != _wide(layer.weight):
+        made.to(layer.weight.dtype)
+    for name, parameter in made.named_parameters():
+        of = layer.bias if name.endswith("bias") else layer.weight
+        parameter.requires_grad_(of is not None and of.requires_grad)
+    return made
+
+
 def _factorised_linear(layer: nn.Linear, rank: int) -> nn.Module:
-    first = nn.Linear(layer.in_features, rank, bias=False)
-    second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+    kind = _wide(layer.weight)
+    first = nn.Linear(layer.in_features, rank, bias=False, dtype=kind)
+    second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None, dtype=kind)
     _factorise(layer, first, second, rank)
-    return nn.Sequential(first, second).to(layer.weight.dtype)
+    return _in_place_of(layer, first, second)
 
 
 def _factorised_conv(layer: nn.Conv2d, rank: int) -> nn.Module:
     first = _like(layer, layer.in_channels, rank, groups=1, bias=False)
-    second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None)
+    second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None, dtype=_wide(layer.weight))
     _factorise(layer, first, second, rank)
-    return nn.Sequential(first, second).to(layer.weight.dtype)
+    return _in_place_of(layer, first, second)
 
 
 def _like(layer: nn.Conv2d, in_channels: int, out_channels: int, *, groups: int, bias: bool) -> nn.Conv2d:
@@ -154,13 +204,15 @@ def _like(layer: nn.Conv2d, in_channels: int, out_channels: int, *, groups: int,
         groups=groups,
         bias=bias,
         padding_mode=layer.padding_mode,  # type: ignore[arg-type]
+        dtype=_wide(layer.weight),
     )
 
 
 def _factorise(
     layer: nn.Linear | nn.Conv2d, first: nn.Linear | nn.Conv2d, second: nn.Linear | nn.Conv2d, rank: int
 ) -> None:
-    left, size, right = torch.linalg.svd(layer.weight.detach().flatten(1).float(), full_matrices=False)
+    weight = layer.weight.detach().flatten(1)
+    left, size, right = torch.linalg.svd(weight.to(_wide(weight)), full_matrices=False)
     root = size[:rank].sqrt()
     with torch.no_grad():
         first.weight.copy_((root[:, None] * right[:rank]).reshape(first.weight.shape))

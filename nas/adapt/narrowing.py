@@ -6,7 +6,9 @@ shows to its surroundings, by its input or its output, stay as they are.
 """
 
 import copy
+import inspect
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.adapt.insertion import Maker, Place
-from nas.adapt.makers import _check_fractions
+from nas.adapt.insertion import Maker, Place, fits
+from nas.adapt.makers import _check_fractions, is_plain
+from nas.errors import SpaceError
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 # Modules and functions that treat every channel alike, so that their output has the channels of their input.
@@ -24,9 +27,11 @@ ALIKE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU),
     *(nn.Mish, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
 )
+POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout2d)  # if the channels have height and width behind
+POOL_FUNCTIONS = frozenset({"dropout2d", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d"})
 ALIKE_FUNCTIONS = frozenset(
     {"relu", "relu6", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu", "mish"}
-    | {"dropout", "dropout2d", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "contiguous", "relu_", "silu_"}
+    | {"dropout", "contiguous", "relu_", "silu_"}
     | {"add", "add_", "mul", "mul_", "sub", "iadd", "imul", "truediv", "div"}
 )
 
@@ -35,13 +40,15 @@ ALIKE_FUNCTIONS = frozenset(
 class Channels:
     """Channels that are kept or left out together.
 
-    count: how many. axis: of a tensor: 1 behind a convolution, -1 behind a linear layer. written: layers whose outputs
-    they are. read: layers whose inputs they are. along: norms and depthwise convolutions that they pass. fixed: whether
-    they have to stay. merged: the channels that these became part of.
+    count: how many. axis: of a tensor: 1 behind a convolution, -1 behind a linear layer. places: how many axes follow:
+    2 behind a convolution over height and width, 0 behind a linear layer. written: layers whose outputs they are. read:
+    layers whose inputs they are. along: norms and depthwise convolutions that they pass. fixed: whether they have to
+    stay. merged: the channels that these became part of.
     """
 
     count: int
     axis: int
+    places: int
     written: list[Layer] = field(default_factory=list)
     read: list[Layer] = field(default_factory=list)
     along: list[nn.Module] = field(default_factory=list)
@@ -57,8 +64,8 @@ class Channels:
         The weights of norms are left out: a ResNet-20 (CIFAR-10) at half width loses more with them (0.88 instead of
         0.77 before fine-tuning). The norm of the reading weights alone, or a product of both, is within 0.03.
         """
-        squares = [layer.weight.detach().float().flatten(1).square().sum(1) for layer in self.written]
-        squares += [layer.weight.detach().float().transpose(0, 1).flatten(1).square().sum(1) for layer in self.read]
+        squares = [_squares(layer.weight).sum(1) for layer in self.written]
+        squares += [_squares(layer.weight.transpose(0, 1)).sum(1) for layer in self.read]
         return torch.stack(squares).sum(0).sqrt()
 
     def keep(self, index: Tensor) -> None:
@@ -81,6 +88,12 @@ class Channels:
                 module.in_channels = module.out_channels = module.groups = len(index)  # type: ignore[assignment]
 
 
+def _squares(weight: Tensor) -> Tensor:
+    """(rows, all else): the squared size of each entry, in float32 or wider."""
+    sizes = weight.detach().abs()
+    return sizes.to(torch.promote_types(sizes.dtype, torch.float32)).flatten(1).square()
+
+
 def _cut(module: nn.Module, name: str, index: Tensor, axis: int) -> None:
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor):
@@ -99,20 +112,28 @@ def narrower(*fractions: float, multiple_of: int = 8) -> Maker:
     gets no candidate.
     """
     _check_fractions("narrower", fractions)
+    if type(multiple_of) is not int or multiple_of < 1:
+        raise SpaceError(
+            f"narrower takes a multiple_of >= 1, got {multiple_of!r}", fix="use narrower(0.5, multiple_of=1)"
+        )
 
     def make(place: Place) -> Mapping[str, nn.Module]:
         made: dict[str, nn.Module] = {}
+        before: set[tuple[int, ...]] = set()
         for fraction in fractions:
             narrow = copy.deepcopy(place.module)
+            widths: list[int] = []
             narrowed = False
-            for channels in inner_channels(narrow):
+            for channels in inner_channels(narrow, place):
                 wide = channels.count
                 kept = min(wide, math.ceil(fraction * wide / multiple_of) * multiple_of)
                 if kept < wide:
                     channels.keep(channels.importance().topk(kept).indices.sort().values)
                     narrowed = True
-            if narrowed:
+                widths.append(kept)
+            if narrowed and tuple(widths) not in before and fits(place, narrow):
                 made[f"width_{fraction:g}"] = narrow
+                before.add(tuple(widths))
         return made
 
     return make
@@ -126,12 +147,20 @@ class _Tracer(fx.Tracer):
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
-def inner_channels(module: nn.Module) -> list[Channels]:
-    """The channels inside a module that can be left out; none where torch.fx cannot follow its code."""
+def inner_channels(module: nn.Module, place: Place | None = None) -> list[Channels]:
+    """The channels inside a module that can be left out; none where torch.fx cannot follow its code.
+
+    module: that of the place, or a copy of it. place: None if it is not known what the module is given.
+    """
+    modes = {part: part.training for part in module.modules()}
     try:
-        graph = _Tracer().trace(module)
+        # As it ran in the place: in eval mode, with the arguments that were no tensors.
+        graph = _Tracer().trace(module.eval(), concrete_args=None if place is None else _plain_arguments(place))
     except Exception:  # whatever a module's own code raises when it is given symbols for tensors
         return []
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
     runs: dict[nn.Module, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -141,8 +170,31 @@ def inner_channels(module: nn.Module) -> list[Channels]:
     of: dict[fx.Node, Channels | None] = {}
     for node in graph.nodes:
         of[node] = _followed(node, of, found, module, runs)
+    owners = Counter(parameter for _, parameter in module.named_parameters(remove_duplicate=False))
+    given = [] if place is None else [one for one in (*place.inputs, *place.named.values()) if isinstance(one, Tensor)]
+    flat = bool(given) and all(one.ndim == 2 for one in given)
+    for channels in map(Channels.all, found):
+        layers = [*channels.written, *channels.read, *channels.along]
+        tied = any(owners[parameter] > 1 for layer in layers for parameter in layer.parameters(recurse=False))
+        # Behind a linear layer a batch norm has the channels only if there are no axes between.
+        channels.fixed |= tied or (
+            channels.axis == -1 and not flat and any(isinstance(m, _BatchNorm) for m in channels.along)
+        )
     whole = {id(channels): channels for channels in map(Channels.all, found)}
     return [one for one in whole.values() if not one.fixed and one.written and one.read]
+
+
+def _plain_arguments(place: Place) -> dict[str, Any]:
+    """The arguments of the module that are no tensors, by name, and the defaults of those that it was not given."""
+    signature = inspect.signature(place.module.forward)
+    given = signature.bind(*place.inputs, **place.named)
+    given.apply_defaults()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: value
+        for name, value in given.arguments.items()
+        if not isinstance(value, Tensor) and signature.parameters[name].kind in kinds
+    }
 
 
 def _followed(
@@ -157,19 +209,19 @@ def _followed(
     first = inputs[0] if inputs else None
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        if isinstance(module, ALIKE):
+        if isinstance(module, ALIKE) and (first is None or first.all().places == 2 or not isinstance(module, POOLS)):
             return first
         if runs[module] == 1:
-            if isinstance(module, Layer):
+            if isinstance(module, Layer) and is_plain(module):
                 return _through_layer(module, first, found)
             if first is not None and _norms(module, first.all()):
                 first.all().along.append(module)
                 return first
     elif node.op in ("call_function", "call_method"):
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if name in ALIKE_FUNCTIONS:
+        if name in ALIKE_FUNCTIONS or (name in POOL_FUNCTIONS and first is not None and first.all().places == 2):
             return _together(inputs)
-        if name == "mean" and _over_places(node):
+        if name == "mean" and _over_places(node) and (first is None or first.all().places == 2):
             return first
     for one in inputs:
         if one is not None:
@@ -193,7 +245,7 @@ def _through_layer(layer: Layer, first: Channels | None, found: list[Channels]) 
     if read is not None:
         read.read.append(layer)
         read.fixed |= groups > 1 or read.axis != axis or layer.weight.shape[1] != read.count
-    written = Channels(layer.weight.shape[0], axis, written=[layer], fixed=groups > 1)
+    written = Channels(layer.weight.shape[0], axis, layer.weight.ndim - 2, written=[layer], fixed=groups > 1)
     found.append(written)
     return written
 
@@ -202,7 +254,9 @@ def _together(inputs: list[Channels | None]) -> Channels | None:
     """Of a sum or product of tensors: their channels are one. One tensor that is unknown fixes those of the others."""
     whole = [one.all() for one in inputs if one is not None]
     for one in whole:
-        if len(whole) < len(inputs) or (one.count, one.axis) != (whole[0].count, whole[0].axis):
+        if len(whole) < len(inputs) or any(
+            (one.count, one.axis, one.places) != (other.count, other.axis, other.places) for other in whole
+        ):
             one.fixed = True
         if one is not whole[0].all():
             first = whole[0].all()
@@ -233,14 +287,15 @@ def fewer_heads(*fractions: float) -> Maker:
         attention = place.module
         parts = getattr(attention, "qkv", None), getattr(attention, "proj", None)
         heads, width = getattr(attention, "num_heads", None), getattr(attention, "head_dim", None)
-        if not all(isinstance(part, nn.Linear) for part in parts) or not isinstance(heads, int):
+        if not all(isinstance(part, nn.Linear) and is_plain(part) for part in parts) or not isinstance(heads, int):
             return {}
         if not isinstance(width, int) or parts[0].out_features != 3 * heads * width:  # type: ignore[union-attr]
             return {}
         if parts[1].in_features != heads * width:  # type: ignore[union-attr]
             return {}
         kept = {max(1, round(fraction * heads)) for fraction in fractions} - {heads}
-        return {f"heads_{count}": _with_heads(attention, count) for count in sorted(kept, reverse=True)}
+        made = {f"heads_{count}": _with_heads(attention, count) for count in sorted(kept, reverse=True)}
+        return {name: candidate for name, candidate in made.items() if fits(place, candidate)}
 
     return make
 
@@ -248,8 +303,8 @@ def fewer_heads(*fractions: float) -> Maker:
 def _with_heads(attention: nn.Module, count: int) -> nn.Module:
     narrow: Any = copy.deepcopy(attention)
     heads, width = narrow.num_heads, narrow.head_dim
-    squares = narrow.qkv.weight.detach().float().square().sum(1).reshape(3, heads, width).sum((0, 2))
-    squares += narrow.proj.weight.detach().float().square().sum(0).reshape(heads, width).sum(1)
+    squares = _squares(narrow.qkv.weight).sum(1).reshape(3, heads, width).sum((0, 2))
+    squares += _squares(narrow.proj.weight).sum(0).reshape(heads, width).sum(1)
     best = squares.topk(count).indices.sort().values
     channels = (best[:, None] * width + torch.arange(width, device=best.device)).flatten()  # of one of q, k and v
     rows = torch.cat([part * heads * width + channels for part in range(3)])

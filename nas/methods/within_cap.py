@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from nas.methods.cost import Cost
 from nas.methods.deriver import allowed
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.every_candidate import Condition
+
+FINER = 1e4  # how many times smaller the costs of the next row are
 
 
 @dataclass
@@ -89,6 +91,7 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
         for key, names in options.items()
         for name, p in names.items()
     }
+    seen: set[Any] = set()
     while True:
         matrix, lower, upper = (np.array(column) for column in zip(*rows, strict=True))
         found = milp(
@@ -103,7 +106,40 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
             raise ConfigError(f"no architecture within {names} was found ({found.message})", fix="raise one of them")
         picked = [condition for condition in single if found.x[place[condition]] > 0.5]
         chosen = {key: name for condition in picked for key, name in condition}
-        if all(limit.cost.of(chosen) <= limit.cap for limit in limits):
+        missed = next((limit for limit in limits if limit.cost.of(chosen) > limit.cap), None)
+        if missed is None:
             return chosen
-        # Above a cap by no more than the solver's tolerance, which is too much: all but this one.
-        rows.append((row(dict.fromkeys(picked, 1)), -np.inf, len(picked) - 1.0))
+        # Above a cap by no more than the solver's tolerance, which is too much.
+        coefficients, most = finer(chosen, missed, place, seen) or (
+            dict.fromkeys(picked, 1.0),
+            len(picked) - 1.0,
+        )
+        scale = max(map(abs, coefficients.values()))
+        rows.append((row(coefficients) / scale, -np.inf, most / scale))
+
+
+def finer(
+    chosen: Mapping[str, str], limit: Limit, place: Mapping[Condition, int], seen: set[Any]
+) -> tuple[dict[Condition, float], float] | None:
+    """What a limit says of the small costs where the large ones are those of an architecture above it: coefficients,
+    and the most that their sum may be. None where all of this was said before.
+
+    The solver's tolerance is a millionth of the largest coefficient, so a row of the small costs alone is exact to
+    the last of them; excluding architectures one by one would take exponentially many steps. With large costs L that
+    are paid and small costs s the row is sum(s) + M * sum(L's conditions) <= rest + M * len(L), where M makes it hold
+    as soon as one of L is not paid. Other large costs are left out: they would only add to the sum. seen: what was
+    said.
+    """
+    terms = {condition: cost for condition, cost in limit.cost.terms.items() if condition in place}
+    least = min(abs(cost) for cost in terms.values() if cost)
+    above = max(map(abs, terms.values())) / FINER
+    while above > least:
+        large = frozenset(c for c, cost in terms.items() if cost >= above and c <= chosen.items())
+        small = {condition: cost for condition, cost in terms.items() if cost < above}
+        rest = limit.cap - limit.cost.terms.get(frozenset(), 0.0) - sum(terms[condition] for condition in large)
+        slack = sum(cost for cost in small.values() if cost > 0) - rest
+        if slack > 0 and (limit.name, large, above) not in seen:
+            seen.add((limit.name, large, above))
+            return small | dict.fromkeys(large, slack), rest + slack * len(large)
+        above /= FINER
+    return None

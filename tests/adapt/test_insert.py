@@ -5,11 +5,16 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, prune
 
+import nas
 from nas.adapt import depthwise, factorised, fewer_heads, insert, insertions, narrower, other, skip, smaller_kernel
+from nas.adapt.insertion import _planned
 from nas.adapt.narrowing import inner_channels
 from nas.errors import SpaceError
 from nas.supernet import choices, freeze
+from nas.supernet.choice import Gate, gates
 
 
 class Block(nn.Module):
@@ -316,3 +321,198 @@ def test_mistake_is_told_in_one_line_and_changes_nothing(model, places, message)
 def test_arguments_of_makers(make):
     with pytest.raises(SpaceError):
         make()
+
+
+def candidates(model, places, example):
+    """path -> candidates by name, as `insert` would have them."""
+    return {place.path: made for place, made in _planned(model, places, example)}
+
+
+class Other(nn.Conv2d):
+    """A layer of its own kind: its weight is standardised, as in timm."""
+
+    def forward(self, x):
+        weight = (self.weight - self.weight.mean()) / self.weight.std()
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Other(8, 8, 3, padding=1),
+        lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
+        lambda: parametrizations.orthogonal(nn.Conv2d(8, 8, 3, padding=1)),
+        lambda: nn.utils.spectral_norm(nn.Conv2d(8, 8, 3, padding=1)),
+        lambda: pruned(nn.Conv2d(8, 8, 3, padding=1)),
+    ],
+)
+def test_layers_that_compute_something_else_get_no_candidate(layer):
+    x, makers = torch.randn(2, 8, 6, 6), [skip(), factorised(0.5), depthwise(), smaller_kernel(1)]
+    assert candidates(nn.Sequential(layer()), {"0": makers}, x)["0"].keys() == {"keep", "skip"}
+    block = nn.Sequential(layer(), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    assert "width_0.5" not in candidates(nn.Sequential(block), {"0": [skip(), narrower(0.5, multiple_of=1)]}, x)["0"]
+
+
+def test_layers_with_hooks_are_replaced_by_their_copies_alone():
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    layer.register_forward_hook(lambda module, args, output: 0 * output)
+    makers = [factorised(0.5), depthwise(), smaller_kernel(1)]
+    made = candidates(nn.Sequential(layer), {"0": makers}, torch.randn(2, 4, 6, 6))
+    assert made["0"].keys() == {"keep", "1x1"}
+    assert not made["0"]["1x1"](torch.randn(2, 4, 6, 6)).any()
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_new_layers_are_frozen_as_the_layer_is(frozen):
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    getattr(layer, frozen).requires_grad_(False)
+    made = candidates(nn.Sequential(layer), {"0": [factorised(0.5), depthwise()]}, torch.randn(2, 4, 6, 6))["0"]
+    for name in ("rank_2", "depthwise"):
+        learns = [parameter.requires_grad for parameter in made[name].parameters()]
+        assert learns == ([False, False, True] if frozen == "weight" else [True, True, False])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+def test_wide_and_complex_weights_keep_their_precision(dtype):
+    layer, x = nn.Linear(6, 6, dtype=dtype), torch.randn(3, 6, dtype=dtype)
+    full = candidates(nn.Sequential(layer), {"0": factorised(0.999)}, x)["0"]["rank_6"]
+    assert torch.allclose(full(x), layer(x), atol=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def test_inserting_draws_no_random_numbers():
+    model = nn.Sequential(nn.Linear(8, 8))
+    before = torch.get_rng_state()
+    nas.insert(model, {"0": factorised(0.5)}, example=torch.zeros(2, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Aliased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.order = [self.first, self.second]
+
+    def forward(self, x):
+        for module in self.order:
+            x = module(x)
+        return x
+
+
+def test_a_module_that_is_reached_past_its_place_is_refused_and_nothing_changes():
+    model = Aliased()
+    before = dict(model.named_modules())
+    with pytest.raises(
+        SpaceError, match=r"^the module at first is reached past its place in the model, through a list"
+    ):
+        nas.insert(model, {"first": skip(), "second": skip()}, example=torch.zeros(2, 4, 6, 6))
+    assert dict(model.named_modules()) == before
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.c.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x).relu() * self.c(x).sigmoid())
+
+
+def test_tied_weights_inside_a_place_stay_tied():
+    made = candidates(nn.Sequential(Tied()), {"0": [skip(), narrower(0.5, multiple_of=1)]}, torch.randn(2, 4, 6, 6))
+    assert made["0"].keys() == {"keep", "skip"}
+
+
+@pytest.mark.parametrize(
+    ("first", "between", "last", "x"),
+    [
+        (nn.Linear(4, 8), nn.MaxPool2d(3, 1, 1), nn.Linear(8, 4), torch.randn(2, 5, 6, 4)),
+        (nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 4), torch.randn(2, 8, 4)),
+        (nn.Conv1d(4, 8, 1), nn.AvgPool2d(3, 1, 1), nn.Conv1d(8, 4, 1), torch.randn(2, 4, 6)),
+    ],
+)
+def test_what_mixes_channels_keeps_them_all(first, between, last, x):
+    block = nn.Sequential(first, between, last)
+    made = candidates(nn.Sequential(block), {"0": [skip(), narrower(0.5, multiple_of=1)]}, x)
+    assert made["0"].keys() == {"keep", "skip"}
+    flat = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    assert "width_0.5" in candidates(nn.Sequential(flat), {"0": narrower(0.5, multiple_of=1)}, torch.randn(2, 4))["0"]
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x, mask=None):
+        hidden = self.a(x)
+        return self.b(hidden if mask is not None or self.training else hidden.softmax(1))
+
+
+def test_the_branch_that_the_module_takes_decides():
+    model = nn.Sequential(Masked()).train()
+    assert candidates(model, {"0": [skip(), narrower(0.5, multiple_of=1)]}, torch.randn(2, 4, 6, 6))["0"].keys() == {
+        "keep", "skip",
+    }  # fmt: skip
+    assert model[0].training
+
+
+def test_equal_widths_are_one_candidate():
+    block = nn.Sequential(nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1))
+    made = candidates(nn.Sequential(block), {"0": narrower(0.5, 0.45, 0.3)}, torch.randn(2, 4, 6, 6))["0"]
+    assert made.keys() == {"keep", "width_0.5"}
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.unused = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.inner(input=x)
+
+
+def test_a_module_called_by_name_can_be_skipped_and_one_that_does_not_run_is_passed_over():
+    model, x = Named().eval(), torch.randn(2, 4, 6, 6)
+    nas.insert(model, {nn.Conv2d: skip()}, example=x)
+    assert isinstance(model.unused, nn.Conv2d)
+    found = nas.supernet.choices(model)
+    with gates(found, {"inner": Gate(None, 1)}):
+        assert torch.equal(model(x), x)
+    with pytest.raises(SpaceError, match=r"^the model has choices already, expected plain modules; give all places in"):
+        nas.insert(model, {"unused": skip()}, example=x)
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["0"], r"^places is a list, expected where -> makers"),
+        ({1: skip()}, r"^places has 1, expected paths of modules or types of modules"),
+        ({"0": skip}, r"^the maker at 0 is the function skip itself, expected what it returns; call it: skip\(\)$"),
+        ({"0": [narrower]}, r"^the maker at 0 is the function narrower itself, .*; call it: narrower\(\.\.\.\)$"),
+        (
+            {"0": ["skip"]},
+            r"^the maker at 0 is 'skip', expected a function; give those of nas\.adapt, called: skip\(\)",
+        ),
+        ({"0": {"narrower": 0.5}}, r"^the maker at 0 is \{'narrower': 0\.5\}, expected a function"),
+        ({"0": lambda place: [nn.ReLU()]}, r"^a maker returned a list at 0, expected candidates by name"),
+    ],
+)
+def test_places_of_another_type_are_one_line(places, message):
+    with pytest.raises(SpaceError, match=message):
+        nas.insert(nn.Sequential(nn.Conv2d(4, 4, 1)), places, example=torch.zeros(2, 4, 6, 6))
+
+
+def test_an_example_of_another_type_is_one_line():
+    with pytest.raises(SpaceError, match=r"^example is a NoneType, expected a tensor, a sequence of arguments, or"):
+        nas.insert(nn.Sequential(nn.Conv2d(4, 4, 1)), {"0": skip()}, example=None)
+
+
+def test_a_name_of_a_candidate_is_a_text():
+    with pytest.raises(SpaceError, match=r"^other takes a name and a function, got 3 and "):
+        nas.adapt.other(3, nn.SiLU)

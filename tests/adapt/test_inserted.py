@@ -115,7 +115,9 @@ def test_the_structure_is_made_once_and_each_network_is_its_own(spec, monkeypatc
         ({"1": {"narrower": {"factor": 2}}}, r"^space\.places has .* at 1, whose arguments do not fit \(TypeError"),
         ({"1": {"smaller_kernel": [3, 5]}}, r"^space\.places has .* whose arguments do not fit \(TypeError"),
         ({"1": {"narrower": 2}}, "^narrower takes fractions between 0 and 1, got 2"),
-        ({"1": {"narrower": "half"}}, r"^space\.places has .* whose arguments do not fit \(TypeError"),
+        ({"1": {"narrower": "half"}}, "^narrower takes fractions between 0 and 1, got 'half'"),
+        ({"1": {"narrower": {"fractions": [0.5], "multiple_of": 0}}}, "^narrower takes a multiple_of >= 1, got 0"),
+        ({"1": {"smaller_kernel": 1.0}}, r"^smaller_kernel takes an odd size >= 1, got 1\.0"),
         ({"conv": "skip"}, "^conv matches no module of Sequential; use a path such as "),
     ],
 )  # fmt: skip

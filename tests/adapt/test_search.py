@@ -9,7 +9,7 @@ from custom_models import residual
 from torch import nn
 
 import nas
-from nas.adapt import factorised, narrower, skip
+from nas.adapt import narrower, skip
 from nas.errors import ConfigError, SpaceError
 from nas.training.hooks import Hook
 
@@ -130,8 +130,9 @@ def test_frozen_weights_stay_and_all_frozen_is_refused(original):
     model = copy.deepcopy(original).requires_grad_(False)
     with pytest.raises(SpaceError, match=r"^all weights of the supernet are frozen .*, so nothing can learn; let some"):
         nas.search(inserted(model), images(), **SEARCH)
-    # Only the factors of the last layer learn: a path without them moves nothing.
-    partly = nas.insert(model, {"5": factorised(0.5), "[12]": skip()}, example=images()[0][:2].float())
+    # Only the copy of the last layer learns: a path without it moves nothing.
+    places = {"5": nas.adapt.other("free", lambda layer: layer.requires_grad_(True)), "[12]": skip()}
+    partly = nas.insert(model, places, example=images()[0][:2].float())
     before = {name: weight.clone() for name, weight in partly.named_parameters() if not weight.requires_grad}
     moved = {}
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -96,3 +97,42 @@ def test_a_cap_holds_also_within_the_tolerances_of_the_solver():
     probs = {key: {"small": 0.1, "large": 0.9} for key in "ab"}
     assert most_probable(probs, [Limit("macs", cost, 100_000_001.0)]) == {"a": "large", "b": "large"}
     assert sorted(most_probable(probs, [Limit("macs", cost, 100_000_000.0)]).values()) == ["large", "small"]
+
+
+@pytest.mark.parametrize("above", [0, 3])
+def test_costs_of_very_different_sizes_are_held_to_the_last(above):
+    """Rows of the solver are exact to a millionth of the largest: 2 ** 40 architectures lie within that."""
+    small = {f"b{number}": {"keep": 0.55, "skip": 0.45} for number in range(40)}
+    options = {"a": {"big": 1 - 1e-10, "other": 1e-10}, **small}
+    terms = {frozenset([("a", "big")]): 1e8, frozenset([("a", "other")]): 5e7}
+    cost = Cost(terms | {frozenset([(key, "keep")]): 1.0 for key in small})
+    chosen = most_probable(options, [Limit("parameters", cost, 1e8 + above)])
+    assert chosen["a"] == "big"
+    assert [chosen[key] for key in small].count("keep") == above
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_it_is_exact_whatever_the_sizes_of_the_costs(seed):
+    draw = random.Random(seed)
+    options = {}
+    for key in "abcde"[: draw.randint(2, 5)]:
+        drawn = [draw.random() ** draw.choice([1, 6]) for _ in range(draw.randint(2, 3))]
+        options[key] = {f"c{place}": one / sum(drawn) for place, one in enumerate(drawn)}
+    sizes = (10, 10**5, 10**9)
+    terms = {
+        frozenset([(key, name)]): float(draw.randrange(draw.choice(sizes))) for key in options for name in options[key]
+    }
+    for _ in range(draw.randint(0, 2)):
+        pair = draw.sample(list(options), 2)
+        condition = frozenset((key, draw.choice(list(options[key]))) for key in pair)
+        terms[condition] = float(draw.choice([-1, 1]) * draw.randrange(1, draw.choice(sizes)))
+    cost = Cost(terms)
+    every = [dict(zip(options, names, strict=True)) for names in itertools.product(*options.values())]
+    cap = cost.of(draw.choice(every)) + draw.choice([0, 1])
+
+    def surprise(chosen):
+        return -sum(math.log(options[key][name]) for key, name in chosen.items())
+
+    chosen = most_probable(options, [Limit("macs", cost, cap)])
+    assert cost.of(chosen) <= cap
+    assert surprise(chosen) == pytest.approx(min(surprise(one) for one in every if cost.of(one) <= cap), abs=1e-6)
