@@ -39,6 +39,7 @@ def main() -> None:
     register()
     try:
         plan, plain = read(given.study)
+        refuse_other_settings([*plan.engine, *given.engine])
         directory = (given.out or output.base([]) / plan.name).absolute()
         with held(directory):
             begin(directory, plain)
@@ -47,6 +48,17 @@ def main() -> None:
         if given.debug:
             raise
         fail(str(error), USER_ERROR)
+
+
+def refuse_other_settings(engine: Sequence[str]) -> None:
+    """Raises ConfigError for a setting that is none of where and how jobs run."""
+    for word in engine:
+        name = word.lstrip("+~").partition("=")[0]
+        if not name.startswith(("hydra/", "hydra.", "runtime.")):
+            raise ConfigError(
+                f"{word} is no setting of an engine, expected hydra/launcher=..., hydra.launcher.... or runtime....",
+                fix="put settings of the jobs into the study, under common or methods",
+            )
 
 
 @contextmanager
@@ -71,9 +83,13 @@ def begin(directory: Path, plain: dict[str, Any]) -> None:
 
     now = {"study": plain, "commit": commit()}
     before = read_plain(directory / BEGUN)
-    if not before:
+    if not any(directory.rglob(sweep.RECORD)):  # no job has begun
         atomic.write_json(directory / BEGUN, now)
         return
+    if not isinstance(before.get("study"), dict) or "commit" not in before:
+        raise ConfigError(
+            f"{directory / BEGUN} is damaged, so nothing tells which study has begun there", fix="give another --out"
+        )
     old, new = ({name: value for name, value in of.items() if name != "engine"} for of in (before["study"], plain))
     if changed := differences(old, new):
         raise ConfigError(

@@ -188,24 +188,29 @@ class Job:
 def record_of(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("number"), int) else None
+    if not isinstance(found, dict) or not isinstance(found.get("number"), int):
+        return None
+    return found if isinstance(found.get("settings", []), list) else None
 
 
-def prepare(cfg: DictConfig, command: str) -> None:
+def prepare(cfg: DictConfig, command: str) -> list[str]:
     """In a sweep that optimises, chooses an objective and holds out examples for it. Changes `cfg` in place.
 
-    Raises ConfigError if no examples can be held out: the sweeper would receive the test score.
+    Returns what it has set, as on a command line. Raises ConfigError if no examples can be held out: the sweeper would
+    receive the test score.
     """
+    chosen: list[str] = []
     if "objective" not in cfg:
-        return
+        return chosen
     if optimises() and cfg.objective is None:
         cfg.objective = "score"
+        chosen.append("objective=score")
     given = cfg.objective if OmegaConf.is_list(cfg.objective) else [cfg.objective]
     of_sizes = all(name in ("macs", "parameters", "latency") for name in given)
     if cfg.objective is None or of_sizes or command == "nas-search" or cfg.retrain.validation:
-        return
+        return chosen
     if cfg.retrain.validation is not None or not optimises():
         raise ConfigError(
             f"objective={cfg.objective} needs examples that the retraining does not see, got retrain.validation="
@@ -213,3 +218,4 @@ def prepare(cfg: DictConfig, command: str) -> None:
             fix="set retrain.validation=0.1",
         )
     cfg.retrain.validation = 0.1
+    return [*chosen, "retrain.validation=0.1"]

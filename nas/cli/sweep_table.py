@@ -1,6 +1,7 @@
 """The table at the end of a sweep, best job first, and what is left to do."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,15 @@ class Row:
 
 
 def rows(directory: Path) -> list[Row]:
-    """Returns a row for each job in the directory of a sweep: best first, jobs without a value last."""
+    """Returns a row for each job in the directory of a sweep, but not of sweeps inside of it.
+
+    Best first, by what most jobs are ranked by; then jobs with another value, and jobs without one.
+    """
     found = []
     for path in directory.rglob(sweep.RECORD):
+        inside = path.parent.relative_to(directory).parents
+        if any((directory / one / "sweep.json").exists() for one in inside if one != Path()):
+            continue
         if (record := sweep.record_of(path)) is not None:
             what, value, higher = standing(path.parent)
             settings = " ".join(map(str, record.get("settings", [])))
@@ -35,10 +42,12 @@ def rows(directory: Path) -> list[Row]:
             found.append(
                 Row(record["number"], settings, status, path.parent, value if finished else None, what, higher, error)
             )
+    meant = Counter(row.what for row in found if row.value is not None).most_common(1)
     return sorted(
         found,
         key=lambda row: (
             row.value is None,
+            row.what != meant[0][0] if meant else False,
             0.0 if row.value is None else -row.value if row.higher_is_better else row.value,
             row.number,
         ),
@@ -64,7 +73,7 @@ def standing(directory: Path) -> tuple[str, float | None, bool]:
         ):
             if value is not None:
                 return what.replace("_", " "), float(value), higher
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
     return "", None, True
 
@@ -89,7 +98,8 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
     for row in found:
         status = "killed or still running" if row.status == "running" else row.status
         ended = f"{status}: {row.error}" if row.error else status
-        table.add_row(str(row.number), row.settings, "" if row.value is None else f"{row.value:.6g}", ended)
+        value = "" if row.value is None else f"{row.value:.6g}" + (f" ({row.what})" if row.what != what else "")
+        table.add_row(str(row.number), row.settings, value, ended)
     print()
     show(table)
     listed = [
@@ -106,6 +116,8 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
     if left:
         same, repeats = again or (f"The same command with {setting('hydra.sweep.dir', directory)}", "retry_failed=true")
         failed = any(row.status == "failed" for row in found)
+        if refused := sum(row.status != "failed" and bool(row.error) for row in found):
+            print(f"{refused} of {len(found)} jobs were begun with other settings, and are as they were.")
         print(
             f"{left} of {len(found)} jobs have not finished. {same} goes on with those that were killed"
             f"{f', with {repeats} also with those that have failed' if failed else ''}."

@@ -87,7 +87,10 @@ class Task:
             if unknown := next(schemas.added(cfg), None):
                 raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
             paths.anchored(cfg)
-            sweep.prepare(cfg, f"nas-{self.config_name}")
+            chosen = sweep.prepare(cfg, f"nas-{self.config_name}")
+            if job is not None:
+                job.command.extend(chosen)
+                sys.argv = list(job.command)
             if not self.shared:
                 torchrun.refuse_several(f"nas-{self.config_name}")
             return self.run(cfg, directory) if job is None else self.run_job(cfg, job)
@@ -181,7 +184,19 @@ class Task:
         if begun:
             from nas.cli.resume import check_same
 
-            check_same(cfg, job.directory)
+            try:
+                check_same(cfg, job.directory)
+            except NasError as error:
+                if before.get("status") != "running":
+                    raise
+                # A mistaken command: the right one still goes on with the run.
+                tell(f"{job.name}: {error}")
+                job.record("running", refused=str(error))
+                if sweep.optimises():
+                    raise JobFailedError(USER_ERROR) from None
+                return None
+        if cfg.get("dry_run"):  # nothing has been done
+            return self.body(cfg, job.directory)
         if before.get("status") == "finished":
             print(f"{job.name} has finished before")
             job.record("finished", objective=before.get("objective"))

@@ -53,7 +53,8 @@ class Baselines:
         return {seed: float(values[self._drawn(seed, "cell", 1)[0]]) for seed in self.seeds}
 
     def cells_at_cost(self, search_epochs: float) -> int | None:
-        """Returns how many cells random search trains in the epochs of one search; None without a column to choose by.
+        """Returns how many cells random search trains in the epochs of one search. None without a column to choose by,
+        and where not even one is trained.
 
         In one epoch of a search, the weight steps and the architecture steps together see each training image once. One
         epoch of training a cell sees each image once as well.
@@ -62,7 +63,7 @@ class Baselines:
             return None
         epochs = ACCURACY.fullmatch(self.benchmark.chosen_by)
         number = re.fullmatch("[0-9]+", epochs["epochs"]) if epochs else None
-        return None if number is None else max(1, int(search_epochs // int(number[0])))
+        return None if number is None else int(search_epochs // int(number[0])) or None
 
     def random_search(self, cells: int) -> dict[int, float]:
         """Returns seed -> the accuracy of the best of `cells_at_cost` cells, chosen by the column `chosen_by`."""
@@ -88,5 +89,5 @@ class Baselines:
         return generator.permutation(len(self.table))[:count]
 
     def _drawn(self, seed: int, purpose: str, count: int) -> np.ndarray:
-        generator = np.random.default_rng([abs(seed), ("cell", "search").index(purpose)])
+        generator = np.random.default_rng([seed, ("cell", "search").index(purpose)])
         return generator.integers(len(self.table), size=count)

@@ -24,11 +24,16 @@ def checklist(
     of_code = yes(clean, f"commit {', '.join(sorted(commits)) or 'unknown'}")
     retrained = plan.command == "run" or plan.retrain is not None
     final = "a benchmark's published training" if plan.benchmark is not None and not retrained else "nas-retrain"
+    trained = retrained or plan.benchmark is not None
+    none = ("no", "no final network is trained")
     tuned = [name for name in plan.methods if name in plan.tuning]
     comparison: list[tuple[str, Answer]] = [
         ("all methods see the same data and splits", same(configs, ("data", "search.weight_fraction"))),
         ("all methods search the same space", same(configs, ("space", "ops", "keep"))),
-        ("the final networks are trained alike", same(configs, ("retrain",)) if retrained else ("yes", final)),
+        (
+            "the final networks are trained alike",
+            same(configs, ("retrain",)) if retrained else ("yes", final) if trained else none,
+        ),
         ("all runs had the same hardware and software", machines(manifests)),
         ("ablations are given", named(plan.ablations)),
         ("confounders are named", named(plan.confounders)),
@@ -38,7 +43,10 @@ def checklist(
     settings = yes(len(configs) == len(runs), f"{len(configs)} of {len(runs)} runs left a config.yaml")
     code: list[tuple[str, Answer]] = [
         ("the code of the search is given", of_code),
-        ("the code that trains the final networks is given", (of_code[0], f"{final}; {of_code[1]}")),
+        (
+            "the code that trains the final networks is given",
+            (of_code[0], f"{final}; {of_code[1]}") if trained else none,
+        ),
         ("the seeds are given", ("yes", f"search {listed(plan.seeds)}" + of_retraining(plan))),
         ("all settings are given", settings),
     ]

@@ -1,5 +1,6 @@
 """Reads what the jobs of a study left in their directories: values, curves, costs and manifests."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,17 +86,23 @@ def collect_run(
         )
     genotype = result.get("genotype")
     value: float | None = None
-    if status == "finished" and table is not None and plan.benchmark is not None and genotype is not None:
-        value = table.look_up(Genotype.from_dict(genotype, source=str(place)))[plan.benchmark.column].accuracy
+    refused = str(job.get("refused", ""))
+    if status != "finished" or refused:  # or it is the run of other settings
+        pass
+    elif plan.benchmark is not None:
+        if table is not None and genotype is not None:
+            value = table.look_up(Genotype.from_dict(genotype, source=str(place)))[plan.benchmark.column].accuracy
     elif plan.command == "run":
         value = tested(result)
-    elif plan.retrain is not None and len(retrained) == len(plan.retrain.seeds):
-        value = sum(retrained.values()) / len(retrained)
-    elif plan.retrain is None and status == "finished":
+    elif plan.retrain is None:
         value = recalibrated(result)
+    elif len(retrained) == len(plan.retrain.seeds):
+        value = sum(retrained.values()) / len(retrained)
+    if value is not None and not math.isfinite(value):
+        value = None
     return Run(
-        method, seed, place, status, str(job.get("error", "")), value, genotype, curve, seconds, retrained, manifest,
-        len(searched),
+        method, seed, place, status, str(job.get("error", refused)), value, genotype, curve, seconds, retrained,
+        manifest, len(searched),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Reads the YAML file that says what a study runs: methods x seeds, and retraining seeds."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from nas.untrusted import plain_data, regular_file
 SIZE_LIMIT = 250_000  # bytes
 EXAMPLE = "see scripts/README.md for an example"
 RANDOM_CELL = "random cell"
+LONGEST = 100  # bytes of a method's name
+FILES = ("study.json", "study.md", "begun.json", "sweep.json")  # of a study, beside the directories of its methods
 OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives
 
 
@@ -143,10 +146,10 @@ def from_plain(plain: Mapping[str, Any]) -> Plan:
         benchmark=None if plain.get("benchmark") is None else fields(Benchmark, plain["benchmark"], "benchmark"),
         supernet=None if plain.get("supernet") is None else fields(SupernetCheck, plain["supernet"], "supernet"),
         engine=texts(plain.get("engine"), "engine"),
-        tuning={str(name): float(hours) for name, hours in (plain.get("tuning") or {}).items()},
+        tuning=hours_of(plain.get("tuning") or {}),
         primary=texts(plain.get("primary"), "primary"),
-        ablations=texts(plain.get("ablations"), "ablations"),
-        confounders=texts(plain.get("confounders"), "confounders"),
+        ablations=sentences(plain.get("ablations"), "ablations"),
+        confounders=sentences(plain.get("confounders"), "confounders"),
     )
     check(made)
     return made
@@ -168,7 +171,15 @@ def check(plan: Plan) -> None:
                 f"{setting} names {unknown[0]}, which is no method of the study, expected some of {', '.join(names)}",
                 fix=f"correct {setting}",
             )
-    if len(plan.primary) not in (0, 2):
+    possible = [*plan.methods]
+    if plan.benchmark is not None:
+        possible += OWN_NAMES if plan.benchmark.chosen_by is not None else [RANDOM_CELL]
+    if unknown := [name for name in plan.primary if name not in possible]:
+        raise ConfigError(
+            f"primary names {unknown[0]}, which a benchmark gives, with chosen_by for random search, and got none",
+            fix="add benchmark: {table: ..., column: ..., chosen_by: ...}, or name a method with sampler=uniform",
+        )
+    if len(set(plan.primary)) not in (0, 2):
         raise ConfigError(f"primary has {len(plan.primary)} methods, expected the two to compare", fix="name two")
     if taken := [name for name in plan.methods if name in OWN_NAMES]:
         raise ConfigError(f"a method is called {taken[0]}, which is a baseline of every study", fix="rename it")
@@ -200,11 +211,30 @@ def numbers(given: Any, where: str) -> tuple[int, ...]:
     if (
         not isinstance(given, list)
         or not given
-        or not all(type(one) is int for one in given)
+        or not all(type(one) is int and one >= 0 for one in given)
         or len(set(given)) < len(given)
     ):
-        raise ConfigError(f"{where} is {given!r}, expected different whole numbers", fix=f"write {where}: [0, 1, 2, 3]")
+        raise ConfigError(
+            f"{where} is {given!r}, expected different whole numbers >= 0", fix=f"write {where}: [0, 1, 2, 3]"
+        )
     return tuple(given)
+
+
+def hours_of(given: Any) -> dict[str, float]:
+    """Returns method -> device hours."""
+    if not isinstance(given, dict) or not all(
+        isinstance(hours, int | float) and not isinstance(hours, bool) and 0 <= hours < math.inf
+        for hours in given.values()
+    ):
+        raise ConfigError(
+            f"tuning is {given!s:.80}, expected methods with device hours >= 0", fix="write tuning: {my_method: 3}"
+        )
+    return {str(name): float(hours) for name, hours in given.items()}
+
+
+def sentences(given: Any, where: str) -> tuple[str, ...]:
+    """Returns a list of texts. A single text is one of them."""
+    return texts([given] if isinstance(given, str) else given, where)
 
 
 def texts(given: Any, where: str) -> tuple[str, ...]:
@@ -221,9 +251,10 @@ def texts(given: Any, where: str) -> tuple[str, ...]:
 
 
 def file_name(name: Any, where: str) -> str:
-    if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\\"'") or name.startswith((".", "-")):
+    odd = not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name.encode()) > LONGEST
+    if odd or set(name) & set("/\\\"'$") or name.startswith((".", "-")) or name in FILES:
         raise ConfigError(
-            f"{where} has {name!r}, expected a name that can be one of a directory", fix="write my_method"
+            f"{where} has {name!r:.120}, expected a name that can be one of a directory", fix="write my_method"
         )
     return name
 

@@ -109,8 +109,9 @@ def ledger(plan: Plan, runs: Sequence[Run]) -> dict[str, float | None]:
     return {**stages, "tuning": plan.tuning.get(runs[0].method) if runs else None}
 
 
-def number(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None else format(value, form)
+def number(value: float | None, form: str | None = None) -> str:
+    """Two decimals, or four for fractions, as accuracies without a benchmark are."""
+    return "-" if value is None else format(value, form or (".4f" if abs(value) < 1 else ".2f"))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

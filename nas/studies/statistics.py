@@ -33,7 +33,9 @@ def described(values: Sequence[float]) -> dict[str, Any]:
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """Returns the 95 % percentile bootstrap interval of the mean."""
+    """Returns the 95 % percentile bootstrap interval of the mean. For few values it is too narrow: of normal samples it
+    holds the mean in 81 % of cases for four values, in 71 % for three.
+    """
     if (values == values[0]).all():
         return [float(values[0])] * 2
     found = stats().bootstrap(

@@ -72,6 +72,25 @@ def test_mistakes_are_found_before_the_first_job(change: dict[str, Any], message
     assert not list(Path("out").rglob("manifest.json"))
 
 
+def test_a_study_in_which_no_job_has_begun_can_be_corrected(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(STUDY | {"methods": {"gdas": "sampler=gdass"}})
+    assert nas("study", "study.yaml", "--out", "out").code == 2
+    write(STUDY | {"methods": {"gdas": "search.arch_every=0"}})
+    assert "search.arch_every must be at least 1" in nas("study", "study.yaml", "--out", "out").err
+    write(STUDY | {"methods": {"gdas": "search.arch_every=-1"}})
+    assert "begun with other settings" in nas("study", "study.yaml", "--out", "out").err
+    Path("out/begun.json").write_text('{"x": 1}')
+    assert "begun.json is damaged, so nothing tells which study" in nas("study", "study.yaml", "--out", "out").err
+
+
+@pytest.mark.parametrize("word", ["search.epochs=2", "data.train=24", "+x=1", "dry_run=true"])
+def test_settings_of_jobs_are_no_engine(word: str, nas: Nas) -> None:
+    write(STUDY)
+    told = nas("study", "study.yaml", "--out", "out", word)
+    assert (told.code, f"error: {word} is no setting of an engine, expected hydra/launcher=" in told.err) == (2, True)
+    assert not Path("out").exists()
+
+
 def test_two_processes_on_one_study(nas: Nas) -> None:
     write(STUDY)
     study = importlib.import_module("nas.cli.study")

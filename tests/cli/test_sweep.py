@@ -89,6 +89,44 @@ def test_the_table_is_best_first(tmp_path: Path) -> None:
     assert sweep_table.standing(tmp_path / "0") == ("macs", 7.0, False)
 
 
+def test_the_table_ranks_what_means_the_same_and_leaves_other_sweeps_out(tmp_path: Path) -> None:
+    found = {"0": {"test_accuracy": 0.9}, "1": {"validation_accuracy": 0.3}, "2": {"validation_accuracy": 0.5}}
+    for number, (place, scores) in enumerate({**found, "old/7": {"validation_accuracy": 0.8}}.items()):
+        (tmp_path / place).mkdir(parents=True)
+        record = {"number": number, "settings": [], "status": "finished"}
+        (tmp_path / place / sweep.RECORD).write_text(json.dumps(record))
+        metric = {"name": "accuracy", "higher_is_better": True}
+        (tmp_path / place / "result.json").write_text(json.dumps({"metric": metric, **scores}))
+    (tmp_path / "old" / "sweep.json").write_text("{}")
+    assert [row.number for row in sweep_table.rows(tmp_path)] == [2, 1, 0]
+    assert sweep_table.rows(tmp_path)[2].what == "test accuracy"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"number": 0, "settings": 5}', "{"])
+def test_a_damaged_record_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / sweep.RECORD).write_text(text)
+    assert sweep_table.rows(tmp_path) == []
+
+
+def test_a_dry_run_is_no_job_that_has_finished(nas: Nas) -> None:
+    assert nas("search", "-m", *SHORT, "seed=0,1", "dry_run=true", "hydra.sweep.dir=sweep").code == 0
+    assert not list(Path().rglob(sweep.RECORD))
+
+
+def test_a_mistaken_command_leaves_a_killed_job_to_the_right_one(nas: Nas) -> None:
+    given = ("-m", *SHORT, "hydra.sweep.dir=sweep")
+    assert nas("search", *given).code == 0
+    job = next(Path("sweep").glob("0*"))
+    for name in (sweep.RECORD, "manifest.json"):  # as a killed job leaves them
+        (job / name).write_text(json.dumps(read(job / name) | {"status": "running"}))
+    wrong = nas("search", *given, "search.init_std=0.5")
+    assert wrong.code == 2
+    assert "holds a run with another configuration: search.init_std=0.5 (was 0.001)" in wrong.err
+    assert (read(job / sweep.RECORD)["status"], "refused" in read(job / sweep.RECORD)) == ("running", True)
+    assert nas("search", *given).code == 0
+    assert (read(job / sweep.RECORD)["status"], "refused" in read(job / sweep.RECORD)) == ("finished", False)
+
+
 @pytest.fixture
 def untouchable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The test split of made-up data cannot be read before the objective is there. Returns what happened, in order."""
@@ -128,6 +166,8 @@ def test_an_optuna_sweep_never_sees_the_test_split(nas: Nas, untouchable: list[s
     assert ended.code == 0, ended.err
     assert [kind for kind, _ in itertools.groupby(untouchable)] == ["job", "objective", "test"] * 2
     results = [read(path) for path in Path("sweep").glob("*/result.json")]
+    commands = [read(path)["command"] for path in Path("sweep").glob("*/manifest.json")]
+    assert all({"objective=score", "retrain.validation=0.1"} <= {*command} for command in commands)
     assert all(result["objective"] == {"score": result["validation_accuracy"]} for result in results)
     assert all(result["validation_examples"] == 5 for result in results)  # 0.1 of 48
     assert all("test_accuracy" in result for result in results)

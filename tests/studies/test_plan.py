@@ -43,6 +43,16 @@ def test_a_table_is_looked_up_in_by_every_job() -> None:
         ({"methods": {"gdas": {"sampler": "gdas"}}}, "methods.gdas is .* expected a text or a list of texts"),
         ({"common": "name='a"}, "quotes that are not closed"),
         ({"primary": ["gdas", "dart"]}, "primary names dart, which is no method of the study"),
+        ({"methods": {"": "x=1"}}, "methods has '', expected a name that can be one of a directory"),
+        ({"methods": {"a${seed}": "x=1"}}, "expected a name that can be one of a directory"),
+        ({"methods": {"study.md": "x=1"}}, "expected a name that can be one of a directory"),
+        ({"methods": {"a" * 300: "x=1"}}, "expected a name that can be one of a directory"),
+        ({"seeds": [-1, 1]}, "expected different whole numbers >= 0"),
+        ({"tuning": ["gdas"]}, r"tuning is \['gdas'\], expected methods with device hours >= 0"),
+        ({"tuning": {"gdas": None}}, "expected methods with device hours >= 0"),
+        ({"tuning": {"gdas": -5}}, "expected methods with device hours >= 0"),
+        ({"primary": ["gdas", "random cell"]}, "primary names random cell, which a benchmark gives"),
+        ({"primary": ["gdas", "gdas"]}, "primary has 2 methods, expected the two to compare"),
         ({"command": "evaluate"}, "command is evaluate, expected search or run"),
         ({"command": "run", "retrain": {"seeds": [0]}}, "retrains already"),
         ({"supernet": {"cells": 5}}, "supernet is compared with a benchmark, got none"),
@@ -53,6 +63,12 @@ def test_a_table_is_looked_up_in_by_every_job() -> None:
 def test_what_a_study_refuses(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_plain(PLAIN | change)
+
+
+def test_a_text_is_one_confounder() -> None:
+    plan = from_plain(PLAIN | {"confounders": "the number of epochs", "ablations": ["no warm-up", "no control"]})
+    assert plan.confounders == ("the number of epochs",)
+    assert plan.ablations == ("no warm-up", "no control")
 
 
 def test_two_methods_of_one_name(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nas.studies.baselines import DRAWN, Baselines
 from nas.studies.checklist import checklist
 from nas.studies.collected import Run, collect, costs
 from nas.studies.plan import Benchmark, from_plain
-from nas.studies.report import markdown, report
+from nas.studies.report import markdown, number, report
 from nas.supernet.genotype import Genotype
 
 
@@ -40,7 +41,7 @@ def baselines(table: str, **settings: Any) -> Baselines:
 
 def test_random_search_chooses_by_validation_and_reports_the_other_column(table: str) -> None:
     of = baselines(table, chosen_by="cifar10_valid_12")
-    assert [of.cells_at_cost(epochs) for epochs in (50, 12, 3)] == [4, 1, 1]
+    assert [of.cells_at_cost(epochs) for epochs in (50, 12, 3)] == [4, 1, None]
     assert baselines(table).cells_at_cost(50) is None
     one, many = of.random_search(1), of.random_search(500)
     assert one.keys() == {0, 1, 2}
@@ -83,7 +84,7 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     left_by_a_job(tmp_path / "bad" / "seed_0", cell=worst, status="failed")
     left_by_a_job(tmp_path / "bad" / "seed_1", cell=worst)
     of = Baselines(plan.benchmark, seeds=plan.seeds)  # type: ignore[arg-type]
-    runs = collect(plan, tmp_path, record=".job.json", table=of.table)
+    runs = [replace(run, epochs=24) for run in collect(plan, tmp_path, record=".job.json", table=of.table)]
     known = report(plan, runs, [], baselines=of, agreement={}, commit="abc")
     listed = [(run["method"], run["seed"], run["status"], run["value"] is None) for run in known["runs"]]
     assert listed[:6] == [
@@ -93,7 +94,7 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     assert {run[0] for run in listed[6:]} == {"random cell", "random search"}
     assert known["methods"]["good"]["std"] == 0.0
     assert known["methods"]["bad"]["n"] == 1
-    assert known["random_search"]["cells"] == 1
+    assert known["random_search"]["cells"] == 2
     assert known["primary"]["one"] == "good"
     cells = of.all_cells()
     assert known["primary"]["difference"] > 0
@@ -151,6 +152,42 @@ def test_a_method_that_draws_uniformly_is_a_random_baseline() -> None:
     assert rows["there are random baselines"] | {"group": ""} == {
         "group": "", "point": "there are random baselines", "answer": "yes", "why": "drawn"
     }  # fmt: skip
+
+
+def test_what_a_benchmark_does_not_give_is_no_value(tmp_path: Path, table: str) -> None:
+    benchmark = {"table": table, "column": "cifar10_test_200"}
+    plan = from_plain(
+        {"name": "mine", "methods": {"a": ""}, "seeds": [0, 1, 2], "command": "run", "benchmark": benchmark}
+    )
+    for seed, status in ((0, "finished"), (1, "failed"), (2, "finished")):
+        place = tmp_path / "a" / f"seed_{seed}"
+        left_by_a_job(place, cell=next(iter(DRAWN.values())), status=status)
+        result = json.loads((place / "result.json").read_text())
+        tested = {
+            "metric": {"name": "accuracy"},
+            "test_accuracy": 0.5,
+        }  # a job may fail after its test, as in an export
+        (place / "result.json").write_text(json.dumps(result | tested))
+    job = json.loads((place / ".job.json").read_text())
+    (place / ".job.json").write_text(json.dumps({**job, "error": None, "refused": "epochs=2 (was 3)"}))
+    runs = collect(plan, tmp_path, record=".job.json", table=Baselines(plan.benchmark, seeds=plan.seeds).table)  # type: ignore[arg-type]
+    assert [run.value is None for run in runs] == [False, True, True]
+    assert runs[0].value is not None
+    assert runs[0].value > 1
+
+
+def test_a_study_that_trains_no_network_says_so(tmp_path: Path) -> None:
+    plan = from_plain({"name": "mine", "methods": {"a": ""}, "seeds": [0]})
+    rows = {row["point"]: row for row in checklist(plan, [], [], baselines=False)}
+    for point in ("the final networks are trained alike", "the code that trains the final networks is given"):
+        assert (rows[point]["answer"], rows[point]["why"]) == ("no", "no final network is trained")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.3125, "0.3125"), (93.3667, "93.37"), (None, "-"), (-0.00123, "-0.0012")]
+)
+def test_fractions_have_more_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
 
 
 def test_costs_of_an_interrupted_run_are_those_of_its_epochs() -> None:
