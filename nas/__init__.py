@@ -57,5 +57,7 @@ def load(path: str | Path, *, allow: "Sequence[str | Callable[..., Any]]" = (), 
     version, or do not belong together; ConfigError if they name a package that is not allowed.
     """
     from nas.formats import load  # here, so that importing the package takes no time
+    from nas.settings.arguments import named_as_arguments
 
-    return load.load(path, allow=allow, device=device)
+    with named_as_arguments():
+        return load.load(path, allow=allow, device=device)

@@ -14,6 +14,7 @@ from nas.untrusted import regular_file
 
 # Under what a training script keeps the state dict in its checkpoint. The first is that of this project.
 HELD_AS = ("network", "state_dict", "model", "model_state_dict")
+WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 NAMED = 3  # entries that an error names
 
 
@@ -23,30 +24,49 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     path: of a file in the format of safetensors, or of a state dict that torch.save wrote, also inside a checkpoint
     under one of `HELD_AS`. Nothing in the file is run. Raises CheckpointError, naming entries, if they do not fit.
     """
-    state, own = read_state(path), network.state_dict()
+    state, own = dict(read_state(path)), network.state_dict()
+    for name in [name for name in own if name not in state]:  # safetensors writes tied weights once
+        if (
+            twin := next((other for other in state if other in own and is_same(own[other], own[name])), None)
+        ) is not None:
+            state[name] = state[twin]
     missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
     if missing or unknown:
         parts = [f"lacks {listed(missing)}"] * bool(missing) + [f"has also {listed(unknown)}"] * bool(unknown)
+        wrapper = next((one for one in WRAPPERS if all(name.startswith(one) for name in state)), None)
         raise CheckpointError(
             f"the weights in {path} do not fit the {type(network).__name__}: the file {' and '.join(parts)}",
-            fix="let space.factory build the network that was trained, or give the file of this network",
+            fix="let space.factory build the network that was trained, or give the file of this network"
+            if wrapper is None
+            else f"save the network without its wrapper, as all names begin with {wrapper!r}",
         )
     for name, value in state.items():
+        if not isinstance(own[name], Tensor) or not isinstance(value, Tensor):  # of get_extra_state
+            continue
         if own[name].shape != value.shape:
             raise CheckpointError(
                 f"the weights in {path} do not fit the {type(network).__name__}: {name} is {tuple(value.shape)}, "
                 f"expected {tuple(own[name].shape)}",
                 fix="let space.factory build the network that was trained, e.g. with as many classes",
             )
-    network.load_state_dict(dict(state))
+    network.load_state_dict(state)
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two entries of a state dict are one tensor."""
+    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return both and one.shape == other.shape and one.stride() == other.stride() and one.data_ptr() == other.data_ptr()
 
 
 def listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + f" (and {len(names) - NAMED} more)" * (len(names) > NAMED)
 
 
-def read_state(path: str | Path) -> Mapping[str, Tensor]:
-    """Returns name -> tensor, on the CPU. Raises CheckpointError for a file that holds anything else."""
+def read_state(path: str | Path) -> Mapping[str, Any]:
+    """Returns name -> tensor, on the CPU, or what a module's get_extra_state has added.
+
+    Raises CheckpointError for a file that holds anything else.
+    """
     fix = "give a state dict as torch.save(model.state_dict(), path) writes it, or a file of safetensors"
     path = Path(path).expanduser()
     try:
@@ -65,8 +85,14 @@ def read_state(path: str | Path) -> Mapping[str, Tensor]:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
             break
-    if not isinstance(found, dict) or not found or not all(isinstance(one, Tensor) for one in found.values()):
-        raise CheckpointError(f"{path} holds no state dict", fix=fix)
+    extra = "_extra_state"  # plain values that a module adds by get_extra_state
+    if (
+        not isinstance(found, dict)
+        or not any(isinstance(one, Tensor) for one in found.values())
+        or not all(isinstance(one, Tensor) or str(name).endswith(extra) for name, one in found.items())
+    ):
+        holds = f", but {listed([f'{name!s:.40}' for name in found])}" if isinstance(found, dict) and found else ""
+        raise CheckpointError(f"{path} holds no state dict{holds}", fix=fix)
     return {str(name): tensor for name, tensor in found.items()}
 
 

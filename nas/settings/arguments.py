@@ -10,6 +10,7 @@ STAGES = ("search", "retrain")
 # Pattern of a setting -> what it is called in Python.
 NAMES = (
     (r"'?\bmay_change=\[([^\]]*)\]'?", lambda found: f"may_change={[plain(name) for name in found[1].split(',')]}"),
+    (r"\ballow_targets=\[([^\]]*)\]", lambda found: f"allow={[plain(name) for name in found[1].split(',')]}"),
     (r"\bresume=(?!True)(['\"]?)([^\s;'\"]+)\1", r'resume="\2"'),
     (r"\bhydra\.run\.dir\b", "directory"),
     (r"\b(?:optim|policy)@(?:retrain\.)?(weight_optim|arch_optim|optim|policy)\b", r"\1"),

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from custom_models import residual
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
+from torch import nn
 
 import nas
 from nas.adapt import Inserted, Teacher
+from nas.adapt.trained_weights import load_weights
 from nas.data import given
 from nas.errors import CheckpointError, ConfigError, SpaceError
 from nas.settings.building import built, described
@@ -84,6 +86,8 @@ def test_files_of_a_trained_network_do_not_need_its_first_weights(original, spec
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert '"share": 0.25' in card.partition("Settings of the teacher:")[2]
     assert torch.equal(nas.load(tmp_path / "out", allow=[residual])(net.examples), net(net.examples))
+    with pytest.raises(ConfigError, match=r"built \(none\); if you trust it, add its package: allow=\['package'\]$"):
+        nas.load(tmp_path / "run")
     loaded, x = nas.load(tmp_path / "run", allow=[residual]), torch.randn(2, 1, 6, 6)
     assert torch.equal(loaded(x), net(x))
     with pytest.raises(CheckpointError, match=r"no weights can be read at .*w\.pt \(no such file\); give a state dict"):
@@ -132,7 +136,12 @@ def test_places_that_cannot_be(places, message, spec):
     [
         (lambda state: state | {"5.weight": torch.zeros(3, 8)}, r"5\.weight is \(3, 8\), expected \(2, 8\); let"),
         (lambda state: {"x": state["5.bias"]}, r"lacks 0\.weight, .* \(and 25 more\) and has also x; let"),
-        (lambda state: {"a": 1}, r"holds no state dict; give a state dict as torch\.save"),
+        (lambda state: {"a": 1}, r"holds no state dict, but a; give a state dict as torch\.save"),
+        (lambda state: {"state_dict_ema": state, "epoch": 3}, "holds no state dict, but state_dict_ema, epoch; give"),
+        (
+            lambda state: {f"module.{name}": value for name, value in state.items()},
+            r"lacks .* and has also .*; save the network without its wrapper, as all names begin with 'module\.'",
+        ),
         (lambda state: residual(), "holds more than tensors and plain values; nothing of it was run"),
     ],
 )  # fmt: skip
@@ -169,3 +178,28 @@ def test_a_search_under_a_cap_that_is_stopped_goes_on_with_the_same_bits(origina
     assert results[0] == results[1]
     with pytest.raises(ConfigError, match=r"another configuration: cap\.macs=0\.9 \(was 0\.8\)"):
         nas.search(space, images(), resume=tmp_path / "part", **settings | {"cap": {"macs": 0.9}})
+
+
+class WithExtra(nn.Linear):
+    def get_extra_state(self):
+        return {"scale": 2}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+
+def test_tied_weights_of_safetensors_and_extra_states_load(tmp_path):
+    made = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), WithExtra(4, 2)) for _ in range(2)]
+    for one in made:
+        one[1].weight = one[0].weight
+    trained, network = made
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert network[2].scale == 2
+    plain = [nn.Sequential(*one[:2]) for one in made]
+    with torch.no_grad():
+        plain[0][0].weight.fill_(3.0)
+    save_model(plain[0], str(tmp_path / "w.safetensors"))  # which writes the tied weight once
+    load_weights(plain[1], tmp_path / "w.safetensors")
+    assert plain[1][1].weight is plain[1][0].weight
+    assert (plain[1][0].weight == 3).all()
