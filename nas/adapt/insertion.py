@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
+from nas.adapt.insertion_checks import check_arguments, named, refuse_compiled, refuse_shared
 from nas.errors import SpaceError, described
 from nas.supernet.choice import Choice, Gate, choices, gates
 from nas.supernet.undisturbed import undisturbed
@@ -83,15 +84,15 @@ def insert(
 
     places: where -> makers. Where is the path of modules in the network, ``*`` for any text without a dot, or their
     type. The first entry that matches a module counts. A module that no candidate of its makers fits stays as it is.
-    example: a small batch: a tensor, a sequence of arguments, or a mapping of named ones. The network runs once with
-    it, in eval mode and without gradients, and each candidate of each place.
+    example: a small batch: a tensor, a sequence of arguments, or a mapping of named ones. The network runs with it
+    before and after, in eval mode and without gradients, and each candidate of each place.
 
     A choice is known by the path of its module. Places may lie inside each other: the outer choice has the inner one in
     its first candidate, and its other candidates are made from the network without choices.
 
-    Raises SpaceError for an entry that matches nothing or has no candidate that fits, for modules that run several
-    times or share weights with others, for models that are traced or compiled, and for candidates whose output has
-    another shape than the module's. Nothing has been changed then.
+    Raises SpaceError for an entry that matches nothing or has no candidate that fits; for modules that run several
+    times, share weights with others, or are reached past their place; for models that are traced or compiled, or have
+    choices already; and for candidates whose output has another shape than the module's. Nothing has been changed then.
     """
     planned = _planned(model, places, example)
     made: dict[str, Choice] = {}
@@ -120,16 +121,16 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
 def _planned(
     model: nn.Module, places: Mapping[str | type[nn.Module], Maker | Sequence[Maker]], example: Example
 ) -> list[tuple[Place, dict[str, nn.Module]]]:
-    _check_arguments(places, example)
+    check_arguments(places, example)
     if any(isinstance(module, Choice) for module in model.modules()):
         raise SpaceError(
             "the model has choices already, expected plain modules", fix="give all places in one call of nas.insert"
         )
-    _refuse_compiled(model)
+    refuse_compiled(model)
     matched = _matched(model, places)
     entry = {path: where for where, paths in matched.items() for path in paths}
     makers = {path: places[entry[path]] for path, _ in model.named_modules() if path in entry}
-    _refuse_shared(model, makers)
+    refuse_shared(model, makers)
     planned = []
     with torch.random.fork_rng(devices=[]):  # makers may draw numbers for weights that they then replace
         for place in _observed(model, matched, example):
@@ -139,7 +140,7 @@ def _planned(
         if not any(place.path in paths for place, _ in planned):
             found = model.get_submodule(paths[0])
             raise SpaceError(
-                f"no candidate of {_named(where)} fits where it matches, e.g. at {paths[0]}, a {type(found).__name__}",
+                f"no candidate of {named(where)} fits where it matches, e.g. at {paths[0]}, a {type(found).__name__}",
                 fix="use other makers there",
             )
     return planned
@@ -179,39 +180,6 @@ def fits(place: Place, candidate: nn.Module) -> bool:
     return True
 
 
-def _check_arguments(places: Any, example: Any) -> None:
-    """Raises SpaceError for arguments of another type than `insert` takes."""
-    if not isinstance(places, Mapping):
-        raise SpaceError(
-            f"places is a {type(places).__name__}, expected where -> makers", fix="give e.g. {'layer*.*': skip()}"
-        )
-    for where, makers in places.items():
-        if not isinstance(where, str) and not (isinstance(where, type) and issubclass(where, nn.Module)):
-            raise SpaceError(
-                f"places has {where!r}, expected paths of modules or types of modules",
-                fix="give e.g. {'layer*.*': skip()} or {nn.Conv2d: depthwise()}",
-            )
-        several = list(makers) if isinstance(makers, Sequence) and not isinstance(makers, str) else [makers]
-        for maker in several:
-            if not callable(maker):
-                raise SpaceError(
-                    f"the maker at {_named(where)} is {maker!r:.80}, expected a function",
-                    fix="give those of nas.adapt, called: skip(), narrower(0.5)",
-                )
-            if getattr(maker, "__module__", "").startswith("nas.adapt.") and "." not in maker.__qualname__:
-                name = maker.__name__
-                raise SpaceError(
-                    f"the maker at {_named(where)} is the function {name} itself, expected what it returns",
-                    fix=f"call it: {name}({'' if name in ('skip', 'depthwise') else '...'})",
-                )
-    if not isinstance(example, Tensor | Mapping | Sequence) or isinstance(example, str):
-        raise SpaceError(
-            f"example is a {type(example).__name__}, expected a tensor, a sequence of arguments, or a mapping of named "
-            "ones",
-            fix="give a small batch of what the model is called with",
-        )
-
-
 def _refuse_bypassed(model: nn.Module, made: Mapping[str, Choice], example: Example) -> None:
     """Raises SpaceError for a choice that a forward pass does not reach, though it reaches the module in its place."""
     ran: set[str] = set()
@@ -238,29 +206,6 @@ def _device(module: nn.Module) -> torch.device | None:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
 
 
-FIXED_CODE = {
-    torch.jit.ScriptModule: "is a TorchScript module",
-    torch.fx.GraphModule: "was traced by torch.fx",
-    torch._dynamo.OptimizedModule: "was compiled by torch.compile",
-}
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        reasons = [what for kind, what in FIXED_CODE.items() if isinstance(module, kind)]
-        if module._compiled_call_impl is not None:  # by module.compile(), which leaves the class as it is
-            reasons.append(FIXED_CODE[torch._dynamo.OptimizedModule])
-        for what in reasons[:1]:
-            raise SpaceError(
-                f"{path or 'the model'} {what}, expected plain modules",
-                fix="insert the choices before the model is traced or compiled",
-            )
-
-
-def _named(where: str | type[nn.Module]) -> str:
-    return where if isinstance(where, str) else f"the type {where.__name__}"
-
-
 def _matched(
     model: nn.Module, places: Mapping[str | type[nn.Module], Maker | Sequence[Maker]]
 ) -> dict[str | type[nn.Module], list[str]]:
@@ -271,9 +216,9 @@ def _matched(
     for where in places:
         fits = [p for p, m in paths.items() if (isinstance(m, where) if isinstance(where, type) else _fits(p, where))]
         if not fits:
-            near = difflib.get_close_matches(_named(where), paths, n=4, cutoff=0.0)
+            near = difflib.get_close_matches(named(where), paths, n=4, cutoff=0.0)
             raise SpaceError(
-                f"{_named(where)} matches no module of {type(model).__name__}",
+                f"{named(where)} matches no module of {type(model).__name__}",
                 fix=f"use a path such as {', '.join(near) or 'that of a module with a name'}",
             )
         if left := [path for path in fits if path not in taken]:
@@ -285,31 +230,6 @@ def _matched(
 def _fits(path: str, pattern: str) -> bool:
     parts, wanted = path.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-
-
-def _refuse_shared(model: nn.Module, paths: Mapping[str, Any]) -> None:
-    """Raises SpaceError for a module that has two paths, and for weights that modules outside of it have as well."""
-    names: dict[nn.Module, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(path)
-    owners: dict[nn.Parameter, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter, []).append(path)
-    for path in paths:
-        module = model.get_submodule(path)
-        if len(names[module]) > 1:
-            raise SpaceError(
-                f"the module at {path} is at {names[module][1 if names[module][0] == path else 0]} as well, "
-                "expected a module in one place",
-                fix="leave it out of the pattern, or copy the module",
-            )
-        for name, parameter in module.named_parameters():
-            outside = [other for other in owners[parameter] if not other.startswith(f"{path}.")]
-            if outside:
-                raise SpaceError(
-                    f"{path}.{name} is tied to {outside[0]}, which a candidate without it would cut off",
-                    fix="leave the module out of the pattern, or untie the weights",
-                )
 
 
 def _observed(
