@@ -168,7 +168,7 @@ MISTAKES = {
     "size the space does not have": (
         ("retrain.network.chanels=3",),
         "retrain.network sets chanels, which the space nas_bench_201 does not have; "
-        "set any of ops, partial_channels, edge_normalisation, entangled, channels, cells, nodes",
+        "set any of ops, channels, partial_channels, edge_normalisation, entangled, cells, nodes",
     ),
     "auxiliary head on small images": (
         ("space=darts", "space.cells=3", "retrain.network={channels: 4, cells: 3, auxiliary: true}"),
