@@ -130,4 +130,9 @@ def explain_lost(error: Exception) -> str:
         return str(error)
     if type(error).__name__ == "TerminatedWorkerError":
         return "a process of a job was killed, by the system, which had no memory left, or by somebody"
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{error.filename} cannot be written ({error.strerror}); set hydra.sweep.dir, or --out of a study, to a "
+            "directory you can write to"
+        )
     return described(error)

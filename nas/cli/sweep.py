@@ -140,6 +140,7 @@ class Job:
     """One job.
 
     name: its number and varied settings. directory: its own. command: the command that repeats this run alone.
+    home: the directory of the sweep.
     """
 
     number: int
@@ -147,6 +148,7 @@ class Job:
     settings: list[str]
     directory: Path
     command: list[str]
+    home: Path
 
     @classmethod
     def current(cls, command: str, options: Sequence[str]) -> "Job | None":
@@ -159,7 +161,7 @@ class Job:
         own = [command, *options, *hydra().overrides.task, *kept, f"hydra.run.dir={hydra_value(str(directory))}"]
         number = int(hydra().job.num)
         name = f"job {number}" + (f" ({', '.join(settings)})" if settings else "")
-        return cls(number, name, settings, directory, own)
+        return cls(number, name, settings, directory, own, Path(str(hydra().sweep.dir)).absolute())
 
     @contextlib.contextmanager
     def own_command(self) -> Iterator[None]:

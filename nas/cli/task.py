@@ -101,7 +101,10 @@ class Task:
             return self.failed(explain(error, self.config_name), USER_ERROR, job)
         except Interrupted as stop:
             begun = (directory / "manifest.json").exists()
-            saved = f", all that was done is saved; {setting('resume', directory)} goes on"
+            again = setting("resume", directory)
+            if job is not None:
+                again = f"the same command, of a sweep with {setting('hydra.sweep.dir', job.home)},"
+            saved = f", all that was done is saved; {again} goes on"
             stopped(f"stopped by {stop}{saved if begun else ' before anything was done'}", 128 + stop.received)
         except KeyboardInterrupt:
             if self.debug:

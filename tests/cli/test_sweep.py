@@ -24,6 +24,7 @@ from nas.cli.stages.objective import Objective
 from nas.data.split import TensorSplit
 from nas.data.synthetic import Synthetic
 from nas.errors import ConfigError
+from nas.methods.first_order import FirstOrder
 from nas.storage import lock
 from nas.training.task import Metric
 
@@ -111,6 +112,34 @@ def test_a_damaged_record_is_none(text: str, tmp_path: Path) -> None:
 def test_a_dry_run_is_no_job_that_has_finished(nas: Nas) -> None:
     assert nas("search", "-m", *SHORT, "seed=0,1", "dry_run=true", "hydra.sweep.dir=sweep").code == 0
     assert not list(Path().rglob(sweep.RECORD))
+
+
+def test_a_signal_names_the_sweep(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, step = [], FirstOrder.weight_step
+
+    def third(*arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(FirstOrder, "weight_step", third)
+    ended = nas("search", "-m", *SHORT, "hydra.sweep.dir=sweep")
+    assert ended.code == 128 + signal.SIGTERM
+    told = f"the same command, of a sweep with hydra.sweep.dir={Path('sweep').absolute()}, goes on"
+    assert ended.err == f"error: stopped by SIGTERM, all that was done is saved; {told}\n"
+    monkeypatch.setattr(FirstOrder, "weight_step", step)
+    assert nas("search", "-m", *SHORT, "hydra.sweep.dir=sweep").code == 0
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/nothing"])
+def test_a_directory_that_cannot_be_one_is_one_line(place: str, nas: Nas) -> None:
+    Path("file").touch()
+    ended = nas("search", "-m", *SHORT, f"hydra.sweep.dir={place}")
+    assert ended.code == 2
+    assert re.fullmatch(
+        r"error: the sweep could not begin: \S+ cannot be written \([A-Za-z ]+\); set hydra\.sweep\.dir.*\n", ended.err
+    )
 
 
 def test_a_mistaken_command_leaves_a_killed_job_to_the_right_one(nas: Nas) -> None:
