@@ -51,6 +51,7 @@ def example(tmp_path, monkeypatch):
     sys.modules.pop("my_model", None)
 
 
+@pytest.mark.long  # the Python example runs each time
 def test_the_models_of_the_example_are_searched_retrained_and_exported(example, monkeypatch):
     command = re.search(r"^ *(nas-run .*?[^\\])$", section(), re.MULTILINE | re.DOTALL)[1]
     arguments = shlex.split(command.replace("\\\n", " "))

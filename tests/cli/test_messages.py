@@ -69,6 +69,7 @@ def test_what_a_group_leaves_open_may_be_added_to(nas: Nas) -> None:
     assert outcome.err.startswith("error: search.epochs must be at least 1")
 
 
+@pytest.mark.long  # starts commands of its own; test_ends.py has --help
 def test_a_reader_that_stops_reading_gets_no_traceback(tmp_path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

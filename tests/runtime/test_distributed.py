@@ -22,6 +22,7 @@ def test_two_processes_exchange(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"downloaded", "done 0", "done 1"}
 
 
+@pytest.mark.long  # test_two_processes_exchange runs each time
 def test_two_processes_with_branches_ignored_labels_and_dropout(tmp_path):
     ended = torchrun(Path(__file__).parents[1] / "support" / "branches.py", tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -381,6 +381,7 @@ def test_a_loss_and_a_metric_of_ones_own(tmp_path, capsys):
     assert result["test_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.long  # starts commands of its own
 def test_the_models_package_is_found_where_the_command_is_started(tmp_path):
     """An installed command, unlike python -m, does not look there: -P leaves the directory out of the path."""
     (tmp_path / "mine.py").write_text((HERE / "custom_models.py").read_text())
