@@ -185,7 +185,7 @@ def inner_channels(module: nn.Module, place: Place | None = None) -> list[Channe
 
 
 def _plain_arguments(place: Place) -> dict[str, Any]:
-    """The arguments of the module that are no tensors, by name, and the defaults of those that it was not given."""
+    """Returns name -> value of each argument that is no tensor. An argument that was not given has its default."""
     signature = inspect.signature(place.module.forward)
     given = signature.bind(*place.inputs, **place.named)
     given.apply_defaults()
