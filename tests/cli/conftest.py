@@ -1,6 +1,7 @@
 """Fixtures that run the commands in this process, as a shell would run them."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,11 +41,17 @@ def nas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
     def run(command: str, *arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [f"nas-{command}", *arguments])
-        code = 0
+        root = logging.getLogger()
+        handlers, level, code = set(root.handlers), root.level, 0
         try:
             importlib.import_module(f"nas.cli.{command}").main()
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:  # Hydra's job_logging=default would write to this test's closed output in each test that follows.
+            for handler in set(root.handlers) - handlers:
+                root.removeHandler(handler)
+                handler.close()
+            root.setLevel(level)
         return Outcome(code, *capfd.readouterr())
 
     return run
