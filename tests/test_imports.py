@@ -17,6 +17,10 @@ assert sum(name.partition(".")[0] == "nas" for name in sys.modules) == 2, "nas a
 nas.load, nas.search, nas.retrain, nas.evaluate, nas.export, nas.GDAS, nas.Choice, nas.Genotype, nas.errors.NasError
 import nas.formats.load
 assert not {{"hydra", "omegaconf"}} & sys.modules.keys()
+
+import nas.cli.stages.retrain, nas.cli.stages.search
+slow = "torch._dynamo", "torchvision", "sympy", "scipy", "onnx", "onnxruntime", "tensorboard", "timm", "transformers"
+assert not {{*slow}} & sys.modules.keys(), {{*slow}} & sys.modules.keys()
 """
 
 
