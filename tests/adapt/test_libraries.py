@@ -66,17 +66,17 @@ def small_resnet():
 
 
 def timm_attention():
-    models = pytest.importorskip("timm.models.vision_transformer", reason="timm is not installed")
+    models = pytest.importorskip("timm.models.vision_transformer", reason="needs timm, of the extra dev")
     return models.VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=4, num_classes=2)
 
 
 def timm_convolutions():
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", reason="needs timm, of the extra dev")
     return timm.create_model("test_convnext", pretrained=False, num_classes=2)
 
 
 def llama():
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip("transformers", reason="needs transformers, of the extra dev")
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.LlamaConfig(
         vocab_size=50, num_key_value_heads=2, max_position_embeddings=16, num_labels=2, pad_token_id=49, **small
@@ -85,7 +85,7 @@ def llama():
 
 
 def bert():
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip("transformers", reason="needs transformers, of the extra dev")
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=50, max_position_embeddings=16, num_labels=2, **small)
     return Logits(transformers.BertForSequenceClassification(config))
