@@ -1,10 +1,13 @@
 """Checks the arguments of `nas.api`, and makes the parts of a job of them."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from nas.adapt.teacher import teacher_of
 from nas.data import given
@@ -107,8 +110,33 @@ def deriver_of(space: Space) -> Deriver:
 
 
 def from_start(lr: Any) -> Callable[..., Any]:
-    """What makes a schedule from the optimiser's learning rate; a schedule that is made already is taken as it is."""
-    return lr if callable_itself(lr) else lambda start: lr
+    """Returns what makes a schedule from the optimiser's learning rate.
+
+    A schedule that is made already, and a function of one argument that is not called ``start``, are schedules
+    themselves. Raises ConfigError for schedulers of torch.
+    """
+    made = lr.func if isinstance(lr, functools.partial) else lr
+    kind = made if isinstance(made, type) else type(made)
+    if issubclass(kind, LRScheduler):
+        raise ConfigError(
+            f"lr is torch's {kind.__name__}, expected a function of the progress in [0, 1], as a run may be "
+            "continued at any step",
+            fix="give e.g. nas.training.Cosine or functools.partial(nas.training.Step, factor=0.1)",
+        )
+    return lr if callable_itself(lr) and not is_schedule(lr) else lambda start: lr
+
+
+def is_schedule(function: Any) -> bool:
+    """Whether a function takes one argument by its place, and none that is called ``start``."""
+    if isinstance(function, type):
+        return False
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some functions that are not written in Python have no signature
+        return False
+    needed = [one for one in parameters.values() if one.default is one.empty]
+    by_place = [one for one in needed if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return "start" not in parameters and len(by_place) == len(needed) == 1
 
 
 def runtime_on(device: str | Runtime) -> Runtime:
