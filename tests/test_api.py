@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import nas
+from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
 from nas.methods import CollapseMonitor
 from nas.training.hooks import Hook
@@ -243,6 +244,12 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
         (lambda: SEARCH(batch_size=8.0), ConfigError, "^batch_size is a float, expected a whole number"),
         (lambda: SEARCH(directory=__file__), OutputError, "of the run cannot be made .File exists.; set directory to"),
         (lambda: TRAIN(lr=0.1), ConfigError, "^lr is a float, expected a function of the progress"),
+        (
+            lambda: TRAIN(lr=torch.optim.lr_scheduler.StepLR),
+            ConfigError,
+            "^lr is torch's StepLR, expected a function of",
+        ),
+        (lambda: SEARCH(temperature=lambda progress: None), ConfigError, "^temperature returns a NoneType, expected a"),
         (lambda: TRAIN(lr=Linear(0.1, -0.1)), ConfigError, "^lr must be finite and at least 0 throughout, got -0"),
         (lambda: TRAIN(test="nowhere", hooks=[Never()]), DataError, "^the folder nowhere does not exist"),
         (lambda: nas.search(nn.LazyLinear(3), images()), NasError, "^build_model LazyLinear returned a lazy module"),
@@ -263,3 +270,96 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
 def test_mistakes_name_the_arguments(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+class Running(nn.Module):
+    """A loss that divides by a running mean of its values."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, outputs, targets):
+        loss = nn.functional.cross_entropy(outputs, targets)
+        self.mean.mul_(0.5).add_(0.5 * loss.detach())
+        return loss / self.mean
+
+
+class Sharpening:
+    """Gates that become sharper with each draw."""
+
+    relaxed, samples, drawn = True, 1, 0
+
+    def __call__(self, logits, temperature, generator):
+        self.drawn += 1
+        return nas.Softmax()(logits * self.drawn, temperature, generator)
+
+    def state_dict(self):
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.drawn = state["drawn"]
+
+
+def test_the_state_of_a_loss_and_of_a_sampler_is_that_of_the_steps_and_is_resumed(tmp_path):
+    class Stop(Hook):
+        def after_step(self, state):
+            if state.epoch == 1:
+                raise RuntimeError("stopped")
+
+    def run(name, **more):
+        loss, sampler = Running(), Sharpening()
+        task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
+        settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
+        found = nas.search(small, images(), task=task, sampler=sampler, directory=tmp_path / name, **settings, **more)
+        return found.metrics["weights/loss"], found.metrics["arch/loss"], loss.mean, sampler.drawn
+
+    whole = run("whole")
+    with pytest.raises(RuntimeError, match="stopped"):
+        run("part", hooks=[Stop()])
+    assert run("part", resume=True) == whole
+
+
+def hits(outputs, targets):
+    return outputs.argmax(1) == targets
+
+
+class Doubled(nn.Module):
+    def __init__(self, in_channels, num_classes, affine, in_place):
+        super().__init__()
+        self.in_place, self.inner = in_place, small(in_channels, num_classes, affine)
+
+    def forward(self, x):
+        return self.inner(x.mul_(2) if self.in_place else x * 2)
+
+
+def test_a_model_that_writes_into_its_inputs_is_searched_as_one_that_does_not():
+    """All draws of an architecture step run on one batch."""
+
+    def loss(in_place):
+        make = functools.partial(Doubled, in_place=in_place)
+        return nas.search(make, images(), sampler=nas.GumbelSoftmax(samples=3), **SHORT).metrics["arch/loss"]
+
+    assert loss(True) == loss(False)
+
+
+def test_a_teacher_does_not_see_inputs_that_the_network_has_written_into():
+    make = functools.partial(Doubled, in_place=True)
+    settings = {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(36, 2))}
+    nas.search(make, images(), **settings, **SHORT)  # on copies of its own
+    with pytest.raises(NasError, match="the network writes into its inputs, which the teacher is to see as well"):
+        nas.retrain(make, nas.Genotype("custom", {"inner.0": "wide"}), images(), **settings, **RETRAIN)
+
+
+@pytest.mark.parametrize(
+    ("lr", "first"),
+    [
+        (lambda done: 0.25 - done, 0.25),
+        (lambda start: lambda done: 2 * start, 0.05),
+        (lambda start, end=0.0: Linear(start, end), 0.025),
+        (Linear(0.5, 0.0), 0.5),
+        (functools.partial(Linear, end=0.0), 0.025),
+    ],
+)
+def test_a_learning_rate_is_a_schedule_or_makes_one_from_the_rate_of_the_optimiser(lr, first):
+    assert from_start(lr)(start=0.025)(0.0) == first

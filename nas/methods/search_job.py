@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from nas.data.bundle import Split
+from nas.data.inputs import Inputs, each
 from nas.data.loader import Loader, search_batches
 from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
@@ -30,10 +32,12 @@ from nas.runtime import distributed
 from nas.runtime.memory import available_memory
 from nas.runtime.runtime import derived_seed, seed_layers
 from nas.settings.building import callable_itself, complete
+from nas.spaces.mixed_edges import CellSpace
 from nas.spaces.space import Space
 from nas.storage import atomic
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
+from nas.supernet.idle_choices import idle_choices
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.distillation import attached
@@ -45,7 +49,10 @@ from nas.training.loop import TrainingStep
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.schedule import initial_lr, learning_rates, positive
+from nas.training.task_state import TaskState
 from nas.training.trial_training import try_small
+
+NAMED = 3  # choices that a warning lists
 
 
 class SearchJob:
@@ -67,11 +74,15 @@ class SearchJob:
         self._warn_if_nothing_is_searched()
         whole = next(self.arch_loader.epoch(0))
         inputs, targets = two_of(whole)
+        before = [one._version for one in each(inputs)]
         with taking(self.state.supernet, inputs):
             outputs = check_shapes(self.state.supernet, inputs)
+        if before != [one._version for one in each(inputs)]:  # a search runs several networks on one batch
+            self.state.supernet.register_forward_pre_hook(with_inputs_of_its_own)
         job.check_outputs(outputs, targets)
         job.check_taught(self.state.supernet, inputs, outputs)
         job.check_parts(outputs, whole[1])
+        self._warn_of_idle_choices(inputs)
         self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
         if job.benchmark is not None:
             job.benchmark.check(job.space.options(job.data.spec))
@@ -115,6 +126,7 @@ class SearchJob:
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
             sampler=self.sampler,
+            task=TaskState(job.task),
         )
         # Before candidates may be exported and timed.
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
@@ -209,6 +221,17 @@ class SearchJob:
                 f"warning: the architecture takes no step in {options.epochs} epochs of {len(self.weight_loader)} "
                 f"steps with search.warmup_epochs={options.warmup_epochs} and "
                 f"search.arch_every={options.arch_every}, its logits stay as they begin",
+                file=sys.stderr,
+            )
+
+    def _warn_of_idle_choices(self, inputs: Inputs) -> None:
+        """Warns of choices that have no part in what the model returns. Cells of published spaces have none."""
+        idle = [] if isinstance(self.job.space, CellSpace) else idle_choices(self.state.supernet, inputs)
+        if idle and distributed.first():
+            print(
+                f"warning: the choice {', '.join(idle[:NAMED])}{', ...' if len(idle) > NAMED else ''} has no part in "
+                "what the model returns, as it does not run, or runs without gradients: what is derived for it is left "
+                "to chance",
                 file=sys.stderr,
             )
 
@@ -342,3 +365,8 @@ class SearchJob:
             return {}
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}
+
+
+def with_inputs_of_its_own(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward hook that gives a model copies of its inputs, which it writes into."""
+    return tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)

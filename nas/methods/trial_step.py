@@ -20,6 +20,8 @@ from nas.training.distillation import attached
 from nas.training.job import two_of
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
+from nas.training.task_state import modules_of
+from nas.training.unsaved_numbers import UnsavedNumbers
 
 SEARCH = Trial("a step of the search", "search.batch_size", "optim@weight_optim")
 MOST_CANDIDATES = 8  # of a choice that are tried one by one, on two examples each
@@ -43,10 +45,12 @@ def try_search(
     with epoch and step. Raises SpaceError, naming the module, if the step fails.
     """
     supernet, device = searcher.supernet, searcher.arch.logits.device
+    task = getattr(searcher.task, "task", searcher.task)  # without what a teacher adds
     objects = [
         *(supernet, searcher.arch, searcher.weight_optim, searcher.arch_optim, searcher.scaler, searcher.guard),
-        *(searcher.sampler, searcher.task, getattr(searcher.task, "task", None), searcher.regulariser, searcher),
+        *(searcher.sampler, searcher.task, task, searcher.regulariser, searcher, *modules_of(task).values()),
     ]
+    watched = {"supernet": supernet, "sampler": searcher.sampler, "task": task, **modules_of(task)}
 
     def step() -> None:
         searcher.weight_step(weight_batch, temperature)
@@ -84,12 +88,15 @@ def try_search(
                 # To warm up. On a CPU the passes above have done so; a GPU's libraries choose kernels for each shape.
                 step()
             synchronise(device)
+            numbers = UnsavedNumbers(watched)
             started = time.perf_counter()
             step()
             synchronise(device)
         except DivergenceError:
             return None
-        return Measured(time.perf_counter() - started, peak_memory(device), device)
+        seconds = time.perf_counter() - started
+        numbers.say_which_changed()
+        return Measured(seconds, peak_memory(device), device)
 
 
 class Quiet(Guard):

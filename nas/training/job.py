@@ -27,6 +27,7 @@ from nas.training.optimizers import build_optimizer
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import place
 from nas.training.task import Task
+from nas.training.task_state import modules_of, parameters_of
 from nas.training.weighing import how_parts_add_up
 
 # Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
@@ -83,7 +84,8 @@ class Job:
                 f"the model returns a {type(outputs).__name__}, expected one tensor",
                 fix="return the tensor that the loss is to be computed of",
             )
-        self.task.check(outputs, targets, self.data.spec)
+        with all_put_back(modules_of(self.task).values(), device=targets.device):
+            self.task.check(outputs, targets, self.data.spec)
 
     def check_taught(self, network: nn.Module, inputs: Inputs, outputs: Tensor) -> None:
         """Raises SpaceError if there is a teacher that the network cannot learn from."""
@@ -96,7 +98,15 @@ class Job:
 
         outputs: of a few examples, as the loss is only compared with itself. targets: of a whole batch.
         """
-        with all_put_back([self.task], device=targets.device), torch.no_grad():
+        learn = parameters_of(self.task)
+        if learn and distributed.first():
+            print(
+                f"warning: the task holds {len(learn)} parameters that require a gradient, such as {learn[0]}, but "
+                "optimisers change the weights of the network alone, so they will not learn: hold them in the network, "
+                "or set requires_grad=False",
+                file=sys.stderr,
+            )
+        with all_put_back([self.task, *modules_of(self.task).values()], device=targets.device), torch.no_grad():
             kind = how_parts_add_up(self.task, outputs[torch.arange(len(targets)) % len(outputs)], targets)
         if kind == "sum":
             raise ConfigError(

@@ -28,6 +28,7 @@ from nas.training.hooks import Hook, Hooks
 from nas.training.meter import Meter, StepResult
 from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.training.task import Task
+from nas.training.task_state import TaskState
 from nas.training.weighing import WeighedLoss
 
 
@@ -45,6 +46,7 @@ class RetrainState:
     scaler: GradScaler = field(default_factory=Precision().scaler)
     guard: Guard = field(default_factory=Guard)
     metric: str = "accuracy"
+    task: TaskState | None = None  # what the loss itself changes, if it may change something
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after those
     seconds: float = 0.0  # that these took
@@ -99,6 +101,8 @@ class RetrainState:
             "metrics": self.metrics,
             "meter": self.meter.state_dict(),
         }
+        if self.task is not None:
+            state["task"] = self.task.state_dict()
         if self.average is not None:
             state |= {
                 "trained_network": self.network.state_dict(),
@@ -119,6 +123,8 @@ class RetrainState:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
+            if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
+                self.task.load_state_dict(state["task"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.metrics = state["metrics"]
             self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)

@@ -30,8 +30,10 @@ from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.schedule import Linear, initial_lr, learning_rates
+from nas.training.task_state import TaskState, modules_of
 from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import check_saves_all, try_training
+from nas.training.unsaved_numbers import UnsavedNumbers
 
 CALIBRATION = 100  # batches at most that batch norms are recalibrated on
 
@@ -107,9 +109,14 @@ class RetrainJob:
             if next(network.parameters(), None) is not None:
                 batch = next(self.loader.epoch(0))
                 optimizer = self.optimizer(network)
+                numbers = UnsavedNumbers({"network": network, "task": job.task, **modules_of(job.task)})
 
                 def build() -> nn.Module:
                     return job.runtime.place(self.space.network(job.data.spec, genotype))
+
+                def then() -> None:
+                    numbers.say_which_changed()
+                    check_saves_all(network, build, inputs)
 
                 try_training(
                     network,
@@ -118,7 +125,7 @@ class RetrainJob:
                     optimizer=optimizer,
                     step=self.step,
                     decay=options.average,
-                    then=lambda: check_saves_all(network, build, inputs),
+                    then=then,
                 )
 
     def started(self, genotype: Genotype, supernet: SupernetWeights | None = None) -> nn.Module:
@@ -172,6 +179,7 @@ class RetrainJob:
             scaler=job.runtime.precision.scaler(),
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
+            task=TaskState(job.task),
         )
         seed_layers(job.seed)
 

@@ -179,9 +179,9 @@ class Custom:
         weight: Weigh | None = None,
     ) -> None:
         self.metric = Metric(name, higher_is_better, percent)
-        self._given = {"loss": loss, "metric": metric}
         self._loss = OnDevice(loss)
         self._measure = OnDevice(metric)
+        self._given = {"loss": loss, "metric": metric}
         self._weight = weight
         known_weights(self._loss.function)  # raises for a sum over the batch
 

@@ -1,0 +1,115 @@
+"""The state of a task: what the modules in its loss and metric change in training."""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.runtime.buffers import Buffers
+from nas.training.weighing import OnDevice
+
+DEEPEST = 4  # objects in objects that are searched for modules
+
+
+def modules_of(task: Any) -> dict[str, nn.Module]:
+    """Returns place -> module for the modules that a task holds: in attributes, partials, methods and functions."""
+    seen: set[int] = set()
+
+    def inside(value: Any, place: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+        if depth < 0 or id(value) in seen or isinstance(value, type | Tensor):
+            return
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            yield place, value
+            return
+        parts: Mapping[Any, Any] = {}
+        if isinstance(value, functools.partial):
+            parts = {"": value.func, **value.keywords} | dict(enumerate(value.args))
+        elif isinstance(value, OnDevice):
+            parts = {"": value.function}
+        elif inspect.ismethod(value):
+            parts = {"": value.__self__}
+        elif inspect.isfunction(value):
+            cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
+            parts = {name: cell.cell_contents for name, cell in cells if cell != type(cell)()}
+            known = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+            parts |= {name: one for name, one in known.items() if isinstance(one, nn.Module)}
+        elif isinstance(value, dict):
+            parts = value
+        elif isinstance(value, list | tuple):
+            parts = dict(enumerate(value))
+        elif hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+            parts = vars(value)
+        for name, part in parts.items():
+            yield from inside(part, f"{place}.{str(name).removeprefix('_')}".strip("."), depth - 1)
+
+    return dict(inside(task, "", DEEPEST))
+
+
+class TaskState:
+    """The parameters and buffers of a task's modules, as far as they differ from what they were at construction.
+
+    So a checkpoint holds the running statistics of a loss, but not its class weights. A task with `state_dict` and
+    `load_state_dict` of its own says itself what is saved: numbers, texts, tensors, and lists and dicts of such.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self._itself = not isinstance(task, nn.Module) and all(
+            callable(getattr(task, name, None)) for name in ("state_dict", "load_state_dict")
+        )
+        self._modules = modules_of(task)
+        self._before = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors()}
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for place, module in self._modules.items():
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                yield f"{place}.{name}".strip("."), tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._itself:
+            state: dict[str, Any] = self._task.state_dict()
+            return state
+        now = {name: tensor.detach() for name, tensor in self._tensors()}
+        return {name: tensor for name, tensor in now.items() if not self._is_as_before(name, tensor)}
+
+    def _is_as_before(self, name: str, tensor: Tensor) -> bool:
+        before = self._before.get(name)
+        return (
+            before is not None and before.shape == tensor.shape and torch.equal(before, tensor.cpu().to(before.dtype))
+        )
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned. Ignores tensors that the task does not have, or of another shape: a run
+        may be continued with another loss."""
+        if self._itself:
+            self._task.load_state_dict(state)
+            return
+        for name, tensor in self._tensors():
+            if name in state and state[name].shape == tensor.shape:
+                tensor.copy_(state[name])
+
+
+@contextmanager
+def buffers_kept(task: Any) -> Iterator[None]:
+    """Restores the buffers of a task's modules at the end, e.g. running statistics of a loss that scores something."""
+    with ExitStack() as stack:
+        for module in modules_of(task).values():
+            stack.callback(Buffers(module).put_back)
+        yield
+
+
+def parameters_of(task: Any) -> list[str]:
+    """Returns the names of the parameters in a task that require a gradient."""
+    return [
+        f"{place}.{name}".strip(".")
+        for place, module in modules_of(task).items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
