@@ -222,6 +222,42 @@ def test_what_was_found_of_the_data_is_said_once(tmp_path, capsys):
     assert "data: 2 classes, 32 images for training; 16 of each class\n" in told.out
 
 
+SHARED = small(1, 2, affine=True)
+
+
+class Forgetful(nn.Sequential):
+    def __init__(self):
+        super().__init__(*small(1, 2, affine=True))
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+class SharedChoice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.choice, self.rest = SHARED[0], small(1, 2, affine=True)[1:]
+
+    def forward(self, x):
+        return self.rest(self.choice(x))
+
+
+class SharedNorm(nn.Module):
+    def __init__(self, learns):
+        super().__init__()
+        self.first, self.rest = SHARED[1].requires_grad_(learns), small(4, 2, affine=True)
+
+    def forward(self, x):
+        return self.rest(self.first(x.expand(-1, 4, -1, -1)))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
+    nas.search(functools.partial(SharedNorm, learns=learns), images(), **SHORT)
+    told = capsys.readouterr().err
+    assert told.count("SharedNorm returns share first (BatchNorm2d): training one of them changes the others") == learns
+
+
 SEARCH = functools.partial(nas.search, small, images(), **SHORT)
 TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
 
@@ -244,12 +280,23 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
         (lambda: SEARCH(batch_size=8.0), ConfigError, "^batch_size is a float, expected a whole number"),
         (lambda: SEARCH(directory=__file__), OutputError, "of the run cannot be made .File exists.; set directory to"),
         (lambda: TRAIN(lr=0.1), ConfigError, "^lr is a float, expected a function of the progress"),
-        (
-            lambda: TRAIN(lr=torch.optim.lr_scheduler.StepLR),
-            ConfigError,
-            "^lr is torch's StepLR, expected a function of",
-        ),
+        (lambda: TRAIN(lr=torch.optim.lr_scheduler.StepLR), ConfigError, "^lr is torch's StepLR, expected a function"),
         (lambda: SEARCH(temperature=lambda progress: None), ConfigError, "^temperature returns a NoneType, expected a"),
+        (
+            lambda: nas.search(lambda: SHARED, images(), **SHORT),
+            NasError,
+            "returned the model that it had returned bef",
+        ),
+        (
+            lambda: nas.search(SharedChoice, images(), **SHORT),
+            NasError,
+            "the choice choice that it had returned before",
+        ),
+        (
+            lambda: nas.search(Forgetful, images(), **SHORT),
+            NasError,
+            "the Forgetful that .*; end it with `return self`",
+        ),
         (lambda: TRAIN(lr=Linear(0.1, -0.1)), ConfigError, "^lr must be finite and at least 0 throughout, got -0"),
         (lambda: TRAIN(test="nowhere", hooks=[Never()]), DataError, "^the folder nowhere does not exist"),
         (lambda: nas.search(nn.LazyLinear(3), images()), NasError, "^build_model LazyLinear returned a lazy module"),
@@ -363,3 +410,66 @@ def test_a_teacher_does_not_see_inputs_that_the_network_has_written_into():
 )
 def test_a_learning_rate_is_a_schedule_or_makes_one_from_the_rate_of_the_optimiser(lr, first):
     assert from_start(lr)(start=0.025)(0.0) == first
+
+
+def custom_task(loss):
+    return nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
+
+
+@pytest.mark.parametrize("task", [None, custom_task(nn.CrossEntropyLoss())])
+def test_labels_that_are_no_integers_are_refused_before_scoring(task):
+    pixels, labels = images()
+    net = TRAIN(task=task)
+    refused = pytest.raises(NasError, match=r"needs class labels|task\.(loss|metric)|has targets|has channels None")
+    for test in (pixels, labels.float()), (pixels, torch.eye(2)[labels]):
+        with refused:
+            nas.evaluate(net, test)
+        with refused:
+            TRAIN(task=task, test=test, hooks=[Never()])
+
+
+def test_examples_of_the_training_that_are_scored_are_said(capsys):
+    net = TRAIN(test=images(seed=1))
+    nas.evaluate(net, images(seed=1))
+    said = "warning: the examples to score are those that the network was trained on"
+    assert said not in capsys.readouterr().err
+    nas.evaluate(net, images())
+    assert said in capsys.readouterr().err
+    TRAIN(test=images())
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(torch.tensor([1.0, 2.0], dtype=torch.float64)),
+        nn.CrossEntropyLoss(torch.tensor([1, 2])),
+        functools.partial(nn.functional.cross_entropy, weight=torch.tensor([1.0, 2.0], dtype=torch.float64)),
+    ],
+)
+def test_class_weights_may_be_of_another_type(loss):
+    expected = SEARCH(task=custom_task(nn.CrossEntropyLoss(torch.tensor([1.0, 2.0])))).metrics["weights/loss"]
+    assert SEARCH(task=custom_task(loss)).metrics["weights/loss"] == expected
+
+
+class Detached(Sharpening):
+    def __call__(self, logits, temperature, generator):
+        return super().__call__(logits.detach(), temperature, generator)
+
+
+@pytest.mark.parametrize(("sampler", "said"), [(Detached(), True), (Sharpening(), False), (nas.Uniform(), False)])
+def test_gates_without_a_gradient_are_said(capsys, sampler, said):
+    SEARCH(sampler=sampler)
+    assert ("have no gradient, so the logits stay as they begin" in capsys.readouterr().err) is said
+
+
+def test_a_task_of_ones_own_returns_one_number():
+    class Each(type(custom_task(nn.CrossEntropyLoss()))):
+        def loss(self, outputs, targets):
+            return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+        def check(self, outputs, targets, spec):
+            pass
+
+    with pytest.raises(NasError, match="let the loss return its mean over the batch"):
+        SEARCH(task=Each(loss=nn.CrossEntropyLoss(), metric=hits, name="hits", higher_is_better=True))

@@ -1,5 +1,6 @@
 """Runs one trial step of a search before anything is written, to find errors early and to measure the step."""
 
+import sys
 import time
 from collections.abc import Iterator
 
@@ -11,7 +12,8 @@ from nas.data.loader import Batch
 from nas.errors import DivergenceError, SpaceError
 from nas.methods.estimate import Measured
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import Gates, draw, read_on_host
+from nas.methods.sampler import Gates, Uniform, draw, read_on_host
+from nas.runtime import distributed
 from nas.runtime.nonfinite import Guard, Reading
 from nas.runtime.precision import take_step
 from nas.runtime.runtime import peak_memory, seed_layers, synchronise
@@ -20,7 +22,7 @@ from nas.training.distillation import attached
 from nas.training.job import two_of
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
-from nas.training.task_state import modules_of
+from nas.training.task_state import changing, modules_of
 from nas.training.unsaved_numbers import UnsavedNumbers
 
 SEARCH = Trial("a step of the search", "search.batch_size", "optim@weight_optim")
@@ -48,7 +50,7 @@ def try_search(
     task = getattr(searcher.task, "task", searcher.task)  # without what a teacher adds
     objects = [
         *(supernet, searcher.arch, searcher.weight_optim, searcher.arch_optim, searcher.scaler, searcher.guard),
-        *(searcher.sampler, searcher.task, task, searcher.regulariser, searcher, *modules_of(task).values()),
+        *(searcher.sampler, searcher.task, task, searcher.regulariser, searcher, *changing(task)),
     ]
     watched = {"supernet": supernet, "sampler": searcher.sampler, "task": task, **modules_of(task)}
 
@@ -96,7 +98,18 @@ def try_search(
             return None
         seconds = time.perf_counter() - started
         numbers.say_which_changed()
+        if learns and searcher.arch.logits.grad is None and not isinstance(searcher.sampler, Uniform):
+            say_that_logits_rest(searcher.sampler)
         return Measured(seconds, peak_memory(device), device)
+
+
+def say_that_logits_rest(sampler: object) -> None:
+    if distributed.first():
+        print(
+            f"warning: the gates of the sampler {type(sampler).__name__} have no gradient, so the logits stay as they "
+            "begin: compute the gates from the logits without detach(), or give the sampler what a LossSampler has",
+            file=sys.stderr,
+        )
 
 
 class Quiet(Guard):

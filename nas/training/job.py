@@ -27,7 +27,7 @@ from nas.training.optimizers import build_optimizer
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import place
 from nas.training.task import Task
-from nas.training.task_state import modules_of, parameters_of
+from nas.training.task_state import changing, parameters_of
 from nas.training.weighing import how_parts_add_up
 
 # Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
@@ -84,7 +84,7 @@ class Job:
                 f"the model returns a {type(outputs).__name__}, expected one tensor",
                 fix="return the tensor that the loss is to be computed of",
             )
-        with all_put_back(modules_of(self.task).values(), device=targets.device):
+        with all_put_back(changing(self.task), device=targets.device):
             self.task.check(outputs, targets, self.data.spec)
 
     def check_taught(self, network: nn.Module, inputs: Inputs, outputs: Tensor) -> None:
@@ -106,7 +106,7 @@ class Job:
                 "or set requires_grad=False",
                 file=sys.stderr,
             )
-        with all_put_back([self.task, *modules_of(self.task).values()], device=targets.device), torch.no_grad():
+        with all_put_back([self.task, *changing(self.task)], device=targets.device), torch.no_grad():
             kind = how_parts_add_up(self.task, outputs[torch.arange(len(targets)) % len(outputs)], targets)
         if kind == "sum":
             raise ConfigError(

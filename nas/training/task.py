@@ -111,6 +111,12 @@ class Classification:
                 f"{spec.target_shape} from {spec.name!r}",
                 fix="return each label as an integer, name the classes in data.classes, or set task=regression",
             )
+        if targets.is_floating_point():
+            raise DataError(
+                f"task=classification needs class labels as targets, got {targets.dtype} of shape "
+                f"{tuple(targets.shape[1:])} from {spec.name!r}",
+                fix="give each label as an integer",
+            )
         expected = (len(targets), spec.num_classes, *targets.shape[1:])
         if outputs.shape != expected:
             raise SpaceError(

@@ -3,14 +3,13 @@
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.runtime.buffers import Buffers
 from nas.training.weighing import OnDevice
 
 DEEPEST = 4  # objects in objects that are searched for modules
@@ -18,9 +17,19 @@ DEEPEST = 4  # objects in objects that are searched for modules
 
 def modules_of(task: Any) -> dict[str, nn.Module]:
     """Returns place -> module for the modules that a task holds: in attributes, partials, methods and functions."""
+    return {place: part for place, part in parts_of(task) if isinstance(part, nn.Module)}
+
+
+def changing(task: Any) -> list[object]:
+    """Returns the objects in a task that change when it is used: modules, and what moves them to a device."""
+    return [part for _, part in parts_of(task)]
+
+
+def parts_of(task: Any) -> Iterator[tuple[str, nn.Module | OnDevice]]:
+    """Yields (place, part) for the modules that a task holds, and for what moves them to a device."""
     seen: set[int] = set()
 
-    def inside(value: Any, place: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+    def inside(value: Any, place: str, depth: int) -> Iterator[tuple[str, nn.Module | OnDevice]]:
         if depth < 0 or id(value) in seen or isinstance(value, type | Tensor):
             return
         seen.add(id(value))
@@ -31,6 +40,7 @@ def modules_of(task: Any) -> dict[str, nn.Module]:
         if isinstance(value, functools.partial):
             parts = {"": value.func, **value.keywords} | dict(enumerate(value.args))
         elif isinstance(value, OnDevice):
+            yield place, value
             parts = {"": value.function}
         elif inspect.ismethod(value):
             parts = {"": value.__self__}
@@ -48,7 +58,7 @@ def modules_of(task: Any) -> dict[str, nn.Module]:
         for name, part in parts.items():
             yield from inside(part, f"{place}.{str(name).removeprefix('_')}".strip("."), depth - 1)
 
-    return dict(inside(task, "", DEEPEST))
+    return inside(task, "", DEEPEST)
 
 
 class TaskState:
@@ -80,9 +90,7 @@ class TaskState:
 
     def _is_as_before(self, name: str, tensor: Tensor) -> bool:
         before = self._before.get(name)
-        return (
-            before is not None and before.shape == tensor.shape and torch.equal(before, tensor.cpu().to(before.dtype))
-        )
+        return before is not None and torch.equal(before.to(tensor.dtype), tensor.cpu())
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,10 +107,13 @@ class TaskState:
 @contextmanager
 def buffers_kept(task: Any) -> Iterator[None]:
     """Restores the buffers of a task's modules at the end, e.g. running statistics of a loss that scores something."""
-    with ExitStack() as stack:
-        for module in modules_of(task).values():
-            stack.callback(Buffers(module).put_back)
+    modules = modules_of(task).values()
+    before = [(module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers()]
+    try:
         yield
+    finally:
+        for module, name, value in before:
+            module.get_buffer(name).copy_(value)
 
 
 def parameters_of(task: Any) -> list[str]:

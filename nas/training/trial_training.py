@@ -20,7 +20,7 @@ from nas.training.loop import RetrainState, TrainingStep, parts
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 from nas.training.task import Task
-from nas.training.task_state import modules_of
+from nas.training.task_state import changing
 from nas.training.weighing import weights_of
 
 TRAINING = Trial(
@@ -63,7 +63,7 @@ def try_training(
 
     own_task = getattr(task, "task", task)  # without what a teacher adds
     with (
-        all_put_back([network, optimizer, task, own_task, *modules_of(own_task).values()], device=device),
+        all_put_back([network, optimizer, task, own_task, *changing(own_task)], device=device),
         attached(task, network),
         synchronised(network),
         trial.explained(network, step.precision),

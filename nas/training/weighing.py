@@ -101,11 +101,16 @@ class OnDevice:
             self.function.to(device)
             if double:
                 self.function.double()
+            elif type(self.function).__module__.startswith("torch.nn."):  # whose buffers are weights, e.g. of NumPy
+                for name, weights in self.function.named_buffers(recurse=False):
+                    self.function.register_buffer(name, weights.float())
         elif isinstance(self.function, functools.partial):
             keywords = self.function.keywords.copy()
             for key, value in keywords.items():
                 if isinstance(value, Tensor):
-                    keywords[key] = value.to(device, torch.float64 if double and value.is_floating_point() else None)
+                    of_torch = self.function.func.__module__ == F.__name__
+                    single = torch.float32 if of_torch and value.dtype == torch.float64 else None
+                    keywords[key] = value.to(device, torch.float64 if double and value.is_floating_point() else single)
             self.function = functools.partial(self.function.func, *self.function.args, **keywords)
 
 
