@@ -337,9 +337,12 @@ class Sharpening:
 
     relaxed, samples, drawn = True, 1, 0
 
+    def __init__(self):
+        self.own = np.random.default_rng(1)
+
     def __call__(self, logits, temperature, generator):
         self.drawn += 1
-        return nas.Softmax()(logits * self.drawn, temperature, generator)
+        return nas.Softmax()(logits * (self.drawn + self.own.random()), temperature, generator)
 
     def state_dict(self):
         return {"drawn": self.drawn}

@@ -46,11 +46,13 @@ from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
 from nas.training.job import Job, check_learns, taking, two_examples, two_of
 from nas.training.loop import TrainingStep
+from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.schedule import initial_lr, learning_rates, positive
 from nas.training.task_state import TaskState
 from nas.training.trial_training import try_small
+from nas.training.unsaved_numbers import UnsavedNumbers
 
 NAMED = 3  # choices that a warning lists
 
@@ -72,7 +74,9 @@ class SearchJob:
         self.deriver = self._holding(self.derived.limits)
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
+        numbers = UnsavedNumbers({"augment": job.data.augment})
         whole = next(self.arch_loader.epoch(0))
+        numbers.say_which_changed()
         inputs, targets = two_of(whole)
         before = [one._version for one in each(inputs)]
         with taking(self.state.supernet, inputs):
@@ -127,6 +131,9 @@ class SearchJob:
             guard=job.runtime.guard(),
             sampler=self.sampler,
             task=TaskState(job.task),
+            generators=OwnGenerators(
+                {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
+            ),
         )
         # Before candidates may be exported and timed.
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()

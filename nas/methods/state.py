@@ -21,6 +21,7 @@ from nas.storage import checkpoint_file
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.training.meter import Meter
+from nas.training.own_generators import OwnGenerators
 from nas.training.task_state import TaskState
 
 
@@ -52,6 +53,7 @@ class SearchState:
     temperature: float = 1.0  # of the epoch that runs
     steps: int = 0  # an epoch has
     task: TaskState | None = None  # what the loss itself changes, if it may change something
+    generators: OwnGenerators | None = None  # that the model, the sampler and others hold
     timed: TimedLimit | None = None  # a cap on measured time, whose measurements the architecture learns from
     weights_meter: Meter = field(init=False)
     arch_meter: Meter = field(init=False)
@@ -92,6 +94,7 @@ class SearchState:
             "weights_meter": self.weights_meter.state_dict(),
             "arch_meter": self.arch_meter.state_dict(),
             **({} if self.task is None else {"task": self.task.state_dict()}),
+            **({} if self.generators is None else {"generators": self.generators.state_dict()}),
             **({} if self.timed is None else {"timed": self.timed.state_dict()}),
         }
 
@@ -111,6 +114,8 @@ class SearchState:
                 self.sampler.load_state_dict(state["sampler"])
             if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
                 self.task.load_state_dict(state["task"])
+            if self.generators is not None:
+                self.generators.load_state_dict(state.get("generators", {}))
             self.generator.set_state(state["generator"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])

@@ -18,7 +18,7 @@ from nas.runtime.nonfinite import Guard, Reading
 from nas.runtime.precision import take_step
 from nas.runtime.runtime import peak_memory, seed_layers, synchronise
 from nas.training.batch_norm import synchronised
-from nas.training.distillation import attached
+from nas.training.distillation import attached, without_teacher
 from nas.training.job import two_of
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
@@ -47,12 +47,14 @@ def try_search(
     with epoch and step. Raises SpaceError, naming the module, if the step fails.
     """
     supernet, device = searcher.supernet, searcher.arch.logits.device
-    task = getattr(searcher.task, "task", searcher.task)  # without what a teacher adds
+    task = without_teacher(searcher.task)
     objects = [
         *(supernet, searcher.arch, searcher.weight_optim, searcher.arch_optim, searcher.scaler, searcher.guard),
         *(searcher.sampler, searcher.task, task, searcher.regulariser, searcher, *changing(task)),
     ]
     watched = {"supernet": supernet, "sampler": searcher.sampler, "task": task, **modules_of(task)}
+    watched |= {"weight_optim": searcher.weight_optim, "arch_optim": searcher.arch_optim, "searcher": searcher}
+    watched |= {} if searcher.regulariser is None else getattr(searcher.regulariser, "terms", {})
 
     def step() -> None:
         searcher.weight_step(weight_batch, temperature)

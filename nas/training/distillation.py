@@ -194,6 +194,11 @@ class Distilled:
             self._features.clear()
 
 
+def without_teacher(task: Task) -> Task:
+    """Returns the task itself of one that has a teacher."""
+    return task.task if isinstance(task, Distilled) else task
+
+
 def attached(task: Task, network: nn.Module) -> AbstractContextManager[None]:
     """See `Distilled.attached`; nothing for another task."""
     return task.attached(network) if isinstance(task, Distilled) else contextlib.nullcontext()

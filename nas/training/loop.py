@@ -26,6 +26,7 @@ from nas.storage import checkpoint_file
 from nas.training.ema import Average
 from nas.training.hooks import Hook, Hooks
 from nas.training.meter import Meter, StepResult
+from nas.training.own_generators import OwnGenerators
 from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.training.task import Task
 from nas.training.task_state import TaskState
@@ -47,6 +48,7 @@ class RetrainState:
     guard: Guard = field(default_factory=Guard)
     metric: str = "accuracy"
     task: TaskState | None = None  # what the loss itself changes, if it may change something
+    generators: OwnGenerators | None = None  # that the network, the loss and the augmentation hold
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after those
     seconds: float = 0.0  # that these took
@@ -103,6 +105,8 @@ class RetrainState:
         }
         if self.task is not None:
             state["task"] = self.task.state_dict()
+        if self.generators is not None:
+            state["generators"] = self.generators.state_dict()
         if self.average is not None:
             state |= {
                 "trained_network": self.network.state_dict(),
@@ -125,6 +129,8 @@ class RetrainState:
             self.guard.load_state_dict(state["guard"])
             if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
                 self.task.load_state_dict(state["task"])
+            if self.generators is not None:
+                self.generators.load_state_dict(state.get("generators", {}))
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.metrics = state["metrics"]
             self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)

@@ -26,6 +26,7 @@ from nas.training.evaluate import Score, score
 from nas.training.inheritance import SCRATCH, SupernetWeights, check_alike, inherit
 from nas.training.job import Job, check_learns, taking, two_examples, two_of
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
+from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.retrain_options import RetrainOptions, RetrainParts
@@ -107,9 +108,10 @@ class RetrainJob:
             check_drop_path(network, options.drop_path)
             check_learns(network, what="the derived network")
             if next(network.parameters(), None) is not None:
-                batch = next(self.loader.epoch(0))
                 optimizer = self.optimizer(network)
-                numbers = UnsavedNumbers({"network": network, "task": job.task, **modules_of(job.task)})
+                watched = {"network": network, "task": job.task, "augment": job.data.augment, "optim": optimizer}
+                numbers = UnsavedNumbers(watched | modules_of(job.task))
+                batch = next(self.loader.epoch(0))
 
                 def build() -> nn.Module:
                     return job.runtime.place(self.space.network(job.data.spec, genotype))
@@ -180,6 +182,7 @@ class RetrainJob:
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
             task=TaskState(job.task),
+            generators=OwnGenerators({"network": network, "task": job.task, "augment": job.data.augment}),
         )
         seed_layers(job.seed)
 

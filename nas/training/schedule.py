@@ -249,6 +249,13 @@ def values(schedule: Any, what: str, *, points: int) -> list[float]:
                 f"{what} returns a {type(value).__name__}, expected a number at every progress in [0, 1]",
                 fix="let it return a number",
             )
+    first, again = float(found[0]), float(schedule(progress(0, points)))
+    if first != again and not math.isnan(first):
+        raise ConfigError(
+            f"{what} returns another number each time it is asked for the same progress, expected a function of the "
+            "progress alone, as a run may be continued at any step",
+            fix="compute it from the progress, without a count of its calls",
+        )
     return [float(value) for value in found]
 
 

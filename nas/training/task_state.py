@@ -1,23 +1,19 @@
 """The state of a task: what the modules in its loss and metric change in training."""
 
-import functools
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nas.training.held_objects import held
 from nas.training.weighing import OnDevice
-
-DEEPEST = 4  # objects in objects that are searched for modules
 
 
 def modules_of(task: Any) -> dict[str, nn.Module]:
     """Returns place -> module for the modules that a task holds: in attributes, partials, methods and functions."""
-    return {place: part for place, part in parts_of(task) if isinstance(part, nn.Module)}
+    return {place.replace(".function", ""): part for place, part in parts_of(task) if isinstance(part, nn.Module)}
 
 
 def changing(task: Any) -> list[object]:
@@ -27,38 +23,7 @@ def changing(task: Any) -> list[object]:
 
 def parts_of(task: Any) -> Iterator[tuple[str, nn.Module | OnDevice]]:
     """Yields (place, part) for the modules that a task holds, and for what moves them to a device."""
-    seen: set[int] = set()
-
-    def inside(value: Any, place: str, depth: int) -> Iterator[tuple[str, nn.Module | OnDevice]]:
-        if depth < 0 or id(value) in seen or isinstance(value, type | Tensor):
-            return
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            yield place, value
-            return
-        parts: Mapping[Any, Any] = {}
-        if isinstance(value, functools.partial):
-            parts = {"": value.func, **value.keywords} | dict(enumerate(value.args))
-        elif isinstance(value, OnDevice):
-            yield place, value
-            parts = {"": value.function}
-        elif inspect.ismethod(value):
-            parts = {"": value.__self__}
-        elif inspect.isfunction(value):
-            cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
-            parts = {name: cell.cell_contents for name, cell in cells if cell != type(cell)()}
-            known = {name: value.__globals__.get(name) for name in value.__code__.co_names}
-            parts |= {name: one for name, one in known.items() if isinstance(one, nn.Module)}
-        elif isinstance(value, dict):
-            parts = value
-        elif isinstance(value, list | tuple):
-            parts = dict(enumerate(value))
-        elif hasattr(value, "__dict__") and not isinstance(value, ModuleType):
-            parts = vars(value)
-        for name, part in parts.items():
-            yield from inside(part, f"{place}.{str(name).removeprefix('_')}".strip("."), depth - 1)
-
-    return inside(task, "", DEEPEST)
+    return held(task, (nn.Module, OnDevice))
 
 
 class TaskState:

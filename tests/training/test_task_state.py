@@ -146,3 +146,18 @@ def test_numbers_that_no_checkpoint_holds_are_said(capsys, saves, said):
     module[0](*BATCH)
     numbers.say_which_changed()
     assert f"warning: a training step changes {said}, which no checkpoint holds" in capsys.readouterr().err
+
+
+def test_a_module_that_saves_more_than_its_buffers_is_left_alone(capsys):
+    class Counting(Running):
+        def get_extra_state(self):
+            return {"calls": self.calls}
+
+        def set_extra_state(self, state):
+            self.calls = state["calls"]
+
+    loss = Counting()
+    numbers = UnsavedNumbers({"loss": loss})
+    loss(*BATCH)
+    numbers.say_which_changed()
+    assert not capsys.readouterr().err
