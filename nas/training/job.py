@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.data.bundle import DataBundle
+from nas.data.custom import same
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.errors import ConfigError, NasError, SpaceError, described
@@ -84,8 +85,14 @@ class Job:
                 f"the model returns a {type(outputs).__name__}, expected one tensor",
                 fix="return the tensor that the loss is to be computed of",
             )
+        before = [(one, one._version, one.clone()) for one in (outputs, targets)]
         with all_put_back(changing(self.task), device=targets.device):
             self.task.check(outputs, targets, self.data.spec)
+        if any(one._version != version or not same(one, copy) for one, version, copy in before):
+            raise ConfigError(
+                "the loss or the metric of the task writes into the outputs or the targets, which are used afterwards",
+                fix="let it work on copies, e.g. targets = targets.clone()",
+            )
 
     def check_taught(self, network: nn.Module, inputs: Inputs, outputs: Tensor) -> None:
         """Raises SpaceError if there is a teacher that the network cannot learn from."""
@@ -113,10 +120,14 @@ class Job:
                 "task.loss sums over the batch, expected its mean", fix="let it return the mean, e.g. reduction='mean'"
             )
         if kind == "other" and distributed.first():
+            shapes = [tuple(outputs.shape[1:]), tuple(targets.shape[1:])]
+            pairs = f"; outputs of {shapes[0]} and targets of {shapes[1]} may broadcast to all pairs"
             print(
                 "warning: task.loss of a batch is not the mean of the losses of its halves: accumulation, several "
                 "processes and scores weigh the parts of a batch by their numbers of examples; if the loss ignores "
-                "some labels or weighs classes, give task.weight, which returns a weight for each example",
+                "some labels or weighs classes, give task.weight, which returns a weight for each example"
+                + pairs
+                * (targets.is_floating_point() and shapes[0] != shapes[1]),
                 file=sys.stderr,
             )
 

@@ -18,6 +18,8 @@ from nas.errors import ConfigError, DataError, NasError, SpaceError, described
 from nas.training.metrics import ClassificationMeasures, Measures, MetricInterval, RegressionMeasures
 from nas.training.weighing import OnDevice, Weigh, known_weights, label_weights
 
+TAKEN = ("loss", "grad_norm", "examples")  # names of what metrics and results hold beside the metric
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -29,6 +31,14 @@ class Metric:
     name: str
     higher_is_better: bool
     percent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in TAKEN or not self.name:
+            raise ConfigError(
+                f"the metric is called {self.name!r}, expected another name than {', '.join(TAKEN)}, which stand "
+                "beside it",
+                fix="set task.name=score",
+            )
 
     def show(self, value: float) -> str:
         return f"{value:.2%}" if self.percent else f"{value:.4g}"
