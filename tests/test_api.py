@@ -362,7 +362,7 @@ def test_the_state_of_a_loss_and_of_a_sampler_is_that_of_the_steps_and_is_resume
         task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
         settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
         found = nas.search(small, images(), task=task, sampler=sampler, directory=tmp_path / name, **settings, **more)
-        return found.metrics["weights/loss"], found.metrics["arch/loss"], loss.mean, sampler.drawn
+        return found.metrics["weights/loss"], found.metrics["arch/loss"], loss.mean
 
     whole = run("whole")
     with pytest.raises(RuntimeError, match="stopped"):
@@ -476,3 +476,31 @@ def test_a_task_of_ones_own_returns_one_number():
 
     with pytest.raises(NasError, match="let the loss return its mean over the batch"):
         SEARCH(task=Each(loss=nn.CrossEntropyLoss(), metric=hits, name="hits", higher_is_better=True))
+
+
+def test_a_sampler_that_is_used_again_begins_anew():
+    sampler = Sharpening()
+    first, second = (SEARCH(sampler=sampler).metrics["arch/loss"] for _ in range(2))
+    assert first == second
+    assert sampler.drawn == 0
+
+
+def test_numbers_of_numpy_are_as_those_of_python():
+    settings = {
+        "epochs": np.int64(1),
+        "batch_size": np.int32(8),
+        "seed": np.int64(3),
+        "weight_fraction": np.float32(0.5),
+    }
+    found = nas.search(small, images(), **SHORT | settings)
+    assert found.metrics["weights/loss"] == SEARCH(seed=3).metrics["weights/loss"]
+    net = nas.retrain(small, found.genotype, images(), **RETRAIN | {"batch_size": np.int64(8)})
+    assert nas.evaluate(net, images(), batch_size=np.int64(5)) == nas.evaluate(net, images(), batch_size=5)
+
+
+def test_classes_may_be_named_by_numbers(tmp_path):
+    net = TRAIN(classes=[3, 7], directory=tmp_path / "run", **FILES)
+    assert net.spec.class_names == ("3", "7")
+    assert nas.load(tmp_path / "run", allow=[small])(torch.zeros(1, 1, 6, 6)).shape == (1, 2)
+    with pytest.raises(DataError, match="classes of train are the text 'ab', expected a list of names"):
+        TRAIN(classes="ab")

@@ -66,9 +66,21 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is {got}, expected {expected}", fix=fix)
 
 
+def numbers_of(options: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that are fields of `options`, with numbers of NumPy as Python's. Raises as
+    `check_arguments` does."""
+    check_arguments(options, arguments)
+    kinds = get_type_hints(options)
+    return {
+        name: kind(arguments[name]) if (kind := kinds[name]) in NUMBERS else arguments[name]
+        for name in options.__dataclass_fields__  # type: ignore[attr-defined]
+    }
+
+
 def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
     """What both stages share, from the arguments of `nas.search` or `nas.retrain`."""
-    check_seed(arguments["seed"])
+    seed = int(arguments["seed"])  # of NumPy its text, of which other seeds are made, is another
+    check_seed(seed)
     runtime = runtime_on(arguments["device"])
     reading = given.Reading(classes=arguments["classes"], image_size=arguments["image_size"])
     data = given.training(train, reading, augment=arguments["augment"])
@@ -80,12 +92,12 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
         space=space,
         task=task,
         data=data,
-        seed=arguments["seed"],
+        seed=seed,
         benchmark=arguments.get("benchmark"),
         progress=arguments["progress"] and distributed.first(),
         distillation=None
         if teacher is None
-        else teacher_of(teacher).distillation(space, data.spec, runtime, seed=arguments["seed"]),
+        else teacher_of(teacher).distillation(space, data.spec, runtime, seed=seed),
     )
 
 

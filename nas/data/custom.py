@@ -116,8 +116,13 @@ def class_names(labels: Sequence[Tensor], names: Sequence[str] | None, *, what: 
     labels: of each split, the training split first; empty if targets are values. names: the given names. what: names
     the source of the labels in errors. Raises DataError if the integers are no class labels.
     """
+    if isinstance(names, str):
+        raise DataError(
+            f"classes of {what} are the text {names!r}, expected a list of names", fix="give ['a', 'b', ...]"
+        )
+    names = None if names is None else tuple(map(str, names))
     if not labels:
-        return tuple(names or ())
+        return names or ()
     lowest, highest = (int(extreme) for extreme in torch.cat(list(labels)).aminmax())
     # Without names, the largest label gives the number of classes. More classes than examples are an error.
     most = max(2, len(labels[0])) if names is None else len(names)
@@ -127,7 +132,7 @@ def class_names(labels: Sequence[Tensor], names: Sequence[str] | None, *, what: 
             f"labels from 0 to at most {most - 1}",
             fix="count the classes from 0, name all in data.classes, or return floats if they are values",
         )
-    return tuple(map(str, range(max(2, highest + 1))) if names is None else names)
+    return tuple(map(str, range(max(2, highest + 1)))) if names is None else names
 
 
 class Items:

@@ -1,5 +1,7 @@
 """A search from plain objects: what is built and checked before it, its run, and what it reports."""
 
+import contextlib
+import copy
 import functools
 import sys
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationG
 from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.regulariser import Sum
+from nas.methods.sampler import Stateful
 from nas.methods.search_options import SearchOptions, SearchParts
 from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
@@ -50,7 +53,6 @@ from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.schedule import initial_lr, learning_rates, positive
-from nas.training.task_state import TaskState
 from nas.training.trial_training import try_small
 from nas.training.unsaved_numbers import UnsavedNumbers
 
@@ -69,6 +71,9 @@ class SearchJob:
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
         self.sampler = parts.sampler
+        if isinstance(parts.sampler, Stateful):  # begins as it is given, also in another search
+            with contextlib.suppress(Exception):  # of objects that cannot be copied, e.g. open files
+                self.sampler = copy.deepcopy(parts.sampler)
         self._build_state(parts)
         self._holding = functools.partial(holding, parts.deriver)
         self.deriver = self._holding(self.derived.limits)
@@ -130,7 +135,7 @@ class SearchJob:
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
             sampler=self.sampler,
-            task=TaskState(job.task),
+            task=job.task_state,
             generators=OwnGenerators(
                 {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
             ),
@@ -281,6 +286,7 @@ class SearchJob:
                 records.tracker.derived(state.genotype.choices)
 
         seed_layers(job.seed)
+        job.task_state.reset()
         stage = records.stage("search")
         stage.resume(state, data=job.data, seen=self.seen, loader=self.weight_loader)
         distributed.start_alike(state.supernet)

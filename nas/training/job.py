@@ -1,5 +1,6 @@
 """What the stages of a run have in common: what is searched and trained, on what, and the checks that both make."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,7 +29,7 @@ from nas.training.optimizers import build_optimizer
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import place
 from nas.training.task import Task
-from nas.training.task_state import changing, parameters_of
+from nas.training.task_state import TaskState, changing, parameters_of
 from nas.training.weighing import how_parts_add_up
 
 # Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
@@ -51,6 +52,11 @@ class Job:
     benchmark: NasBench201Table | None = None
     progress: bool = True
     distillation: Distillation | None = None
+
+    @functools.cached_property
+    def task_state(self) -> TaskState:
+        """The state of the task. Every stage begins with the one that the task had at the first use of this."""
+        return TaskState(self.task)
 
     @property
     def training_task(self) -> Task:

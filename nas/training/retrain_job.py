@@ -31,7 +31,7 @@ from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.schedule import Linear, initial_lr, learning_rates
-from nas.training.task_state import TaskState, modules_of
+from nas.training.task_state import modules_of
 from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import check_saves_all, try_training
 from nas.training.unsaved_numbers import UnsavedNumbers
@@ -181,10 +181,11 @@ class RetrainJob:
             scaler=job.runtime.precision.scaler(),
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
-            task=TaskState(job.task),
+            task=job.task_state,
             generators=OwnGenerators({"network": network, "task": job.task, "augment": job.data.augment}),
         )
         seed_layers(job.seed)
+        job.task_state.reset()
 
         def check_genotype(saved: Mapping[str, Any], source: Path) -> None:
             genotype.check_same(saved.get("genotype"), source=source)

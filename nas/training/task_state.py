@@ -58,6 +58,13 @@ class TaskState:
         return before is not None and torch.equal(before.to(tensor.dtype), tensor.cpu())
 
     @torch.no_grad()
+    def reset(self) -> None:
+        """Restores the numbers of the construction, with which each stage of a run begins."""
+        for name, tensor in self._tensors():
+            if name in self._before and self._before[name].shape == tensor.shape:
+                tensor.copy_(self._before[name])
+
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned. Ignores tensors that the task does not have, or of another shape: a run
         may be continued with another loss."""

@@ -82,6 +82,9 @@ def test_what_a_loss_changes_goes_into_a_new_one():
     saved.loss(*BATCH)
     content = {name: value.clone() for name, value in state.state_dict().items()}
     assert sorted(content) == ["loss.mean", "loss.not_in_a_state_dict"]
+    state.reset()
+    assert (state.state_dict(), first.mean) == ({}, 1)
+    first.mean.copy_(content["loss.mean"])
     restored = task(second)
     TaskState(restored).load_state_dict(content)
     assert torch.equal(second.mean, first.mean)
