@@ -93,8 +93,8 @@ class SearchState:
             "metrics": self.metrics,
             "weights_meter": self.weights_meter.state_dict(),
             "arch_meter": self.arch_meter.state_dict(),
-            **({} if self.task is None else {"task": self.task.state_dict()}),
-            **({} if self.generators is None else {"generators": self.generators.state_dict()}),
+            **({} if self.task is None else {"task": distributed.of_all(self.task.state_dict())}),
+            **({} if self.generators is None else {"generators": distributed.of_all(self.generators.state_dict())}),
             **({} if self.timed is None else {"timed": self.timed.state_dict()}),
         }
 
@@ -113,9 +113,9 @@ class SearchState:
             if isinstance(self.sampler, LossSampler) or (isinstance(self.sampler, Stateful) and state["sampler"]):
                 self.sampler.load_state_dict(state["sampler"])
             if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
-                self.task.load_state_dict(state["task"])
-            if self.generators is not None:
-                self.generators.load_state_dict(state.get("generators", {}))
+                self.task.load_state_dict(distributed.of_this_process(state["task"]))
+            if self.generators is not None and "generators" in state:
+                self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
             self.generator.set_state(state["generator"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])

@@ -104,9 +104,9 @@ class RetrainState:
             "meter": self.meter.state_dict(),
         }
         if self.task is not None:
-            state["task"] = self.task.state_dict()
+            state["task"] = distributed.of_all(self.task.state_dict())
         if self.generators is not None:
-            state["generators"] = self.generators.state_dict()
+            state["generators"] = distributed.of_all(self.generators.state_dict())
         if self.average is not None:
             state |= {
                 "trained_network": self.network.state_dict(),
@@ -128,9 +128,9 @@ class RetrainState:
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
             if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
-                self.task.load_state_dict(state["task"])
-            if self.generators is not None:
-                self.generators.load_state_dict(state.get("generators", {}))
+                self.task.load_state_dict(distributed.of_this_process(state["task"]))
+            if self.generators is not None and "generators" in state:
+                self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.metrics = state["metrics"]
             self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)

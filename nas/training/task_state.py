@@ -50,12 +50,12 @@ class TaskState:
         if self._itself:
             state: dict[str, Any] = self._task.state_dict()
             return state
-        now = {name: tensor.detach() for name, tensor in self._tensors()}
+        now = {name: tensor.detach().cpu() for name, tensor in self._tensors()}  # sent to the first process
         return {name: tensor for name, tensor in now.items() if not self._is_as_before(name, tensor)}
 
     def _is_as_before(self, name: str, tensor: Tensor) -> bool:
         before = self._before.get(name)
-        return before is not None and torch.equal(before.to(tensor.dtype), tensor.cpu())
+        return before is not None and torch.equal(before.to(tensor.dtype), tensor)
 
     @torch.no_grad()
     def reset(self) -> None:

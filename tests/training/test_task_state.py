@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.runtime import distributed
+from nas.training.loop import RetrainState
 from nas.training.task import Classification, Custom
 from nas.training.task_state import TaskState, buffers_kept, modules_of, parameters_of
 from nas.training.unsaved_numbers import UnsavedNumbers
@@ -164,3 +166,15 @@ def test_a_module_that_saves_more_than_its_buffers_is_left_alone(capsys):
     loss(*BATCH)
     numbers.say_which_changed()
     assert not capsys.readouterr().err
+
+
+def test_each_process_goes_on_with_the_loss_of_its_own_share(monkeypatch):
+    """A loss sees the share of its process alone, so its running statistics differ."""
+    network, loss = nn.Linear(3, 3), Running()
+    state = RetrainState(network, torch.optim.SGD(network.parameters(), lr=0.1), task=TaskState(task(loss)))
+    loss.mean.fill_(2.0)
+    monkeypatch.setattr(distributed, "of_all", lambda mine: [mine, {"loss.mean": torch.tensor(3.0)}])
+    saved = state.state_dict()
+    monkeypatch.setattr(distributed, "share", lambda: distributed.Share(1, 2))
+    state.task.load_state_dict(distributed.of_this_process(saved["task"]))
+    assert loss.mean == 3
