@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import nas
+from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
 from nas.methods import CollapseMonitor
 from nas.training.hooks import Hook
@@ -221,6 +222,42 @@ def test_what_was_found_of_the_data_is_said_once(tmp_path, capsys):
     assert "data: 2 classes, 32 images for training; 16 of each class\n" in told.out
 
 
+SHARED = small(1, 2, affine=True)
+
+
+class Forgetful(nn.Sequential):
+    def __init__(self):
+        super().__init__(*small(1, 2, affine=True))
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+class SharedChoice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.choice, self.rest = SHARED[0], small(1, 2, affine=True)[1:]
+
+    def forward(self, x):
+        return self.rest(self.choice(x))
+
+
+class SharedNorm(nn.Module):
+    def __init__(self, learns):
+        super().__init__()
+        self.first, self.rest = SHARED[1].requires_grad_(learns), small(4, 2, affine=True)
+
+    def forward(self, x):
+        return self.rest(self.first(x.expand(-1, 4, -1, -1)))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
+    nas.search(functools.partial(SharedNorm, learns=learns), images(), **SHORT)
+    told = capsys.readouterr().err
+    assert told.count("SharedNorm returns share first (BatchNorm2d): training one of them changes the others") == learns
+
+
 SEARCH = functools.partial(nas.search, small, images(), **SHORT)
 TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
 
@@ -243,6 +280,23 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
         (lambda: SEARCH(batch_size=8.0), ConfigError, "^batch_size is a float, expected a whole number"),
         (lambda: SEARCH(directory=__file__), OutputError, "of the run cannot be made .File exists.; set directory to"),
         (lambda: TRAIN(lr=0.1), ConfigError, "^lr is a float, expected a function of the progress"),
+        (lambda: TRAIN(lr=torch.optim.lr_scheduler.StepLR), ConfigError, "^lr is torch's StepLR, expected a function"),
+        (lambda: SEARCH(temperature=lambda progress: None), ConfigError, "^temperature returns a NoneType, expected a"),
+        (
+            lambda: nas.search(lambda: SHARED, images(), **SHORT),
+            NasError,
+            "returned the model that it had returned bef",
+        ),
+        (
+            lambda: nas.search(SharedChoice, images(), **SHORT),
+            NasError,
+            "the choice choice that it had returned before",
+        ),
+        (
+            lambda: nas.search(Forgetful, images(), **SHORT),
+            NasError,
+            "the Forgetful that .*; end it with `return self`",
+        ),
         (lambda: TRAIN(lr=Linear(0.1, -0.1)), ConfigError, "^lr must be finite and at least 0 throughout, got -0"),
         (lambda: TRAIN(test="nowhere", hooks=[Never()]), DataError, "^the folder nowhere does not exist"),
         (lambda: nas.search(nn.LazyLinear(3), images()), NasError, "^build_model LazyLinear returned a lazy module"),
@@ -263,3 +317,190 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
 def test_mistakes_name_the_arguments(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+class Running(nn.Module):
+    """A loss that divides by a running mean of its values."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, outputs, targets):
+        loss = nn.functional.cross_entropy(outputs, targets)
+        self.mean.mul_(0.5).add_(0.5 * loss.detach())
+        return loss / self.mean
+
+
+class Sharpening:
+    """Gates that become sharper with each draw."""
+
+    relaxed, samples, drawn = True, 1, 0
+
+    def __init__(self):
+        self.own = np.random.default_rng(1)
+
+    def __call__(self, logits, temperature, generator):
+        self.drawn += 1
+        return nas.Softmax()(logits * (self.drawn + self.own.random()), temperature, generator)
+
+    def state_dict(self):
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.drawn = state["drawn"]
+
+
+def test_the_state_of_a_loss_and_of_a_sampler_is_that_of_the_steps_and_is_resumed(tmp_path):
+    class Stop(Hook):
+        def after_step(self, state):
+            if state.epoch == 1:
+                raise RuntimeError("stopped")
+
+    def run(name, **more):
+        loss, sampler = Running(), Sharpening()
+        task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
+        settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
+        found = nas.search(small, images(), task=task, sampler=sampler, directory=tmp_path / name, **settings, **more)
+        return found.metrics["weights/loss"], found.metrics["arch/loss"], loss.mean
+
+    whole = run("whole")
+    with pytest.raises(RuntimeError, match="stopped"):
+        run("part", hooks=[Stop()])
+    assert run("part", resume=True) == whole
+
+
+def hits(outputs, targets):
+    return outputs.argmax(1) == targets
+
+
+class Doubled(nn.Module):
+    def __init__(self, in_channels, num_classes, affine, in_place):
+        super().__init__()
+        self.in_place, self.inner = in_place, small(in_channels, num_classes, affine)
+
+    def forward(self, x):
+        return self.inner(x.mul_(2) if self.in_place else x * 2)
+
+
+def test_a_model_that_writes_into_its_inputs_is_searched_as_one_that_does_not():
+    """All draws of an architecture step run on one batch."""
+
+    def loss(in_place):
+        make = functools.partial(Doubled, in_place=in_place)
+        return nas.search(make, images(), sampler=nas.GumbelSoftmax(samples=3), **SHORT).metrics["arch/loss"]
+
+    assert loss(True) == loss(False)
+
+
+def test_a_teacher_does_not_see_inputs_that_the_network_has_written_into():
+    make = functools.partial(Doubled, in_place=True)
+    settings = {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(36, 2))}
+    nas.search(make, images(), **settings, **SHORT)  # on copies of its own
+    with pytest.raises(NasError, match="the network writes into its inputs, which the teacher is to see as well"):
+        nas.retrain(make, nas.Genotype("custom", {"inner.0": "wide"}), images(), **settings, **RETRAIN)
+
+
+@pytest.mark.parametrize(
+    ("lr", "first"),
+    [
+        (lambda done: 0.25 - done, 0.25),
+        (lambda start: lambda done: 2 * start, 0.05),
+        (lambda start, end=0.0: Linear(start, end), 0.025),
+        (Linear(0.5, 0.0), 0.5),
+        (functools.partial(Linear, end=0.0), 0.025),
+    ],
+)
+def test_a_learning_rate_is_a_schedule_or_makes_one_from_the_rate_of_the_optimiser(lr, first):
+    assert from_start(lr)(start=0.025)(0.0) == first
+
+
+def custom_task(loss):
+    return nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
+
+
+@pytest.mark.parametrize("task", [None, custom_task(nn.CrossEntropyLoss())])
+def test_labels_that_are_no_integers_are_refused_before_scoring(task):
+    pixels, labels = images()
+    net = TRAIN(task=task)
+    refused = pytest.raises(NasError, match=r"needs class labels|task\.(loss|metric)|has targets|has channels None")
+    for test in (pixels, labels.float()), (pixels, torch.eye(2)[labels]):
+        with refused:
+            nas.evaluate(net, test)
+        with refused:
+            TRAIN(task=task, test=test, hooks=[Never()])
+
+
+def test_examples_of_the_training_that_are_scored_are_said(capsys):
+    net = TRAIN(test=images(seed=1))
+    nas.evaluate(net, images(seed=1))
+    said = "warning: the examples to score are those that the network was trained on"
+    assert said not in capsys.readouterr().err
+    nas.evaluate(net, images())
+    assert said in capsys.readouterr().err
+    TRAIN(test=images())
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(torch.tensor([1.0, 2.0], dtype=torch.float64)),
+        nn.CrossEntropyLoss(torch.tensor([1, 2])),
+        functools.partial(nn.functional.cross_entropy, weight=torch.tensor([1.0, 2.0], dtype=torch.float64)),
+    ],
+)
+def test_class_weights_may_be_of_another_type(loss):
+    expected = SEARCH(task=custom_task(nn.CrossEntropyLoss(torch.tensor([1.0, 2.0])))).metrics["weights/loss"]
+    assert SEARCH(task=custom_task(loss)).metrics["weights/loss"] == expected
+
+
+class Detached(Sharpening):
+    def __call__(self, logits, temperature, generator):
+        return super().__call__(logits.detach(), temperature, generator)
+
+
+@pytest.mark.parametrize(("sampler", "said"), [(Detached(), True), (Sharpening(), False), (nas.Uniform(), False)])
+def test_gates_without_a_gradient_are_said(capsys, sampler, said):
+    SEARCH(sampler=sampler)
+    assert ("have no gradient, so the logits stay as they begin" in capsys.readouterr().err) is said
+
+
+def test_a_task_of_ones_own_returns_one_number():
+    class Each(type(custom_task(nn.CrossEntropyLoss()))):
+        def loss(self, outputs, targets):
+            return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+        def check(self, outputs, targets, spec):
+            pass
+
+    with pytest.raises(NasError, match="let the loss return its mean over the batch"):
+        SEARCH(task=Each(loss=nn.CrossEntropyLoss(), metric=hits, name="hits", higher_is_better=True))
+
+
+def test_a_sampler_that_is_used_again_begins_anew():
+    sampler = Sharpening()
+    first, second = (SEARCH(sampler=sampler).metrics["arch/loss"] for _ in range(2))
+    assert first == second
+    assert sampler.drawn == 0
+
+
+def test_numbers_of_numpy_are_as_those_of_python():
+    settings = {
+        "epochs": np.int64(1),
+        "batch_size": np.int32(8),
+        "seed": np.int64(3),
+        "weight_fraction": np.float32(0.5),
+    }
+    found = nas.search(small, images(), **SHORT | settings)
+    assert found.metrics["weights/loss"] == SEARCH(seed=3).metrics["weights/loss"]
+    net = nas.retrain(small, found.genotype, images(), **RETRAIN | {"batch_size": np.int64(8)})
+    assert nas.evaluate(net, images(), batch_size=np.int64(5)) == nas.evaluate(net, images(), batch_size=5)
+
+
+def test_classes_may_be_named_by_numbers(tmp_path):
+    net = TRAIN(classes=[3, 7], directory=tmp_path / "run", **FILES)
+    assert net.spec.class_names == ("3", "7")
+    assert nas.load(tmp_path / "run", allow=[small])(torch.zeros(1, 1, 6, 6)).shape == (1, 2)
+    with pytest.raises(DataError, match="classes of train are the text 'ab', expected a list of names"):
+        TRAIN(classes="ab")

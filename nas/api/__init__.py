@@ -29,7 +29,7 @@ from torch import nn
 
 from nas.adapt.file_times import FileTimes
 from nas.adapt.teacher import Teacher
-from nas.api.arguments import FORMATS, check_arguments, deriver_of, format_called, from_start, job_of
+from nas.api.arguments import FORMATS, deriver_of, format_called, from_start, job_of, numbers_of
 from nas.api.found import Found, genotype_of, supernet_of
 from nas.api.own_process import own_process
 from nas.api.run_records import opened_records, plain, recorded_settings, resumed_directory
@@ -145,8 +145,7 @@ def search(
     """
     given_here = dict(locals())  # first, when there is nothing but the arguments
     with named_as_arguments(), own_process():
-        check_arguments(SearchOptions, given_here)
-        options = SearchOptions(**{field.name: given_here[field.name] for field in fields(SearchOptions)})
+        options = SearchOptions(**numbers_of(SearchOptions, given_here))
         job = job_of(build_model, train, given_here)
         parts = SearchParts(
             sampler=sampler,
@@ -233,9 +232,7 @@ def retrain(
     """
     given_here = dict(locals())  # as in `search`
     with named_as_arguments(), own_process():
-        check_arguments(RetrainOptions, given_here)
-        numbers = {field.name: given_here[field.name] for field in fields(RetrainOptions)}
-        options = RetrainOptions(**numbers | {"network": dict(network or {})})
+        options = RetrainOptions(**numbers_of(RetrainOptions, given_here) | {"network": dict(network or {})})
         job = job_of(build_model, train, given_here)
         chosen = genotype_of(genotype)
         supernet = supernet_of(genotype, resumes=bool(resume)) if options.inherits else None

@@ -1,10 +1,13 @@
 """Checks the arguments of `nas.api`, and makes the parts of a job of them."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from nas.adapt.teacher import teacher_of
 from nas.data import given
@@ -63,9 +66,21 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is {got}, expected {expected}", fix=fix)
 
 
+def numbers_of(options: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that are fields of `options`, with numbers of NumPy as Python's. Raises as
+    `check_arguments` does."""
+    check_arguments(options, arguments)
+    kinds = get_type_hints(options)
+    return {
+        name: kind(arguments[name]) if (kind := kinds[name]) in NUMBERS else arguments[name]
+        for name in options.__dataclass_fields__  # type: ignore[attr-defined]
+    }
+
+
 def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
     """What both stages share, from the arguments of `nas.search` or `nas.retrain`."""
-    check_seed(arguments["seed"])
+    seed = int(arguments["seed"])  # of NumPy its text, of which other seeds are made, is another
+    check_seed(seed)
     runtime = runtime_on(arguments["device"])
     reading = given.Reading(classes=arguments["classes"], image_size=arguments["image_size"])
     data = given.training(train, reading, augment=arguments["augment"])
@@ -77,12 +92,12 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
         space=space,
         task=task,
         data=data,
-        seed=arguments["seed"],
+        seed=seed,
         benchmark=arguments.get("benchmark"),
         progress=arguments["progress"] and distributed.first(),
         distillation=None
         if teacher is None
-        else teacher_of(teacher).distillation(space, data.spec, runtime, seed=arguments["seed"]),
+        else teacher_of(teacher).distillation(space, data.spec, runtime, seed=seed),
     )
 
 
@@ -107,8 +122,33 @@ def deriver_of(space: Space) -> Deriver:
 
 
 def from_start(lr: Any) -> Callable[..., Any]:
-    """What makes a schedule from the optimiser's learning rate; a schedule that is made already is taken as it is."""
-    return lr if callable_itself(lr) else lambda start: lr
+    """Returns what makes a schedule from the optimiser's learning rate.
+
+    A schedule that is made already, and a function of one argument that is not called ``start``, are schedules
+    themselves. Raises ConfigError for schedulers of torch.
+    """
+    made = lr.func if isinstance(lr, functools.partial) else lr
+    kind = made if isinstance(made, type) else type(made)
+    if issubclass(kind, LRScheduler):
+        raise ConfigError(
+            f"lr is torch's {kind.__name__}, expected a function of the progress in [0, 1], as a run may be "
+            "continued at any step",
+            fix="give e.g. nas.training.Cosine or functools.partial(nas.training.Step, factor=0.1)",
+        )
+    return lr if callable_itself(lr) and not is_schedule(lr) else lambda start: lr
+
+
+def is_schedule(function: Any) -> bool:
+    """Whether a function takes one argument by its place, and none that is called ``start``."""
+    if isinstance(function, type):
+        return False
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some functions that are not written in Python have no signature
+        return False
+    needed = [one for one in parameters.values() if one.default is one.empty]
+    by_place = [one for one in needed if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return "start" not in parameters and len(by_place) == len(needed) == 1
 
 
 def runtime_on(device: str | Runtime) -> Runtime:

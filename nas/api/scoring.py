@@ -1,5 +1,6 @@
 """A trained network that somebody gives, and what it is scored on, or compared on."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from nas.data.loader import Loader
 from nas.data.spec import ImageSpec
 from nas.errors import ConfigError
 from nas.formats.export_trained import EXAMPLES
+from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.training.job import Job
 from nas.training.scored import bundle_to_score
@@ -64,7 +66,14 @@ def split_to_score(test: Any, trained: Trained) -> DataBundle:
         return bundle_to_score(ImageFolder(root=str(test), image_size=size, channels=channels), trained, same=False)
     if isinstance(test, given.Family):
         return bundle_to_score(test, trained, same=trained.config.get("data") == plain(test))
-    return given.to_score(test, spec, given.Reading())
+    data = given.to_score(test, spec, given.Reading())
+    if trained.trained_on is not None and data.trained_on == trained.trained_on and distributed.first():
+        print(
+            "warning: the examples to score are those that the network was trained on: the score is better than on new "
+            "ones",
+            file=sys.stderr,
+        )
+    return data
 
 
 def training_examples(job: Job) -> Any:

@@ -16,6 +16,7 @@ from nas.errors import ConfigError, DataError, described
 from nas.runtime.user_functions import Factory, call, import_path
 
 READ_AHEAD = 64  # items that a worker process reads at a time while the labels are collected
+READ_TWICE = 16  # items that are read again, to find what is random: a flip of every second item misses 1 in 65,536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,13 @@ def class_names(labels: Sequence[Tensor], names: Sequence[str] | None, *, what: 
     labels: of each split, the training split first; empty if targets are values. names: the given names. what: names
     the source of the labels in errors. Raises DataError if the integers are no class labels.
     """
+    if isinstance(names, str):
+        raise DataError(
+            f"classes of {what} are the text {names!r}, expected a list of names", fix="give ['a', 'b', ...]"
+        )
+    names = None if names is None else tuple(map(str, names))
     if not labels:
-        return tuple(names or ())
+        return names or ()
     lowest, highest = (int(extreme) for extreme in torch.cat(list(labels)).aminmax())
     # Without names, the largest label gives the number of classes. More classes than examples are an error.
     most = max(2, len(labels[0])) if names is None else len(names)
@@ -126,26 +132,35 @@ def class_names(labels: Sequence[Tensor], names: Sequence[str] | None, *, what: 
             f"labels from 0 to at most {most - 1}",
             fix="count the classes from 0, name all in data.classes, or return floats if they are values",
         )
-    return tuple(map(str, range(max(2, highest + 1))) if names is None else names)
+    return tuple(map(str, range(max(2, highest + 1)))) if names is None else names
 
 
 class Items:
     """The items of a Dataset as tensors of the types that networks take (a `Source`). Every item is checked.
 
     what: names the data set in messages. like: an example with the types and shapes that all items must have; None: the
-    first item. Raises DataError if an item is malformed, differs from `like`, or changes when it is read again.
+    first item. Raises DataError if an item is malformed, differs from `like`, changes when it is read again, or is
+    overwritten when others are read. The length is that at construction.
     """
 
     def __init__(self, dataset: Any, what: str, *, like: tuple[Inputs, Tensor] | None = None) -> None:
         self._dataset = dataset
+        self._length = len(dataset)
         self._what = what
         self.like = like or self._read(0)
-        first, again = self[0], self[0]
-        if any(not torch.equal(a, b) for a, b in zip(tensors(first), tensors(again), strict=True)):
-            self._reject(0, "different each time it is read", "the same: put what is random into data.augment")
+        read: dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
+        for index in range(0, self._length, -(-self._length // READ_TWICE)):
+            item = tensors(self[index])
+            read[index] = item, tuple(map(Tensor.clone, item))
+        for index, (item, copies) in read.items():  # first, as reading an item again may write into its own memory
+            if not all(map(same, item, copies)):
+                self._reject(index, "overwritten when another item is read", "a tensor of its own: return a clone()")
+        for index, (_, copies) in read.items():
+            if not all(map(same, tensors(self[index]), copies)):
+                self._reject(index, "different each time it is read", "the same: put what is random into data.augment")
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return self._length
 
     def __getitem__(self, index: int) -> tuple[Inputs, Tensor]:
         item = self._read(index)
@@ -179,11 +194,13 @@ class Items:
             kinds = ", ".join(type(tensor).__name__ for tensor in parts)
             self._reject(index, f"inputs of type {kinds or '()'}", "a tensor, or a tuple of tensors")
         try:
-            target = torch.as_tensor(target)
+            target = torch.as_tensor(target).detach()
         except (TypeError, ValueError, RuntimeError):
             self._reject(index, f"a target of type {type(target).__name__}", "a number or a tensor")
-        rounded = mapped(lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor, inputs)
-        return rounded, target.float() if target.is_floating_point() else target.long()
+        for tensor in (*parts, target):
+            if strange := unreadable(tensor, is_target=tensor is target):
+                self._reject(index, strange, "dense tensors, and a target of real numbers")
+        return mapped(rounded, inputs), target.float() if target.is_floating_point() else target.long()
 
     def _reject(self, index: int, got: str, expected: str, cause: Exception | None = None) -> NoReturn:
         raise DataError(
@@ -197,6 +214,25 @@ def map_style(dataset: Any) -> bool:
 
 def tensors(item: tuple[Inputs, Tensor]) -> tuple[Tensor, ...]:
     return (*each(item[0]), item[1])
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    """Returns the numbers in single precision if they are in double precision. The tensor has no history of
+    gradients."""
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def unreadable(tensor: Tensor, *, is_target: bool) -> str:
+    """Returns what a tensor is that no batch can be made of, or no loss for a target; empty if there is no problem."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "a sparse or nested tensor"
+    return "a target of complex numbers" if is_target and tensor.is_complex() else ""
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape have the same numbers, of which some may be NaN."""
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def form(item: tuple[Inputs, Tensor]) -> str:

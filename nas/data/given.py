@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nas.data.bundle import DataBundle, Split
-from nas.data.custom import Items, class_labels, class_names, map_style, name_of
+from nas.data.custom import Items, class_labels, class_names, map_style, name_of, rounded, unreadable
 from nas.data.image_folder import ImageFolder
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.spec import DataSpec, ImageSpec, Preparation
@@ -139,16 +139,19 @@ def spec_of(
         "target_shape": tuple(target.shape),
         "class_names": names,
     }
-    if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 3 and names:
-        channels, *_, last = inputs.shape
-        if last in CHANNELS and channels not in CHANNELS and distributed.first():
+    if isinstance(inputs, Tensor) and inputs.ndim == 3 and names:
+        channels, middle, last = inputs.shape
+        comes_last = last in CHANNELS and channels not in CHANNELS
+        # Other numbers than pixels may have any shape; two equal sizes are height and width.
+        if comes_last and (inputs.dtype == torch.uint8 or channels == middle) and distributed.first():
             print(
                 f"warning: the images of {what} have the shape {tuple(inputs.shape)}, which is read as (channels, "
                 "height, width); give channels that come last as images.permute(0, 3, 1, 2)",
                 file=sys.stderr,
             )
-        mean, std = channel_statistics(images())
-        return ImageSpec(**known, mean=mean, std=std)
+        if inputs.dtype == torch.uint8:
+            mean, std = channel_statistics(images())
+            return ImageSpec(**known, mean=mean, std=std)
     return DataSpec(**known, input_dtypes=tuple(name_of(tensor.dtype) for tensor in each(inputs)))
 
 
@@ -160,22 +163,27 @@ def some_images(items: Items) -> Iterator[Tensor]:
 
 
 def prepared(inputs: Any, targets: Any, what: str) -> tuple[Inputs, Tensor]:
-    """On the CPU, numbers in double precision rounded to float32, as items of a data set are."""
+    """Returns both on the CPU, with numbers in double precision rounded to float32, as items of a data set are."""
     if not isinstance(targets, Tensor):
         raise DataError(f"the targets of {what} are several tensors, expected one", fix="join them into one tensor")
 
-    def rounded(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu()
-        return tensor.float() if tensor.dtype == torch.float64 else tensor
-
+    for tensor in (*tensors(inputs), targets):
+        if strange := unreadable(tensor, is_target=tensor is targets):
+            raise DataError(
+                f"{what} has {strange}, expected dense tensors, and targets of real numbers",
+                fix="give inputs.to_dense(), and complex targets as torch.view_as_real(targets)",
+            )
     lengths = {len(tensor) if tensor.ndim else 0 for tensor in (*tensors(inputs), targets)}
     if len(lengths) > 1:
         raise DataError(
             f"the tensors of {what} have {', '.join(map(str, sorted(lengths)))} examples, expected equally many",
             fix="give a target for each input",
         )
-    moved = tuple(map(rounded, tensors(inputs)))
-    return (moved[0] if isinstance(inputs, Tensor) else moved), rounded(targets)
+    moved = tuple(rounded(tensor.cpu()) for tensor in tensors(inputs))
+    targets = targets.detach().cpu()
+    return moved[0] if isinstance(
+        inputs, Tensor
+    ) else moved, targets.float() if targets.is_floating_point() else targets
 
 
 def is_tensors(given: Any) -> bool:

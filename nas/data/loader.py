@@ -55,7 +55,10 @@ class Loader:
     share: Share = WHOLE
 
     def __post_init__(self) -> None:
-        what, size = self.what, self.batch_size
+        what, size = self.what, self.batch_size = (
+            self.what,
+            int(self.batch_size),
+        )  # of NumPy, torch does not split by it
         if size < 1:
             raise ConfigError(f"{what} must be at least 1, got {size}", fix=f"set {what} to e.g. 64")
         self.share.check(size, what)

@@ -1,5 +1,6 @@
 """The shapes, types, classes and statistics of a data set, for a network and for an exported artefact."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
@@ -7,9 +8,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Generator, Tensor
 
-from nas.data.inputs import Inputs
+from nas.data.inputs import Inputs, each, mapped
 from nas.data.transforms import Augment
-from nas.errors import DataError
+from nas.errors import ConfigError, DataError, NasError, described
 
 # (inputs of a batch, generator) -> inputs of the network. Random numbers come from the generator, which is on the CPU.
 Preparation = Callable[[Inputs, Generator], Inputs]
@@ -103,7 +104,7 @@ class DataSpec:
     def preparation(self, augment: Augment | Preparation | None, device: torch.device) -> Preparation:
         """Returns the function that prepares a batch for the network, on `device`. augment: None for none."""
         assert not isinstance(augment, Augment)  # an Augment is for images, which have an ImageSpec
-        return augment or (lambda inputs, generator: inputs)
+        return (lambda inputs, generator: inputs) if augment is None else functools.partial(augmented, augment)
 
     @property
     def must_match(self) -> dict[str, object]:
@@ -197,6 +198,33 @@ class ImageSpec(DataSpec):
         order = "one grey channel" if self.channels == 1 else "channels in the order red, green, blue (RGB)"
         colours = f", {order}" if self.channels in (1, 3) else ""
         return f"float32 (batch, channels, height, width): pixels in [0, 1], less mean, divided by std{colours}"
+
+
+def augmented(augment: Preparation, inputs: Inputs, generator: Generator) -> Inputs:
+    """Returns what a user's own function makes of the inputs of a batch. Raises ConfigError if the function fails, or
+    returns something else than as many inputs."""
+    examples = len(each(inputs)[0])
+    expected = "a tensor, or a tuple of tensors, with as many examples"
+    try:
+        made: Any = augment(inputs, generator)
+    except NasError:
+        raise
+    except Exception as error:  # of a user's own code
+        raise ConfigError(
+            f"data.augment fails on a batch of {examples} ({described(error)}), expected a function of (inputs, "
+            f"generator) that returns {expected}",
+            fix="correct data.augment; --debug shows where it stopped",
+        ) from error
+    parts = each(made)
+    if not parts or not all(isinstance(one, Tensor) and one.ndim and len(one) == examples for one in parts):
+        got = ", ".join(
+            str(tuple(one.shape)) if isinstance(one, Tensor) else f"a {type(one).__name__}" for one in parts
+        )
+        raise ConfigError(
+            f"data.augment returned {got or '()'} for a batch of {examples}, expected {expected}",
+            fix="let it return the inputs alone, all of them: targets do not go through it",
+        )
+    return mapped(Tensor.detach, made)
 
 
 def _plain(value: Any) -> Any:

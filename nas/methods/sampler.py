@@ -118,6 +118,15 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """A sampler with a state, which the checkpoint of a search holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
 class LossSampler(Sampler, Protocol):
     """A sampler whose logits learn only from the losses of the drawn networks.
 
@@ -143,9 +152,32 @@ class LossSampler(Sampler, Protocol):
 
 
 def draw(sampler: Sampler, arch: ArchParams, temperature: float, generator: torch.Generator) -> Gates:
-    """Draws the gates of all choices of `arch`, in its order, for one step. Adds the shares, which are not drawn."""
+    """Draws the gates of all choices of `arch`, in its order, for one step. Adds the shares, which are not drawn.
+
+    Raises ConfigError if the sampler returns something else than gates of all candidates.
+    """
     gates, shares = sampler(arch.masked(), temperature, generator), arch.shares()
+    check_drawn(gates, sampler, arch.logits.shape)
     return gates if shares is gates.shares else dataclasses.replace(gates, shares=shares)
+
+
+def check_drawn(gates: Any, sampler: Sampler, shape: torch.Size) -> None:
+    """Raises ConfigError unless the gates are those of a matrix of logits of this shape."""
+    right = isinstance(gates, Gates) and isinstance(gates.weights, Tensor) and gates.weights.shape == shape
+    if right and (gates.drawn is None or (gates.drawn.shape == shape[:1] and gates.drawn.dtype == torch.int64)):
+        return
+    got = f"a {type(gates).__name__}"
+    if isinstance(gates, Gates):
+        forms = (
+            f"{str(one.dtype)[6:]} {tuple(one.shape)}" if isinstance(one, Tensor) else f"a {type(one).__name__}"
+            for one in (gates.weights, gates.drawn)
+        )
+        got = "gates with weights, drawn of {} and {}".format(*forms)
+    raise ConfigError(
+        f"the sampler {type(sampler).__name__} returned {got} for logits of {tuple(shape)}",
+        fix="return nas.methods.sampler.Gates(weights, drawn): weights of the shape of the logits; drawn an index for "
+        "each row as int64, or None if all candidates run",
+    )
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:

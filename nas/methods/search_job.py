@@ -1,5 +1,7 @@
 """A search from plain objects: what is built and checked before it, its run, and what it reports."""
 
+import contextlib
+import copy
 import functools
 import sys
 from collections.abc import Mapping
@@ -7,8 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from nas.data.bundle import Split
+from nas.data.inputs import Inputs, each
 from nas.data.loader import Loader, search_batches
 from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
@@ -22,6 +26,7 @@ from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationG
 from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.regulariser import Sum
+from nas.methods.sampler import Stateful
 from nas.methods.search_options import SearchOptions, SearchParts
 from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
@@ -30,10 +35,12 @@ from nas.runtime import distributed
 from nas.runtime.memory import available_memory
 from nas.runtime.runtime import derived_seed, seed_layers
 from nas.settings.building import callable_itself, complete
+from nas.spaces.mixed_edges import CellSpace
 from nas.spaces.space import Space
 from nas.storage import atomic
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
+from nas.supernet.idle_choices import idle_choices
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.distillation import attached
@@ -42,10 +49,14 @@ from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
 from nas.training.job import Job, check_learns, taking, two_examples, two_of
 from nas.training.loop import TrainingStep
+from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.schedule import initial_lr, learning_rates, positive
 from nas.training.trial_training import try_small
+from nas.training.unsaved_numbers import UnsavedNumbers
+
+NAMED = 3  # choices that a warning lists
 
 
 class SearchJob:
@@ -60,18 +71,27 @@ class SearchJob:
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
         self.sampler = parts.sampler
+        if isinstance(parts.sampler, Stateful):  # begins as it is given, also in another search
+            with contextlib.suppress(Exception):  # of objects that cannot be copied, e.g. open files
+                self.sampler = copy.deepcopy(parts.sampler)
         self._build_state(parts)
         self._holding = functools.partial(holding, parts.deriver)
         self.deriver = self._holding(self.derived.limits)
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
+        numbers = UnsavedNumbers({"augment": job.data.augment})
         whole = next(self.arch_loader.epoch(0))
+        numbers.say_which_changed()
         inputs, targets = two_of(whole)
+        before = [one._version for one in each(inputs)]
         with taking(self.state.supernet, inputs):
             outputs = check_shapes(self.state.supernet, inputs)
+        if before != [one._version for one in each(inputs)]:  # a search runs several networks on one batch
+            self.state.supernet.register_forward_pre_hook(with_inputs_of_its_own)
         job.check_outputs(outputs, targets)
         job.check_taught(self.state.supernet, inputs, outputs)
         job.check_parts(outputs, whole[1])
+        self._warn_of_idle_choices(inputs)
         self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
         if job.benchmark is not None:
             job.benchmark.check(job.space.options(job.data.spec))
@@ -115,6 +135,10 @@ class SearchJob:
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
             sampler=self.sampler,
+            task=job.task_state,
+            generators=OwnGenerators(
+                {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
+            ),
         )
         # Before candidates may be exported and timed.
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
@@ -212,6 +236,17 @@ class SearchJob:
                 file=sys.stderr,
             )
 
+    def _warn_of_idle_choices(self, inputs: Inputs) -> None:
+        """Warns of choices that have no part in what the model returns. Cells of published spaces have none."""
+        idle = [] if isinstance(self.job.space, CellSpace) else idle_choices(self.state.supernet, inputs)
+        if idle and distributed.first():
+            print(
+                f"warning: the choice {', '.join(idle[:NAMED])}{', ...' if len(idle) > NAMED else ''} has no part in "
+                "what the model returns, as it does not run, or runs without gradients: what is derived for it is left "
+                "to chance",
+                file=sys.stderr,
+            )
+
     def _try_step(self) -> None:
         """One step on trial; prints what the search will take by it."""
         (weight_batch, arch_batch) = next(search_batches(self.weight_loader, self.arch_loader, 0))
@@ -251,6 +286,7 @@ class SearchJob:
                 records.tracker.derived(state.genotype.choices)
 
         seed_layers(job.seed)
+        job.task_state.reset()
         stage = records.stage("search")
         stage.resume(state, data=job.data, seen=self.seen, loader=self.weight_loader)
         distributed.start_alike(state.supernet)
@@ -342,3 +378,8 @@ class SearchJob:
             return {}
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}
+
+
+def with_inputs_of_its_own(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward hook that gives a model copies of its inputs, which it writes into."""
+    return tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from nas.methods.sampler import LossSampler, Sampler, refuse_nan
+from nas.methods.sampler import LossSampler, Sampler, Stateful, refuse_nan
 from nas.methods.timed_limit import TimedLimit
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved, unsaved
@@ -21,6 +21,8 @@ from nas.storage import checkpoint_file
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.training.meter import Meter
+from nas.training.own_generators import OwnGenerators
+from nas.training.task_state import TaskState
 
 
 @dataclass
@@ -50,6 +52,8 @@ class SearchState:
     metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch done
     temperature: float = 1.0  # of the epoch that runs
     steps: int = 0  # an epoch has
+    task: TaskState | None = None  # what the loss itself changes, if it may change something
+    generators: OwnGenerators | None = None  # that the model, the sampler and others hold
     timed: TimedLimit | None = None  # a cap on measured time, whose measurements the architecture learns from
     weights_meter: Meter = field(init=False)
     arch_meter: Meter = field(init=False)
@@ -77,7 +81,7 @@ class SearchState:
             "arch_optim": self.arch_optim.state_dict(),
             "scaler": self.scaler.state_dict(),
             "guard": self.guard.state_dict(),
-            "sampler": self.sampler.state_dict() if isinstance(self.sampler, LossSampler) else {},
+            "sampler": self.sampler.state_dict() if isinstance(self.sampler, Stateful) else {},
             "generator": self.generator.get_state(),
             "random": random_state(),
             "epoch": self.epoch,
@@ -89,6 +93,8 @@ class SearchState:
             "metrics": self.metrics,
             "weights_meter": self.weights_meter.state_dict(),
             "arch_meter": self.arch_meter.state_dict(),
+            **({} if self.task is None else {"task": distributed.of_all(self.task.state_dict())}),
+            **({} if self.generators is None else {"generators": distributed.of_all(self.generators.state_dict())}),
             **({} if self.timed is None else {"timed": self.timed.state_dict()}),
         }
 
@@ -103,8 +109,13 @@ class SearchState:
             self.arch_optim.load_state_dict(state["arch_optim"])
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
-            if isinstance(self.sampler, LossSampler):
+            # A sampler of the user's own may have got a state since then.
+            if isinstance(self.sampler, LossSampler) or (isinstance(self.sampler, Stateful) and state["sampler"]):
                 self.sampler.load_state_dict(state["sampler"])
+            if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
+                self.task.load_state_dict(distributed.of_this_process(state["task"]))
+            if self.generators is not None and "generators" in state:
+                self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
             self.generator.set_state(state["generator"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])

@@ -22,6 +22,7 @@ from nas.supernet.undisturbed import undisturbed
 from nas.training.batch_norm import batch_statistics, frozen_norms, recalibrate
 from nas.training.evaluate import Score
 from nas.training.task import Task
+from nas.training.task_state import buffers_kept
 from nas.training.weighing import MeanLoss, mean
 
 
@@ -134,12 +135,13 @@ class Judge:
         loss = MeanLoss(self.task)
         looked_at = self._whole() if self._reads_anew and batches is None else self.validation[:batches]
         examples = 0
-        for (inputs, targets), gates_now in zip(looked_at, by_key, strict=False):
-            with gates(self.choices, gates_now), self.precision.autocast():
-                outputs = self.supernet(*each(inputs))
-                loss.add(self.task.loss(outputs, targets), targets)
-            metric += self.task.measure(outputs, targets).sum()
-            examples += len(targets)
+        with buffers_kept(self.task):  # training goes on with the loss
+            for (inputs, targets), gates_now in zip(looked_at, by_key, strict=False):
+                with gates(self.choices, gates_now), self.precision.autocast():
+                    outputs = self.supernet(*each(inputs))
+                    loss.add(self.task.loss(outputs, targets), targets)
+                metric += self.task.measure(outputs, targets).sum()
+                examples += len(targets)
         metrics, losses, weights = distributed.averaged([float(metric), *loss.sums()])
         return Score(metrics / examples, mean(losses, weights), distributed.world() * examples)
 

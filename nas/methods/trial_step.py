@@ -1,5 +1,6 @@
 """Runs one trial step of a search before anything is written, to find errors early and to measure the step."""
 
+import sys
 import time
 from collections.abc import Iterator
 
@@ -11,15 +12,18 @@ from nas.data.loader import Batch
 from nas.errors import DivergenceError, SpaceError
 from nas.methods.estimate import Measured
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import Gates, draw, read_on_host
+from nas.methods.sampler import Gates, Uniform, draw, read_on_host
+from nas.runtime import distributed
 from nas.runtime.nonfinite import Guard, Reading
 from nas.runtime.precision import take_step
 from nas.runtime.runtime import peak_memory, seed_layers, synchronise
 from nas.training.batch_norm import synchronised
-from nas.training.distillation import attached
+from nas.training.distillation import attached, without_teacher
 from nas.training.job import two_of
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
+from nas.training.task_state import changing, modules_of
+from nas.training.unsaved_numbers import UnsavedNumbers
 
 SEARCH = Trial("a step of the search", "search.batch_size", "optim@weight_optim")
 MOST_CANDIDATES = 8  # of a choice that are tried one by one, on two examples each
@@ -43,10 +47,14 @@ def try_search(
     with epoch and step. Raises SpaceError, naming the module, if the step fails.
     """
     supernet, device = searcher.supernet, searcher.arch.logits.device
+    task = without_teacher(searcher.task)
     objects = [
         *(supernet, searcher.arch, searcher.weight_optim, searcher.arch_optim, searcher.scaler, searcher.guard),
-        *(searcher.sampler, searcher.task, getattr(searcher.task, "task", None), searcher.regulariser, searcher),
+        *(searcher.sampler, searcher.task, task, searcher.regulariser, searcher, *changing(task)),
     ]
+    watched = {"supernet": supernet, "sampler": searcher.sampler, "task": task, **modules_of(task)}
+    watched |= {"weight_optim": searcher.weight_optim, "arch_optim": searcher.arch_optim, "searcher": searcher}
+    watched |= {} if searcher.regulariser is None else getattr(searcher.regulariser, "terms", {})
 
     def step() -> None:
         searcher.weight_step(weight_batch, temperature)
@@ -84,12 +92,26 @@ def try_search(
                 # To warm up. On a CPU the passes above have done so; a GPU's libraries choose kernels for each shape.
                 step()
             synchronise(device)
+            numbers = UnsavedNumbers(watched)
             started = time.perf_counter()
             step()
             synchronise(device)
         except DivergenceError:
             return None
-        return Measured(time.perf_counter() - started, peak_memory(device), device)
+        seconds = time.perf_counter() - started
+        numbers.say_which_changed()
+        if learns and searcher.arch.logits.grad is None and not isinstance(searcher.sampler, Uniform):
+            say_that_logits_rest(searcher.sampler)
+        return Measured(seconds, peak_memory(device), device)
+
+
+def say_that_logits_rest(sampler: object) -> None:
+    if distributed.first():
+        print(
+            f"warning: the gates of the sampler {type(sampler).__name__} have no gradient, so the logits stay as they "
+            "begin: compute the gates from the logits without detach(), or give the sampler what a LossSampler has",
+            file=sys.stderr,
+        )
 
 
 class Quiet(Guard):

@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -12,8 +14,10 @@ from torch.nn.parameter import is_lazy
 
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, SpaceError
+from nas.runtime import distributed
 from nas.runtime.user_functions import Factory, call, import_path
 from nas.spaces.space import Space
+from nas.supernet.choice import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +41,15 @@ class Custom(Space):
 
     def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
         """Raises ConfigError if the factory does not take its arguments. Raises SpaceError if the factory returns no
-        module, or a lazy module, whose sizes are unknown before the first forward pass."""
+        module, a lazy module, whose sizes are unknown before the first forward pass, or a model that it has returned
+        before."""
         if isinstance(self.factory, nn.Module):
             if self.arguments:
                 raise ConfigError(
                     f"a model that is built already takes no arguments, got {', '.join(self.arguments)}",
                     fix="give the function or class that builds it as space.factory",
                 )
-            check_sizes_known(self.factory, type(self.factory).__name__)
+            check_usable(self.factory, type(self.factory).__name__)
             return copy.deepcopy(self.factory)
         model = call(
             self.factory,
@@ -62,7 +67,8 @@ class Custom(Space):
                 f"space.factory {import_path(self.factory)} returned a {type(model).__name__}, expected an nn.Module",
                 fix="return the model itself",
             )
-        check_sizes_known(model, import_path(self.factory))
+        check_usable(model, import_path(self.factory))
+        check_new(model, import_path(self.factory))
         return model
 
     def described(self) -> dict[str, object]:
@@ -81,8 +87,43 @@ class Custom(Space):
             yield
 
 
-def check_sizes_known(model: nn.Module, name: str) -> None:
-    """Raises SpaceError for a lazy module. name: of what made the model."""
+# The modules that factories have returned, as long as they exist; and those of them that a warning has named.
+_RETURNED: "WeakSet[nn.Module]" = WeakSet()
+_SAID: "WeakSet[nn.Module]" = WeakSet()
+
+
+def check_new(model: nn.Module, name: str) -> None:
+    """Raises SpaceError for a model, or choices in it, that an earlier call has returned: deriving a network replaces
+    choices in place. Prints a warning of other modules with parameters that learn. name: of the factory."""
+    old = [(path, module) for path, module in model.named_modules() if module in _RETURNED]
+    for path, module in old:
+        if module is model or isinstance(module, Choice):
+            raise SpaceError(
+                f"space.factory {name} returned {f'the choice {path}' if path else 'the model'} that it had returned "
+                "before, expected a new one from each call",
+                fix="build all modules inside of it, or give the model itself in its place, which is copied",
+            )
+        learns = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if learns and module not in _SAID and distributed.first():
+            print(
+                f"warning: the models that space.factory {name} returns share {path} ({type(module).__name__}): "
+                "training one of them changes the others; build it inside of the factory, or set requires_grad=False",
+                file=sys.stderr,
+            )
+            _SAID.add(module)
+    for module in model.modules():
+        _RETURNED.add(module)
+
+
+def check_usable(model: nn.Module, name: str) -> None:
+    """Raises SpaceError for a lazy module, and for one whose `train` does not return it. name: of what made the
+    model."""
+    if type(model).train is not nn.Module.train and model.train(model.training) is not model:
+        raise SpaceError(
+            f"train() of the {type(model).__name__} that space.factory {name} returned does not return the model, as "
+            "torch's does",
+            fix="end it with `return self`",
+        )
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise SpaceError(

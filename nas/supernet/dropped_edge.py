@@ -41,7 +41,8 @@ class OutputForm:
         gpus = [given.device] if given.device.type == "cuda" else []
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=gpus):
-                output = module.eval()(*copied(inputs), **{name: copied([value])[0] for name, value in named.items()})
+                module.eval()
+                output = module(*copied(inputs), **{name: copied([value])[0] for name, value in named.items()})
         finally:
             for part, mode in modes:
                 part.training = mode

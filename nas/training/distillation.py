@@ -134,6 +134,11 @@ class Distillation:
         return self.temperature**2 * divergence
 
 
+def versions_of(values: Sequence[Any]) -> list[int]:
+    """How often each tensor has been written into."""
+    return [value._version for value in values if isinstance(value, Tensor) and not value.is_inference()]
+
+
 def is_one_score(outputs: Tensor) -> bool:
     """Whether the outputs are one score an example, of two classes."""
     return outputs.numel() == len(outputs)
@@ -146,6 +151,7 @@ class Distilled:
         self.task = task
         self.distillation = distillation
         self._inputs: Sequence[Any] | None = None
+        self._versions: list[int] = []  # of the inputs
         self._features: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -158,6 +164,11 @@ class Distilled:
         loss = self.task.loss(outputs, targets)
         if inputs is None:
             return loss
+        if self._versions != versions_of(inputs):
+            raise SpaceError(
+                "the network writes into its inputs, which the teacher is to see as well",
+                fix="let it begin with something that is not done in place, e.g. x = x - mean in place of x -= mean",
+            )
         distillation = self.distillation
         term = distillation.term(outputs, inputs, dict(self._features))
         self._features.clear()
@@ -170,10 +181,10 @@ class Distilled:
         # Functions, not methods: a copy of the network shares them, and would copy the teacher with a method.
         def note(module: nn.Module, args: tuple[Any, ...]) -> None:
             if torch.is_grad_enabled():
-                self._inputs = args
+                self._inputs, self._versions = args, versions_of(args)
                 self._features.clear()
 
-        handle = network.register_forward_pre_hook(note)
+        handle = network.register_forward_pre_hook(note, prepend=True)  # before one that copies the inputs
         try:
             with noting(network, self.distillation.features, self._features):
                 yield
@@ -181,6 +192,11 @@ class Distilled:
             handle.remove()
             self._inputs = None
             self._features.clear()
+
+
+def without_teacher(task: Task) -> Task:
+    """Returns the task itself of one that has a teacher."""
+    return task.task if isinstance(task, Distilled) else task
 
 
 def attached(task: Task, network: nn.Module) -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """What the stages of a run have in common: what is searched and trained, on what, and the checks that both make."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.data.bundle import DataBundle
+from nas.data.custom import same
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.errors import ConfigError, NasError, SpaceError, described
@@ -27,6 +29,7 @@ from nas.training.optimizers import build_optimizer
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import place
 from nas.training.task import Task
+from nas.training.task_state import TaskState, changing, parameters_of
 from nas.training.weighing import how_parts_add_up
 
 # Of a network that is built: each module takes some kilobytes and 100 us, each number is a float32.
@@ -49,6 +52,11 @@ class Job:
     benchmark: NasBench201Table | None = None
     progress: bool = True
     distillation: Distillation | None = None
+
+    @functools.cached_property
+    def task_state(self) -> TaskState:
+        """The state of the task. Every stage begins with the one that the task had at the first use of this."""
+        return TaskState(self.task)
 
     @property
     def training_task(self) -> Task:
@@ -83,7 +91,14 @@ class Job:
                 f"the model returns a {type(outputs).__name__}, expected one tensor",
                 fix="return the tensor that the loss is to be computed of",
             )
-        self.task.check(outputs, targets, self.data.spec)
+        before = [(one, one._version, one.clone()) for one in (outputs, targets)]
+        with all_put_back(changing(self.task), device=targets.device):
+            self.task.check(outputs, targets, self.data.spec)
+        if any(one._version != version or not same(one, copy) for one, version, copy in before):
+            raise ConfigError(
+                "the loss or the metric of the task writes into the outputs or the targets, which are used afterwards",
+                fix="let it work on copies, e.g. targets = targets.clone()",
+            )
 
     def check_taught(self, network: nn.Module, inputs: Inputs, outputs: Tensor) -> None:
         """Raises SpaceError if there is a teacher that the network cannot learn from."""
@@ -96,17 +111,29 @@ class Job:
 
         outputs: of a few examples, as the loss is only compared with itself. targets: of a whole batch.
         """
-        with all_put_back([self.task], device=targets.device), torch.no_grad():
+        learn = parameters_of(self.task)
+        if learn and distributed.first():
+            print(
+                f"warning: the task holds {len(learn)} parameters that require a gradient, such as {learn[0]}, but "
+                "optimisers change the weights of the network alone, so they will not learn: hold them in the network, "
+                "or set requires_grad=False",
+                file=sys.stderr,
+            )
+        with all_put_back([self.task, *changing(self.task)], device=targets.device), torch.no_grad():
             kind = how_parts_add_up(self.task, outputs[torch.arange(len(targets)) % len(outputs)], targets)
         if kind == "sum":
             raise ConfigError(
                 "task.loss sums over the batch, expected its mean", fix="let it return the mean, e.g. reduction='mean'"
             )
         if kind == "other" and distributed.first():
+            shapes = [tuple(outputs.shape[1:]), tuple(targets.shape[1:])]
+            pairs = f"; outputs of {shapes[0]} and targets of {shapes[1]} may broadcast to all pairs"
             print(
                 "warning: task.loss of a batch is not the mean of the losses of its halves: accumulation, several "
                 "processes and scores weigh the parts of a batch by their numbers of examples; if the loss ignores "
-                "some labels or weighs classes, give task.weight, which returns a weight for each example",
+                "some labels or weighs classes, give task.weight, which returns a weight for each example"
+                + pairs
+                * (targets.is_floating_point() and shapes[0] != shapes[1]),
                 file=sys.stderr,
             )
 

@@ -26,8 +26,10 @@ from nas.storage import checkpoint_file
 from nas.training.ema import Average
 from nas.training.hooks import Hook, Hooks
 from nas.training.meter import Meter, StepResult
+from nas.training.own_generators import OwnGenerators
 from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.training.task import Task
+from nas.training.task_state import TaskState
 from nas.training.weighing import WeighedLoss
 
 
@@ -45,6 +47,8 @@ class RetrainState:
     scaler: GradScaler = field(default_factory=Precision().scaler)
     guard: Guard = field(default_factory=Guard)
     metric: str = "accuracy"
+    task: TaskState | None = None  # what the loss itself changes, if it may change something
+    generators: OwnGenerators | None = None  # that the network, the loss and the augmentation hold
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch after those
     seconds: float = 0.0  # that these took
@@ -99,6 +103,10 @@ class RetrainState:
             "metrics": self.metrics,
             "meter": self.meter.state_dict(),
         }
+        if self.task is not None:
+            state["task"] = distributed.of_all(self.task.state_dict())
+        if self.generators is not None:
+            state["generators"] = distributed.of_all(self.generators.state_dict())
         if self.average is not None:
             state |= {
                 "trained_network": self.network.state_dict(),
@@ -119,6 +127,10 @@ class RetrainState:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
+            if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
+                self.task.load_state_dict(distributed.of_this_process(state["task"]))
+            if self.generators is not None and "generators" in state:
+                self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.metrics = state["metrics"]
             self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)

@@ -4,10 +4,11 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.errors import ConfigError
@@ -55,6 +56,14 @@ def check_optimizer(optimizer: Any, *, setting: str, device: str) -> None:
             "expected one that steps by the gradients of one batch",
             fix="choose another optimiser, e.g. torch.optim.SGD or torch.optim.AdamW",
         )
+    for group in optimizer.param_groups:
+        if not isinstance(rate := group.get("lr"), Real | Tensor):
+            raise ConfigError(
+                f"{setting} makes a {type(optimizer).__name__} "
+                + ("without a learning rate" if rate is None else f"whose learning rate is a {type(rate).__name__}")
+                + ", expected a number as lr of each parameter group, which the schedule changes",
+                fix=f"give it one, as {setting}.lr, or let its groups have the entry 'lr'",
+            )
     if device != "cuda" and any(group.get("capturable") for group in optimizer.param_groups):
         raise ConfigError(
             f"{setting}.capturable=true is for CUDA graphs, got the device {device}",

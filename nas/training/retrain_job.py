@@ -26,12 +26,15 @@ from nas.training.evaluate import Score, score
 from nas.training.inheritance import SCRATCH, SupernetWeights, check_alike, inherit
 from nas.training.job import Job, check_learns, taking, two_examples, two_of
 from nas.training.loop import RetrainPlan, RetrainState, TrainingStep, retrain
+from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.schedule import Linear, initial_lr, learning_rates
+from nas.training.task_state import modules_of
 from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import check_saves_all, try_training
+from nas.training.unsaved_numbers import UnsavedNumbers
 
 CALIBRATION = 100  # batches at most that batch norms are recalibrated on
 
@@ -105,11 +108,17 @@ class RetrainJob:
             check_drop_path(network, options.drop_path)
             check_learns(network, what="the derived network")
             if next(network.parameters(), None) is not None:
-                batch = next(self.loader.epoch(0))
                 optimizer = self.optimizer(network)
+                watched = {"network": network, "task": job.task, "augment": job.data.augment, "optim": optimizer}
+                numbers = UnsavedNumbers(watched | modules_of(job.task))
+                batch = next(self.loader.epoch(0))
 
                 def build() -> nn.Module:
                     return job.runtime.place(self.space.network(job.data.spec, genotype))
+
+                def then() -> None:
+                    numbers.say_which_changed()
+                    check_saves_all(network, build, inputs)
 
                 try_training(
                     network,
@@ -118,7 +127,7 @@ class RetrainJob:
                     optimizer=optimizer,
                     step=self.step,
                     decay=options.average,
-                    then=lambda: check_saves_all(network, build, inputs),
+                    then=then,
                 )
 
     def started(self, genotype: Genotype, supernet: SupernetWeights | None = None) -> nn.Module:
@@ -172,8 +181,11 @@ class RetrainJob:
             scaler=job.runtime.precision.scaler(),
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
+            task=job.task_state,
+            generators=OwnGenerators({"network": network, "task": job.task, "augment": job.data.augment}),
         )
         seed_layers(job.seed)
+        job.task_state.reset()
 
         def check_genotype(saved: Mapping[str, Any], source: Path) -> None:
             genotype.check_same(saved.get("genotype"), source=source)

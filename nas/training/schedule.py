@@ -7,6 +7,7 @@ only its position. Published codes change their learning rates once an epoch ins
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -241,7 +242,21 @@ def values(schedule: Any, what: str, *, points: int) -> list[float]:
             f"{what} is {got}, expected a function of the progress in [0, 1]",
             fix="give e.g. nas.training.schedule.Linear(0.1, 0.1)",
         )
-    return [float(schedule(progress(i, points))) for i in range(points)]
+    found = [schedule(progress(i, points)) for i in range(points)]
+    for value in found:
+        if not isinstance(value, Real | Tensor):
+            raise ConfigError(
+                f"{what} returns a {type(value).__name__}, expected a number at every progress in [0, 1]",
+                fix="let it return a number",
+            )
+    first, again = float(found[0]), float(schedule(progress(0, points)))
+    if first != again and not math.isnan(first):
+        raise ConfigError(
+            f"{what} returns another number each time it is asked for the same progress, expected a function of the "
+            "progress alone, as a run may be continued at any step",
+            fix="compute it from the progress, without a count of its calls",
+        )
+    return [float(value) for value in found]
 
 
 def keep_ratios(optimizer: Optimizer) -> None:

@@ -57,6 +57,7 @@ class Trial:
                 ("does not require grad",),
                 "let parameters require a gradient, and the outputs depend on them without detach() or no_grad()",
             ),
+            (("grad can be implicitly created only for scalar",), "let the loss return its mean over the batch"),
             (("closure",), f"choose an optimiser whose step needs no closure, e.g. {self.optim_setting}=sgd"),
             (("out of memory", "can't allocate memory"), f"lower {self.batch_setting}"),
             (("same device",), "register tensors of the model's own as buffers, which move with it"),

@@ -18,6 +18,8 @@ from nas.errors import ConfigError, DataError, NasError, SpaceError, described
 from nas.training.metrics import ClassificationMeasures, Measures, MetricInterval, RegressionMeasures
 from nas.training.weighing import OnDevice, Weigh, known_weights, label_weights
 
+TAKEN = ("loss", "grad_norm", "examples")  # names of what metrics and results hold beside the metric
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -29,6 +31,14 @@ class Metric:
     name: str
     higher_is_better: bool
     percent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in TAKEN or not self.name:
+            raise ConfigError(
+                f"the metric is called {self.name!r}, expected another name than {', '.join(TAKEN)}, which stand "
+                "beside it",
+                fix="set task.name=score",
+            )
 
     def show(self, value: float) -> str:
         return f"{value:.2%}" if self.percent else f"{value:.4g}"
@@ -111,6 +121,12 @@ class Classification:
                 f"{spec.target_shape} from {spec.name!r}",
                 fix="return each label as an integer, name the classes in data.classes, or set task=regression",
             )
+        if targets.is_floating_point():
+            raise DataError(
+                f"task=classification needs class labels as targets, got {targets.dtype} of shape "
+                f"{tuple(targets.shape[1:])} from {spec.name!r}",
+                fix="give each label as an integer",
+            )
         expected = (len(targets), spec.num_classes, *targets.shape[1:])
         if outputs.shape != expected:
             raise SpaceError(
@@ -179,9 +195,9 @@ class Custom:
         weight: Weigh | None = None,
     ) -> None:
         self.metric = Metric(name, higher_is_better, percent)
-        self._given = {"loss": loss, "metric": metric}
         self._loss = OnDevice(loss)
         self._measure = OnDevice(metric)
+        self._given = {"loss": loss, "metric": metric}
         self._weight = weight
         known_weights(self._loss.function)  # raises for a sum over the batch
 

@@ -26,7 +26,7 @@ from nas.training.evaluate import Score, count_parameters, macs_or_reason, score
 from nas.training.inheritance import SUPERNET
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as
-from nas.training.task import Metric, Task
+from nas.training.task import Metric, Regression, Task
 from nas.untrusted import plain_data
 
 EVALUATION_BATCH = 256
@@ -93,7 +93,7 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
     """Returns a loader of the test split, not augmented, with images normalised by the constants of the training.
 
     Raises DataError if the data are of another kind than those of the training, or of a size that the network cannot
-    take.
+    take, and what the task raises for two examples.
     """
     for what, expected in trained.spec.must_match.items():
         got = data.spec.must_match.get(what)
@@ -103,6 +103,14 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
                 fix="choose the data set that the network was trained on, or one with the same classes",
             )
     check_size(trained, data.spec)
+    if not isinstance(trained.task, Regression) and len(data.test):  # regression takes integers as well
+        first = torch.arange(len(data.test))[:2]
+        inputs, targets = next(iter(data.test.batches([first], device=runtime.device)))
+        inputs = trained.spec.preparation(None, runtime.device)(inputs, torch.Generator())
+        trained.network.eval()
+        with torch.no_grad():
+            outputs = trained.network(*each(inputs))
+        trained.task.check(outputs, targets, data.spec)
     return Loader(
         data.test,
         spec=trained.spec,

@@ -14,12 +14,13 @@ from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.runtime import seed_layers
 from nas.supernet.choice import UngatedError
 from nas.training.batch_norm import synchronised
-from nas.training.distillation import attached
+from nas.training.distillation import attached, without_teacher
 from nas.training.ema import Average
 from nas.training.loop import RetrainState, TrainingStep, parts
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import Trial
 from nas.training.task import Task
+from nas.training.task_state import changing
 from nas.training.weighing import weights_of
 
 TRAINING = Trial(
@@ -60,8 +61,9 @@ def try_training(
                 fix="return the tensor that the loss is to be computed of",
             )
 
+    own_task = without_teacher(task)
     with (
-        all_put_back([network, optimizer, task, getattr(task, "task", None)], device=device),
+        all_put_back([network, optimizer, task, own_task, *changing(own_task)], device=device),
         attached(task, network),
         synchronised(network),
         trial.explained(network, step.precision),

@@ -101,11 +101,16 @@ class OnDevice:
             self.function.to(device)
             if double:
                 self.function.double()
+            elif type(self.function).__module__.startswith("torch.nn."):  # whose buffers are weights, e.g. of NumPy
+                for name, weights in self.function.named_buffers(recurse=False):
+                    self.function.register_buffer(name, weights.float())
         elif isinstance(self.function, functools.partial):
             keywords = self.function.keywords.copy()
             for key, value in keywords.items():
                 if isinstance(value, Tensor):
-                    keywords[key] = value.to(device, torch.float64 if double and value.is_floating_point() else None)
+                    of_torch = self.function.func.__module__ == F.__name__
+                    single = torch.float32 if of_torch and value.dtype == torch.float64 else None
+                    keywords[key] = value.to(device, torch.float64 if double and value.is_floating_point() else single)
             self.function = functools.partial(self.function.func, *self.function.args, **keywords)
 
 
@@ -184,6 +189,10 @@ def how_parts_add_up(task: Any, outputs: Tensor, targets: Tensor) -> str:
     """
     if len(targets) < 2:
         return "mean"
+    # Of each example its own outputs: with equal halves, a loss of all pairs of outputs and targets looks like a mean.
+    # Smaller numbers of the same sign stay probabilities, or their logarithms.
+    scales = torch.linspace(1, 0.5, len(targets), device=outputs.device).view(-1, *[1] * (outputs.ndim - 1))
+    outputs = outputs * scales.to(outputs.dtype) if outputs.is_floating_point() else outputs
     weights = weights_of(task, targets)
     weights = torch.ones(len(targets), device=targets.device) if weights is None else weights
     first, second = (float(part.sum()) for part in weights.tensor_split(2))

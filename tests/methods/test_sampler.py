@@ -15,8 +15,10 @@ from nas.methods.sampler import (
     Softmax,
     StraightThrough,
     Uniform,
+    draw,
     gumbel_noise,
 )
+from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
 from nas.supernet.choice import gates as choice_gates
 
@@ -381,3 +383,31 @@ def test_weights_that_are_not_on_the_host_are_not_waited_for():
     # A tensor on the meta device has no values that could be looked at.
     by_key = Gates(torch.empty(2, 3, device="meta")).by_key(["a", "b"], differentiable=True)
     assert by_key["a"].drawn is None
+
+
+@pytest.mark.parametrize(
+    ("made", "got"),
+    [
+        (lambda logits: logits.softmax(-1), "a Tensor"),
+        (
+            lambda logits: Gates(logits.softmax(-1)[:, :1]),
+            r"gates with weights, drawn of float32 \(2, 1\) and a NoneType",
+        ),
+        (lambda logits: Gates(logits.softmax(-1), torch.zeros(1, dtype=torch.int64)), r".* \(2, 3\) and int64 \(1,\)"),
+        (lambda logits: Gates(logits.softmax(-1), torch.zeros(2)), r".* and float32 \(2,\)"),
+    ],
+)
+def test_a_sampler_that_returns_other_gates_is_refused(made, got):
+    """Fewer gates than candidates would run the first candidates alone."""
+
+    class Own(Uniform):
+        def __call__(self, logits, temperature, generator):
+            return made(logits)
+
+    arch = ArchParams.from_model(nn.ModuleList([choice_of(3), choice_of(3)]))
+    with pytest.raises(ConfigError, match=rf"the sampler Own returned {got} for logits of \(2, 3\)"):
+        draw(Own(), arch, 1.0, gumbel(0))
+
+
+def choice_of(candidates):
+    return Choice({str(index): nn.Identity() for index in range(candidates)})

@@ -165,3 +165,9 @@ def test_each_process_has_a_gpu_of_its_own(second_of_two, monkeypatch):
     assert find_device("auto") == torch.device("cpu")
     with pytest.raises(DeviceError, match="has 0 GPUs"):
         find_device("cuda")
+
+
+@pytest.mark.parametrize(("index", "of", "expected"), [(0, 2, "a"), (1, 2, "b"), (2, 3, "a")])
+def test_each_process_takes_the_state_that_it_gave(index, of, expected, monkeypatch):
+    monkeypatch.setattr(distributed, "share", lambda: distributed.Share(index, of))
+    assert distributed.of_this_process(["a", "b"]) == expected

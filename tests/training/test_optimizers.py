@@ -111,9 +111,20 @@ class Sharp(torch.optim.SGD):
         assert closure is not None, "requires closure"
 
 
+class Untrained(torch.optim.SGD):
+    """Is to be told that training begins, as schedule-free optimisers are."""
+
+    def step(self, closure=None):
+        raise Exception("not in train mode")
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(Sharp, "AssertionError: requires closure"), (torch.optim.SparseAdam, "does not support dense gradients")],
+    [
+        (Sharp, "AssertionError: requires closure"),
+        (Untrained, "Exception: not in train mode"),
+        (torch.optim.SparseAdam, "does not support dense gradients"),
+    ],
 )
 def test_a_first_step_that_fails_is_told_in_one_line(kind, reason):
     with pytest.raises(ConfigError, match=rf"the optimiser {kind.__name__} cannot take its first step \(.*{reason}"):
@@ -136,6 +147,16 @@ def test_a_later_step_that_fails_is_no_matter_of_settings(monkeypatch):
 
 
 # -- learning rates of groups
+
+
+@pytest.mark.parametrize(("group", "got"), [({}, "without a learning rate"), ({"lr": "0.1"}, "whose .* rate is a str")])
+def test_an_optimiser_without_a_number_as_learning_rate_is_refused(group, got):
+    with pytest.raises(ConfigError, match=f"weight_optim makes a Optimizer {got}, expected a number as lr"):
+        check_optimizer(
+            torch.optim.Optimizer(nn.Linear(1, 1).parameters(), {"beta": 0.5, **group}),
+            setting="weight_optim",
+            device="cpu",
+        )
 
 
 def grouped(*rates, lr=0.2):

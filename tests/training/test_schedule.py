@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from nas.errors import ConfigError
-from nas.training.schedule import Constant, Cosine, Exponential, Linear, OneCycle, Step, positive, progress
+from nas.training.schedule import (
+    Constant,
+    Cosine,
+    Exponential,
+    Linear,
+    OneCycle,
+    Step,
+    learning_rates,
+    positive,
+    progress,
+)
 
 POINTS = [k / 1000 for k in range(1001)]
 
@@ -158,3 +168,10 @@ def test_positive_refuses_what_touches_zero(schedule, lowest):
 def test_positive_returns_the_schedule_itself():
     schedule = Linear(start=10.0, end=0.1)
     assert positive(schedule, "temperature") is schedule
+
+
+def test_a_schedule_that_counts_its_calls_is_refused():
+    """A run that is resumed would go on with other numbers."""
+    calls = itertools.count(1)
+    with pytest.raises(ConfigError, match="lr returns another number each time it is asked for the same progress"):
+        learning_rates(lambda progress: 1 / next(calls), "lr")

@@ -105,3 +105,10 @@ def test_nothing_waits_for_the_device(task, monkeypatch):
 def test_how_a_metric_is_shown():
     assert Metric("accuracy", higher_is_better=True, percent=True).show(0.9753) == "97.53%"
     assert Metric("error", higher_is_better=False).show(0.012345) == "0.01235"
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "examples", ""])
+def test_a_metric_has_a_name_of_its_own(name):
+    """It would stand in the place of the loss."""
+    with pytest.raises(ConfigError, match=f"the metric is called '{name}', expected another name than loss, grad_norm"):
+        Custom(loss=F.mse_loss, metric=F.mse_loss, name=name, higher_is_better=True)

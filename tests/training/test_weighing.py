@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.data.bundle import DataBundle
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.data.split import TensorSplit
@@ -268,3 +269,43 @@ def test_functions_that_fail_are_told_in_one_line(task, message):
     spec = DataSpec(name="x", input_shapes=((3,),), target_shape=(), class_names=("a", "b", "c"))
     with pytest.raises(ConfigError, match=message):
         task.check(torch.randn(2, 3), torch.tensor([0, 1]), spec)
+
+
+def test_a_loss_of_all_pairs_of_outputs_and_targets_is_told_before_a_run(capsys):
+    """(B, 1) against (B,) broadcasts, and is the mean of its parts if the outputs are equal."""
+    job = Job(
+        runtime=Runtime(device="cpu"),
+        space=None,
+        data=None,
+        task=custom(lambda outputs, targets: (outputs - targets).square().mean()),
+    )
+    values = torch.tensor([1.0, 2.0, 4.0, 3.0])
+    job.check_parts(values[:2], values)
+    assert not capsys.readouterr().err
+    job.check_parts(values[:2, None], values)
+    assert "; outputs of (1,) and targets of () may broadcast to all pairs" in capsys.readouterr().err
+
+
+def written(outputs, targets):
+    targets[targets == 2] = 0
+    return F.cross_entropy(outputs, targets)
+
+
+def zeroed(outputs, targets):
+    return outputs.data.zero_().argmax(1) == targets
+
+
+@pytest.mark.parametrize(("loss", "metric"), [(written, right), (F.cross_entropy, zeroed)])
+def test_a_loss_or_metric_that_writes_into_what_it_gets_is_refused(loss, metric):
+    task = Custom(loss=loss, metric=metric, name="right", higher_is_better=True)
+    spec = DataSpec(name="x", input_shapes=((3,),), class_names=("a", "b", "c"))
+    bundle = DataBundle(spec, *[TensorSplit(torch.zeros(2, 3), torch.arange(2))] * 2, augment=None)
+    job = Job(runtime=Runtime(device="cpu"), space=None, data=bundle, task=task)
+    with pytest.raises(ConfigError, match="the task writes into the outputs or the targets, which are used afterwards"):
+        job.check_outputs(torch.eye(3)[:2] * 2, torch.tensor([0, 1]))
+    missing = Custom(
+        loss=F.mse_loss, metric=lambda outputs, targets: outputs - targets, name="x", higher_is_better=True
+    )
+    Job(runtime=Runtime(device="cpu"), space=None, data=bundle, task=missing).check_outputs(
+        torch.tensor([1.0, torch.nan]), torch.ones(2)
+    )

@@ -1,0 +1,48 @@
+"""Finds choices that a model holds, but whose candidates have no part in its outputs."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from nas.data.inputs import Inputs, each
+from nas.supernet.choice import Gate, choices, gates
+from nas.supernet.undisturbed import undisturbed
+
+
+def idle_choices(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Returns the keys of the choices from which no gradient can come: those that do not run, and those that run
+    without gradients.
+
+    inputs: a small batch. Runs the model once with all candidates, in eval mode, and changes nothing. Follows the graph
+    of the outputs and computes no gradient. Returns nothing if the model does not run in this way.
+    """
+    found = choices(model)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    weights = {
+        key: [torch.full((), 1 / len(sharing[0].names), device=device, requires_grad=True) for _ in sharing[0].names]
+        for key, sharing in found.items()
+    }
+    outputs: object = None
+    opened = gates(found, {key: Gate(tuple(row), None) for key, row in weights.items()})
+    with contextlib.suppress(Exception), torch.enable_grad(), undisturbed(model, seed=0), opened:
+        outputs = model(*(tensor.clone() for tensor in each(inputs)))
+    if not isinstance(outputs, Tensor) or not outputs.requires_grad:
+        return []
+    reached = {id(leaf) for leaf in leaves(outputs)}
+    return [key for key, row in weights.items() if not any(id(weight) in reached for weight in row)]
+
+
+def leaves(output: Tensor) -> Iterator[Tensor]:
+    """Yields the leaves of the graph of a tensor."""
+    waiting, seen = [output.grad_fn], {output.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        new = {one for one, _ in node.next_functions} - seen
+        seen |= new
+        waiting.extend(new)
