@@ -181,9 +181,9 @@ def prepared(inputs: Any, targets: Any, what: str) -> tuple[Inputs, Tensor]:
         )
     moved = tuple(rounded(tensor.cpu()) for tensor in tensors(inputs))
     targets = targets.detach().cpu()
-    return moved[0] if isinstance(
-        inputs, Tensor
-    ) else moved, targets.float() if targets.is_floating_point() else targets
+    if targets.is_floating_point():
+        targets = targets.float()
+    return (moved[0] if isinstance(inputs, Tensor) else moved), targets
 
 
 def is_tensors(given: Any) -> bool:

@@ -55,10 +55,8 @@ class Loader:
     share: Share = WHOLE
 
     def __post_init__(self) -> None:
-        what, size = self.what, self.batch_size = (
-            self.what,
-            int(self.batch_size),
-        )  # of NumPy, torch does not split by it
+        what = self.what
+        self.batch_size = size = int(self.batch_size)  # torch does not split by an integer of NumPy
         if size < 1:
             raise ConfigError(f"{what} must be at least 1, got {size}", fix=f"set {what} to e.g. 64")
         self.share.check(size, what)
