@@ -9,12 +9,17 @@ from torch import Tensor, nn
 from nas.errors import SpaceError
 
 
-def check_arguments(places: Any, example: Any) -> None:
+def check_arguments(model: Any, places: Any, example: Any) -> None:
     """Raises SpaceError for arguments of another type than `insert` takes."""
-    if not isinstance(places, Mapping):
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise SpaceError(
-            f"places is a {type(places).__name__}, expected where -> makers", fix="give e.g. {'layer*.*': skip()}"
+            f"model is {got}, expected an nn.Module",
+            fix="give the module itself, of what nas.retrain returned .network",
         )
+    if not isinstance(places, Mapping) or not places:
+        got = f"a {type(places).__name__}" if not isinstance(places, Mapping) else "empty"
+        raise SpaceError(f"places is {got}, expected where -> makers", fix="give e.g. {'layer*.*': skip()}")
     for where, makers in places.items():
         if not isinstance(where, str) and not (isinstance(where, type) and issubclass(where, nn.Module)):
             raise SpaceError(

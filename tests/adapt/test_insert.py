@@ -488,6 +488,11 @@ def test_a_module_called_by_name_can_be_skipped_and_one_that_does_not_run_is_pas
         nas.insert(model, {"unused": skip()}, example=x)
 
 
+class Wide(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).double()
+
+
 @pytest.mark.parametrize(
     ("places", "message"),
     [
@@ -501,11 +506,28 @@ def test_a_module_called_by_name_can_be_skipped_and_one_that_does_not_run_is_pas
         ),
         ({"0": {"narrower": 0.5}}, r"^the maker at 0 is \{'narrower': 0\.5\}, expected a function"),
         ({"0": lambda place: [nn.ReLU()]}, r"^a maker returned a list at 0, expected candidates by name"),
+        ({"0": lambda place: {3: nn.ReLU()}}, r"^a maker returned 3 -> a ReLU at 0, expected the name of a candidate"),
+        ({"0": lambda place: {"relu": nn.ReLU}}, r"^a maker returned 'relu' -> a type at 0, expected the name"),
+        (
+            {"0": other("wide", lambda conv: conv.double())},
+            r"^the candidate 'wide' at 0 cannot take what the module takes ",
+        ),
+        (
+            {"0": other("wide", lambda conv: Wide(conv))},
+            r"^the candidate 'wide' at 0 returns torch\.float64, expected torch\.float32",
+        ),
+        ({}, r"^places is empty, expected where -> makers"),
     ],
 )
 def test_places_of_another_type_are_one_line(places, message):
     with pytest.raises(SpaceError, match=message):
         nas.insert(nn.Sequential(nn.Conv2d(4, 4, 1)), places, example=torch.zeros(2, 4, 6, 6))
+
+
+@pytest.mark.parametrize(("model", "got"), [(nn.Sequential, "the class Sequential"), (abs, "a builtin_function")])
+def test_a_model_that_is_no_module_is_one_line(model, got):
+    with pytest.raises(SpaceError, match=f"^model is {got}.*, expected an nn.Module; give the module itself"):
+        nas.insert(model, {"0": skip()}, example=torch.zeros(2, 4))
 
 
 def test_an_example_of_another_type_is_one_line():
@@ -516,3 +538,86 @@ def test_an_example_of_another_type_is_one_line():
 def test_a_name_of_a_candidate_is_a_text():
     with pytest.raises(SpaceError, match=r"^other takes a name and a function, got 3 and "):
         nas.adapt.other(3, nn.SiLU)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x, scale=2.0):
+        return super().forward(x) * scale
+
+
+class Asserted(nn.Conv2d):
+    def forward(self, x, scale=None):
+        assert scale is not None
+        return super().forward(x) * scale
+
+
+class Routed(nn.Module):
+    """Gives more arguments to modules of one type, as U-Nets of diffusion models do."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), kind(4, 4, 1)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x, 3.0) if isinstance(layer, Scaled | Asserted) else layer(x)
+        return {"features": x}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            Scaled,
+            r"^the model gives other outputs with choices in it, though the modules themselves are chosen, as it ",
+        ),
+        (
+            Asserted,
+            r"^the model does not run with choices in it, as it asks for the type or attributes of a module \(Ass",
+        ),
+    ],
+)
+def test_a_model_that_asks_for_the_type_of_a_module_is_refused_and_nothing_changes(kind, message):
+    model = Routed(kind)
+    before = dict(model.named_modules())
+    with pytest.raises(SpaceError, match=message):
+        nas.insert(model, {"layers.*": skip()}, example=torch.ones(2, 4, 3, 3))
+    assert dict(model.named_modules()) == before
+    nas.insert(model, {"layers.0": skip()}, example=torch.ones(2, 4, 3, 3))
+
+
+class Noisy(nn.Module):
+    """Gives other outputs in each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.mid, self.passes = nn.Linear(4, 4), 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.mid(x) + self.passes
+
+
+def test_a_model_that_never_gives_the_same_outputs_is_taken():
+    assert choices(nas.insert(Noisy(), {"mid": skip()}, example=torch.zeros(2, 4)))
+
+
+class Rewritten(nn.Module):
+    """Writes into the output of `mid`, whose input it needs afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.mid, self.act = nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        before = x + 0
+        return before + self.act(self.mid(before))
+
+
+@pytest.mark.parametrize("maker", [skip(), other("same", lambda module: nn.Dropout(0.0))])
+def test_a_candidate_that_returns_its_input_gives_a_copy_where_the_model_writes_into_it(maker):
+    x = torch.randn(2, 4, 3, 3)
+    model = insert(Rewritten(), {"mid": maker}, example=x)
+    assert torch.equal(freeze(model, {"mid": model.mid.names[1]})(x), x + x.relu())
+    apart = insert(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), {"0": skip()}, example=x)[0].candidates[1]
+    assert apart(x) is x  # nobody writes into it, so nothing is copied
