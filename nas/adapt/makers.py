@@ -133,11 +133,11 @@ def smaller_kernel(size: int) -> Maker:
     return make
 
 
-PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what `nn.Linear`, `nn.Conv1d` or `nn.Conv2d` does, with a weight of its own: not a
+    """Whether a layer computes what the layer of `PLAIN` does that it is of, with a weight of its own: not a
     subclass that changes this, nor a layer whose weight is computed, e.g. by weight norm or pruning.
     """
     kind = next((kind for kind in PLAIN if isinstance(layer, kind)), None)

@@ -126,9 +126,8 @@ def search(
     functools.partial of one, makes the parts that need more than their own arguments, e.g.
     ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
     cap: the most that the derived network may have, of ``parameters`` (trainable ones), ``macs`` (multiply-accumulates
-    for one example),
-    ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this CPU), e.g.
-    ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
+    for one example), ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this
+    CPU), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
     `nas.methods.BestOf` hold it. Several numbers, ``{"macs": [0.3, 0.5, 0.7]}``, derive a network for each from the one
     search: see `Found.front`.
     network: fields of the space that a retraining will change, for the sizes that are reported.

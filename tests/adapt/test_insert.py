@@ -428,6 +428,30 @@ def test_tied_weights_inside_a_place_stay_tied():
     assert made["0"].keys() == {"keep", "skip"}
 
 
+def test_volumes_are_narrowed():
+    block = nn.Sequential(nn.Conv3d(3, 16, 1), nn.BatchNorm3d(16), nn.ReLU(), nn.Conv3d(16, 3, 1))
+    narrow = candidates(nn.Sequential(block), {"0": narrower(0.5)}, torch.randn(2, 3, 4, 4, 4))["0"]["width_0.5"]
+    assert [tuple(weight.shape[:2]) for weight in narrow.parameters() if weight.ndim > 1] == [(8, 3), (3, 8)]
+
+
+@pytest.mark.parametrize(("groups", "kept", "left"), [(4, [4, 5, 6, 7, 12, 13, 14, 15], 2), (1, [*range(8, 16)], 1)])
+def test_groups_that_are_normalised_together_are_kept_together(groups, kept, left):
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 16, 1), nn.GroupNorm(groups, 16), nn.SiLU(), nn.Conv2d(16, 3, 1))
+    with torch.no_grad():
+        important = torch.zeros(16).index_fill(0, torch.tensor(kept), 1.0)
+        block[1].weight.copy_(torch.arange(16.0))
+        block[0].weight.copy_(block[0].weight.sign() * (1e-3 + important).view(16, 1, 1, 1))
+        block[3].weight.copy_(block[3].weight.sign() * (1e-3 + important).view(1, 16, 1, 1))
+    x = torch.randn(2, 3, 5, 5)
+    narrow = candidates(nn.Sequential(block), {"0": narrower(0.5, multiple_of=1)}, x)["0"]["width_0.5"]
+    assert (narrow[1].num_groups, narrow[1].num_channels, narrow[1].weight.tolist()) == (left, 8, kept)
+    assert torch.equal(narrow[0].weight, block[0].weight[kept])
+    if groups > 1:  # the statistics of the groups that are kept do not change
+        inner = block[2](block[1](block[0](x)))[:, kept]
+        assert torch.allclose(narrow[2](narrow[1](narrow[0](x))), inner, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("first", "between", "last", "x"),
     [
