@@ -10,6 +10,7 @@ was trained.
 import difflib
 import fnmatch
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
-from nas.adapt.insertion_checks import check_arguments, named, refuse_compiled, refuse_shared
+from nas.adapt.insertion_checks import check_arguments, listed, maker_name, named, refuse_compiled, refuse_shared
 from nas.errors import NasError, SpaceError, described
+from nas.runtime import distributed
 from nas.supernet.choice import Choice, Gate, choices, gates
 from nas.supernet.undisturbed import undisturbed
 
@@ -85,7 +87,8 @@ def insert(
     """Replace modules of `model` by choices, in place. Returns the model.
 
     places: where -> makers. Where is the path of modules in the network, ``*`` for any text without a dot, or their
-    type. The first entry that matches a module counts. A module that no candidate of its makers fits stays as it is.
+    type. The first entry that matches a module counts. A module that no candidate of its makers fits stays as it is. A
+    maker that fits no module of its entry is warned of.
     example: a small batch: a tensor, a sequence of arguments, or a mapping of named ones. The network runs with it
     before and after, in eval mode and without gradients, and each candidate of each place.
 
@@ -137,10 +140,13 @@ def _planned(
     makers = {path: places[entry[path]] for path, _ in model.named_modules() if path in entry}
     refuse_shared(model, makers)
     planned = []
+    fitting: set[tuple[str | type[nn.Module], int]] = set()  # the entry and the id of makers that made a candidate
     with torch.random.fork_rng(devices=[]):  # makers may draw numbers for weights that they then replace
         for place in _observed(model, matched, example):
-            if len(candidates := _candidates(place, makers[place.path])) > 1:
+            made_by: list[Maker] = []
+            if len(candidates := _candidates(place, makers[place.path], made_by)) > 1:
                 planned.append((place, candidates))
+            fitting |= {(entry[place.path], id(maker)) for maker in made_by}
     for where, paths in matched.items():
         if not any(place.path in paths for place, _ in planned):
             found = model.get_submodule(paths[0])
@@ -148,14 +154,25 @@ def _planned(
                 f"no candidate of {named(where)} fits where it matches, e.g. at {paths[0]}, a {type(found).__name__}",
                 fix="use other makers there",
             )
+        for maker in listed(places[where]):
+            if (where, id(maker)) not in fitting:
+                _warn(f"{maker_name(maker)} makes no candidate at {named(where)}, e.g. for {paths[0]}")
     return planned
 
 
-def _candidates(place: Place, makers: Maker | Sequence[Maker]) -> dict[str, nn.Module]:
-    """The candidates at a place, each checked. Raises SpaceError for one that does not fit."""
+@functools.cache  # a space is built several times in a run
+def _warn(text: str) -> None:
+    if distributed.first():
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _candidates(place: Place, makers: Maker | Sequence[Maker], made_by: list[Maker]) -> dict[str, nn.Module]:
+    """The candidates at a place, each checked. made_by: gets the makers of those. Raises SpaceError for one that does
+    not fit."""
     candidates = {KEEP: place.module}
-    for maker in (makers,) if callable(makers) else makers:
+    for maker in listed(makers):
         made = maker(place)
+        made_by += [maker] if made else []
         if not isinstance(made, Mapping):
             raise SpaceError(
                 f"a maker returned a {type(made).__name__} at {place.path}, expected candidates by name",

@@ -26,8 +26,7 @@ def check_arguments(model: Any, places: Any, example: Any) -> None:
                 f"places has {where!r}, expected paths of modules or types of modules",
                 fix="give e.g. {'layer*.*': skip()} or {nn.Conv2d: depthwise()}",
             )
-        several = list(makers) if isinstance(makers, Sequence) and not isinstance(makers, str) else [makers]
-        for maker in several:
+        for maker in listed(makers):
             if not callable(maker):
                 raise SpaceError(
                     f"the maker at {named(where)} is {maker!r:.80}, expected a function",
@@ -64,6 +63,17 @@ def refuse_compiled(model: nn.Module) -> None:
                 f"{path or 'the model'} {what}, expected plain modules",
                 fix="insert the choices before the model is traced or compiled",
             )
+
+
+def listed(makers: Any) -> list[Any]:
+    return list(makers) if isinstance(makers, Sequence) and not isinstance(makers, str) else [makers]
+
+
+def maker_name(maker: Any) -> str:
+    """What a message calls a maker: ``narrower`` for what narrower(0.5) returns."""
+    if getattr(maker, "__module__", "").startswith("nas.adapt."):
+        return str(maker.__qualname__.partition(".")[0])
+    return str(getattr(maker, "__name__", type(maker).__name__))
 
 
 def named(where: str | type[nn.Module]) -> str:

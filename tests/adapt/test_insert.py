@@ -113,6 +113,13 @@ def test_a_place_that_no_candidate_fits_stays(network):
     assert set(choices(network)) == {"blocks", "blocks.candidates.0.0", "blocks.candidates.0.1"}
 
 
+def test_a_maker_that_fits_nowhere_is_warned_of_once(network, capsys):
+    places = {"blocks.[01]": [skip(), fewer_heads(0.5), narrower(0.5)], "stem": [depthwise(), smaller_kernel(1)]}
+    insertions(network, places, example=IMAGES)
+    insert(network, places, example=IMAGES)
+    assert capsys.readouterr().err == "warning: fewer_heads makes no candidate at blocks.[01], e.g. for blocks.0\n"
+
+
 def test_modes_of_the_parts_stay(network):
     network.train()
     network.blocks[0].norm1.eval()  # a frozen norm
