@@ -5,7 +5,6 @@ through norms, activations, depthwise convolutions, additions and products to th
 shows to its surroundings, by its input or its output, stay as they are.
 """
 
-import copy
 import inspect
 import math
 from collections import Counter
@@ -20,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.adapt.insertion import Maker, Place, fits
 from nas.adapt.makers import _check_fractions, is_plain
 from nas.errors import SpaceError
+from nas.supernet.copying import copied
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 # Modules and functions that treat every channel alike, so that their output has the channels of their input.
@@ -137,7 +137,7 @@ def narrower(*fractions: float, multiple_of: int = 8) -> Maker:
         made: dict[str, nn.Module] = {}
         before: set[tuple[int, ...]] = set()
         for fraction in fractions:
-            narrow = copy.deepcopy(place.module)
+            narrow = copied(place.module)
             widths: list[int] = []
             narrowed = False
             for channels in inner_channels(narrow, place):
@@ -321,7 +321,7 @@ def fewer_heads(*fractions: float) -> Maker:
 
 
 def _with_heads(attention: nn.Module, count: int) -> nn.Module:
-    narrow: Any = copy.deepcopy(attention)
+    narrow: Any = copied(attention)
     heads, width = narrow.num_heads, narrow.head_dim
     squares = _squares(narrow.qkv.weight).sum(1).reshape(3, heads, width).sum((0, 2))
     squares += _squares(narrow.proj.weight).sum(0).reshape(heads, width).sum(1)

@@ -1,10 +1,9 @@
 """Who teaches a network that is searched or trained: the network that the choices were put into, or another one."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from nas.runtime.runtime import Runtime
 from nas.runtime.user_functions import Factory, call
 from nas.spaces.space import Space
 from nas.supernet.choice import Choice
+from nas.supernet.copying import copied
 from nas.supernet.genotype import Genotype
 from nas.training.distillation import Distillation, check_numbers
 from nas.training.trained import Trained
@@ -105,7 +105,7 @@ class Teacher:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.network is not None:
-                network = copy.deepcopy(self.network)
+                network = copied(cast(nn.Module, self.network))
             elif self.factory is not None:
                 network = call(
                     self.factory,

@@ -1,7 +1,6 @@
 """A search space from the user's own function, which builds a module with choices in it."""
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from nas.data.spec import DataSpec
 from nas.errors import ConfigError, SpaceError
 from nas.runtime.user_functions import Factory, call, import_path
 from nas.spaces.space import Space
+from nas.supernet.copying import copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Custom(Space):
                     fix="give the function or class that builds it as space.factory",
                 )
             check_sizes_known(self.factory, type(self.factory).__name__)
-            return copy.deepcopy(self.factory)
+            return copied(self.factory)
         model = call(
             self.factory,
             self.arguments,

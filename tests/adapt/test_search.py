@@ -11,6 +11,8 @@ from torch import nn
 import nas
 from nas.adapt import narrower, skip
 from nas.errors import ConfigError, GenotypeError, SpaceError
+from nas.formats.export_trained import on_cpu
+from nas.supernet.copying import copied
 from nas.training.hooks import Hook
 
 RUN = {"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False}
@@ -180,3 +182,26 @@ def test_a_model_without_choices_is_trained_further(original):
 def test_a_genotype_of_another_model_is_one_line(original, model, genotype, start, message):
     with pytest.raises((ConfigError, GenotypeError), match=message):
         nas.retrain(model(original), genotype, images(), start=start, **RUN)
+
+
+class Remembering(nn.Module):
+    """Keeps a tensor of its last forward pass, as for a picture of the attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.seen = {"map": [self.conv(x)]}
+        return self.head(self.seen["map"][0].mean((2, 3)))
+
+
+def test_a_model_that_keeps_tensors_of_its_last_pass_is_copied():
+    model, x = Remembering(), torch.randn(2, 1, 6, 6)
+    model(x)
+    copy = copied(model)
+    assert copy.conv.weight is not model.conv.weight
+    assert torch.equal(copy.seen["map"][0], model.seen["map"][0])
+    net = nas.retrain(model, None, images(), teacher=model, average=0.5, **RUN)
+    net.network(x)
+    assert torch.equal(on_cpu(net.network)(x), net.network(x))
