@@ -10,18 +10,20 @@ was trained.
 import difflib
 import fnmatch
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
-from nas.adapt.insertion_checks import check_arguments, named, refuse_compiled, refuse_shared
-from nas.errors import SpaceError, described
+from nas.adapt.insertion_checks import check_arguments, listed, maker_name, named, refuse_compiled, refuse_shared
+from nas.errors import NasError, SpaceError, described
+from nas.runtime import distributed
 from nas.supernet.choice import Choice, Gate, choices, gates
 from nas.supernet.undisturbed import undisturbed
 
@@ -33,6 +35,7 @@ class Place:
     """A module of the network, and what it was given and returned in one forward pass of the example.
 
     path: of the module in the network. inputs, named: its arguments by position and by name. output: what it returned.
+    overwritten: whether the network wrote into the output later, as nn.ReLU(inplace=True) does.
     """
 
     path: str
@@ -40,6 +43,7 @@ class Place:
     inputs: tuple[Any, ...]
     named: Mapping[str, Any]
     output: Any
+    overwritten: bool = False
 
     @property
     def keeps_shape(self) -> bool:
@@ -83,7 +87,8 @@ def insert(
     """Replace modules of `model` by choices, in place. Returns the model.
 
     places: where -> makers. Where is the path of modules in the network, ``*`` for any text without a dot, or their
-    type. The first entry that matches a module counts. A module that no candidate of its makers fits stays as it is.
+    type. The first entry that matches a module counts. A module that no candidate of its makers fits stays as it is. A
+    maker that fits no module of its entry is warned of.
     example: a small batch: a tensor, a sequence of arguments, or a mapping of named ones. The network runs with it
     before and after, in eval mode and without gradients, and each candidate of each place.
 
@@ -91,20 +96,23 @@ def insert(
     its first candidate, and its other candidates are made from the network without choices.
 
     Raises SpaceError for an entry that matches nothing or has no candidate that fits; for modules that run several
-    times, share weights with others, or are reached past their place; for models that are traced or compiled, or have
-    choices already; and for candidates whose output has another shape than the module's. Nothing has been changed then.
+    times, share weights with others, are reached past their place, or are asked for their type or attributes by the
+    network; for models that are traced or compiled, or have choices already; and for candidates whose output has
+    another shape or type than the module's. Nothing has been changed then.
     """
     planned = _planned(model, places, example)
+    expected = _outputs(model, example)
+    reproducible = _same(expected, _outputs(model, example))
     made: dict[str, Choice] = {}
-    # From the innermost: what a path names is still there when its turn comes.
-    for place, candidates in sorted(planned, key=lambda entry: -entry[0].path.count(".")):
-        choice = Choice(candidates)
-        # Not train(), which would also set the modules inside.
-        choice.training = choice.candidates.training = place.module.training
-        put(model, place.path, choice)
-        made[place.path] = choice
     try:
-        _refuse_bypassed(model, made, example)
+        # From the innermost: what a path names is still there when its turn comes.
+        for place, candidates in sorted(planned, key=lambda entry: -entry[0].path.count(".")):
+            choice = Choice(candidates)
+            # Not train(), which would also set the modules inside.
+            choice.training = choice.candidates.training = place.module.training
+            put(model, place.path, choice)
+            made[place.path] = choice
+        _refuse_bypassed(model, made, example, expected if reproducible else None)
     except SpaceError:
         for place, _ in sorted(planned, key=lambda entry: entry[0].path.count(".")):  # from the outermost
             put(model, place.path, place.module)
@@ -121,7 +129,7 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
 def _planned(
     model: nn.Module, places: Mapping[str | type[nn.Module], Maker | Sequence[Maker]], example: Example
 ) -> list[tuple[Place, dict[str, nn.Module]]]:
-    check_arguments(places, example)
+    check_arguments(model, places, example)
     if any(isinstance(module, Choice) for module in model.modules()):
         raise SpaceError(
             "the model has choices already, expected plain modules", fix="give all places in one call of nas.insert"
@@ -132,10 +140,13 @@ def _planned(
     makers = {path: places[entry[path]] for path, _ in model.named_modules() if path in entry}
     refuse_shared(model, makers)
     planned = []
+    fitting: set[tuple[str | type[nn.Module], int]] = set()  # the entry and the id of makers that made a candidate
     with torch.random.fork_rng(devices=[]):  # makers may draw numbers for weights that they then replace
         for place in _observed(model, matched, example):
-            if len(candidates := _candidates(place, makers[place.path])) > 1:
+            made_by: list[Maker] = []
+            if len(candidates := _candidates(place, makers[place.path], made_by)) > 1:
                 planned.append((place, candidates))
+            fitting |= {(entry[place.path], id(maker)) for maker in made_by}
     for where, paths in matched.items():
         if not any(place.path in paths for place, _ in planned):
             found = model.get_submodule(paths[0])
@@ -143,14 +154,25 @@ def _planned(
                 f"no candidate of {named(where)} fits where it matches, e.g. at {paths[0]}, a {type(found).__name__}",
                 fix="use other makers there",
             )
+        for maker in listed(places[where]):
+            if (where, id(maker)) not in fitting:
+                _warn(f"{maker_name(maker)} makes no candidate at {named(where)}, e.g. for {paths[0]}")
     return planned
 
 
-def _candidates(place: Place, makers: Maker | Sequence[Maker]) -> dict[str, nn.Module]:
-    """The candidates at a place, each checked. Raises SpaceError for one that does not fit."""
+@functools.cache  # a space is built several times in a run
+def _warn(text: str) -> None:
+    if distributed.first():
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _candidates(place: Place, makers: Maker | Sequence[Maker], made_by: list[Maker]) -> dict[str, nn.Module]:
+    """The candidates at a place, each checked. made_by: gets the makers of those. Raises SpaceError for one that does
+    not fit."""
     candidates = {KEEP: place.module}
-    for maker in (makers,) if callable(makers) else makers:
+    for maker in listed(makers):
         made = maker(place)
+        made_by += [maker] if made else []
         if not isinstance(made, Mapping):
             raise SpaceError(
                 f"a maker returned a {type(made).__name__} at {place.path}, expected candidates by name",
@@ -161,13 +183,40 @@ def _candidates(place: Place, makers: Maker | Sequence[Maker]) -> dict[str, nn.M
                 f"two candidates at {place.path} are called {min(twice)!r}, expected a name each",
                 fix="give one of the makers another name",
             )
-        candidates |= {name: candidate.to(_device(place.module)) for name, candidate in made.items()}
-    for name, candidate in candidates.items() if len(candidates) > 1 else ():
+        for name, candidate in made.items():
+            if not isinstance(name, str) or not isinstance(candidate, nn.Module):
+                raise SpaceError(
+                    f"a maker returned {name!r:.80} -> a {type(candidate).__name__} at {place.path}, expected the name "
+                    "of a candidate and an nn.Module",
+                    fix="return {'name': module}",
+                )
+            candidates[name] = candidate.to(_device(place.module))
+    for name, candidate in list(candidates.items()) if len(candidates) > 1 else ():
         with undisturbed(candidate, seed=0), torch.no_grad():
-            _check(place, name, candidate)
+            output = _check(place, name, candidate)
         if name != KEEP:
+            if place.overwritten and _is_input(place, output):
+                candidates[name] = candidate = Copied(candidate)
             candidate.train(place.module.training)
     return candidates
+
+
+class Copied(nn.Module):
+    """Returns a copy of what a module returns that returns its input. For what writes into it afterwards, of which
+    nobody else who has the input is to see anything."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.module(*given, **named).clone()
+
+
+def _is_input(place: Place, output: Tensor) -> bool:
+    """Whether the output is in the memory of an input."""
+    given = [one for one in tree_leaves((place.inputs, dict(place.named))) if isinstance(one, Tensor)]
+    return any(one.untyped_storage().data_ptr() == output.untyped_storage().data_ptr() for one in given)
 
 
 def fits(place: Place, candidate: nn.Module) -> bool:
@@ -180,15 +229,27 @@ def fits(place: Place, candidate: nn.Module) -> bool:
     return True
 
 
-def _refuse_bypassed(model: nn.Module, made: Mapping[str, Choice], example: Example) -> None:
-    """Raises SpaceError for a choice that a forward pass does not reach, though it reaches the module in its place."""
+def _refuse_bypassed(
+    model: nn.Module, made: Mapping[str, Choice], example: Example, expected: list[Tensor] | None
+) -> None:
+    """Raises SpaceError for a choice that a forward pass does not reach, though it reaches the module in its place, and
+    for a model that does not run as before with the modules themselves chosen. expected: its outputs before; None where
+    they cannot be compared."""
     ran: set[str] = set()
     found = choices(model)
-    with undisturbed(model, seed=0), torch.no_grad(), _hooks() as handles:
+    with _hooks() as handles, gates(found, {key: Gate(None, 0) for key in found}):
         for path, choice in made.items():
             handles.append(choice.register_forward_pre_hook(functools.partial(_add, ran, path)))
-        with gates(found, {key: Gate(None, 0) for key in found}):
-            _called(model, example)
+        try:
+            outputs = _outputs(model, example)
+        except NasError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            raise SpaceError(
+                f"the model does not run with choices in it, as it asks for the type or attributes of a module "
+                f"({described(error)})",
+                fix="leave out of the pattern what the model looks at, or use a module inside of it, or around it",
+            ) from error
     for path in made:
         if path not in ran:
             raise SpaceError(
@@ -196,6 +257,25 @@ def _refuse_bypassed(model: nn.Module, made: Mapping[str, Choice], example: Exam
                 "where a choice would not run",
                 fix="let the forward pass use the attribute, or leave the module out of the pattern",
             )
+    if expected is not None and not _same(expected, outputs):
+        raise SpaceError(
+            "the model gives other outputs with choices in it, though the modules themselves are chosen, as it asks "
+            f"for the type or attributes of a module at one of {', '.join(made)}",
+            fix="leave out of the pattern what the model looks at, or use a module inside of it, or around it",
+        )
+
+
+def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
+    """The tensors that the model returns for the example, in eval mode, without gradients, with the same seed."""
+    with undisturbed(model, seed=0), torch.no_grad():
+        return [leaf for leaf in tree_leaves(_called(model, example)) if isinstance(leaf, Tensor)]
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return [one.shape for one in some] == [one.shape for one in others] and all(
+        torch.allclose(one.to(other.dtype), other, equal_nan=True) if other.is_floating_point() else one.equal(other)
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 def _add(ran: set[str], path: str, *_: Any) -> None:
@@ -240,12 +320,14 @@ def _observed(
     wanted = {path for found in matched.values() for path in found}
     paths = [path for path, _ in model.named_modules() if path in wanted]
     calls: dict[str, list[Place]] = {path: [] for path in paths}
+    written: dict[str, int] = {}  # the version of the output when the module returned it
 
     def watching(path: str) -> Callable[..., None]:
         def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             # The containers of the arguments are copied, as a model may add to a list that it has passed on.
             given = tree_map(lambda leaf: leaf, (inputs, named))
             calls[path].append(Place(path, module, given[0], given[1], output))
+            written[path] = version(output)
 
         return note
 
@@ -255,7 +337,7 @@ def _observed(
             handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
         try:
             _called(model, example)
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever the model's own code raises
             raise SpaceError(
                 f"the model cannot take the example ({described(error)})",
                 fix="give as `example` what the model is called with, a mapping for named arguments",
@@ -275,7 +357,12 @@ def _observed(
                 f"the module at {path} returns a {type(seen[0].output).__name__}, expected one tensor",
                 fix="use a module inside of it, or around it, that returns one tensor",
             )
-    return [seen[0] for seen in calls.values()]
+    return [replace(seen[0], overwritten=version(seen[0].output) > written[path]) for path, seen in calls.items()]
+
+
+def version(output: Any) -> int:
+    """How often a tensor was written into; 0 where that is not counted."""
+    return output._version if isinstance(output, Tensor) and not output.is_inference() else 0
 
 
 def _called(model: nn.Module, example: Example) -> Any:
@@ -294,18 +381,24 @@ def _hooks() -> Iterator[list[RemovableHandle]]:
             handle.remove()
 
 
-def _check(place: Place, name: str, candidate: nn.Module) -> None:
-    """Raises SpaceError unless the candidate takes what the module took, and returns a tensor of the same shape."""
+def _check(place: Place, name: str, candidate: nn.Module) -> Tensor:
+    """Returns the candidate's output. Raises SpaceError unless the candidate takes what the module took, and returns a
+    tensor of the same shape and type."""
     try:
         output = candidate(*place.inputs, **place.named)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the candidate's own code raises
         raise SpaceError(
             f"the candidate {name!r} at {place.path} cannot take what the module takes ({described(error)})",
             fix="change what its maker builds",
         ) from error
-    got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    if got != tuple(place.output.shape):
+    right: Tensor = place.output
+    got: Any = f"a {type(output).__name__}"
+    if isinstance(output, Tensor):
+        got = tuple(output.shape) if output.shape != right.shape else output.dtype
+    if got != right.dtype:
         raise SpaceError(
-            f"the candidate {name!r} at {place.path} returns {got}, expected {tuple(place.output.shape)}",
+            f"the candidate {name!r} at {place.path} returns {got}, expected "
+            f"{right.dtype if isinstance(got, torch.dtype) else tuple(right.shape)}",
             fix="change what its maker builds",
         )
+    return output

@@ -9,20 +9,24 @@ from torch import Tensor, nn
 from nas.errors import SpaceError
 
 
-def check_arguments(places: Any, example: Any) -> None:
+def check_arguments(model: Any, places: Any, example: Any) -> None:
     """Raises SpaceError for arguments of another type than `insert` takes."""
-    if not isinstance(places, Mapping):
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise SpaceError(
-            f"places is a {type(places).__name__}, expected where -> makers", fix="give e.g. {'layer*.*': skip()}"
+            f"model is {got}, expected an nn.Module",
+            fix="give the module itself, of what nas.retrain returned .network",
         )
+    if not isinstance(places, Mapping) or not places:
+        got = f"a {type(places).__name__}" if not isinstance(places, Mapping) else "empty"
+        raise SpaceError(f"places is {got}, expected where -> makers", fix="give e.g. {'layer*.*': skip()}")
     for where, makers in places.items():
         if not isinstance(where, str) and not (isinstance(where, type) and issubclass(where, nn.Module)):
             raise SpaceError(
                 f"places has {where!r}, expected paths of modules or types of modules",
                 fix="give e.g. {'layer*.*': skip()} or {nn.Conv2d: depthwise()}",
             )
-        several = list(makers) if isinstance(makers, Sequence) and not isinstance(makers, str) else [makers]
-        for maker in several:
+        for maker in listed(makers):
             if not callable(maker):
                 raise SpaceError(
                     f"the maker at {named(where)} is {maker!r:.80}, expected a function",
@@ -60,6 +64,17 @@ def refuse_compiled(model: nn.Module) -> None:
                 f"{path or 'the model'} {what}, expected plain modules",
                 fix="insert the choices before the model is traced or compiled",
             )
+
+
+def listed(makers: Any) -> list[Any]:
+    return list(makers) if isinstance(makers, Sequence) and not isinstance(makers, str) else [makers]
+
+
+def maker_name(maker: Any) -> str:
+    """What a message calls a maker: ``narrower`` for what narrower(0.5) returns."""
+    if getattr(maker, "__module__", "").startswith("nas.adapt."):
+        return str(maker.__qualname__.partition(".")[0])
+    return str(getattr(maker, "__name__", type(maker).__name__))
 
 
 def named(where: str | type[nn.Module]) -> str:

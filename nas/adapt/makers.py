@@ -1,6 +1,5 @@
 """Makers of candidates for `nas.adapt.insert`: each starts from the weights of the module that it stands in for."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from nas.adapt.insertion import Maker, Place
 from nas.errors import SpaceError
+from nas.supernet.copying import copied
 
 
 class Skip(nn.Module):
@@ -42,7 +42,7 @@ def other(name: str, factory: Callable[[nn.Module], nn.Module]) -> Maker:
         )
 
     def make(place: Place) -> Mapping[str, nn.Module]:
-        candidate = factory(copy.deepcopy(place.module))
+        candidate = factory(copied(place.module))
         if not isinstance(candidate, nn.Module):
             raise SpaceError(
                 f"the maker of {name!r} returned a {type(candidate).__name__} at {place.path}, expected an nn.Module",
@@ -122,7 +122,7 @@ def smaller_kernel(size: int) -> Maker:
         ]
         if any(full % 2 == 0 for full in layer.kernel_size) or min(cut) < 1 or min(padding) < 0:
             return {}
-        smaller = copy.deepcopy(layer)
+        smaller = copied(layer)
         smaller.kernel_size, smaller.padding = (size, size), (padding[0], padding[1])
         if layer.padding_mode != "zeros":
             smaller._reversed_padding_repeated_twice = [one for one in reversed(padding) for _ in range(2)]
@@ -133,11 +133,11 @@ def smaller_kernel(size: int) -> Maker:
     return make
 
 
-PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what `nn.Linear`, `nn.Conv1d` or `nn.Conv2d` does, with a weight of its own: not a
+    """Whether a layer computes what the layer of `PLAIN` does that it is of, with a weight of its own: not a
     subclass that changes this, nor a layer whose weight is computed, e.g. by weight norm or pruning.
     """
     kind = next((kind for kind in PLAIN if isinstance(layer, kind)), None)

@@ -5,7 +5,6 @@ through norms, activations, depthwise convolutions, additions and products to th
 shows to its surroundings, by its input or its output, stay as they are.
 """
 
-import copy
 import inspect
 import math
 from collections import Counter
@@ -20,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.adapt.insertion import Maker, Place, fits
 from nas.adapt.makers import _check_fractions, is_plain
 from nas.errors import SpaceError
+from nas.supernet.copying import copied
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 # Modules and functions that treat every channel alike, so that their output has the channels of their input.
 ALIKE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU),
@@ -43,7 +43,8 @@ class Channels:
     count: how many. axis: of a tensor: 1 behind a convolution, -1 behind a linear layer. places: how many axes follow:
     2 behind a convolution over height and width, 0 behind a linear layer. written: layers whose outputs they are. read:
     layers whose inputs they are. along: norms and depthwise convolutions that they pass. fixed: whether they have to
-    stay. merged: the channels that these became part of.
+    stay. block: how many neighbours are kept or left out together: a group of an nn.GroupNorm. merged: the channels
+    that these became part of.
     """
 
     count: int
@@ -53,6 +54,7 @@ class Channels:
     read: list[Layer] = field(default_factory=list)
     along: list[nn.Module] = field(default_factory=list)
     fixed: bool = False
+    block: int = 1
     merged: "Channels | None" = None
 
     def all(self) -> "Channels":
@@ -67,6 +69,17 @@ class Channels:
         squares = [_squares(layer.weight).sum(1) for layer in self.written]
         squares += [_squares(layer.weight.transpose(0, 1)).sum(1) for layer in self.read]
         return torch.stack(squares).sum(0).sqrt()
+
+    def width(self, fraction: float, multiple_of: int) -> int:
+        """How many channels are kept of a fraction of them: a multiple of the number, and whole blocks."""
+        step = math.lcm(multiple_of, self.block)
+        return min(self.count, math.ceil(fraction * self.count / step) * step)
+
+    def largest(self, kept: int) -> Tensor:
+        """(kept,): the indices of the most important channels, ascending."""
+        blocks = self.importance().unflatten(0, (-1, self.block)).square().sum(1)
+        first = blocks.topk(kept // self.block).indices.sort().values * self.block
+        return (first[:, None] + torch.arange(self.block, device=first.device)).flatten()
 
     def keep(self, index: Tensor) -> None:
         """Cut the layers down to the channels at `index`, (kept,) ascending."""
@@ -84,6 +97,9 @@ class Channels:
                 module.normalized_shape = (len(index),)
             elif isinstance(module, _BatchNorm):
                 module.num_features = len(index)
+            elif isinstance(module, nn.GroupNorm):
+                module.num_groups = max(1, module.num_groups * len(index) // module.num_channels)
+                module.num_channels = len(index)
             else:
                 module.in_channels = module.out_channels = module.groups = len(index)  # type: ignore[assignment]
 
@@ -121,14 +137,13 @@ def narrower(*fractions: float, multiple_of: int = 8) -> Maker:
         made: dict[str, nn.Module] = {}
         before: set[tuple[int, ...]] = set()
         for fraction in fractions:
-            narrow = copy.deepcopy(place.module)
+            narrow = copied(place.module)
             widths: list[int] = []
             narrowed = False
             for channels in inner_channels(narrow, place):
-                wide = channels.count
-                kept = min(wide, math.ceil(fraction * wide / multiple_of) * multiple_of)
-                if kept < wide:
-                    channels.keep(channels.importance().topk(kept).indices.sort().values)
+                kept = channels.width(fraction, multiple_of)
+                if kept < channels.count:
+                    channels.keep(channels.largest(kept))
                     narrowed = True
                 widths.append(kept)
             if narrowed and tuple(widths) not in before and fits(place, narrow):
@@ -143,7 +158,7 @@ class _Tracer(fx.Tracer):
     """Takes every layer, norm and activation as one node, also those of other libraries."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (Layer, _BatchNorm, nn.LayerNorm, *ALIKE))
+        known = isinstance(m, (Layer, _BatchNorm, nn.LayerNorm, nn.GroupNorm, *ALIKE))
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -216,6 +231,8 @@ def _followed(
                 return _through_layer(module, first, found)
             if first is not None and _norms(module, first.all()):
                 first.all().along.append(module)
+                if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+                    first.all().block = math.lcm(first.all().block, module.num_channels // module.num_groups)
                 return first
     elif node.op in ("call_function", "call_method"):
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -233,6 +250,8 @@ def _norms(module: nn.Module, channels: Channels) -> bool:
     """Whether the module is a norm with one entry for each of the channels."""
     if isinstance(module, nn.LayerNorm):
         return channels.axis == -1 and module.normalized_shape == (channels.count,)
+    if isinstance(module, nn.GroupNorm):
+        return channels.axis == 1 and module.num_channels == channels.count
     return isinstance(module, _BatchNorm) and module.num_features == channels.count
 
 
@@ -264,6 +283,7 @@ def _together(inputs: list[Channels | None]) -> Channels | None:
             first.read += one.read
             first.along += one.along
             first.fixed |= one.fixed
+            first.block = math.lcm(first.block, one.block)
             one.merged = first
     return whole[0].all() if whole else None
 
@@ -301,7 +321,7 @@ def fewer_heads(*fractions: float) -> Maker:
 
 
 def _with_heads(attention: nn.Module, count: int) -> nn.Module:
-    narrow: Any = copy.deepcopy(attention)
+    narrow: Any = copied(attention)
     heads, width = narrow.num_heads, narrow.head_dim
     squares = _squares(narrow.qkv.weight).sum(1).reshape(3, heads, width).sum((0, 2))
     squares += _squares(narrow.proj.weight).sum(0).reshape(heads, width).sum(1)

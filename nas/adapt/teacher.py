@@ -1,10 +1,9 @@
 """Who teaches a network that is searched or trained: the network that the choices were put into, or another one."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,8 +17,10 @@ from nas.runtime.runtime import Runtime
 from nas.runtime.user_functions import Factory, call
 from nas.spaces.space import Space
 from nas.supernet.choice import Choice
+from nas.supernet.copying import copied
 from nas.supernet.genotype import Genotype
 from nas.training.distillation import Distillation, check_numbers
+from nas.training.trained import Trained
 
 ORIGINAL = "original"
 
@@ -28,14 +29,14 @@ ORIGINAL = "original"
 class Teacher:
     """A trained network, and what is learnt from it.
 
-    network: a module, which is copied; or factory, arguments: a function or class that builds it, see
-    `nas.spaces.Custom`. weights: the path of a file with its weights, see `nas.adapt.trained_weights`. Without network
-    and factory it is the original: the network that the choices were put into, with its weights.
+    network: a module, which is copied, or what `nas.retrain` returned; or factory, arguments: a function or class that
+    builds it, see `nas.spaces.Custom`. weights: the path of a file with its weights, see `nas.adapt.trained_weights`.
+    Without network and factory it is the original: the network that the choices were put into, with its weights.
     share, temperature, features, feature_weight: see `Distillation`.
     Raises ConfigError for numbers out of range, and for a network and a factory together.
     """
 
-    network: nn.Module | None = None
+    network: nn.Module | Trained | None = None
     factory: Factory | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
@@ -56,6 +57,13 @@ class Teacher:
             features=self.features,
             feature_weight=self.feature_weight,
         )
+        if isinstance(self.network, Trained):
+            object.__setattr__(self, "network", self.network.network)
+        if self.network is not None and not isinstance(self.network, nn.Module):
+            got = f"the class {self.network.__name__}" if isinstance(self.network, type) else repr(self.network)
+            raise ConfigError(
+                f"teacher.network is {got:.80}, expected a trained module", fix="give the module itself, or a factory"
+            )
         if self.network is not None and self.factory is not None:
             raise ConfigError("the teacher is given twice, as network and as factory", fix="leave one of them out")
         if self.weights is not None and not isinstance(self.weights, str | Path):
@@ -97,7 +105,7 @@ class Teacher:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.network is not None:
-                network = copy.deepcopy(self.network)
+                network = copied(cast(nn.Module, self.network))
             elif self.factory is not None:
                 network = call(
                     self.factory,
@@ -135,7 +143,7 @@ def teacher_of(given: Any) -> Teacher:
     """The teacher that a person gives in Python. Raises ConfigError for anything else."""
     if isinstance(given, Teacher):
         return given
-    if isinstance(given, nn.Module):
+    if isinstance(given, nn.Module | Trained):
         return Teacher(network=given)
     if given == ORIGINAL:
         return Teacher()

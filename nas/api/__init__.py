@@ -38,6 +38,7 @@ from nas.data.bundle import DataBundle
 from nas.data.policy import Policy
 from nas.data.spec import Preparation
 from nas.data.transforms import Augment
+from nas.errors import ConfigError
 from nas.formats.export import Exported
 from nas.formats.export_trained import export_trained
 from nas.formats.format import Format
@@ -125,9 +126,8 @@ def search(
     functools.partial of one, makes the parts that need more than their own arguments, e.g.
     ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
     cap: the most that the derived network may have, of ``parameters`` (trainable ones), ``macs`` (multiply-accumulates
-    for one example),
-    ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this CPU), e.g.
-    ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
+    for one example), ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this
+    CPU), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
     `nas.methods.BestOf` hold it. Several numbers, ``{"macs": [0.3, 0.5, 0.7]}``, derive a network for each from the one
     search: see `Found.front`.
     network: fields of the space that a retraining will change, for the sizes that are reported.
@@ -181,8 +181,8 @@ def search(
 
 
 def retrain(
-    build_model: Space | Callable[..., nn.Module] | nn.Module,
-    genotype: Genotype | Found | str,
+    build_model: Space | Callable[..., nn.Module] | nn.Module | Trained,
+    genotype: Genotype | Found | str | None,
     train: Any,
     *,
     start: str = SCRATCH,
@@ -221,7 +221,9 @@ def retrain(
 ) -> Trained:
     """Train the network of a genotype; the network of the last epoch counts.
 
-    genotype: one, or what `search` returned, or its published name, its text, or the path of its file.
+    build_model: as in `search`; or a model without choices, or what `retrain` returned, for further training.
+    genotype: one, or what `search` returned, or its published name, its text, or the path of its file. None for a model
+    without choices, which is trained as it is.
     start: what the training begins with: ``scratch``, the weights with which the network is built, which are those of a
     model that has some; or ``supernet``, the weights that the search left, with recalibrated batch norms. `genotype` is
     then what `search` returned, or the path of the genotype.json in the directory of the search.
@@ -234,10 +236,15 @@ def retrain(
     with named_as_arguments(), own_process():
         options = RetrainOptions(**numbers_of(RetrainOptions, given_here) | {"network": dict(network or {})})
         job = job_of(build_model, train, given_here)
-        chosen = genotype_of(genotype)
+        chosen = genotype_of(genotype, job.space)
         supernet = supernet_of(genotype, resumes=bool(resume)) if options.inherits else None
         parts = RetrainParts(optim=optim, lr=from_start(lr), policy=policy)
         retrain_job = RetrainJob(job, options, parts)
+        if genotype is None and (options_left := retrain_job.network_options):
+            raise ConfigError(
+                f"genotype is None, but the model has {len(options_left)} choices, e.g. at {next(iter(options_left))}",
+                fix="give what nas.search returned, or a genotype",
+            )
         retrain_job.check(chosen)
         to_score: DataBundle | None = None
         if test is not None and distributed.first():  # now, as a mistake in it is not to end a training of hours

@@ -24,6 +24,7 @@ from nas.spaces.darts import Darts
 from nas.spaces.space import Space
 from nas.training.job import Job, check_seed
 from nas.training.task import Classification, Regression, Task, check_targets
+from nas.training.trained import Trained
 
 FORMATS = ("weights", "standalone", "program")
 # What the arguments are: numbers by their type, what objects need, and what is called to make a part.
@@ -104,6 +105,8 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
 def space_of(build_model: Any) -> Space:
     if isinstance(build_model, Space):
         return build_model
+    if isinstance(build_model, Trained):
+        build_model = build_model.network
     if isinstance(build_model, nn.Module) or callable(build_model):
         return Custom(factory=build_model)
     raise ConfigError(

@@ -3,10 +3,12 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nas.errors import ConfigError
 from nas.spaces.published import resolve
+from nas.spaces.space import Space
 from nas.supernet.genotype import Genotype
 from nas.training.inheritance import SupernetWeights, checkpoint_beside
 
@@ -25,21 +27,30 @@ class Found:
     front: "tuple[Found, ...]" = ()
 
 
-def genotype_of(given: Genotype | Found | str) -> Genotype:
-    """The genotype: of a search, or from its published name, its text, or the path of its file."""
+def genotype_of(given: Genotype | Found | str | None, space: Space) -> Genotype:
+    """The genotype: of a search, or from its published name, its text, or the path of its file; for None that without
+    choices. Raises ConfigError for anything else."""
+    if given is None:
+        return Genotype(space.name, {})
     if isinstance(given, Found):
         return given.genotype
+    if not isinstance(given, Genotype | str | Path):
+        raise ConfigError(
+            f"genotype is a {type(given).__name__}, expected what nas.search returned, a genotype, or its name or path",
+            fix="give what nas.search returned, one entry of its `front`, or None for a model without choices",
+        )
     return given if isinstance(given, Genotype) else resolve(str(given))
 
 
-def supernet_of(genotype: Genotype | Found | str, *, resumes: bool) -> Callable[[], SupernetWeights]:
+def supernet_of(genotype: Genotype | Found | str | None, *, resumes: bool) -> Callable[[], SupernetWeights]:
     """What gives the weights of the search that a genotype is of. Raises ConfigError if nothing does."""
-    if not isinstance(genotype, Genotype | Found):
+    if not isinstance(genotype, Genotype | Found | None):
         return functools.partial(SupernetWeights.load, checkpoint_beside(genotype, resumes=resumes))
     supernet = genotype.supernet if isinstance(genotype, Found) else None
     if supernet is None:
         raise ConfigError(
-            "retrain.start=supernet takes the weights of a search, got a genotype alone",
+            "retrain.start=supernet takes the weights of a search, got "
+            + ("no genotype" if genotype is None else "a genotype alone"),
             fix="give what nas.search returned, or the path of the genotype.json in the directory of a search",
         )
     return lambda: supernet

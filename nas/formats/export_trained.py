@@ -22,6 +22,7 @@ from nas.settings.building import built, foreign, foreign_names, private
 from nas.settings.dotted import PLACES
 from nas.spaces.space import Space
 from nas.storage.run_directory import found_data, recorded
+from nas.supernet.copying import copied
 from nas.training.evaluate import score
 from nas.training.trained import Trained
 
@@ -116,12 +117,12 @@ def anywhere(config: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 def on_cpu(network: nn.Module) -> nn.Module:
     """A copy that others can load anywhere: on the CPU, in the memory format of files, for inference alone."""
-    copied = without_auxiliary(copy.deepcopy(network)).cpu().eval()
+    made = without_auxiliary(copied(network)).cpu().eval()
     with torch.no_grad():
-        for tensor in (*copied.parameters(), *copied.buffers()):
+        for tensor in (*made.parameters(), *made.buffers()):
             # Not contiguous(), which leaves the strides of 1x1 convolutions as they are; kernels are chosen by them.
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    return copied
+    return made
 
 
 def unbuildable(space: Any, network: nn.Module, remade: Callable[[], nn.Module]) -> str:

@@ -14,6 +14,9 @@ from nas.methods.deriver import allowed
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.every_candidate import Condition
 
+# The largest coefficient of a row. HiGHS drops coefficients below 1e-9, and its tolerance for rows is absolute: with 1
+# here, one in 400 architectures of random costs up to 1e9 is not the most probable one.
+LARGEST = 1e4
 FINER = 1e4  # how many times smaller the costs of the next row are
 
 
@@ -80,7 +83,7 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
         paid = {condition: value for condition, value in limit.cost.terms.items() if condition in place}
         largest = max(map(abs, paid.values()), default=0.0) or 1.0  # the solver's tolerances are absolute
         left = limit.cap - limit.cost.terms.get(frozenset(), 0.0)
-        rows.append((row(paid) / largest, -np.inf, left / largest))
+        rows.append((row(paid) * (LARGEST / largest), -np.inf, left * (LARGEST / largest)))
     for condition in place:
         if len(condition) > 1:  # it is at most each of its parts, and at least their sum less (n - 1)
             parts = [frozenset([pair]) for pair in condition]
@@ -115,7 +118,7 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
             len(picked) - 1.0,
         )
         scale = max(map(abs, coefficients.values()))
-        rows.append((row(coefficients) / scale, -np.inf, most / scale))
+        rows.append((row(coefficients) * (LARGEST / scale), -np.inf, most * (LARGEST / scale)))
 
 
 def finer(
@@ -124,7 +127,7 @@ def finer(
     """What a limit says of the small costs where the large ones are those of an architecture above it: coefficients,
     and the most that their sum may be. None where all of this was said before.
 
-    The solver's tolerance is a millionth of the largest coefficient, so a row of the small costs alone is exact to
+    The solver's tolerance is a part of the largest coefficient, so a row of the small costs alone is exact to
     the last of them; excluding architectures one by one would take exponentially many steps. With large costs L that
     are paid and small costs s the row is sum(s) + M * sum(L's conditions) <= rest + M * len(L), where M makes it hold
     as soon as one of L is not paid. Other large costs are left out: they would only add to the sum. seen: what was

@@ -1,7 +1,6 @@
 """A search space from the user's own function, which builds a module with choices in it."""
 
 import contextlib
-import copy
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from nas.runtime import distributed
 from nas.runtime.user_functions import Factory, call, import_path
 from nas.spaces.space import Space
 from nas.supernet.choice import Choice
+from nas.supernet.copying import copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Custom(Space):
                     fix="give the function or class that builds it as space.factory",
                 )
             check_usable(self.factory, type(self.factory).__name__)
-            return copy.deepcopy(self.factory)
+            return copied(self.factory)
         model = call(
             self.factory,
             self.arguments,

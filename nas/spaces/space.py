@@ -12,7 +12,7 @@ from torch import nn
 from nas.data.inputs import each
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, GenotypeError
-from nas.supernet.choice import choices
+from nas.supernet.choice import Choice, choices
 from nas.supernet.dropped_edge import settle
 from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
@@ -68,9 +68,11 @@ class Space(ABC):
         return torch.device("meta")
 
     def options(self, spec: DataSpec) -> Mapping[str, Sequence[str]]:
-        """choice key -> candidate names."""
+        """choice key -> candidate names; empty for a model without choices."""
         with self.sketching():
-            return {key: sharing[0].names for key, sharing in choices(self.build(spec, affine=True)).items()}
+            model = self.build(spec, affine=True)
+            found = choices(model) if any(isinstance(module, Choice) for module in model.modules()) else {}
+            return {key: sharing[0].names for key, sharing in found.items()}
 
     def resized(self, sizes: Mapping[str, Any]) -> Self:
         """The same space with some of its fields changed, e.g. {"channels": 36, "cells": 20} for retraining."""

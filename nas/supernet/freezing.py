@@ -17,9 +17,12 @@ def freeze(model: nn.Module, chosen: Mapping[str, str | None]) -> nn.Module:
     else by `DroppedTensor`. Hooks on a choice are kept, on a module around its candidate. Kernels that candidates
     shared become separate, see `nas.supernet.entanglement`.
 
-    Returns the plain model: the same object, unless the model itself is a Choice. Raises GenotypeError (see
+    Returns the plain model: the same object, unless the model itself is a Choice. A model without choices is returned
+    as it is if none is chosen. Raises GenotypeError (see
     `check_chosen`), and SpaceError for a choice whose forward is not that of `Choice`.
     """
+    if not chosen and not any(isinstance(module, Choice) for module in model.modules()):
+        return model
     found = choices(model)
     check_chosen(chosen, {key: sharing[0].names for key, sharing in found.items()})
     # Keys that are paths hold for the unfrozen model only, so they are resolved before anything moves.

@@ -101,6 +101,11 @@ class Genotype:
 def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequence[str]]) -> None:
     """Raises GenotypeError unless `chosen` names one of `options`, or None, for exactly the keys of `options`."""
     missing, extra = options.keys() - chosen.keys(), chosen.keys() - options.keys()
+    if chosen and not options:
+        raise GenotypeError(
+            f"the genotype chooses at {', '.join(sorted(chosen)[:3])}, but the model has no choices",
+            fix="give the model that was searched, or None as the genotype in nas.retrain, to train this one as it is",
+        )
     if missing or extra:
         parts = [f"lacks {', '.join(sorted(missing))}"] * bool(missing)
         parts += [f"has unknown {', '.join(sorted(extra))}"] * bool(extra)

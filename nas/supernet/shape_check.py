@@ -10,6 +10,7 @@ from nas.data.inputs import Inputs
 from nas.errors import SpaceError
 from nas.supernet.choice import Choice
 from nas.supernet.every_candidate import Part, run_every_candidate
+from nas.supernet.returned_inputs import ReturnedInputs
 
 
 def check_shapes(model: nn.Module, inputs: Inputs) -> Any:
@@ -17,8 +18,10 @@ def check_shapes(model: nn.Module, inputs: Inputs) -> Any:
 
     inputs: a small batch. The model runs in eval mode, so that its statistics do not change.
     Returns the model's output with the first candidate of every choice. Raises SpaceError, naming the choice by its
-    path, if a candidate does not return one tensor, or a tensor of another shape than the first candidate's.
+    path, if a candidate does not return one tensor, or a tensor of another shape than the first candidate's, or returns
+    its input where the model writes into it later, see `nas.supernet.returned_inputs`.
     """
+    returned = ReturnedInputs()
     path_of = {module: path for path, module in model.named_modules() if isinstance(module, Choice)}
     expected: dict[Choice, tuple[str, torch.Size]] = {}
 
@@ -41,6 +44,9 @@ def check_shapes(model: nn.Module, inputs: Inputs) -> Any:
                 f"{first} {tuple(shape)}, {name} {tuple(output.shape)}",
                 fix="make the shapes equal, by padding, striding or a 1x1 convolution",
             )
+        returned.note(part, output)
         return output
 
-    return run_every_candidate(model, inputs, compare)
+    output = run_every_candidate(model, inputs, compare)
+    returned.refuse_overwritten(model, inputs)
+    return output

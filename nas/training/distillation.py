@@ -81,18 +81,7 @@ class Distillation:
                 f"the teacher cannot take inputs of {forms} ({described(error)})",
                 fix="give a teacher that takes what the network takes",
             ) from error
-        if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
-            got = f"{tuple(taught.shape)}" if isinstance(taught, Tensor) else f"a {type(taught).__name__}"
-            raise SpaceError(
-                f"the teacher returns {got}, expected what the network returns, {tuple(outputs.shape)}",
-                fix="give a teacher of the same classes" if self.classes else "give a teacher of the same outputs",
-            )
-        if self.classes and not is_one_score(outputs) and outputs.shape[1] != self.classes:
-            raise SpaceError(
-                f"the network returns {tuple(outputs.shape)} for {self.classes} classes, expected a score for each in "
-                "dimension 1 to learn from the teacher's",
-                fix="return (batch, classes, ...), or leave the teacher's outputs out: teacher.share=0 and features",
-            )
+        self._check_outputs(outputs, taught)
         ours: dict[str, Any] = {}
         with undisturbed(network, seed=0), torch.no_grad(), noting(network, self.features, ours):
             if any(isinstance(module, Choice) for module in network.modules()):
@@ -108,6 +97,28 @@ class Distillation:
                     fix="name modules whose outputs have the same shape, or leave them out",
                 )
 
+    def _check_outputs(self, outputs: Tensor, taught: Any) -> None:
+        """Raises SpaceError for outputs of the teacher that the network cannot learn from. taught: of the teacher."""
+        if not self.share:
+            return
+        if not isinstance(taught, Tensor) or taught.shape != outputs.shape:
+            got = f"{tuple(taught.shape)}" if isinstance(taught, Tensor) else f"a {type(taught).__name__}"
+            raise SpaceError(
+                f"the teacher returns {got}, expected what the network returns, {tuple(outputs.shape)}",
+                fix="give a teacher of the same classes" if self.classes else "give a teacher of the same outputs",
+            )
+        if self.classes and not is_one_score(outputs) and outputs.shape[1] != self.classes:
+            raise SpaceError(
+                f"the network returns {tuple(outputs.shape)} for {self.classes} classes, expected a score for each in "
+                "dimension 1 to learn from the teacher's",
+                fix="return (batch, classes, ...), or leave the teacher's outputs out: teacher.share=0 and features",
+            )
+        if not taught.isfinite().all():
+            raise SpaceError(
+                "the teacher returns numbers that are not finite, expected finite ones",
+                fix="give the weights that it was trained to, and the inputs as it was trained on",
+            )
+
     @torch.no_grad()
     def teach(self, inputs: Sequence[Any]) -> Any:
         return self.teacher(*inputs)
@@ -117,7 +128,7 @@ class Distillation:
         theirs: dict[str, Any] = {}
         with noting(self.teacher, self.features.values(), theirs):
             taught = self.teach(inputs)
-        term = self.share * self.difference(outputs, taught)
+        term = self.share * self.difference(outputs, taught) if self.share else outputs.new_zeros(())
         for path, feature in features.items():
             target = theirs[self.features[path]].detach().float()
             scale = target.square().mean().clamp_min(torch.finfo(target.dtype).tiny)

@@ -1,10 +1,10 @@
 """A moving average of a network's weights."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from nas.supernet.copying import copied
 
 
 class Average:
@@ -20,7 +20,7 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
-        self.network = copy.deepcopy(network)
+        self.network = copied(network)
         self.decay = decay
         self.updates = 0
         self._averages, self._counts = by_kind(self.network)

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Trained:
     config: dict[str, Any]
     trained_on: str | None = None
     sample: tuple[str, ...] = ()
-    examples: Inputs | None = None
+    examples: Inputs | None = field(default=None, repr=False)
     result: Mapping[str, Any] | None = None
     directory: Path | None = None
 

@@ -113,6 +113,13 @@ def test_a_place_that_no_candidate_fits_stays(network):
     assert set(choices(network)) == {"blocks", "blocks.candidates.0.0", "blocks.candidates.0.1"}
 
 
+def test_a_maker_that_fits_nowhere_is_warned_of_once(network, capsys):
+    places = {"blocks.[01]": [skip(), fewer_heads(0.5), narrower(0.5)], "stem": [depthwise(), smaller_kernel(1)]}
+    insertions(network, places, example=IMAGES)
+    insert(network, places, example=IMAGES)
+    assert capsys.readouterr().err == "warning: fewer_heads makes no candidate at blocks.[01], e.g. for blocks.0\n"
+
+
 def test_modes_of_the_parts_stay(network):
     network.train()
     network.blocks[0].norm1.eval()  # a frozen norm
@@ -428,6 +435,30 @@ def test_tied_weights_inside_a_place_stay_tied():
     assert made["0"].keys() == {"keep", "skip"}
 
 
+def test_volumes_are_narrowed():
+    block = nn.Sequential(nn.Conv3d(3, 16, 1), nn.BatchNorm3d(16), nn.ReLU(), nn.Conv3d(16, 3, 1))
+    narrow = candidates(nn.Sequential(block), {"0": narrower(0.5)}, torch.randn(2, 3, 4, 4, 4))["0"]["width_0.5"]
+    assert [tuple(weight.shape[:2]) for weight in narrow.parameters() if weight.ndim > 1] == [(8, 3), (3, 8)]
+
+
+@pytest.mark.parametrize(("groups", "kept", "left"), [(4, [4, 5, 6, 7, 12, 13, 14, 15], 2), (1, [*range(8, 16)], 1)])
+def test_groups_that_are_normalised_together_are_kept_together(groups, kept, left):
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 16, 1), nn.GroupNorm(groups, 16), nn.SiLU(), nn.Conv2d(16, 3, 1))
+    with torch.no_grad():
+        important = torch.zeros(16).index_fill(0, torch.tensor(kept), 1.0)
+        block[1].weight.copy_(torch.arange(16.0))
+        block[0].weight.copy_(block[0].weight.sign() * (1e-3 + important).view(16, 1, 1, 1))
+        block[3].weight.copy_(block[3].weight.sign() * (1e-3 + important).view(1, 16, 1, 1))
+    x = torch.randn(2, 3, 5, 5)
+    narrow = candidates(nn.Sequential(block), {"0": narrower(0.5, multiple_of=1)}, x)["0"]["width_0.5"]
+    assert (narrow[1].num_groups, narrow[1].num_channels, narrow[1].weight.tolist()) == (left, 8, kept)
+    assert torch.equal(narrow[0].weight, block[0].weight[kept])
+    if groups > 1:  # the statistics of the groups that are kept do not change
+        inner = block[2](block[1](block[0](x)))[:, kept]
+        assert torch.allclose(narrow[2](narrow[1](narrow[0](x))), inner, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("first", "between", "last", "x"),
     [
@@ -488,6 +519,11 @@ def test_a_module_called_by_name_can_be_skipped_and_one_that_does_not_run_is_pas
         nas.insert(model, {"unused": skip()}, example=x)
 
 
+class Wide(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).double()
+
+
 @pytest.mark.parametrize(
     ("places", "message"),
     [
@@ -501,11 +537,28 @@ def test_a_module_called_by_name_can_be_skipped_and_one_that_does_not_run_is_pas
         ),
         ({"0": {"narrower": 0.5}}, r"^the maker at 0 is \{'narrower': 0\.5\}, expected a function"),
         ({"0": lambda place: [nn.ReLU()]}, r"^a maker returned a list at 0, expected candidates by name"),
+        ({"0": lambda place: {3: nn.ReLU()}}, r"^a maker returned 3 -> a ReLU at 0, expected the name of a candidate"),
+        ({"0": lambda place: {"relu": nn.ReLU}}, r"^a maker returned 'relu' -> a type at 0, expected the name"),
+        (
+            {"0": other("wide", lambda conv: conv.double())},
+            r"^the candidate 'wide' at 0 cannot take what the module takes ",
+        ),
+        (
+            {"0": other("wide", lambda conv: Wide(conv))},
+            r"^the candidate 'wide' at 0 returns torch\.float64, expected torch\.float32",
+        ),
+        ({}, r"^places is empty, expected where -> makers"),
     ],
 )
 def test_places_of_another_type_are_one_line(places, message):
     with pytest.raises(SpaceError, match=message):
         nas.insert(nn.Sequential(nn.Conv2d(4, 4, 1)), places, example=torch.zeros(2, 4, 6, 6))
+
+
+@pytest.mark.parametrize(("model", "got"), [(nn.Sequential, "the class Sequential"), (abs, "a builtin_function")])
+def test_a_model_that_is_no_module_is_one_line(model, got):
+    with pytest.raises(SpaceError, match=f"^model is {got}.*, expected an nn.Module; give the module itself"):
+        nas.insert(model, {"0": skip()}, example=torch.zeros(2, 4))
 
 
 def test_an_example_of_another_type_is_one_line():
@@ -516,3 +569,86 @@ def test_an_example_of_another_type_is_one_line():
 def test_a_name_of_a_candidate_is_a_text():
     with pytest.raises(SpaceError, match=r"^other takes a name and a function, got 3 and "):
         nas.adapt.other(3, nn.SiLU)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x, scale=2.0):
+        return super().forward(x) * scale
+
+
+class Asserted(nn.Conv2d):
+    def forward(self, x, scale=None):
+        assert scale is not None
+        return super().forward(x) * scale
+
+
+class Routed(nn.Module):
+    """Gives more arguments to modules of one type, as U-Nets of diffusion models do."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), kind(4, 4, 1)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x, 3.0) if isinstance(layer, Scaled | Asserted) else layer(x)
+        return {"features": x}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            Scaled,
+            r"^the model gives other outputs with choices in it, though the modules themselves are chosen, as it ",
+        ),
+        (
+            Asserted,
+            r"^the model does not run with choices in it, as it asks for the type or attributes of a module \(Ass",
+        ),
+    ],
+)
+def test_a_model_that_asks_for_the_type_of_a_module_is_refused_and_nothing_changes(kind, message):
+    model = Routed(kind)
+    before = dict(model.named_modules())
+    with pytest.raises(SpaceError, match=message):
+        nas.insert(model, {"layers.*": skip()}, example=torch.ones(2, 4, 3, 3))
+    assert dict(model.named_modules()) == before
+    nas.insert(model, {"layers.0": skip()}, example=torch.ones(2, 4, 3, 3))
+
+
+class Noisy(nn.Module):
+    """Gives other outputs in each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.mid, self.passes = nn.Linear(4, 4), 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.mid(x) + self.passes
+
+
+def test_a_model_that_never_gives_the_same_outputs_is_taken():
+    assert choices(nas.insert(Noisy(), {"mid": skip()}, example=torch.zeros(2, 4)))
+
+
+class Rewritten(nn.Module):
+    """Writes into the output of `mid`, whose input it needs afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.mid, self.act = nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        before = x + 0
+        return before + self.act(self.mid(before))
+
+
+@pytest.mark.parametrize("maker", [skip(), other("same", lambda module: nn.Dropout(0.0))])
+def test_a_candidate_that_returns_its_input_gives_a_copy_where_the_model_writes_into_it(maker):
+    x = torch.randn(2, 4, 3, 3)
+    model = insert(Rewritten(), {"mid": maker}, example=x)
+    assert torch.equal(freeze(model, {"mid": model.mid.names[1]})(x), x + x.relu())
+    apart = insert(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), {"0": skip()}, example=x)[0].candidates[1]
+    assert apart(x) is x  # nobody writes into it, so nothing is copied

@@ -10,7 +10,9 @@ from torch import nn
 
 import nas
 from nas.adapt import narrower, skip
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, GenotypeError, SpaceError
+from nas.formats.export_trained import on_cpu
+from nas.supernet.copying import copied
 from nas.training.hooks import Hook
 
 RUN = {"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False}
@@ -145,3 +147,61 @@ def test_frozen_weights_stay_and_all_frozen_is_refused(original):
     assert any(not torch.equal(moved[name], w) for name, w in partly.named_parameters() if name not in before)
     with pytest.raises(SpaceError, match="all weights of the derived network are frozen"):
         nas.retrain(partly, nas.Genotype("custom", {"1": "keep", "2": "keep", "5": "keep"}), images(), **RUN)
+
+
+def test_a_model_without_choices_is_trained_further(original):
+    """None is its genotype; what a retraining returned is trained further as it is."""
+    seen = stopped_before_a_step(lambda **given: nas.retrain(original, None, images(), **given), **RUN, **STILL)
+    assert all(torch.equal(weight, seen[name]) for name, weight in original.named_parameters())
+    net = nas.retrain(inserted(original), nas.Genotype("custom", {"1": "keep", "2": "skip"}), images(), **RUN)
+    again = nas.retrain(net, None, images(), test=images(), **RUN)
+    assert again.result["parameters"] == sum(weight.numel() for weight in net.network.parameters())
+    assert not torch.equal(again.network[0].weight, net.network[0].weight)
+    assert "tensor(" not in repr(again)  # no pixels of training images
+
+
+@pytest.mark.parametrize(
+    ("model", "genotype", "start", "message"),
+    [
+        (
+            inserted,
+            None,
+            "scratch",
+            r"^genotype is None, but the model has 2 choices, e\.g\. at 1; give what nas\.search",
+        ),
+        (
+            copy.copy,
+            nas.Genotype("custom", {"1": "skip"}),
+            "scratch",
+            r"^the genotype chooses at 1, but the model has no",
+        ),
+        (copy.copy, None, "supernet", r"^start=supernet takes the weights of a search, got no genotype; give"),
+        (inserted, (), "scratch", r"^genotype is a tuple, expected what nas\.search returned, a genotype, or its name"),
+    ],
+)
+def test_a_genotype_of_another_model_is_one_line(original, model, genotype, start, message):
+    with pytest.raises((ConfigError, GenotypeError), match=message):
+        nas.retrain(model(original), genotype, images(), start=start, **RUN)
+
+
+class Remembering(nn.Module):
+    """Keeps a tensor of its last forward pass, as for a picture of the attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.seen = {"map": [self.conv(x)]}
+        return self.head(self.seen["map"][0].mean((2, 3)))
+
+
+def test_a_model_that_keeps_tensors_of_its_last_pass_is_copied():
+    model, x = Remembering(), torch.randn(2, 1, 6, 6)
+    model(x)
+    copy = copied(model)
+    assert copy.conv.weight is not model.conv.weight
+    assert torch.equal(copy.seen["map"][0], model.seen["map"][0])
+    net = nas.retrain(model, None, images(), teacher=model, average=0.5, **RUN)
+    net.network(x)
+    assert torch.equal(on_cpu(net.network)(x), net.network(x))

@@ -111,6 +111,23 @@ def test_costs_of_very_different_sizes_are_held_to_the_last(above):
     assert [chosen[key] for key in small].count("keep") == above
 
 
+def test_small_costs_beside_a_large_one_do_not_hide_the_best():
+    """The best architecture costs exactly the cap. The solver took it for infeasible."""
+    prices = {
+        "a": {"c0": 642_800_253.0, "c1": 8_709.0, "c2": 105_078_549.0},
+        "b": {"c0": 1.0, "c1": 3.0, "c2": 1_393.0},
+        "c": {"c0": 8_929.0},
+    }
+    probs = {
+        "a": {"c0": 0.62847, "c1": 0.36816, "c2": 0.00337},
+        "b": {"c0": 0.01284, "c1": 0.95316, "c2": 0.034},
+        "c": {"c0": 1.0},
+    }
+    terms = {frozenset([(key, name)]): price for key, names in prices.items() for name, price in names.items()}
+    cost = Cost({frozenset(): 5_018.0} | terms)
+    assert most_probable(probs, [Limit("macs", cost, 642_814_203.0)]) == {"a": "c0", "b": "c1", "c": "c0"}
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_it_is_exact_whatever_the_sizes_of_the_costs(seed):
     draw = random.Random(seed)

@@ -102,3 +102,30 @@ def test_the_model_is_left_as_it_was(valid):
 
 def test_every_candidate_of_the_spaces_that_ship(space, spec):
     assert check_shapes(space.supernet(spec), torch.zeros(2, *spec.input_shape)).shape == (2, spec.num_classes)
+
+
+class Rewriting(nn.Module):
+    """Writes into the output of its choice. again: whether it needs the input of the choice afterwards."""
+
+    def __init__(self, again, name="skip"):
+        super().__init__()
+        self.again, self.choice = again, Choice({"linear": nn.Linear(6, 6), name: nn.Identity()})
+
+    def forward(self, x):
+        x = x - 1
+        after = self.choice(x).relu_()
+        return after + x if self.again else after
+
+
+def test_a_candidate_that_returns_an_input_that_is_written_into_and_needed_again_is_refused():
+    with pytest.raises(SpaceError) as caught:
+        check_shapes(nn.Sequential(Rewriting(again=True)), torch.zeros(2, 6))
+    assert str(caught.value) == (
+        "the candidate 'skip' of the choice at '0.choice' returns its input, and the model writes into it later, "
+        "though it needs the input again; let what follows not work in place, or let the candidate return a copy: "
+        "x.clone()"
+    )
+    check_shapes(nn.Sequential(Rewriting(again=False)), torch.zeros(2, 6))
+    inner = Rewriting(again=True)
+    with pytest.raises(SpaceError, match=r"^the candidate 'skip' of the choice at '0\.candidates\.1\.choice' returns"):
+        check_shapes(nn.Sequential(Choice({"linear": nn.Linear(6, 6), "inner": inner})), torch.zeros(2, 6))

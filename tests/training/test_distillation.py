@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import nas
 from nas.adapt import Teacher, narrower, skip
+from nas.adapt.teacher import teacher_of
 from nas.data import given
 from nas.errors import ConfigError, SpaceError
 from nas.methods import ScoreFunction, SecondOrder, Softmax
@@ -238,6 +240,11 @@ class OneOfThree(nn.Module):
         return self.inner(x)[:, None].expand(-1, 3, -1)
 
 
+class Broken(nn.Module):
+    def forward(self, x):
+        return x / 0
+
+
 class Tuple(nn.Module):
     def forward(self, x):
         return x, x
@@ -269,6 +276,8 @@ class Tuple(nn.Module):
         (lambda: Teacher(network=residual(), factory=residual), r"^the teacher is given twice, as network and as"),
         (lambda: Teacher(network=residual(), weights=3), r"^teacher\.weights is 3, expected the path of a file"),
         (lambda: Teacher(factory=residual, arguments=3), r"^teacher\.arguments is 3, expected names with values"),
+        (lambda: Teacher(network=nn.Flatten), r"^teacher\.network is the class Flatten, expected a trained module"),
+        (lambda: nn.Sequential(residual(), Broken()), r"^the teacher returns numbers that are not finite, expected"),
         (inserted, r"^the teacher has a Choice at 1, expected a trained network without choices"),
         (lambda: "mine", r"^teacher is 'mine', expected a trained module, 'original', or a nas\.adapt\.Teacher; give "),
     ],
@@ -286,6 +295,25 @@ def test_scores_in_another_dimension_are_refused():
         SpaceError, match=r"^the network returns \(2, 3, 2\) for 2 classes, expected a score for each in"
     ):
         lesson.check(network, x, network(x))
+
+
+def test_outputs_that_are_not_learnt_may_be_any():
+    """With share=0 the features alone count."""
+    teacher = nn.Sequential(OrderedDict(body=nn.Linear(5, 3), heads=Tuple())).eval()
+    lesson = Distillation(teacher=teacher, classes=4, share=0.0, features={"body": "body"})
+    net, x, y = Net(), torch.randn(6, 5), torch.arange(6) % 4
+    lesson.check(net, x, net(x))
+    task = Distilled(Classification(), lesson)
+    with attached(task, net):
+        loss = task.loss(net(x), y)
+    target = teacher.body(x)
+    feature = (net.body(x) - target).square().mean() / target.square().mean()
+    assert torch.allclose(loss, F.cross_entropy(net(x), y) + feature)
+
+
+def test_what_a_retraining_returned_can_teach():
+    net = nas.retrain(residual(), None, images(), **RUN)
+    assert teacher_of(net).network is net.network
 
 
 def test_a_space_without_an_original_has_none():

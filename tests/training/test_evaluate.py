@@ -7,6 +7,7 @@ from torch import nn
 
 from nas.spaces.darts import PUBLISHED
 from nas.supernet.genotype import Genotype
+from nas.supernet.mac_counter import MacCounter, recurrent
 from nas.training.evaluate import count_macs, count_parameters, macs_or_reason, score
 from nas.training.metrics import ClassificationMeasures
 from nas.training.task import Classification
@@ -97,6 +98,39 @@ def test_macs_of_a_convolution(groups, stride, kernel, spec):
 
 def test_macs_of_a_linear_layer(spec):
     assert count_macs(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)), spec) == 192 * 5
+
+
+class Product(nn.Module):
+    def forward(self, x):
+        return x @ x[0, 0] + torch.dot(x[0, 0], x[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "expected"),
+    [
+        (
+            lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            1,
+            5 * 8 * 32 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16,
+        ),
+        (lambda: nn.MultiheadAttention(8, 2, batch_first=True), 3, 5 * 8 * 32 + 2 * 5 * 5 * 8),
+        (lambda: nn.LSTM(8, 6, batch_first=True), 1, 5 * 4 * 6 * (8 + 6)),
+        (lambda: nn.GRU(8, 6, batch_first=True), 1, 5 * 3 * 6 * (8 + 6)),
+        (lambda: nn.Bilinear(8, 8, 4), 2, 5 * 4 * 8 * 8),
+        (Product, 1, 5 * 8 + 8),
+    ],
+)
+def test_macs_of_layers_that_torch_takes_for_free(make, inputs, expected):
+    with MacCounter() as counter, torch.no_grad():
+        make().eval()(*[torch.randn(1, 5, 8)] * inputs)
+    assert counter.total == expected
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_macs_of_recurrent_layers_on_a_gpu_are_those_of_their_matrices(batch):
+    weights = [torch.Size([24, 8]), torch.Size([24, 6]), torch.Size([24]), torch.Size([24])]
+    assert recurrent(torch.Size([5, batch, 8]), weights) == 2 * batch * 5 * 24 * (8 + 6)
 
 
 def test_macs_of_a_published_network(nas_bench_201, spec):
