@@ -35,8 +35,11 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     if sys.argv[1:] == ["--version"]:  # Hydra would print its own
         print(f"gumbel-nas {__version__}")
         return
-    sys.argv[1:] = paths.read(sys.argv[1:])
     shown_anywhere()
+    try:
+        sys.argv[1:] = paths.read(sys.argv[1:])
+    except NasError as error:
+        fail(str(error), USER_ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
     register()
     output.resume_in_place(sys.argv)
