@@ -30,7 +30,9 @@ def main() -> None:
         "on with a study that was interrupted.",
     )
     parser.add_argument("study", type=Path, help="a YAML file, see scripts/README.md")
-    parser.add_argument("--out", type=Path, help="the study's directory (default: its name, in $NAS_RUNS or runs)")
+    parser.add_argument(
+        "--out", type=directory_named, help="the study's directory (default: its name, in $NAS_RUNS or runs)"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="repeat the jobs that have failed")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("engine", nargs="*", help="launcher, e.g. hydra/launcher=joblib hydra.launcher.n_jobs=2")
@@ -48,6 +50,13 @@ def main() -> None:
         if given.debug:
             raise
         fail(str(error), USER_ERROR)
+
+
+def directory_named(text: str) -> Path:
+    """Returns the path of the option --out. An empty one would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a directory")
+    return Path(text).expanduser()
 
 
 def refuse_other_settings(engine: Sequence[str]) -> None:
