@@ -125,6 +125,8 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace) -> None:
     task = Task(
         plan.command, run_body if plan.command == "run" else search.run, shared=True, debug=given.debug, base=directory
     )
+    if plan.retrain is not None and not any(directory.rglob(sweep.RECORD)):
+        compose_retraining(plan)
     sys.argv[1:] = engine  # by which signals are passed on, see parallel
     jobs = [[*settings, f"hydra.sweep.subdir='{directory_of(method, seed)}'"] for method, seed, settings in plan.jobs()]
 
@@ -205,6 +207,26 @@ def compose_all(hydra: Any, config: Any, jobs: Sequence[Sequence[str]]) -> None:
         if settings not in seen:
             seen.add(settings)
             hydra.config_loader.load_sweep_config(config, list(job))
+
+
+def compose_retraining(plan: Plan) -> None:
+    """Composes the configuration of one retraining of each method, so that a mistake is found before the searches.
+
+    Raises ConfigError for a mistake.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from nas.settings import configuration
+
+    assert plan.retrain is not None
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
+            for settings in plan.methods.values():
+                compose("retrain", [*plan.of_all(), *settings, *plan.retrain.settings, "genotype=DARTS_V2"])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"retrain: {explain(error, 'retrain')}", fix="correct the study") from error
 
 
 def write_report(plan: Plan, directory: Path, baselines: Any) -> None:

@@ -61,6 +61,7 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     ("change", "message"),
     [
         ({"methods": {"gdas": "sampler=gda"}}, "sampler=gda is not an option of sampler"),
+        ({"retrain": {"seeds": [0], "settings": "nothing=1"}}, "retrain: nothing is not a setting"),
         ({"engine": "hydra/launcher=ray_local"}, "pip install 'gumbel-nas[ray]'"),
         ({"benchmark": {"table": "absent.csv", "column": "cifar10_test_200"}}, "absent.csv cannot be read"),
     ],
