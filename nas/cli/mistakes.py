@@ -27,8 +27,10 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, NasError):
         return str(error)
     if isinstance(error, OSError) and error.filename:
+        kind = "sweep" if {"-m", "--multirun"} & {*sys.argv} else "run"
         return (
-            f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"
+            f"{error.filename} cannot be written ({error.strerror}); set hydra.{kind}.dir to a directory you can write "
+            "to"
         )
     if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark) is not None:
         place = f"{mark.name} at line {mark.line + 1}, column {mark.column + 1}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.cli import output, sweep
-from nas.cli.command import launched, stoppable
+from nas.cli.command import explain_lost, launched, stoppable
 from nas.cli.exits import USER_ERROR, fail, shown_anywhere
 from nas.cli.mistakes import explain
 from nas.cli.task import Task, register
@@ -50,6 +50,10 @@ def main() -> None:
         if given.debug:
             raise
         fail(str(error), USER_ERROR)
+    except OSError as error:
+        if given.debug or error.filename is None:
+            raise
+        fail(explain_lost(error), USER_ERROR)
 
 
 def directory_named(text: str) -> Path:

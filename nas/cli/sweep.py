@@ -49,7 +49,8 @@ class Beginning(Callback):  # type: ignore[misc]
     """Prepares a sweep before its first job: its own directory, and the settings that all jobs share."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        begin(config)
+        with contextlib.suppress(OSError):  # which Hydra would show as a warning, before it meets the same itself
+            begin(config)
 
 
 def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
