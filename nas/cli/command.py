@@ -35,8 +35,11 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     if sys.argv[1:] == ["--version"]:  # Hydra would print its own
         print(f"gumbel-nas {__version__}")
         return
-    sys.argv[1:] = paths.read(sys.argv[1:])
     shown_anywhere()
+    try:
+        sys.argv[1:] = paths.read(sys.argv[1:])
+    except NasError as error:
+        fail(str(error), USER_ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it
     register()
     output.resume_in_place(sys.argv)
@@ -78,6 +81,7 @@ def launched(launch: Callable[[], None], task: Task, *, again: tuple[str, str] |
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError
 
     sweep.home.clear()
     with torchrun.left_at_once(), torchrun.one_voice():
@@ -105,14 +109,16 @@ def launched(launch: Callable[[], None], task: Task, *, again: tuple[str, str] |
             fail(f"the sweep was interrupted; {same} goes on", INTERRUPTED)
         except BrokenPipeError:
             enough()
-        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, MarkedYAMLError, OSError, ValueError) as error:
             # An OSError that is not from inside the task, where they are OutputErrors, is about the output directory; a
             # ValueError may be Hydra's, of the overrides.
-            theirs = isinstance(error, HydraException | OmegaConfBaseException)
+            theirs = isinstance(error, HydraException | OmegaConfBaseException | MarkedYAMLError)
             unknown = task.composed if isinstance(error, ValueError) else getattr(error, "filename", None) is None
             if task.debug or (unknown and not theirs):
                 raise
             fail(explain(error, task.config_name), USER_ERROR)
+        finally:
+            sweep.discard(task.base, task.absent)
 
 
 def options(arguments: Sequence[str]) -> list[str]:

@@ -27,10 +27,10 @@ def run(cfg: DictConfig, directory: Path) -> None:
     picture = draw_architecture(genotype.choices, title=title, stacked=cfg.stacked)
     out = Path(cfg.out)
     if out.suffix.lower() == ".svg":
-        atomic.write_text(out, to_svg(picture, theme=cfg.theme))
+        atomic.write_text(out, to_svg(picture, theme=cfg.theme), setting="out")
     else:
         content, *_ = to_png(picture, theme="dark" if cfg.theme == "dark" else "light", colours=256)
-        atomic.write(out, lambda stream: stream.write(content))
+        atomic.write(out, lambda stream: stream.write(content), setting="out")
     cells, _ = parted(genotype.choices)
     if cells:
         show_cells(cells, title=title)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import MarkedYAMLError
 
 from nas.errors import ConfigError, NasError
 from nas.settings import configuration
@@ -26,9 +27,14 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, NasError):
         return str(error)
     if isinstance(error, OSError) and error.filename:
+        kind = "sweep" if {"-m", "--multirun"} & {*sys.argv} else "run"
         return (
-            f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir to a directory you can write to"
+            f"{error.filename} cannot be written ({error.strerror}); set hydra.{kind}.dir to a directory you can write "
+            "to"
         )
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        place = f"{mark.name} at line {mark.line + 1}, column {mark.column + 1}"
+        return f"{place} is no YAML ({error.problem}); correct it"
     given = getattr(error, "override", None)  # what Hydra's grammar stumbled over, if it did
     if isinstance(given, str) and given.partition("=")[2]:
         setting = given.partition("=")[0]
@@ -54,7 +60,7 @@ def explain(error: Exception, config_name: str) -> str:
     if unset := re.search(r"field '([^']+)' is not Optional", text):
         return f"{unset[1]} cannot be null, expected a value; give it one (see --cfg job)"
     if option := re.search(
-        r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", text
+        r"Could not find '([^']+)/([^'/]*)' Available options in '[^']+': (.*?) Config search", text
     ):
         group, got, options = option.groups()
         return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
@@ -69,7 +75,11 @@ def explain(error: Exception, config_name: str) -> str:
     if group := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
         return f"{group[1]} is not a configuration group of nas-{config_name}; see nas-{config_name} --cfg job"
     if key := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):
-        return f"{key[1] or key[2]} is not a setting; {suggestion(key[1] or key[2], config_name)}"
+        name = key[1] or key[2]
+        if name in settings(untouched(config_name)):
+            group = name.partition(".")[0]
+            return f"{name} was taken out, but is needed; leave out what does so, as ~{group} or {group}={{...}} do"
+        return f"{name} is not a setting; {suggestion(name, config_name)}"
     if missing := re.search(r"Missing mandatory value: (\S+)(?: full_key: (\S+))?", text):
         setting = missing[2] or missing[1]
         return f"{setting} is not set, and has no default; add {setting}=..."

@@ -1,12 +1,12 @@
 """The output directory of a command, before and after Hydra makes it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import open_dict, read_write
 
+from nas.settings.schemas import runs
 from nas.storage import names
 
 TRIES = 5  # at making it, where others remove what they have found to be empty
@@ -19,7 +19,7 @@ def base(arguments: Sequence[str]) -> Path:
         for argument in arguments
         if argument.startswith(("hydra.run.dir=", "hydra.sweep.dir="))
     ]
-    named = given[-1] if given else os.environ.get("NAS_RUNS", "runs")
+    named = given[-1] if given else runs()
     return Path(named) if "${" not in named else Path(named.partition("${")[0] + "_").parent
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from nas.cli.command import command
 
@@ -22,8 +22,10 @@ def run(cfg: DictConfig, directory: Path) -> None:
     out = None if cfg.out is None else Path(cfg.out)
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"there is no directory {out.parent} for out", fix="make it, or set out=predictions.csv")
-    given = [cfg.images] if isinstance(cfg.images, str) else [str(one) for one in cfg.images]
-    paths = [path for one in given for path in images_in(Path(one).expanduser())]
+    given = cfg.images if OmegaConf.is_list(cfg.images) else [cfg.images]
+    if not given or None in given:
+        raise ConfigError(f"images is {cfg.images}, expected files or folders", fix="set images=my_folder")
+    paths = [path for one in given for path in images_in(Path(str(one)).expanduser())]
     predictor = Predictor.open(cfg.export, allow=list(cfg.allow_targets), device=cfg.device)
     if not predictor.spec.from_files and predictor.size is not None:
         side = predictor.size
@@ -35,7 +37,7 @@ def run(cfg: DictConfig, directory: Path) -> None:
             print(f"warning: {one.problem}; it is left out", file=sys.stderr)
     top = min(cfg.top, len(predictor.spec.class_names))
     if out is not None:
-        atomic.write_text(out, to_csv(found, top=top))
+        atomic.write_text(out, to_csv(found, top=top), setting="out")
     if not good:
         raise DataError(f"none of {len(found)} files could be read as an image", fix="see the warnings above")
     table = Shown("file", "class", "probability", *(["then"] if top > 1 else []))

@@ -176,19 +176,22 @@ def show_choices(supernet: nn.Module, ranges: Mapping[str, tuple[float, float]])
         table.add_row(key, type(sharing[0].candidates[0]).__name__, ", ".join(sharing[0].names))
     show(table)
     for name, (least, most) in ranges.items():
-        print(
-            f"{name}: {least:,.4g} to {most:,.4g}" if name == "latency_ms" else f"{name}: {least:,.0f} to {most:,.0f}"
-        )
+        print(f"{name}: {amount(name, least)} to {amount(name, most)}")
 
 
 def show_cap(result: dict[str, Any]) -> None:
     """A line for each cap; nothing without caps."""
     for name, found in result.get("cap", {}).items():
-        predicted, cap = (
-            f"{found[one]:,.4g}" if name == "latency_ms" else f"{found[one]:,}" for one in ("predicted", "cap")
+        predicted, cap = (amount(name, found[one]) for one in ("predicted", "cap"))
+        measured = (
+            f", {amount(name, found['measured'])} measured" if name == "latency_ms" and "measured" in found else ""
         )
-        measured = f", {found['measured']:.4g} measured" if name == "latency_ms" and "measured" in found else ""
         print(f"{name}: {predicted} of the derived network{measured}, cap {cap}")
+
+
+def amount(name: str, value: float) -> str:
+    """Returns a size of a network as text. All but times are whole numbers."""
+    return f"{value:,.4g}" if name == "latency_ms" else f"{value:,.0f}"
 
 
 def show_front(points: Sequence[Point], metric: Metric) -> None:

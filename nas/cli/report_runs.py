@@ -40,15 +40,18 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str]) -> Path:
     """Returns the path of the page. Raises OutputError if a directory holds no run, or the page cannot be written."""
+    runs = [one for one in arguments if not one.startswith("out=")]
+    if not runs or "" in runs:
+        raise OutputError("no run is given, expected the directory of one or more", fix="give e.g. runs/my_run")
+    paths = [Path(one).expanduser() for one in runs]
     given = [one.removeprefix("out=") for one in arguments if one.startswith("out=")]
-    paths = [Path(one).expanduser() for one in arguments if not one.startswith("out=")]
     out = Path(given[-1]).expanduser() if given else (paths[0] if len(paths) == 1 else Path()) / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"out must end in .html, got {str(out)!r}", fix="set out=report.html")
     page = report(paths)
     if not out.parent.is_dir():
         raise OutputError(f"there is no directory {out.parent} for out", fix="make it, or set out=report.html")
-    atomic.write_text(out, page)
+    atomic.write_text(out, page, setting="out")
     return out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.cli import output, sweep
-from nas.cli.command import launched, stoppable
+from nas.cli.command import explain_lost, launched, stoppable
 from nas.cli.exits import USER_ERROR, fail, shown_anywhere
 from nas.cli.mistakes import explain
 from nas.cli.task import Task, register
@@ -30,7 +30,9 @@ def main() -> None:
         "on with a study that was interrupted.",
     )
     parser.add_argument("study", type=Path, help="a YAML file, see scripts/README.md")
-    parser.add_argument("--out", type=Path, help="the study's directory (default: its name, in $NAS_RUNS or runs)")
+    parser.add_argument(
+        "--out", type=directory_named, help="the study's directory (default: its name, in $NAS_RUNS or runs)"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="repeat the jobs that have failed")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("engine", nargs="*", help="launcher, e.g. hydra/launcher=joblib hydra.launcher.n_jobs=2")
@@ -48,6 +50,17 @@ def main() -> None:
         if given.debug:
             raise
         fail(str(error), USER_ERROR)
+    except OSError as error:
+        if given.debug or error.filename is None:
+            raise
+        fail(explain_lost(error), USER_ERROR)
+
+
+def directory_named(text: str) -> Path:
+    """Returns the path of the option --out. An empty one would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a directory")
+    return Path(text).expanduser()
 
 
 def refuse_other_settings(engine: Sequence[str]) -> None:
@@ -116,6 +129,8 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace) -> None:
     task = Task(
         plan.command, run_body if plan.command == "run" else search.run, shared=True, debug=given.debug, base=directory
     )
+    if plan.retrain is not None and not any(directory.rglob(sweep.RECORD)):
+        compose_retraining(plan)
     sys.argv[1:] = engine  # by which signals are passed on, see parallel
     jobs = [[*settings, f"hydra.sweep.subdir='{directory_of(method, seed)}'"] for method, seed, settings in plan.jobs()]
 
@@ -196,6 +211,26 @@ def compose_all(hydra: Any, config: Any, jobs: Sequence[Sequence[str]]) -> None:
         if settings not in seen:
             seen.add(settings)
             hydra.config_loader.load_sweep_config(config, list(job))
+
+
+def compose_retraining(plan: Plan) -> None:
+    """Composes the configuration of one retraining of each method, so that a mistake is found before the searches.
+
+    Raises ConfigError for a mistake.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from nas.settings import configuration
+
+    assert plan.retrain is not None
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
+            for settings in plan.methods.values():
+                compose("retrain", [*plan.of_all(), *settings, *plan.retrain.settings, "genotype=DARTS_V2"])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"retrain: {explain(error, 'retrain')}", fix="correct the study") from error
 
 
 def write_report(plan: Plan, directory: Path, baselines: Any) -> None:

@@ -26,6 +26,7 @@ RECORD = ".job.json"
 LONGEST = 100  # characters of a job's directory
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"
+COMMAND = "++hydra.job.env_set.NAS_SWEEP"  # tells the jobs of one command from those of another in the same directory
 OF_SWEEPS = ("hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hydra/launcher", "hydra.launcher", "hydra.mode")
 
 
@@ -41,13 +42,15 @@ class JobFailedError(Exception):
 
 
 home: list[Path] = []  # the directory of the sweep that this process has begun
+command: list[str] = []  # the digest of its command
 
 
 class Beginning(Callback):  # type: ignore[misc]
     """Prepares a sweep before its first job: its own directory, and the settings that all jobs share."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        begin(config)
+        with contextlib.suppress(OSError):  # which Hydra would show as a warning, before it meets the same itself
+            begin(config)
 
 
 def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
@@ -58,17 +61,22 @@ def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    overrides = list(config.hydra.overrides.hydra)
+    # As they are written: hydra.sweep.subdir=${hydra.job.num} has no value before there is a job.
+    overrides, task = (OmegaConf.to_container(config.hydra.overrides[kind]) for kind in ("hydra", "task"))
+    assert isinstance(overrides, list)
+    assert isinstance(task, list)
     given = any(override.startswith("hydra.sweep.dir=") for override in overrides)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else see `in_sweep`
     if alone:
         directory = directory if given else names.claimed(directory)
         home[:] = [directory]
-    raw = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    raw = OverridesParser.create().parse_overrides(task)
     sweeps = {str(override.key_or_group): override.is_sweep_override() for override in raw}  # the last one counts
     common = [f'"{key}"' for key, varies in sweeps.items() if not varies and key not in varied]
-    added = [f"{EXCLUDED}=[{','.join(common)}]"]
+    text = "\n".join(one for one in task if "retry_failed=" not in one)
+    command[:] = [hashlib.sha256(text.encode()).hexdigest()[:12]]
+    added = [f"{EXCLUDED}=[{','.join(common)}]", f"{COMMAND}={hydra_value(command[0])}"]
     if alone:
         overrides = [override for override in overrides if not override.startswith("hydra.sweep.dir=")]
         added.append(f"hydra.sweep.dir={hydra_value(str(directory))}")
@@ -78,6 +86,21 @@ def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
         # A failed job shall not end the sweep.
         if config.hydra.sweeper.get("max_failure_rate") == 0.0:
             config.hydra.sweeper.max_failure_rate = 1.0
+
+
+def discard(base: Path, absent: Collection[Path]) -> None:
+    """Removes the directory of the sweep that this process began, if it holds only what Hydra has written there.
+
+    base, absent: see `nas.cli.task.Task`.
+    """
+    if not home:
+        return
+    names.release(home[0])
+    if home[0] in absent or home[0] != base:  # not one that the user has made
+        with contextlib.suppress(OSError):
+            if [path.name for path in home[0].iterdir()] == ["multirun.yaml"]:
+                (home[0] / "multirun.yaml").unlink()
+        names.remove_if_empty(home[0], above=absent)
 
 
 def hydra() -> Any:
@@ -157,7 +180,7 @@ class Job:
             return None
         settings = differing()
         directory = Path(hydra().runtime.output_dir)
-        kept = [o for o in hydra().overrides.hydra if not o.startswith((*OF_SWEEPS, EXCLUDED))]
+        kept = [o for o in hydra().overrides.hydra if not o.startswith((*OF_SWEEPS, EXCLUDED, COMMAND))]
         own = [command, *options, *hydra().overrides.task, *kept, f"hydra.run.dir={hydra_value(str(directory))}"]
         number = int(hydra().job.num)
         name = f"job {number}" + (f" ({', '.join(settings)})" if settings else "")
@@ -182,9 +205,24 @@ class Job:
 
     def record(self, status: str, **facts: Any) -> None:
         """Records how the job stands. status: running, finished or failed."""
-        facts = {"number": self.number, "settings": self.settings, "command": self.command, "status": status, **facts}
         self.directory.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(self.directory / RECORD, facts)
+        known = {"number": self.number, "settings": self.settings, "command": self.command, "sweep": self.sweep}
+        left = {"left": self.left()} if status == "finished" else {}
+        atomic.write_json(self.directory / RECORD, {**known, "status": status, **left, **facts})
+
+    @property
+    def sweep(self) -> str:
+        """Returns the digest of the command that began the sweep, see `begin`."""
+        return str((hydra().job.get("env_set") or {}).get(COMMAND.rpartition(".")[2], ""))
+
+    def left(self) -> bool:
+        """Says whether there are files of the job. nas-draw, for one, writes elsewhere."""
+        return any(not path.name.startswith(".") for path in self.directory.iterdir())
+
+    def has_finished(self) -> bool:
+        """Says whether the job has finished before. One whose files have been deleted has not."""
+        before = self.before
+        return before.get("status") == "finished" and (self.left() or before.get("left") is False)
 
 
 def record_of(path: Path) -> dict[str, Any] | None:

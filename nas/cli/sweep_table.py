@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.cli import sweep
-from nas.storage import atomic, names
+from nas.storage import atomic
 from nas.storage.command_line import setting
 
 
 @dataclass(frozen=True)
 class Row:
-    """A job in the table. value: the number by which it is ranked; None without one. what: the meaning of value."""
+    """A job in the table.
+
+    value: the number by which it is ranked; None without one. what: the meaning of value. other: whether it is a job of
+    an earlier command in the same directory, and of this one no more.
+    """
 
     number: int
     settings: str
@@ -22,11 +26,13 @@ class Row:
     what: str = ""
     higher_is_better: bool = True
     error: str = ""
+    other: bool = False
 
 
-def rows(directory: Path) -> list[Row]:
+def rows(directory: Path, *, command: str | None = None) -> list[Row]:
     """Returns a row for each job in the directory of a sweep, but not of sweeps inside of it.
 
+    command: the digest of the command whose jobs count; None for all.
     Best first, by what most jobs are ranked by; then jobs with another value, and jobs without one.
     """
     found = []
@@ -38,10 +44,9 @@ def rows(directory: Path) -> list[Row]:
             what, value, higher = standing(path.parent)
             settings = " ".join(map(str, record.get("settings", [])))
             status, error = str(record.get("status")), str(record.get("error", record.get("refused", "")))
-            finished = status == "finished"
-            found.append(
-                Row(record["number"], settings, status, path.parent, value if finished else None, what, higher, error)
-            )
+            value = value if status == "finished" else None
+            other = command not in (None, record.get("sweep")) and status != "running"
+            found.append(Row(record["number"], settings, status, path.parent, value, what, higher, error, other))
     meant = Counter(row.what for row in found if row.value is not None).most_common(1)
     return sorted(
         found,
@@ -86,10 +91,8 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
     again: the command that continues the sweep, and what to add for failed jobs; None for the command line.
     """
     directory = sweep.home[0]
-    names.release(directory)
-    found = rows(directory)
+    found = rows(directory, command=sweep.command[0])
     if not found:
-        names.remove_if_empty(directory, above=frozenset())
         return 0
     from nas.cli.report import Shown, show
 
@@ -97,7 +100,7 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
     table = Shown("job", "settings", what or "value", "ended", title=f"{len(found)} jobs, best first" if what else None)
     for row in found:
         status = "killed or still running" if row.status == "running" else row.status
-        ended = f"{status}: {row.error}" if row.error else status
+        ended = (f"{status}: {row.error}" if row.error else status) + (", of an earlier command" if row.other else "")
         value = "" if row.value is None else f"{row.value:.6g}" + (f" ({row.what})" if row.what != what else "")
         table.add_row(str(row.number), row.settings, value, ended)
     print()
@@ -107,19 +110,21 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
             "number": row.number, "settings": row.settings, "status": row.status, "directory": str(row.directory),
             **({"ranked_by": row.what, "value": row.value} if row.value is not None else {}),
             **({"error": row.error} if row.error else {}),
+            **({"of_earlier_command": True} if row.other else {}),
         }
         for row in found
     ]  # fmt: skip
     atomic.write_json(directory / "sweep.json", {"command": command, "jobs": listed})
-    left = sum(row.status != "finished" or bool(row.error) for row in found)
+    own = [row for row in found if not row.other]
+    left = sum(row.status != "finished" or bool(row.error) for row in own)
     print(f"The sweep is in {directory}")
     if left:
         same, repeats = again or (f"The same command with {setting('hydra.sweep.dir', directory)}", "retry_failed=true")
-        failed = any(row.status == "failed" for row in found)
-        if refused := sum(row.status != "failed" and bool(row.error) for row in found):
-            print(f"{refused} of {len(found)} jobs were begun with other settings, and are as they were.")
+        failed = any(row.status == "failed" for row in own)
+        if refused := sum(row.status != "failed" and bool(row.error) for row in own):
+            print(f"{refused} of {len(own)} jobs were begun with other settings, and are as they were.")
         print(
-            f"{left} of {len(found)} jobs have not finished. {same} goes on with those that were killed"
+            f"{left} of {len(own)} jobs have not finished. {same} goes on with those that were killed"
             f"{f', with {repeats} also with those that have failed' if failed else ''}."
         )
     return left

@@ -33,8 +33,9 @@ def register() -> None:
 class Task:
     """Runs one configuration: checks it, resumes a run if asked, calls `body`, and prints a mistake in one line.
 
-    options: of the command line, see `options`. base: the output directory that the command line gives. composed:
-    whether this process has composed a configuration.
+    options: of the command line, see `options`. base: the output directory that the command line gives. absent: that
+    and its parents, as far as they did not exist. composed: whether this process has composed a configuration. begun:
+    whether this command has begun the job of a sweep.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Task:
         self.options = options
         self.base = base
         self.absent = names.absent(base)
-        self.composed = False
+        self.composed = self.begun = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -77,7 +78,7 @@ class Task:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf.errors import OmegaConfBaseException
 
-        made = directory
+        made, self.begun = directory, False
         try:
             if allowed_targets.allowed(cfg) and (here := os.getcwd()) not in sys.path:
                 # An installed command does not look for packages where it is started. The user's own may lie there;
@@ -86,6 +87,12 @@ class Task:
             refuse_several_options(HydraConfig.get().overrides.task)
             if unknown := next(schemas.added(cfg), None):
                 raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
+            if (unread := cfg.get("experiment")) is not None:
+                raise ConfigError(
+                    f"the settings of the preset experiment={HydraConfig.get().runtime.choices.get('experiment')} are "
+                    f"those of a group, which nothing reads, got {unread!s:.80}",
+                    fix="begin its file with the line # @package _global_",
+                )
             paths.anchored(cfg)
             chosen = sweep.prepare(cfg, f"nas-{self.config_name}")
             if job is not None:
@@ -140,8 +147,10 @@ class Task:
         if job is None:
             fail(message, code)
         tell(f"{job.name}: {message}")
-        if (before := job.before).get("status") == "finished":
-            job.record("finished", objective=before.get("objective"), refused=message)  # what is there stays
+        before = job.before
+        if not self.begun and before.get("status") in ("finished", "running"):
+            # A mistaken command: what is there stays, and the right command goes on with it.
+            job.record(before["status"], objective=before.get("objective"), refused=message)
         else:
             job.record("failed", error=message)
         if sweep.optimises():
@@ -183,29 +192,26 @@ class Task:
     def run_job(self, cfg: DictConfig, job: Job) -> float | list[float] | None:
         """Runs a job of a sweep. A finished job is skipped; a killed job continues."""
         before = job.before
+        if cfg.get("resume") is not None:
+            raise ConfigError(
+                f"resume={cfg.resume} is of one run, got a sweep",
+                fix="leave it out: the same command with its hydra.sweep.dir goes on with a sweep",
+            )
         begun = "resume" in cfg and (job.directory / "manifest.json").exists()
         if begun:
             from nas.cli.resume import check_same
 
-            try:
-                check_same(cfg, job.directory)
-            except NasError as error:
-                if before.get("status") != "running":
-                    raise
-                # A mistaken command: the right one still goes on with the run.
-                tell(f"{job.name}: {error}")
-                job.record("running", refused=str(error))
-                if sweep.optimises():
-                    raise JobFailedError(USER_ERROR) from None
-                return None
+            check_same(cfg, job.directory)
         if cfg.get("dry_run"):  # nothing has been done
             return self.body(cfg, job.directory)
-        if before.get("status") == "finished":
+        if job.has_finished():
             print(f"{job.name} has finished before")
             job.record("finished", objective=before.get("objective"))
             return as_value(before.get("objective"))
-        if before.get("status") == "failed" and not cfg.get("retry_failed"):
+        corrected = not begun and before.get("sweep") != job.sweep
+        if before.get("status") == "failed" and not cfg.get("retry_failed") and not corrected:
             tell(f"{job.name} has failed before and is not repeated, retry_failed=true does so: {before.get('error')}")
+            job.record("failed", error=before.get("error"))
             if sweep.optimises():
                 raise JobFailedError(USER_ERROR)
             return None
@@ -216,6 +222,7 @@ class Task:
                 raise JobFailedError(USER_ERROR)
             return None
         job.record("running")
+        self.begun = True
         value = self.go_on(cfg, job.directory, as_before=False) if begun else self.body(cfg, job.directory)
         if value is None and sweep.optimises():
             value = recorded_objective(job.directory, several=OmegaConf.is_list(cfg.objective))

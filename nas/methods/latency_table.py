@@ -4,6 +4,7 @@ import functools
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,30 +131,36 @@ def measure(
     inputs: a batch, on the model's device. clock: returns the milliseconds of a call, e.g. `median_time`.
 
     The model, and a candidate that contains choices, are timed with the first candidates of these choices. The times of
-    the first candidates are then subtracted; a negative result becomes 0.
+    the first candidates are then subtracted; a negative result becomes 0. Where candidates of one name, key and input
+    shapes differ, as by their strides or widths, each is timed, and the table holds the mean over their places. So the
+    sum over the places is right.
     """
     found = choices(model)
     names = {key: sharing[0].names for key, sharing in found.items()}
-    parts: dict[tuple[Use | None, str | None], Part] = {}
+    parts: dict[tuple[Use | None, str | None, str], list[Part]] = {}
 
     def observe(part: Part, run: Callable[[], Any]) -> Any:
         output = run()
         # Recorded after the run, so that the parts inside this part come first.
         use = None if part.key is None else (part.key, shapes_of(part.args, part.kwargs))
-        parts.setdefault((use, part.name), part)
+        parts.setdefault((use, part.name, f"{part.module} {shapes_of((output,), {})}"), []).append(part)
         return output
 
     run_every_candidate(model, inputs, observe)
     key_of = keys_of(model)
     own: dict[tuple[Use | None, str | None], float] = {}
+    counts: Counter[tuple[Use | None, str | None]] = Counter()
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        for place, part in parts.items():
+        for (use, name, _), alike in parts.items():
+            part, place = alike[0], (use, name)
             drawn = {key: names[key][0] for key in found} | dict(part.condition)
             with gates(found, {key: Gate(None, names[key].index(name)) for key, name in drawn.items()}):
                 nested = sum(own[use, drawn[use[0]]] for use in uses_inside(part, key_of))
-                own[place] = max(0.0, clock(functools.partial(part.module, *part.args, **part.kwargs)) - nested)
+                taken = max(0.0, clock(functools.partial(part.module, *part.args, **part.kwargs)) - nested)
+            counts[place] += len(alike)
+            own[place] = own.get(place, taken) + (taken - own.get(place, taken)) * len(alike) / counts[place]
     finally:
         for module, mode in training.items():
             module.training = mode

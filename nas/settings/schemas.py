@@ -188,7 +188,7 @@ class Shared(dict[str, Any]):
 def register_schemas() -> None:
     """Registers the schemas with Hydra under the names that the root YAML files use."""
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
-    OmegaConf.register_new_resolver("nas.home", os.path.expanduser, replace=True)
+    OmegaConf.register_new_resolver("nas.runs", runs, replace=True)
     store = ConfigStore.instance()
     if isinstance(store.repo, Shared):
         return
@@ -230,6 +230,11 @@ def added(config: DictConfig, prefix: str = "") -> Iterator[str]:
         child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
             yield from added(child, f"{prefix}{key}.")
+
+
+def runs() -> str:
+    """Returns where runs get directories of their own: $NAS_RUNS, or ``runs`` if that is not set, or empty."""
+    return os.path.expanduser(os.environ.get("NAS_RUNS") or "runs")
 
 
 def file_name(text: str) -> str:

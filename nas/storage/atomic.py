@@ -31,11 +31,16 @@ def remove_left(directory: Path) -> None:
 
 
 def write(
-    path: Path, fill: Callable[[BinaryIO], object], *, before_rename: Callable[[], object] = lambda: None
+    path: Path,
+    fill: Callable[[BinaryIO], object],
+    *,
+    before_rename: Callable[[], object] = lambda: None,
+    setting: str = "hydra.run.dir",
 ) -> None:
     """Lets `fill` write a temporary file beside `path`, flushes it to the disk and renames it to `path`.
 
-    before_rename: called when the temporary file is complete, to put away the old file at `path`.
+    before_rename: called when the temporary file is complete, to put away the old file at `path`. setting: by which a
+    user chooses the place.
     Raises OutputError if the directory cannot be written or the disk is full. The old file is then unchanged.
     """
     unfinished = temporary(path)
@@ -54,7 +59,7 @@ def write(
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error})",
-            fix="free some space, or set hydra.run.dir elsewhere",
+            fix=f"free some space, or set {setting} elsewhere",
         ) from error
 
 
@@ -90,8 +95,8 @@ def refuse_link(path: Path) -> None:
         raise OutputError(f"{path} is a link, expected a directory", fix="remove it, or give another directory")
 
 
-def write_text(path: Path, text: str) -> None:
-    write(path, lambda stream: stream.write(text.encode()))
+def write_text(path: Path, text: str, *, setting: str = "hydra.run.dir") -> None:
+    write(path, lambda stream: stream.write(text.encode()), setting=setting)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -102,7 +102,9 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     path = Path(path)
     fix = f"give a checkpoint.pt that the {kind} stage wrote"
     if path.is_dir():
-        raise CheckpointError(f"{path} is a directory, expected a file", fix=f"give {path / kind / 'checkpoint.pt'}")
+        places = [one / "checkpoint.pt" for one in (path, path / kind, path.parent / kind)]
+        fix = next((f"give {place}" for place in places if place.is_file()), fix)
+        raise CheckpointError(f"{path} is a directory, expected a file", fix=fix)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}", fix=fix)
     try:

@@ -16,18 +16,21 @@ TRIES, PAUSE = 10, 0.05  # seconds; a process that removes an empty directory ho
 def take(path: Path) -> int | None:
     """Makes and locks a directory. Returns its descriptor, or None if another process has the lock.
 
-    Raises OutputError if the file system has no locks.
+    Raises OutputError if the file system has no locks, and OSError if the directory cannot be made.
     """
+    gone: FileNotFoundError | None = None
     for _ in range(TRIES):
         try:
             path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # another process has just removed it, or one above it
+        except FileNotFoundError as error:  # another process has just removed it, or one above it
+            gone = error
             continue
         except PermissionError as error:
             if os.name == "nt":  # Windows cannot open directories
                 raise without(path, "this system has none for directories") from error
             raise
+        gone = None
         try:
             if attempt(descriptor, path) and is_still(path, descriptor):
                 return descriptor
@@ -36,6 +39,8 @@ def take(path: Path) -> int | None:
             raise
         os.close(descriptor)
         time.sleep(PAUSE)
+    if gone is not None:
+        raise gone
     return None
 
 

@@ -88,7 +88,7 @@ class JsonLines:
     def _opened(self) -> TextIO:
         # Does not follow a link that somebody has put there since the file was written.
         follow = getattr(os, "O_NOFOLLOW", 0)  # which Windows lacks
-        return open(self._path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | follow))
+        return open(self._path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | follow, 0o666))
 
     def close(self) -> None:
         self._stream.close()

@@ -18,6 +18,8 @@ EXAMPLE = "see scripts/README.md for an example"
 RANDOM_CELL = "random cell"
 LONGEST = 100  # bytes of a method's name
 FILES = ("study.json", "study.md", "begun.json", "sweep.json")  # of a study, beside the directories of its methods
+# Settings that the study makes itself, by seeds, engine, --out and --retry-failed; a dry run would leave no runs.
+OWN_SETTINGS = ("seed", "resume", "retry_failed", "dry_run")
 OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives
 
 
@@ -131,7 +133,7 @@ def from_plain(plain: Mapping[str, Any]) -> Plan:
         raise ConfigError(
             f"{unknown[0]} is not a setting of a study, expected some of {', '.join(sorted(known))}", fix=EXAMPLE
         )
-    if missing := [name for name in ("name", "methods", "seeds") if not plain.get(name)]:
+    if missing := [name for name in ("name", "methods", "seeds") if plain.get(name) in (None, "", [], {})]:
         raise ConfigError(f"the study has no {missing[0]}", fix=EXAMPLE)
     methods = plain["methods"]
     if not isinstance(methods, dict):
@@ -183,6 +185,22 @@ def check(plan: Plan) -> None:
         raise ConfigError(f"primary has {len(plan.primary)} methods, expected the two to compare", fix="name two")
     if taken := [name for name in plan.methods if name in OWN_NAMES]:
         raise ConfigError(f"a method is called {taken[0]}, which is a baseline of every study", fix="rename it")
+    retrained = () if plan.retrain is None else plan.retrain.settings
+    refuse_own(
+        {"common": plan.common, **{f"methods.{name}": of for name, of in plan.methods.items()}, "retrain": retrained}
+    )
+
+
+def refuse_own(settings: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ConfigError for a setting of jobs that the study makes itself. settings: place -> settings."""
+    for place, words in settings.items():
+        for word in words:
+            name = word.lstrip("+~").partition("=")[0]
+            if word.startswith("-") or name.startswith(("hydra.", "hydra/")) or name in OWN_SETTINGS:
+                raise ConfigError(
+                    f"{place} has {word}, expected settings of a run other than {', '.join(OWN_SETTINGS)} and hydra...",
+                    fix="leave it out: a study has seeds, engine, --out and --retry-failed",
+                )
 
 
 def fields(kind: Any, given: Any, where: str) -> Any:

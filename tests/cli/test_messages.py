@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cli.conftest import TINY, Outcome
@@ -49,7 +50,7 @@ MISTAKES = {
     ),
     "a directory for a checkpoint": (
         ("evaluate", "checkpoint=."),
-        ". is a directory, expected a file; give retrain/checkpoint.pt",
+        ". is a directory, expected a file; give a checkpoint.pt that the retrain stage wrote",
     ),
 }
 
@@ -83,3 +84,27 @@ def test_a_reader_that_stops_reading_gets_no_traceback(tmp_path) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "search: {epochs: 1}",
+            "the settings of the preset experiment=mine are those of a group, which nothing reads, got "
+            "{'search': {'epochs': 1}}; begin its file with the line # @package _global_",
+        ),
+        (
+            "search: {epochs: 1\n",
+            "DIR/mine/experiment/mine.yaml at line 2, column 1 is no YAML (expected ',' or '}', but got '<stream end>')"
+            "; correct it",
+        ),
+    ],
+)
+def test_a_preset_of_the_users_that_says_nothing(content: str, message: str, nas: Nas, tmp_path) -> None:
+    preset = tmp_path / "mine" / "experiment" / "mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text(content)
+    told = nas("search", "experiment=mine", "--config-dir", "mine")
+    assert told == Outcome(2, "", f"error: {message.replace('DIR', str(tmp_path))}\n")
+    assert not Path("runs").exists()

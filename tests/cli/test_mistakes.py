@@ -476,6 +476,14 @@ MISTAKES = {
         ("sampler=null",),
         "sampler=null is not an option of a group that has to be there; see --help for its options",
     ),
+    "empty option": (
+        ("data=",),
+        "data= is not an option of data; expected one of {options}",
+    ),
+    "setting that was taken out": (
+        ("~lock",),
+        "lock was taken out, but is needed; leave out what does so, as ~lock or lock={{...}} do",
+    ),
     "no option of a group that may be empty": (
         ("benchmark=null",),
         "benchmark=null is not an option of benchmark; write ~benchmark for none",
@@ -622,12 +630,25 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
             "nas-evaluate needs either a checkpoint to score or a genotype to look up, got both; set "
             "checkpoint=..., or genotype=... benchmark=nas_bench_201 benchmark.table=<csv>",
         ),
-        ("export", ("checkpoint=empty",), "empty is a directory, expected a file; give empty/retrain/checkpoint.pt"),
+        (
+            "export",
+            ("checkpoint=empty",),
+            "empty is a directory, expected a file; give a checkpoint.pt that the retrain stage wrote",
+        ),
         (
             "search",
             ("resume=file",),
             "there is no run in file that could be resumed, expected its manifest.json; give the "
             "directory that a run left, e.g. resume=runs/my_run",
+        ),
+        ("evaluate", ("checkpoint=",), "checkpoint is empty, expected a path; set checkpoint=..., or leave it out"),
+        ("predict", ("export=x", "images=null"), "images is None, expected files or folders; set images=my_folder"),
+        ("predict", ("export=x", "images=[]"), "images is [], expected files or folders; set images=my_folder"),
+        ("predict", ("export=x", "images=3"), "3 does not exist; give a file, or a folder of images"),
+        (
+            "draw",
+            ("genotype=DARTS_V2", "out=/proc/x.svg"),
+            "/proc/x.svg cannot be written (No such file or directory); free some space, or set out elsewhere",
         ),
         (
             "export",

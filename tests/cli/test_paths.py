@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from nas.cli import output
 from nas.cli.paths import anchored, read
+from nas.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,36 @@ def test_paths_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert config.genotype == str(tmp_path / "g.json")
     kept = {"data": {"root": "s3://bucket"}, "benchmark": None, "genotype": "DARTS_V2"}
     assert OmegaConf.to_container(anchored(OmegaConf.create(kept))) == kept
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["hydra.sweep.dir=", "hydra.run.dir=''", "resume=", "++data.root=", "images=", 'regulariser.latency.table=""'],
+)
+def test_an_empty_path_is_not_the_working_directory(given: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{given.strip('+').partition('=')[0]} is empty, expected a path; set .*=\.\.\."
+    ):
+        read(["seed=1", given])
+
+
+def test_an_empty_variable_of_the_environment_is_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAS_RUNS", "")
+    assert output.base([]) == Path("runs")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("NAS_RUNS", "~/found")
+    assert output.base([]) == Path("/home/me/found")
+    with pytest.raises(ConfigError, match=r"data\.root is empty"):
+        anchored(OmegaConf.create({"data": {"root": ""}}))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("seed=1 -m lr=cosine", "-m seed=1 lr=cosine"),
+        ("seed=1 --config-dir mine=2 --cfg job", "--config-dir mine=2 --cfg job seed=1"),
+        ("a=1 --info b=2", "--info a=1 b=2"),
+    ],
+)
+def test_options_may_come_after_settings(given: str, expected: str) -> None:
+    assert read(given.split()) == expected.split()

@@ -61,6 +61,7 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     ("change", "message"),
     [
         ({"methods": {"gdas": "sampler=gda"}}, "sampler=gda is not an option of sampler"),
+        ({"retrain": {"seeds": [0], "settings": "nothing=1"}}, "retrain: nothing is not a setting"),
         ({"engine": "hydra/launcher=ray_local"}, "pip install 'gumbel-nas[ray]'"),
         ({"benchmark": {"table": "absent.csv", "column": "cifar10_test_200"}}, "absent.csv cannot be read"),
     ],
@@ -81,6 +82,15 @@ def test_a_study_in_which_no_job_has_begun_can_be_corrected(nas: Nas, monkeypatc
     assert "begun with other settings" in nas("study", "study.yaml", "--out", "out").err
     Path("out/begun.json").write_text('{"x": 1}')
     assert "begun.json is damaged, so nothing tells which study" in nas("study", "study.yaml", "--out", "out").err
+
+
+@pytest.mark.parametrize("place", ["study.yaml", "/proc/nothing"])
+def test_a_directory_that_cannot_be_one_is_one_line(place: str, nas: Nas) -> None:
+    write(STUDY)
+    told = nas("study", "study.yaml", "--out", place)
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert f"{place} cannot be written (" in told.err
+    assert "or --out of a study, to a directory you can write to" in told.err
 
 
 @pytest.mark.parametrize("word", ["search.epochs=2", "data.train=24", "+x=1", "dry_run=true"])

@@ -70,6 +70,48 @@ def test_a_failed_job_is_named_and_the_same_sweep_again_does_what_is_left(nas: N
     assert all("error" in job for job in read(Path("sweep/sweep.json"))["jobs"])
 
 
+def test_what_has_no_files_has_not_finished_and_what_is_corrected_is_repeated(nas: Nas) -> None:
+    subdir = "hydra.sweep.subdir='${hydra.job.num}'"
+    given = ("-m", "genotype=DARTS_V2", "theme=dark,light", "hydra.sweep.dir=sweep", subdir)
+    assert nas("draw", *given, "out=cell.gif").err.count("out must end in .svg or .png") == 2
+    assert nas("draw", *given, "out=cell.gif").err.count("is not repeated") == 2
+    assert nas("draw", *given, "out=cell.svg").code == 0
+
+    def changed(job: int, **facts: Any) -> None:
+        path = Path("sweep", str(job), sweep.RECORD)
+        path.write_text(json.dumps(read(path) | facts))
+
+    Path("cell.svg").unlink()
+    changed(0, left=True)  # as a job leaves it that writes into its own directory
+    again = nas("draw", *given, "out=cell.svg")
+    assert "job 0 (theme=dark) has finished before" not in again.out
+    assert "job 1 (theme=light) has finished before" in again.out
+    assert Path("cell.svg").is_file()
+    changed(1, status="failed", error="no memory")
+    fewer = nas("draw", *given, "out=cell.svg", "theme=dark")
+    assert (fewer.code, "failed: no memory, of an earlier command" in fewer.out) == (0, True)
+    assert [job.get("of_earlier_command", False) for job in read(Path("sweep/sweep.json"))["jobs"]] == [False, True]
+
+
+@pytest.mark.parametrize("mistake", ["++nothing=1", "resume=auto"])
+def test_a_mistaken_command_leaves_jobs_as_they_are(mistake: str, nas: Nas) -> None:
+    given = ("-m", *SHORT, "hydra.sweep.dir=sweep")
+    place = Path("sweep/0", sweep.RECORD)
+    place.parent.mkdir(parents=True)
+    Path("sweep/0/manifest.json").touch()
+    for status in ("running", "finished"):  # as a killed job leaves them
+        place.write_text(json.dumps({"number": 0, "status": status, "objective": 0.5}))
+        assert nas("search", *given, mistake).code == 2
+        assert {**read(place), "refused": ""}.items() >= {"status": status, "objective": 0.5, "refused": ""}.items()
+        assert "refused" in read(place)
+
+
+@pytest.mark.parametrize("words", [("seed=0,x",), ("data=", "hydra.sweep.dir=sweep")])
+def test_a_mistake_leaves_no_directory_of_a_sweep(words: tuple[str, ...], nas: Nas, tmp_path: Path) -> None:
+    assert nas("search", "-m", *SHORT, *words).code == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_sweeps_have_directories_of_their_own(nas: Nas) -> None:
     for _ in range(2):
         assert nas("draw", "-m", "genotype=DARTS_V2", "out=cell.svg", "theme=dark,light").code == 0
@@ -111,7 +153,7 @@ def test_a_damaged_record_is_none(text: str, tmp_path: Path) -> None:
 
 def test_a_dry_run_is_no_job_that_has_finished(nas: Nas) -> None:
     assert nas("search", "-m", *SHORT, "seed=0,1", "dry_run=true", "hydra.sweep.dir=sweep").code == 0
-    assert not list(Path().rglob(sweep.RECORD))
+    assert not list(Path().iterdir())
 
 
 def test_a_signal_names_the_sweep(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,17 @@ def test_a_choice_inside_a_candidate_of_its_own_key():
     assert got == {("outer", NARROW): {"plain": 3.0, "block": 0.5}, ("outer", WIDE): {"block": 18.0}}
 
 
+def test_candidates_that_differ_at_their_places_count_by_their_mean():
+    """One key at three places of equal inputs, of which the last is another module."""
+    stages = [Choice({"a": Slow(1.0), "b": Slow(2.0)}, key="k") for _ in range(2)]
+    last = Choice({"a": nn.Sequential(Slow(7.0)), "b": Slow(2.0)}, key="k")
+    model, x = nn.Sequential(*stages, last), torch.zeros(7, 1)
+    table = measure(model, x, device="a clock", clock=clock)
+    assert table.candidates == {("k", ((7, 1),)): {"a": 3.0, "b": 2.0}}
+    assert table.fixed == 0
+    assert table.cost(model, x).of({"k": "a"}) == 9.0
+
+
 def test_measuring_leaves_the_model_as_it_was():
     model = Model().train()
     measure(model, torch.zeros(7, 1), device="a clock", clock=clock)

@@ -243,3 +243,11 @@ def test_round_numbers_on_an_axis():
 def test_the_command_imports_neither_torch_nor_hydra():
     code = "import nas.cli.report_runs, sys; print({'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("given", [["out=x.html"], ["", "out=x.html"]])
+def test_no_run_is_no_report(given):
+    with pytest.raises(
+        OutputError, match=r"no run is given, expected the directory of one or more; give e.g. runs/my_run"
+    ):
+        run(given)

@@ -90,8 +90,17 @@ def test_round_trip_of_training_that_goes_on_identically(tmp_path):
 def test_missing(tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*; give a checkpoint.pt that the search stage wrote"):
         checkpoint_file.load(tmp_path / "missing.pt", "search")
-    with pytest.raises(CheckpointError, match=r"is a directory, expected a file; give .*/search/checkpoint.pt"):
-        checkpoint_file.load(tmp_path, "search")
+    for place in ("", "search"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        with pytest.raises(
+            CheckpointError, match=r"is a directory, expected a file; give a checkpoint.pt that the search"
+        ):
+            checkpoint_file.load(tmp_path / place, "search")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "search" / "checkpoint.pt").touch()
+    for place in ("", "search", "export"):
+        with pytest.raises(CheckpointError, match=r"expected a file; give .*[^h]/search/checkpoint.pt"):
+            checkpoint_file.load(tmp_path / place, "search")
 
 
 def test_of_another_kind(path):

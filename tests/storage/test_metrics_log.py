@@ -36,6 +36,7 @@ def test_a_second_run_appends(tmp_path):
         with JsonLines(directory=tmp_path) as tracker:
             tracker.log("search", epoch, {"a": 1.0})
     assert [line["epoch"] for line in lines(tmp_path)] == [0, 1]
+    assert (tmp_path / "metrics.jsonl").stat().st_mode & 0o111 == 0  # no program
 
 
 def test_changes_of_what_is_derived_are_kept(tmp_path):
