@@ -32,6 +32,7 @@ from hostile_files import (
     storage,
     tensor,
     text,
+    tuple_of,
 )
 
 from nas.settings.names import NAME, PARTIAL
