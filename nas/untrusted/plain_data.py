@@ -7,6 +7,7 @@ import yaml
 
 DEPTH = 32  # levels of dicts and lists; a configuration has 7
 VALUES = 200_000  # in one file; a metadata.json with 10,000 classes has 60,000
+COMMAS = 2  # for each value; names may have some too
 BITS = 64  # bits of the largest integer; Python cannot even print integers of more than 4,300 digits
 
 
@@ -49,14 +50,14 @@ def check(value: Any, *, leaves: tuple[type, ...] = (), tuples: bool = False, va
     return value
 
 
-def from_json(text: str | bytes) -> Any:
-    """Reads JSON. Raises ValueError, with a message of one line, if the text is not plain JSON."""
+def from_json(text: str | bytes, *, values: int = VALUES) -> Any:
+    """Reads JSON. Raises ValueError, with a message of one line, if the text is not plain JSON. values: see `check`."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        # Before anything is made of it: millions of empty lists take gigabytes, and seconds.
-        if text.count("[") + text.count("{") > VALUES:
-            raise NotPlainError(f"it has more than {VALUES} values")
-        return check(json.loads(text))
+        # Before anything is made of it: millions of empty lists, or of numbers, take gigabytes, and seconds.
+        if text.count("[") + text.count("{") > values or text.count(",") > COMMAS * values:
+            raise NotPlainError(f"it has more than {values} values")
+        return check(json.loads(text), values=values)
     except RecursionError as error:
         raise NotPlainError("it is nested too deeply") from error
 
