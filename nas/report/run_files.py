@@ -15,11 +15,9 @@ from nas.untrusted import plain_data, regular_file
 
 KNOWN = ("manifest.json", "metrics.jsonl", "result.json")  # by one of which a directory is a run's
 DEPTH = 3  # levels of directories in which runs are looked for
-LARGEST = 64_000_000  # bytes of a file; the largest table of confusions takes half of it
 LARGEST_CONFIG = 250_000  # bytes of config.yaml, whose reading takes a second a million; one takes about eight thousand
 LARGEST_METRICS = 200_000_000  # bytes of metrics.jsonl
 LONGEST = 10_000_000  # bytes of a line of metrics
-VALUES = 4_000_000
 DRAWABLE = 1e300
 MOST_RUNS = 1000
 
@@ -189,8 +187,8 @@ def read_run(path: Path, *, points: int) -> RunFiles:
 
 def read_json(run: RunFiles, name: str) -> Any:
     try:
-        content = regular_file.read(run.path / name, limit=LARGEST)
-        return plain_data.from_json(content, values=VALUES)
+        content = regular_file.read(run.path / name, limit=plain_data.RECORD)
+        return plain_data.from_json(content, values=plain_data.RECORDED)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
