@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import CheckpointError, described
-from nas.untrusted import regular_file
+from nas.storage import checkpoint_file
+from nas.untrusted import pickles, regular_file
 
 # Under what a training script keeps the state dict in its checkpoint. The first is that of this project.
 HELD_AS = ("network", "state_dict", "model", "model_state_dict")
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-NAMED = 3  # entries that an error names
+FIX = "give a state dict as torch.save(model.state_dict(), path) writes it, or a file of safetensors"
+NAMED, LETTERS = 3, 60  # entries that an error names, and letters of each
+PICKLES = 5  # of an old file, before its numbers: of its kind, its version, the machine, the state, and what follows
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -49,7 +52,13 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
                 f"expected {tuple(own[name].shape)}",
                 fix="let space.factory build the network that was trained, e.g. with as many classes",
             )
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except Exception as error:  # also those of the network's own set_extra_state
+        raise CheckpointError(
+            f"the weights in {path} do not fit the {type(network).__name__} ({described(error)})",
+            fix="give the weights of this network",
+        ) from error
 
 
 def is_same(one: Any, other: Any) -> bool:
@@ -59,7 +68,9 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def listed(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + f" (and {len(names) - NAMED} more)" * (len(names) > NAMED)
+    return ", ".join(name[:LETTERS] for name in names[:NAMED]) + f" (and {len(names) - NAMED} more)" * (
+        len(names) > NAMED
+    )
 
 
 def read_state(path: str | Path) -> Mapping[str, Any]:
@@ -67,20 +78,25 @@ def read_state(path: str | Path) -> Mapping[str, Any]:
 
     Raises CheckpointError for a file that holds anything else.
     """
-    fix = "give a state dict as torch.save(model.state_dict(), path) writes it, or a file of safetensors"
     path = Path(path).expanduser()
     try:
         content = regular_file.read(path)
-        found = unpacked(content, safe=path.suffix == ".safetensors")
+        return state_in(unpacked(content, safe=path.suffix == ".safetensors"), path)
+    except CheckpointError:
+        raise
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise CheckpointError(f"no weights can be read at {path} ({reason})", fix=fix) from error
+        raise CheckpointError(f"no weights can be read at {path} ({reason})", fix=FIX) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values; nothing of it was run", fix=fix
+            f"{path} holds more than tensors and plain values; nothing of it was run", fix=FIX
         ) from error
     except Exception as error:  # the unpickler raises errors of any type for garbage
-        raise CheckpointError(f"{path} is damaged, or holds no weights ({described(error)})", fix=fix) from error
+        raise CheckpointError(f"{path} is damaged, or holds no weights ({described(error)})", fix=FIX) from error
+
+
+def state_in(found: Any, path: Path) -> Mapping[str, Any]:
+    """Returns the state dict in what a file holds. Raises CheckpointError if there is none."""
     for name in HELD_AS:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
@@ -92,7 +108,7 @@ def read_state(path: str | Path) -> Mapping[str, Any]:
         or not all(isinstance(one, Tensor) or str(name).endswith(extra) for name, one in found.items())
     ):
         holds = f", but {listed([f'{name!s:.40}' for name in found])}" if isinstance(found, dict) and found else ""
-        raise CheckpointError(f"{path} holds no state dict{holds}", fix=fix)
+        raise CheckpointError(f"{path} holds no state dict{holds}", fix=FIX)
     return {str(name): tensor for name, tensor in found.items()}
 
 
@@ -101,4 +117,10 @@ def unpacked(content: bytes, *, safe: bool) -> Any:
         from safetensors.torch import load
 
         return load(content)
+    if content.startswith(b"PK\x03\x04"):
+        checkpoint_file.check_archive(content, names=pickles.NAMES_OF_OTHERS)
+    else:  # as torch wrote files before its release 1.6
+        stream = io.BytesIO(content)
+        for _ in range(PICKLES):
+            pickles.check_next(stream, values=checkpoint_file.VALUES, names=pickles.NAMES_OF_OTHERS)
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

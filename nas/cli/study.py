@@ -92,10 +92,10 @@ def begin(directory: Path, plain: dict[str, Any]) -> None:
     Settings of where and how jobs run may change.
     """
     from nas.storage.run_directory import commit
-    from nas.studies.collected import plain as read_plain
+    from nas.untrusted.plain_data import dict_in
 
     now = {"study": plain, "commit": commit()}
-    before = read_plain(directory / BEGUN)
+    before = dict_in(directory / BEGUN)
     if not any(directory.rglob(sweep.RECORD)):  # no job has begun
         atomic.write_json(directory / BEGUN, now)
         return
@@ -263,12 +263,12 @@ def supernet_agreement(plan: Plan, directory: Path, baselines: Any) -> dict[str,
     from nas.cli.stages.setup import Setup
     from nas.settings.configuration import read_yaml
     from nas.storage import checkpoint_file
-    from nas.studies.collected import plain
     from nas.studies.statistics import rank_agreement
+    from nas.untrusted.plain_data import dict_in
 
     assert plan.supernet is not None
     kept = directory / "supernet.json"
-    if found := plain(kept):
+    if found := dict_in(kept):
         return found
     cfg = read_yaml(directory / "config.yaml")
     cfg.allow_targets, cfg.resume = [], None

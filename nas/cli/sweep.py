@@ -6,7 +6,6 @@ continues killed ones.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from nas.errors import ConfigError
 from nas.storage import atomic, names
 from nas.storage.command_line import hydra_value
+from nas.untrusted import plain_data
 
 RECORD = ".job.json"
 LONGEST = 100  # characters of a job's directory
@@ -226,11 +226,8 @@ class Job:
 
 
 def record_of(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not isinstance(found.get("number"), int):
+    found = plain_data.dict_in(path)
+    if type(found.get("number")) is not int:
         return None
     return found if isinstance(found.get("settings", []), list) else None
 

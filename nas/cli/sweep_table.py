@@ -1,13 +1,15 @@
 """The table at the end of a sweep, best job first, and what is left to do."""
 
-import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nas.cli import sweep
 from nas.storage import atomic
 from nas.storage.command_line import setting
+from nas.untrusted import plain_data
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ def standing(directory: Path) -> tuple[str, float | None, bool]:
     That is the objective; without one, a score on examples that the network has not seen; without that, the test score.
     """
     try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        result = plain_data.dict_in(directory / "result.json")
         metric = result.get("metric", {})
         name, higher = str(metric.get("name", "")), bool(metric.get("higher_is_better", True))
         for objective, value in result.get("objective", {}).items():
-            return objective, float(value), higher if objective == "score" else False
+            return objective, finite(value), higher if objective == "score" else False
         gap = result.get("discretisation_gap", {})
         for what, value in (
             (f"validation {name}", result.get(f"validation_{name}")),
@@ -77,10 +79,15 @@ def standing(directory: Path) -> tuple[str, float | None, bool]:
             (f"{name} of the derived operations, recalibrated", gap.get("recalibrated")),
         ):
             if value is not None:
-                return what.replace("_", " "), float(value), higher
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+                return what.replace("_", " "), finite(value), higher
+    except (ValueError, AttributeError, TypeError):
         pass
     return "", None, True
+
+
+def finite(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def end(command: str, *, again: tuple[str, str] | None = None) -> int:

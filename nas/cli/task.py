@@ -1,6 +1,5 @@
 """Runs one configuration: a run, one that is resumed, or a job of a sweep."""
 
-import json
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from nas.settings import allowed_targets, configuration, schemas
 from nas.storage import disk, lock, names
 from nas.storage.command_line import setting
 from nas.storage.signals import Interrupted
+from nas.untrusted import plain_data
 
 Body = Callable[[DictConfig, Path], float | list[float] | None]
 
@@ -248,7 +248,7 @@ def is_held(directory: Path) -> bool:
 def recorded_objective(directory: Path, *, several: bool) -> float | list[float] | None:
     """Returns the objective of a run that was killed after it had finished."""
     try:
-        found = list(json.loads((directory / "result.json").read_text(encoding="utf-8"))["objective"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+        found = list(plain_data.dict_in(directory / "result.json")["objective"].values())
+    except (KeyError, AttributeError):
         return None
     return as_value(found if several else found[0])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from nas.data.image_file import EXTENSIONS, pillow_warnings, read_pixels
+from nas.data.image_file import EXTENSIONS, check_image_size, pillow_warnings, read_pixels
 from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import DataError, SpaceError, described
 from nas.formats.export import METADATA
@@ -48,6 +48,7 @@ class Predictor:
         # Sides that differ cannot be asked for in a file: the network gets what is there.
         square = spec.height == spec.width
         self.size = spec.image_size if spec.from_files else spec.height if square else None
+        check_image_size(self.size)  # a file may ask for any
         self._device = next(network.parameters(), torch.empty(0)).device
         self._prepare = spec.preparation(None, self._device)
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     if not high > low:
         return [low]
     step = (high - low) / count
+    if not step > sys.float_info.min:  # so close together that no round number is between them
+        return [low]
     power = 10.0 ** math.floor(math.log10(step))
     step = next(power * one for one in (1, 2, 5, 10) if power * one >= step)
     first = math.ceil(low / step - 1e-9)

@@ -46,7 +46,7 @@ def on_test_split(run: RunFiles) -> Html | None:
     bins = [
         (int(one[0]), one[1], one[2])
         for one in map(items, items(result.get("test_calibration")))
-        if len(one) == 3 and all(number(of) is not None for of in one) and one[0] > 0
+        if len(one) == 3 and all(number(of) is not None for of in one) and one[0] >= 1
     ]
     if bins:
         side.append(calibration_chart(bins))

@@ -1,8 +1,6 @@
 """Reads the files of a run's directory. Anybody may have written them: parts may be missing, damaged or hostile."""
 
 import contextlib
-import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -12,14 +10,15 @@ from typing import Any
 
 from nas import __version__
 from nas.errors import OutputError
-from nas.storage.metrics_log import DERIVED, STAGES, Line, parsed, read_derived
+from nas.storage.metrics_log import DERIVED, LINES, STAGES, Line, parsed, read_derived
 from nas.untrusted import plain_data, regular_file
 
 KNOWN = ("manifest.json", "metrics.jsonl", "result.json")  # by one of which a directory is a run's
 DEPTH = 3  # levels of directories in which runs are looked for
-LARGEST = 64_000_000  # bytes of a file; the largest table of confusions takes half of it
+LARGEST_CONFIG = 250_000  # bytes of config.yaml, whose reading takes a second a million; one takes about eight thousand
+LARGEST_METRICS = 200_000_000  # bytes of metrics.jsonl
 LONGEST = 10_000_000  # bytes of a line of metrics
-VALUES = 4_000_000
+DRAWABLE = 1e300
 MOST_RUNS = 1000
 
 
@@ -176,7 +175,7 @@ def read_run(path: Path, *, points: int) -> RunFiles:
     run.export = mapping(read_json(run, "export/metadata.json"))
     run.mistakes = [mapping(one) for one in items(read_json(run, "mistakes.json"))][:24]
     try:
-        run.config = mapping(plain_data.from_yaml(regular_file.read(path / "config.yaml", limit=LARGEST)))
+        run.config = mapping(plain_data.from_yaml(regular_file.read(path / "config.yaml", limit=LARGEST_CONFIG)))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
@@ -188,19 +187,17 @@ def read_run(path: Path, *, points: int) -> RunFiles:
 
 def read_json(run: RunFiles, name: str) -> Any:
     try:
-        content = regular_file.read(run.path / name, limit=LARGEST)
-        return plain_data.check(json.loads(content.decode()), values=VALUES)
+        content = regular_file.read(run.path / name, limit=plain_data.RECORD)
+        return plain_data.from_json(content, values=plain_data.RECORDED)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         run.damaged.append(f"{name} is damaged and left out ({reason(error)}).")
         return None
 
 
 def reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or (
-        type(error).__name__ if isinstance(error, RecursionError) else str(error)
-    )
+    return getattr(error, "strerror", None) or str(error)
 
 
 def read_metrics(run: RunFiles, points: int) -> None:
@@ -208,9 +205,11 @@ def read_metrics(run: RunFiles, points: int) -> None:
     path, damaged = run.path / "metrics.jsonl", 0
     stages: list[str] = []
     try:
-        with regular_file.opened(path) as stream:
-            while line := stream.readline(LONGEST):
+        with regular_file.opened(path, limit=LARGEST_METRICS) as stream:
+            while (line := stream.readline(LONGEST)) and len(stages) < LINES:
                 stages.append(stage_of(line))
+        if line:
+            run.damaged.append(f"metrics.jsonl has more than {LINES:,} lines; the others are left out.")
         counts = {stage: stages.count(stage) for stage in STAGES}
         seen = dict.fromkeys(STAGES, 0)
         found: dict[str, dict[int, Line]] = {stage: {} for stage in STAGES}
@@ -266,8 +265,9 @@ def text(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """Returns `value` if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Returns `value` if it is a number that can be drawn, else None: neither infinite nor so large that a sum of two
+    would be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= DRAWABLE:
         return None
     return float(value)
 

@@ -5,7 +5,6 @@ import io
 import itertools
 import os
 import pickle
-import pickletools
 import re
 import struct
 import zipfile
@@ -19,21 +18,11 @@ from torch import Tensor, nn
 
 from nas.errors import CheckpointError, described
 from nas.storage import atomic
-from nas.untrusted import plain_data, regular_file
+from nas.untrusted import pickles, plain_data, regular_file
 
 FORMAT = "nas-checkpoint"
 VERSION = 2
 VALUES = 2_000_000  # at most in a state; the state of a supernet of 20,000 candidates has 400,000
-# The classes and functions that the pickle of a state may name. torch allows more, which can take any amount of memory.
-# A byte before such a name may be a c too, as in the 100th entry of the pickle's memo: then the match starts there.
-GLOBALS = re.compile(
-    rb"(?:[\w.]*c)?(?:torch\._utils\n(_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)|"
-    rb"collections\nOrderedDict|_codecs\nencode|"
-    rb"torch\n(\w+Storage|Size|device|b?float\w+|u?int\d+|complex\d+|bool)|torch\.storage\nUntypedStorage)"
-)
-ENCODE = b"_codecs\nencode"  # what pickle makes bytes of
-# The opcodes of a pickle that make an object of a single byte: a file of them would fill 60 times its size of memory.
-SMALL_OPCODES = b"]}\x8f(\x85\x86\x87"
 SHOWN = 3  # damaged checkpoints that a message names
 EXPANDED = 2**26  # bytes that tensors may be larger than what they hold, all together
 DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
@@ -146,28 +135,23 @@ def check_version(path: Path, version: Any, expected: int) -> None:
     )
 
 
-def check_archive(archive: bytes) -> None:
+def check_archive(archive: bytes, *, names: re.Pattern[str] = pickles.NAMES) -> None:
     """Raises ValueError for a zip archive of which more comes out than is in it, or which torch could read in another
-    way than this does: torch writes none. Raises UnpicklingError for a pickle that names what no state is made of."""
+    way than this does: torch writes none. Raises UnpicklingError for a pickle that holds what no state is made of.
+
+    names: that a pickle may have, see `nas.untrusted.pickles`.
+    """
     check_directory(archive)
     with zipfile.ZipFile(io.BytesIO(archive)) as records:
         infos = records.infolist()
-        names = {record.orig_filename.lower() for record in infos}  # torch looks for them in any case of letters
-        if sum(record.file_size for record in infos) > len(archive) or len(names) < len(infos):
+        known_as = {record.orig_filename.lower() for record in infos}  # torch looks for them in any case of letters
+        if sum(record.file_size for record in infos) > len(archive) or len(known_as) < len(infos):
             raise ValueError("compressed")
         if any(record.compress_type or record.filename != record.orig_filename for record in infos):
             raise ValueError("compressed, or with other names than its names")
-        pickles = [records.read(record) for record in infos if record.filename.lower().endswith(".pkl")]
-    for content in pickles:
-        # All of the opcode GLOBAL, and perhaps a text that looks like one.
-        named = re.findall(rb"c([\w.]+\n[\w.]+)\n", content)
-        for one in named:
-            if not GLOBALS.fullmatch(one):
-                raise pickle.UnpicklingError(one.decode())
-        if any(content.count(opcode) > VALUES for opcode in SMALL_OPCODES):
-            raise ValueError("more values than a state has")
-        if any(one.endswith(ENCODE) for one in named):  # see GLOBALS
-            check_encoded(content)
+        contents = [records.read(record) for record in infos if record.filename.lower().endswith(".pkl")]
+    for content in contents:
+        pickles.check(content, values=VALUES, names=names)
 
 
 def check_directory(archive: bytes) -> None:
@@ -176,8 +160,9 @@ def check_directory(archive: bytes) -> None:
     zipfile looks for the directory before the record, torch at the place that the record says: two of them would be
     two archives.
     """
-    end = len(archive) - DIGEST_LENGTH - 22
-    if end < 0 or archive.rfind(b"PK\x05\x06") != end:
+    end = archive.rfind(b"PK\x05\x06")
+    comment = len(archive) - end - 22
+    if end < 0 or comment not in (0, DIGEST_LENGTH) or archive[end + 20 : end + 22] != comment.to_bytes(2, "little"):
         raise ValueError("no end of a directory")
     size, start = struct.unpack("<LL", archive[end + 12 : end + 20])
     if end >= 76 and archive[end - 20 : end - 16] == b"PK\x06\x07":  # of many records, or of gigabytes
@@ -188,28 +173,6 @@ def check_directory(archive: bytes) -> None:
         size, start = struct.unpack("<QQ", archive[end + 40 : end + 56])
     if start + size != end:
         raise ValueError("another directory")
-
-
-def check_encoded(content: bytes) -> None:
-    """Raises UnpicklingError unless a pickle encodes texts as bytes only, as pickle writes bytes: in Latin-1. Other
-    codecs are modules to be imported, and of some the time grows with the square of the text."""
-    puts = {"BINPUT", "LONG_BINPUT"}
-    memo: dict[Any, Any] = {}
-    steps: list[tuple[str, Any]] = []  # opcode and constant, with those that are taken from the memo in their place
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in puts:
-            memo[argument] = steps[-1] if steps else None
-        else:
-            steps.append(
-                (memo.get(argument) or ("", None))
-                if opcode.name in ("BINGET", "LONG_BINGET")
-                else (opcode.name, argument)
-            )
-    for position, step in enumerate(steps):
-        if step == ("GLOBAL", "_codecs encode"):
-            kinds = [name for name, _ in steps[position + 1 : position + 5]]
-            if kinds != ["BINUNICODE", "BINUNICODE", "TUPLE2", "REDUCE"] or steps[position + 2][1] != "latin1":
-                raise pickle.UnpicklingError("_codecs.encode")
 
 
 def check_state(state: Any) -> None:

@@ -182,12 +182,9 @@ def read_derived(path: Path) -> list[Line]:
     except OSError:
         return []
     found: list[Line] = []
-    for text in content.decode("utf-8", errors="replace").split("\n"):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and type(line.get("epoch")) is int and is_choices(line.get("choices")):
+    for text in content.decode("utf-8", errors="replace").split("\n", LINES)[:LINES]:
+        line = read_json(text)
+        if isinstance(line, dict) and is_epoch(line.get("epoch")) and is_choices(line.get("choices")):
             found.append(line)
     return sorted(found, key=lambda line: line["epoch"])
 
@@ -198,18 +195,26 @@ def is_choices(value: Any) -> bool:
 
 def parsed(text: str) -> Line | None:
     """Returns the line of metrics that a text holds, or None."""
-    try:
-        line = json.loads(text) if len(text) <= LINE_LIMIT else None
-    except (ValueError, RecursionError):
-        return None
+    line = read_json(text)
     return line if is_line(line) else None
 
 
+def read_json(text: str) -> Any:
+    try:
+        return json.loads(text) if len(text) <= LINE_LIMIT else None
+    except (ValueError, RecursionError):
+        return None
+
+
 def is_line(line: Any) -> bool:
-    if not isinstance(line, dict) or line.get("stage") not in STAGES or type(line.get("epoch")) is not int:
+    if not isinstance(line, dict) or line.get("stage") not in STAGES or not is_epoch(line.get("epoch")):
         return False
     values = [value for name, value in line.items() if name != "stage"]
-    return 0 <= line["epoch"] < 2**31 and all(value is None or is_number(value) for value in values)
+    return all(value is None or is_number(value) for value in values)
+
+
+def is_epoch(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def is_number(value: Any) -> bool:

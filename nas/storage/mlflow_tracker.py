@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nas.storage import atomic
 from nas.storage.forwarded import ID, Forwarded
 
 
@@ -17,6 +18,7 @@ class MLflow(Forwarded):
     package = "mlflow"
 
     def __init__(self, *, directory: Path, experiment: str = "gumbel-nas") -> None:
+        atomic.refuse_link(directory / "mlruns")  # of a run that somebody else prepared
         super().__init__(directory=directory)
         self.client()
         from mlflow.tracking import MlflowClient

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from nas.errors import OutputError
 from nas.storage import lock
+from nas.untrusted import regular_file
 
 CLAIM = ".claimed"  # a file that only one process can create; it marks the directory of a run without a manifest
+CLAIM_LIMIT = 1000  # bytes of it
 
 # Files of other programs, which may be in the directory of a new run. Names that begin with a dot are among them
 # (.hydra, .nfs..., .snapshot, .DS_Store).
@@ -83,8 +85,8 @@ def claim(directory: Path) -> bool:
 
 def release(directory: Path) -> None:
     """Removes this process's claim: there is a manifest now, or the directory is not needed."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if (directory / CLAIM).read_text(encoding="utf-8", errors="replace") == owner():
+    with contextlib.suppress(OSError):
+        if regular_file.read(directory / CLAIM, limit=CLAIM_LIMIT).decode(errors="replace") == owner():
             (directory / CLAIM).unlink()
 
 

@@ -225,8 +225,10 @@ def check_new(path: Path, *, config: str | None = None) -> None:
             f"the output directory {path} holds a run, expected a new directory",
             fix=f"set hydra.run.dir to another, or go on with that run: {setting('resume', path)}",
         )
-    if names.in_the_way(path) == [CONFIG] and config is not None and (path / CONFIG).read_bytes() == config.encode():
-        return
+    if names.in_the_way(path) == [CONFIG] and config is not None:
+        with contextlib.suppress(OSError):
+            if regular_file.read(path / CONFIG, limit=SIZE_LIMIT) == config.encode():
+                return
     names.check_empty(path)
 
 

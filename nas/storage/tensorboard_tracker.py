@@ -46,7 +46,8 @@ class TensorBoard(JsonLines):
     def _start(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and not everybody uses it
 
-        before = list(self._directory.glob(f"events.out.tfevents.*{OURS}"))
+        found = self._directory.glob(f"events.out.tfevents.*{OURS}")
+        before = [old for old in found if old.is_symlink() or not old.is_dir()]
         mine = [old for old in before if old.is_file()]
         times = {known: time for old in mine for known, time in wall_times(old)}
         epochs = max((line["epoch"] + 1 for line in self._lines if line["stage"] == "search"), default=0)

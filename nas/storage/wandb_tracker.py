@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nas.storage import atomic
 from nas.storage.forwarded import Forwarded
 
 
@@ -15,6 +16,7 @@ class WandB(Forwarded):
     package = "wandb"
 
     def __init__(self, *, directory: Path, project: str = "gumbel-nas", mode: str = "online") -> None:
+        atomic.refuse_link(directory / "wandb")  # of a run that somebody else prepared
         super().__init__(directory=directory)
         self._wandb = self.client()
         self._run = self._wandb.init(

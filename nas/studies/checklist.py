@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nas.settings.dotted import leaves
-from nas.studies.collected import Run
+from nas.studies.collected import Run, dict_at
 from nas.studies.plan import OWN_NAMES, Plan
 
 SEVERAL = 4  # seeds
@@ -100,7 +100,7 @@ def same(configs: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> Answe
 
 
 def machines(manifests: Sequence[Mapping[str, Any]]) -> Answer:
-    kinds = {str((m.get("device"), m.get("platform"), sorted(m.get("versions", {}).items()))) for m in manifests}
+    kinds = {str((m.get("device"), m.get("platform"), sorted(dict_at(m, "versions").items()))) for m in manifests}
     if not manifests:
         return "no", "no run left a manifest"
     return yes(len(kinds) == 1, str(manifests[0].get("device")) if len(kinds) == 1 else f"{len(kinds)} kinds")

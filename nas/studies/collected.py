@@ -10,9 +10,7 @@ from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.storage.metrics_log import read_lines
 from nas.studies.plan import Plan, directory_of
 from nas.supernet.genotype import Genotype
-from nas.untrusted import plain_data, regular_file
-
-SIZE_LIMIT = 10_000_000  # bytes of a result.json
+from nas.untrusted.plain_data import dict_in
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,6 @@ class Run:
         return self.error or self.status
 
 
-def plain(path: Path) -> dict[str, Any]:
-    """Returns the content of a JSON file; {} if the file is missing or damaged."""
-    try:
-        found = plain_data.from_json(regular_file.read(path, limit=SIZE_LIMIT))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def collect(plan: Plan, directory: Path, *, record: str, table: NasBench201Table | None) -> list[Run]:
     """Returns one `Run` for each method and seed of the plan, even if it never ran. record: the file name of a job."""
     return [
@@ -64,7 +53,7 @@ def collect_run(
     plan: Plan, directory: Path, method: str, seed: int, *, record: str, table: NasBench201Table | None
 ) -> Run:
     place = directory / directory_of(method, seed)
-    job, result, manifest = plain(place / record), plain(place / "result.json"), plain(place / "manifest.json")
+    job, result, manifest = dict_in(place / record), dict_in(place / "result.json"), dict_in(place / "manifest.json")
     status = str(job.get("status", "not begun"))
     lines = read_lines(place / "metrics.jsonl")[0] if (place / "metrics.jsonl").is_file() else []
     column = None if plan.benchmark is None else f"benchmark/{plan.benchmark.column}"
@@ -78,13 +67,11 @@ def collect_run(
     seconds = costs(manifest, lines)
     for one in () if plan.retrain is None else plan.retrain.seeds:
         other = directory / directory_of(method, seed, one)
-        score = tested(plain(other / "result.json"))
+        score = tested(dict_in(other / "result.json"))
         if score is not None:
             retrained[one] = score
-        seconds["retraining"] = seconds.get("retraining", 0.0) + float(
-            plain(other / "manifest.json").get("wall_seconds", 0.0)
-        )
-    genotype = result.get("genotype")
+        seconds["retraining"] += number(dict_in(other / "manifest.json").get("wall_seconds")) or 0.0
+    genotype = dict_at(result, "genotype") or None
     value: float | None = None
     refused = str(job.get("refused", ""))
     if status != "finished" or refused:  # or it is the run of other settings
@@ -98,8 +85,6 @@ def collect_run(
         value = recalibrated(result)
     elif len(retrained) == len(plan.retrain.seeds):
         value = sum(retrained.values()) / len(retrained)
-    if value is not None and not math.isfinite(value):
-        value = None
     return Run(
         method, seed, place, status, str(job.get("error", refused)), value, genotype, curve, seconds, retrained,
         manifest, len(searched),
@@ -107,15 +92,24 @@ def collect_run(
 
 
 def tested(result: Mapping[str, Any]) -> float | None:
-    name = result.get("metric", {}).get("name")
-    score = result.get(f"test_{name}")
-    return None if score is None else float(score)
+    return number(result.get(f"test_{dict_at(result, 'metric').get('name')}"))
 
 
 def recalibrated(result: Mapping[str, Any]) -> float | None:
     """Returns the score of the derived operations inside the supernet; None if it was not measured."""
-    score = result.get("discretisation_gap", {}).get("recalibrated")
-    return None if score is None else float(score)
+    return number(dict_at(result, "discretisation_gap").get("recalibrated"))
+
+
+def dict_at(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the dict under a name in what a file holds; {} if there is something else."""
+    inner = found.get(name)
+    return inner if isinstance(inner, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """Returns a finite number of a file as a float; None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def costs(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> dict[str, float]:
@@ -126,12 +120,11 @@ def costs(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> dict[str,
     """
     found = dict.fromkeys(("search", "selection", "retraining"), 0.0)
     for line in lines:
-        rate = line.get("seconds_per_step")
-        if isinstance(rate, int | float):
+        rate = number(line.get("seconds_per_step"))
+        if rate is not None:
             stage = "search" if line["stage"] == "search" else "retraining"
-            steps = manifest.get(f"{line['stage']}_epoch", {}).get("batches", 0)
-            found[stage] += float(rate) * float(steps)
-    whole = float(manifest.get("wall_seconds", 0.0))
+            found[stage] += rate * (number(dict_at(manifest, f"{line['stage']}_epoch").get("batches")) or 0.0)
+    whole = number(manifest.get("wall_seconds")) or 0.0
     found["selection"] = max(0.0, whole - found["search"] - found["retraining"])
     return found
 

@@ -1,12 +1,18 @@
 """Reads plain data from untrusted JSON and YAML: dicts, lists, texts and numbers, with limits on size and depth."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nas.untrusted import regular_file
+
 DEPTH = 32  # levels of dicts and lists; a configuration has 7
 VALUES = 200_000  # in one file; a metadata.json with 10,000 classes has 60,000
+COMMAS = 2  # for each value; names may have some too
+# Bytes and values of a file in which a run records what it found; the largest table of confusions takes half of both.
+RECORD, RECORDED = 64_000_000, 4_000_000
 BITS = 64  # bits of the largest integer; Python cannot even print integers of more than 4,300 digits
 
 
@@ -49,16 +55,25 @@ def check(value: Any, *, leaves: tuple[type, ...] = (), tuples: bool = False, va
     return value
 
 
-def from_json(text: str | bytes) -> Any:
-    """Reads JSON. Raises ValueError, with a message of one line, if the text is not plain JSON."""
+def from_json(text: str | bytes, *, values: int = VALUES) -> Any:
+    """Reads JSON. Raises ValueError, with a message of one line, if the text is not plain JSON. values: see `check`."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        # Before anything is made of it: millions of empty lists take gigabytes, and seconds.
-        if text.count("[") + text.count("{") > VALUES:
-            raise NotPlainError(f"it has more than {VALUES} values")
-        return check(json.loads(text))
+        # Before anything is made of it: millions of empty lists, or of numbers, take gigabytes, and seconds.
+        if text.count("[") + text.count("{") > values or text.count(",") > COMMAS * values:
+            raise NotPlainError(f"it has more than {values} values")
+        return check(json.loads(text), values=values)
     except RecursionError as error:
         raise NotPlainError("it is nested too deeply") from error
+
+
+def dict_in(path: Path) -> dict[str, Any]:
+    """Returns the dict in a JSON file that a run wrote; {} if there is none, or something else."""
+    try:
+        found = from_json(regular_file.read(path, limit=RECORD), values=RECORDED)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # libyaml's parser is ten times as fast as Python's. This saves seconds for the largest files.

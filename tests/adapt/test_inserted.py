@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from custom_models import residual
+from hostile_files import call, listed, nested, number, packed, text
+from hostile_files import name as global_name
 from safetensors.torch import save_file, save_model
 from torch import nn
 
@@ -203,3 +205,45 @@ def test_tied_weights_of_safetensors_and_extra_states_load(tmp_path):
     load_weights(plain[1], tmp_path / "w.safetensors")
     assert plain[1][1].weight is plain[1][0].weight
     assert (plain[1][0].weight == 3).all()
+
+
+def quantised(state):
+    return {**state, "0.bias": torch.quantize_per_tensor(torch.zeros(4), 0.1, 0, torch.qint8)}
+
+
+HOSTILE = {
+    "endless hash": listed(nested(60), b"}h\x3bNs"),
+    "memory": call(global_name("builtins", "bytearray"), number(3 * 10**9)),
+    "methods": call(global_name("collections", "OrderedDict")) + b"}" + text("values") + number(5) + b"sb",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_of_weights_is_one_line(kind, tmp_path):
+    (tmp_path / "w.pt").write_bytes(packed(b"\x80\2" + HOSTILE[kind] + b".", {"0": bytes(16)}))
+    with pytest.raises(CheckpointError) as raised:
+        load_weights(nn.Linear(4, 4), tmp_path / "w.pt")
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("make", [quantised, lambda state: {**state, "0.bias": torch.zeros(4).to_sparse()}])
+@pytest.mark.filterwarnings("ignore")  # torch's, of old kinds of tensors
+def test_weights_of_another_kind_are_one_line(make, tmp_path):
+    network = nn.Sequential(nn.Linear(4, 4))
+    torch.save(make(network.state_dict()), tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="more than tensors"):
+        load_weights(network, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_checkpoints_of_other_programs_load(new, tmp_path):
+    torch.manual_seed(0)
+    network, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    network(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])  # whose state holds a Counter
+    state = {"epoch": 3, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "arguments": b"\xe9"}
+    torch.save({**state, "state_dict": network.state_dict()}, tmp_path / "w.pt", _use_new_zipfile_serialization=new)
+    load_weights(other, tmp_path / "w.pt")
+    assert torch.equal(other.weight, network.weight)

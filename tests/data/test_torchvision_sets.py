@@ -234,3 +234,12 @@ def test_a_download_without_a_network_says_where_the_files_go(
     assert f"or put the published files there as {tmp_path}" in message
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_file_without_a_checksum_is_one_line(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"\0\0\7\11" + bytes(12))
+    with pytest.raises(DataError, match="or is damaged"):
+        FashionMnist(root=str(tmp_path)).load()

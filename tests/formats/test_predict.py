@@ -8,7 +8,7 @@ from torch import nn
 
 from nas.data.image_file import read_pixels
 from nas.data.spec import DataSpec
-from nas.errors import DataError, SpaceError
+from nas.errors import ConfigError, DataError, SpaceError
 from nas.formats.predict import Prediction, Predictor, images_in, to_csv
 
 
@@ -96,3 +96,9 @@ def test_the_csv_has_a_row_for_each_file(tmp_path):
         [str(tmp_path / "c.png"), "", "", "", "", "x"],
     ]
     assert torch.is_grad_enabled()
+
+
+def test_a_size_that_no_image_can_be_decoded_to_is_refused(spec):
+    """An export of a stranger may ask for images of any size."""
+    with pytest.raises(ConfigError, match="at most 8192, got 60000"):
+        Predictor(nn.Flatten(), dataclasses.replace(spec, from_files=True, image_size=60_000))

@@ -179,6 +179,41 @@ def test_where_the_page_goes(tmp_path, monkeypatch):
             run([str(one), out])
 
 
+def test_numbers_that_no_axis_can_hold_give_a_page(tmp_path):
+    """Whose differences are infinite, or too small for a power of ten; and bins without an example."""
+    run = write_run(tmp_path / "run", epochs=2)
+    losses = [(1.7e308, 0.0), (-1.7e308, 5e-324)]
+    lines = [
+        json.dumps({"stage": "search", "epoch": epoch, "weights/loss": huge, "temperature": tiny})
+        for epoch, (huge, tiny) in enumerate(losses)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    result = json.loads((run / "result.json").read_text())
+    gap = {"relaxed": 1.7e308, "derived": -1.7e308, "recalibrated": 0.5, "retrained_test": 0.5}
+    (run / "result.json").write_text(
+        json.dumps(result | {"discretisation_gap": gap, "test_calibration": [[0.5, 0.5, 0.5]]})
+    )
+    (run / "derived.jsonl").write_text('{"epoch": %s, "choices": {"cell/0-1": "none"}}\n' % (10**400))
+    page = report([run])
+    assert "Temperature" in page
+    assert "losses of both levels" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("result.json", "[" + "1.5," * 9_000_000 + "1]", "more than 4000000 values"),
+        ("config.yaml", "- 1\n" * 70_000, "expected at most 250000"),
+        ("metrics.jsonl", "\n" * 300_000, "more than 100,000 lines"),
+    ],
+    ids=["numbers", "yaml", "lines"],
+)
+def test_files_that_would_fill_the_memory_are_left_out(name, content, said, tmp_path):
+    run = write_run(tmp_path / "run", epochs=1)
+    (run / name).write_text(content)
+    assert said in report([run])
+
+
 def test_long_runs_and_many_classes_stay_small(tmp_path):
     directory = write_run(tmp_path / "a", epochs=1, classes=300)
     line = '{"stage": "search", "epoch": %d, "weights/loss": %f, "probability/a/b": 0.5}\n'

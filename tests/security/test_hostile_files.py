@@ -18,7 +18,22 @@ from pathlib import Path
 
 import hostile_files as made
 import pytest
-from hostile_files import DATA, GENOTYPE, OPS, SPACE, call, name, number, packed, state_with, storage, tensor, text
+from hostile_files import (
+    DATA,
+    GENOTYPE,
+    OPS,
+    SPACE,
+    call,
+    listed,
+    name,
+    number,
+    packed,
+    state_with,
+    storage,
+    tensor,
+    text,
+    tuple_of,
+)
 
 from nas.settings.names import NAME, PARTIAL
 from nas.storage import checkpoint_file
@@ -401,6 +416,37 @@ cases(
     deep=lambda f: f.text("g.json", '{"a":' * 150_000),
     digits=lambda f: f.text("g.json", '{"format": "nas-genotype", "version": ' + "9" * 5000 + "}"),
     holes=lambda f: made.holes(f.directory / "genotype.json"),
+)
+cases(
+    "checkpoint",
+    "unbounded",
+    hash=lambda f: f.pickled(state_with(listed(made.nested(60), b"}h\x3bNs"))),
+    called=lambda f: f.pickled(state_with(listed(made.nested(60), b"h\x3b)R"))),
+    storage_size=lambda f: f.pickled(
+        state_with(
+            listed(
+                made.nested(60),
+                tuple_of(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), b"h\x3b") + b"Q",
+            )
+        )
+    ),
+    copied_dict=lambda f: f.pickled(
+        state_with(
+            listed(
+                b"}(" + b"".join(text(str(index)) + b"N" for index in range(2000)) + b"uq\2",
+                name("collections", "OrderedDict") + b"q\3",
+                b"h\3h\2\x85R" * 20_000,
+            )
+        )
+    ),
+    encoded_text=lambda f: f.pickled(
+        state_with(
+            listed(
+                text("\xe9" * 10**6) + b"q\1" + text("latin1") + b"q\2",
+                *[name("_codecs", "encode") + b"h\1h\2\x86R"] * 3000,
+            )
+        )
+    ),
 )
 cases(
     "image",

@@ -278,3 +278,16 @@ def test_an_architecture_that_changes_every_epoch_does_not_fill_the_disk(tmp_pat
                 tracker.log("search", epoch, {"probability/x/op0": 1.0})
     steps = [one.step for one in shown(tmp_path).Images("pictures/derived")]
     assert steps == [1, 2, 3, 4, 20, 23]  # the first ones, the last ones of both runs, and now and then
+
+
+def test_of_what_was_derived_only_lines_as_a_run_writes_them_are_read(tmp_path):
+    good = json.dumps({"epoch": 3, "choices": {"a": "b", "c": None}})
+    others = [f'{{"epoch": {10**400}, "choices": {{}}}}', '{"epoch": -1, "choices": {}}', "[" + "[]," * 800_000 + "[]]"]
+    (tmp_path / "derived.jsonl").write_text("\n".join([*others, good, ""]))
+    assert read_derived(tmp_path / "derived.jsonl") == [{"epoch": 3, "choices": {"a": "b", "c": None}}]
+
+
+def test_a_directory_with_the_name_of_an_event_file_stays(tmp_path):
+    (tmp_path / "events.out.tfevents.1.x.nas").mkdir()
+    TensorBoard(directory=tmp_path).close()
+    assert (tmp_path / "events.out.tfevents.1.x.nas").is_dir()

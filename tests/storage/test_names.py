@@ -104,3 +104,11 @@ def test_a_directory_that_another_holds_is_left(by, tmp_path, monkeypatch):
         names.remove_if_empty(held, above=())
         assert not held.exists()
         assert Path(tmp_path, "runs").exists()
+
+
+def test_pipes_in_the_place_of_our_files_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / names.CLAIM)
+    names.release(tmp_path)
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(OutputError, match="not empty"):
+        check_new(tmp_path, config="seed: 0")

@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, OutputError
 from nas.storage import MLflow, Trackio, WandB
 from nas.storage.forwarded import Adapted, check_installed
 
@@ -149,3 +149,11 @@ def test_client_trackio(tmp_path, monkeypatch):
         rows = [json.loads(row[0]) for row in connection.execute("select metrics from metrics")]
     assert any(row.get("search/weights/loss") == 1.5 for row in rows)
     assert any(row.get("test/accuracy") == 0.75 for row in rows)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(MLflow, "mlruns"), (WandB, "wandb")])
+def test_a_link_in_a_run_from_elsewhere_is_not_written_through(kind, name, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="is a link"):
+        kind(directory=tmp_path / "run")

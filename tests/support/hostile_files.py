@@ -187,6 +187,17 @@ def tensor(of, size=(4,), stride=(1,), offset=0):
     )
 
 
+def listed(*items):
+    """The pickle of a list."""
+    return b"](" + b"".join(items) + b"e"
+
+
+def nested(levels):
+    """A tuple of two equal tuples, and so on, each there once. The last is in the memo under `levels - 1`."""
+    first = text("a") + text("a") + b"\x86q\1"
+    return first + b"".join(b"h%ch%c\x86q%c" % (level - 1, level - 1, level) for level in range(2, levels))
+
+
 def sparse():
     layout = call(name("torch.serialization", "_get_layout"), text("torch.sparse_coo"))
     parts = tensor(storage("0", 2, "LongStorage"), (1, 2), (2, 1)), tensor(storage("1", 2), (2,))
