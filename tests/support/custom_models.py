@@ -138,9 +138,10 @@ class BuiltInEvalMode(Signals):
         self.eval()
 
     def forward(self, x):
-        if torch.is_grad_enabled():
-            self.modes.append(self.training)
-        return super().forward(x)
+        outputs, mode = super().forward(x), self.training
+        if outputs.requires_grad:
+            outputs.register_hook(lambda gradient: self.modes.append(mode))  # not passes that are only looked at
+        return outputs
 
 
 class Modes(nn.Module):
