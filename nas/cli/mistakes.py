@@ -76,7 +76,7 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{group[1]} is not a configuration group of nas-{config_name}; see nas-{config_name} --cfg job"
     if key := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):
         name = key[1] or key[2]
-        if name in settings(untouched(config_name)):
+        if key[2] and name in settings(untouched(config_name)):  # is read, not set: other options may lack it
             group = name.partition(".")[0]
             return f"{name} was taken out, but is needed; leave out what does so, as ~{group} or {group}={{...}} do"
         return f"{name} is not a setting; {suggestion(name, config_name)}"

@@ -234,7 +234,7 @@ def test_retraining_stops_or_skips_as_a_search_does(what, accumulation):
 def test_an_overflow_that_the_scaler_of_fp16_skips_is_no_failure():
     searcher, _ = searching("gradient", [3], precision="fp16", guard=Guard())
     step(searcher, 0, "weights")
-    searcher.supernet.done = 2
+    searcher.supernet.done = [2]
     scale = searcher.scaler.get_scale()
     before = everything(searcher.arch)
     result, _ = step(searcher, 1, "weights")

@@ -24,7 +24,8 @@ class Broken(nn.Module):
 
     def __init__(self, in_channels, num_classes, what="loss", passes=()):
         super().__init__()
-        self.what, self.passes, self.done = what, tuple(passes), 0
+        self.what, self.passes = what, tuple(passes)
+        self.done = [0]  # a list, as a number that a step changes is warned of
         self.stem = nn.Conv2d(in_channels, 4, 1)
         self.norm = nn.BatchNorm2d(4)
         self.block = Choice({"conv": nn.Conv2d(4, 4, 1), "skip": nn.Identity()})
@@ -32,8 +33,8 @@ class Broken(nn.Module):
         self.register_buffer("centre", torch.zeros(4))
 
     def forward(self, x):
-        self.done += self.training
-        breaks = self.what == "score" if not self.training else self.done in self.passes
+        self.done[0] += self.training
+        breaks = self.what == "score" if not self.training else self.done[0] in self.passes
         x = self.stem(x)
         if breaks:
             x = x * torch.nan if self.what != "gradient" else BrokenGradient.apply(x)
