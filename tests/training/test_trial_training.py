@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,7 +102,10 @@ def test_what_a_network_does_not_save_is_found_before_it_is_trained(holds, probl
 
 def test_weights_that_cannot_be_averaged():
     network = nn.Sequential(nn.Linear(6, 3))
-    network[0].scale = network[0].weight.sum()  # no parameter: torch cannot copy what has a history
+    scale = network[0].weight.sum()  # no parameter: torch cannot copy what has a history
+    network[0].scale = scale  # a tensor of a module is copied without its history
+    tried(network)
+    network[0].scale = SimpleNamespace(of=scale)
     tried(network, decay=0)
     with pytest.raises(SpaceError, match=r"fails \(RuntimeError: Only Tensors created explicitly.*parametrizations"):
         tried(network)
