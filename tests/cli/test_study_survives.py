@@ -139,8 +139,11 @@ def test_jobs_are_preempted_and_the_node_is_stopped(undisturbed: dict[str, Any],
         before = resumed(home)
 
         def preempted(before: int = before) -> bool:
-            # As Slurm does for its own signal: to the job's steps. A job that has just ended refuses it.
-            if begun(home) and resumed(home) == before and (numbers := running_jobs()):
+            # As Slurm does for its own signal: to the job's steps. A job that has just ended refuses it, and one whose
+            # Python only starts dies of it.
+            saved = {json.loads((directory / ".job.json").read_text())["number"] for directory in begun(home)}
+            numbers = [number for number in running_jobs() if int(number.partition("_")[2]) in saved]
+            if numbers and resumed(home) == before:
                 subprocess.run(["scancel", "--signal=USR2", numbers[-1]], check=False)
                 time.sleep(10)
             return resumed(home) > before
