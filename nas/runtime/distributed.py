@@ -235,7 +235,10 @@ def of_all(mine: Any) -> list[Any]:
 
 
 def of_this_process(states: Sequence[Any]) -> Any:
-    """The state of this process, of those that `of_all` gave; that of the first if fewer processes gave theirs."""
+    """Returns the state of this process from the states that `of_all` has collected.
+
+    If fewer processes had given theirs, returns the state of the first one.
+    """
     number = share().index
     return states[number if number < len(states) else 0]
 
