@@ -17,7 +17,7 @@ _public = {
     "Perturbation": "perturbation",
     "BetaDecay": "regulariser",
     "Entropy": "regulariser",
-    "Dirichlet": "sampler",
+    "Dirichlet": "dirichlet",
     "GDAS": "sampler",
     "GumbelSoftmax": "sampler",
     "Softmax": "sampler",

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Sampler, Softmax
+from nas.methods.dirichlet import Dirichlet
+from nas.methods.sampler import GDAS, GumbelSoftmax, Sampler, Softmax
 from nas.training.schedule import Schedule, progress
 
 DARTS_WEIGHTS = {"weight_optim.nesterov": False, "weight_optim.weight_decay": 3e-4}

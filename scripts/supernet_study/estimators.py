@@ -15,8 +15,9 @@ from torch.nn.functional import cosine_similarity, one_hot
 
 from nas.cli.stages.search import SearchStage
 from nas.cli.stages.setup import Setup
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax
+from nas.methods.sampler import GDAS, GumbelSoftmax, Softmax
 from nas.methods.score_function import ScoreFunction
 from nas.settings.configuration import from_plain
 from nas.storage import checkpoint_file

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Dirichlet as Reference
 
-from nas.methods.sampler import Dirichlet, DirichletSample
+from nas.methods.dirichlet import Dirichlet, DirichletSample
 
 UPSTREAM = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0], dtype=torch.float64)
 

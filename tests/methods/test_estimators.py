@@ -7,8 +7,9 @@ from searchers import build_searcher
 from torch import nn
 
 from nas.errors import ConfigError
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import GDAS, Dirichlet, Gates, GumbelSoftmax, Softmax, StraightThrough, Uniform, gumbel_noise
+from nas.methods.sampler import GDAS, Gates, GumbelSoftmax, Softmax, StraightThrough, Uniform, gumbel_noise
 from nas.methods.second_order import SecondOrder
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, gates

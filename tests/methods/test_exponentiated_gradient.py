@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from nas.errors import ConfigError
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.exponentiated_gradient import ExponentiatedGradient
-from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, StraightThrough
+from nas.methods.sampler import GDAS, GumbelSoftmax, Softmax, StraightThrough
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
 

@@ -19,9 +19,10 @@ from torch import nn
 
 from nas.data.spec import ImageSpec
 from nas.methods.deriver import TopPredecessors
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.exponentiated_gradient import ExponentiatedGradient
 from nas.methods.regulariser import BetaDecay
-from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, draw
+from nas.methods.sampler import GDAS, GumbelSoftmax, Softmax, draw
 from nas.methods.score_function import ScoreFunction
 from nas.methods.second_order import SecondOrder
 from nas.spaces.darts import Darts

@@ -5,8 +5,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.published_settings import missing
-from nas.methods.sampler import Dirichlet, Softmax
+from nas.methods.sampler import Softmax
 from nas.settings import configuration, schemas
 from nas.settings.dotted import leaves
 

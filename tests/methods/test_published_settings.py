@@ -2,8 +2,9 @@
 
 import pytest
 
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.published_settings import missing, reinmax_too_cold
-from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, Uniform
+from nas.methods.sampler import GDAS, GumbelSoftmax, Softmax, Uniform
 from nas.training.schedule import Constant, Linear
 
 DEFAULTS = {

@@ -6,10 +6,10 @@ from scipy import stats
 from torch import nn
 
 from nas.errors import ConfigError, DivergenceError
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.sampler import (
     ESTIMATORS,
     GDAS,
-    Dirichlet,
     Gates,
     GumbelSoftmax,
     Softmax,

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nas.errors import ConfigError, SpaceError
-from nas.methods.sampler import GDAS, Dirichlet, Gates, GumbelSoftmax, Softmax, Uniform
+from nas.methods.dirichlet import Dirichlet
+from nas.methods.sampler import GDAS, Gates, GumbelSoftmax, Softmax, Uniform
 from nas.methods.second_order import SecondOrder
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices, gates

@@ -11,9 +11,10 @@ from torch import nn
 
 from nas.errors import ConfigError, SpaceError
 from nas.methods.deriver import Argmax, TopPredecessors
+from nas.methods.dirichlet import Dirichlet
 from nas.methods.first_order import FirstOrder
 from nas.methods.perturbation import Perturbation
-from nas.methods.sampler import GDAS, Dirichlet, GumbelSoftmax, Softmax, StraightThrough, Uniform, draw
+from nas.methods.sampler import GDAS, GumbelSoftmax, Softmax, StraightThrough, Uniform, draw
 from nas.methods.second_order import SecondOrder
 from nas.spaces.mixed_edges import PartialEdge
 from nas.spaces.nas_bench_201 import NasBench201
