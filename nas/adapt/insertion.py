@@ -11,20 +11,19 @@ import difflib
 import fnmatch
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.hooks import RemovableHandle
 
 from nas.adapt.insertion_checks import check_arguments, listed, maker_name, named, refuse_compiled, refuse_shared
-from nas.errors import NasError, SpaceError, described
+from nas.adapt.same_function import Example, called, outputs_of, refuse_changed, removed_hooks, same
+from nas.errors import SpaceError, described
 from nas.runtime import distributed
-from nas.supernet.choice import Choice, Gate, choices, gates
+from nas.supernet.choice import Choice
 from nas.supernet.undisturbed import undisturbed
 
 KEEP = "keep"  # the name of the module itself among the candidates
@@ -56,7 +55,6 @@ class Place:
 
 # Candidates for a place by name, made from copies of its module. None of them where the maker does not fit the place.
 Maker = Callable[[Place], Mapping[str, nn.Module]]
-Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ def insert(
     another shape or type than the module's. Nothing has been changed then.
     """
     planned = _planned(model, places, example)
-    expected = _outputs(model, example)
-    reproducible = _same(expected, _outputs(model, example))
+    expected = outputs_of(model, example)
+    reproducible = same(expected, outputs_of(model, example))
     made: dict[str, Choice] = {}
     try:
         # From the innermost: what a path names is still there when its turn comes.
@@ -112,7 +110,7 @@ def insert(
             choice.training = choice.candidates.training = place.module.training
             put(model, place.path, choice)
             made[place.path] = choice
-        _refuse_bypassed(model, made, example, expected if reproducible else None)
+        refuse_changed(model, made, example, expected if reproducible else None)
     except SpaceError:
         for place, _ in sorted(planned, key=lambda entry: entry[0].path.count(".")):  # from the outermost
             put(model, place.path, place.module)
@@ -229,59 +227,6 @@ def fits(place: Place, candidate: nn.Module) -> bool:
     return True
 
 
-def _refuse_bypassed(
-    model: nn.Module, made: Mapping[str, Choice], example: Example, expected: list[Tensor] | None
-) -> None:
-    """Raises SpaceError for a choice that a forward pass does not reach, though it reaches the module in its place, and
-    for a model that does not run as before with the modules themselves chosen. expected: its outputs before; None where
-    they cannot be compared."""
-    ran: set[str] = set()
-    found = choices(model)
-    with _hooks() as handles, gates(found, {key: Gate(None, 0) for key in found}):
-        for path, choice in made.items():
-            handles.append(choice.register_forward_pre_hook(functools.partial(_add, ran, path)))
-        try:
-            outputs = _outputs(model, example)
-        except NasError:
-            raise
-        except Exception as error:  # whatever the model's own code raises
-            raise SpaceError(
-                f"the model does not run with choices in it, as it asks for the type or attributes of a module "
-                f"({described(error)})",
-                fix="leave out of the pattern what the model looks at, or use a module inside of it, or around it",
-            ) from error
-    for path in made:
-        if path not in ran:
-            raise SpaceError(
-                f"the module at {path} is reached past its place in the model, through a list or another attribute, "
-                "where a choice would not run",
-                fix="let the forward pass use the attribute, or leave the module out of the pattern",
-            )
-    if expected is not None and not _same(expected, outputs):
-        raise SpaceError(
-            "the model gives other outputs with choices in it, though the modules themselves are chosen, as it asks "
-            f"for the type or attributes of a module at one of {', '.join(made)}",
-            fix="leave out of the pattern what the model looks at, or use a module inside of it, or around it",
-        )
-
-
-def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
-    """The tensors that the model returns for the example, in eval mode, without gradients, with the same seed."""
-    with undisturbed(model, seed=0), torch.no_grad():
-        return [leaf for leaf in tree_leaves(_called(model, example)) if isinstance(leaf, Tensor)]
-
-
-def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    return [one.shape for one in some] == [one.shape for one in others] and all(
-        torch.allclose(one.to(other.dtype), other, equal_nan=True) if other.is_floating_point() else one.equal(other)
-        for one, other in zip(some, others, strict=True)
-    )
-
-
-def _add(ran: set[str], path: str, *_: Any) -> None:
-    ran.add(path)
-
-
 def _device(module: nn.Module) -> torch.device | None:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
 
@@ -331,12 +276,12 @@ def _observed(
 
         return note
 
-    with undisturbed(model, seed=0), torch.no_grad(), _hooks() as handles:
+    with undisturbed(model, seed=0), torch.no_grad(), removed_hooks() as handles:
         for path in paths:
             hook = watching(path)
             handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
         try:
-            _called(model, example)
+            called(model, example)
         except Exception as error:  # whatever the model's own code raises
             raise SpaceError(
                 f"the model cannot take the example ({described(error)})",
@@ -363,22 +308,6 @@ def _observed(
 def version(output: Any) -> int:
     """How often a tensor was written into; 0 where that is not counted."""
     return output._version if isinstance(output, Tensor) and not output.is_inference() else 0
-
-
-def _called(model: nn.Module, example: Example) -> Any:
-    if isinstance(example, Tensor):
-        return model(example)
-    return model(**example) if isinstance(example, Mapping) else model(*example)
-
-
-@contextmanager
-def _hooks() -> Iterator[list[RemovableHandle]]:
-    handles: list[RemovableHandle] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check(place: Place, name: str, candidate: nn.Module) -> Tensor:
