@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.data.bundle import Split
-from nas.data.inputs import Inputs, each
+from nas.data.inputs import each
 from nas.data.loader import Loader, search_batches
 from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
@@ -40,7 +40,7 @@ from nas.spaces.space import Space
 from nas.storage import atomic
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
-from nas.supernet.idle_choices import idle_choices
+from nas.supernet.idle_choices import warn_of_idle_choices
 from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.distillation import attached
@@ -55,8 +55,6 @@ from nas.training.records import Records
 from nas.training.schedule import initial_lr, learning_rates, positive
 from nas.training.trial_training import try_small
 from nas.training.unsaved_numbers import UnsavedNumbers
-
-NAMED = 3  # choices that a warning lists
 
 
 class SearchJob:
@@ -91,7 +89,8 @@ class SearchJob:
         job.check_outputs(outputs, targets)
         job.check_taught(self.state.supernet, inputs, outputs)
         job.check_parts(outputs, whole[1])
-        self._warn_of_idle_choices(inputs)
+        if not isinstance(job.space, CellSpace):  # published cells have none
+            warn_of_idle_choices(self.state.supernet, inputs)
         self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
         if job.benchmark is not None:
             job.benchmark.check(job.space.options(job.data.spec))
@@ -233,17 +232,6 @@ class SearchJob:
                 f"warning: the architecture takes no step in {options.epochs} epochs of {len(self.weight_loader)} "
                 f"steps with search.warmup_epochs={options.warmup_epochs} and "
                 f"search.arch_every={options.arch_every}, its logits stay as they begin",
-                file=sys.stderr,
-            )
-
-    def _warn_of_idle_choices(self, inputs: Inputs) -> None:
-        """Warns of choices that have no part in what the model returns. Cells of published spaces have none."""
-        idle = [] if isinstance(self.job.space, CellSpace) else idle_choices(self.state.supernet, inputs)
-        if idle and distributed.first():
-            print(
-                f"warning: the choice {', '.join(idle[:NAMED])}{', ...' if len(idle) > NAMED else ''} has no part in "
-                "what the model returns, as it does not run, or runs without gradients: what is derived for it is left "
-                "to chance",
                 file=sys.stderr,
             )
 

@@ -1,14 +1,30 @@
 """Finds choices that a model holds, but whose candidates have no part in its outputs."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from nas.data.inputs import Inputs, each
+from nas.runtime import distributed
 from nas.supernet.choice import Gate, choices, gates
 from nas.supernet.undisturbed import undisturbed
+
+NAMED = 3  # choices that a warning lists
+
+
+def warn_of_idle_choices(model: nn.Module, inputs: Inputs) -> None:
+    """Prints a warning of the choices that `idle_choices` finds, if there are any."""
+    idle = idle_choices(model, inputs)
+    if idle and distributed.first():
+        print(
+            f"warning: the choice {', '.join(idle[:NAMED])}{', ...' if len(idle) > NAMED else ''} has no part in "
+            "what the model returns, as it does not run, or runs without gradients: what is derived for it is left to "
+            "chance",
+            file=sys.stderr,
+        )
 
 
 def idle_choices(model: nn.Module, inputs: Inputs) -> list[str]:

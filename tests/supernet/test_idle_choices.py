@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nas.supernet.choice import Choice
-from nas.supernet.idle_choices import idle_choices
+from nas.supernet.idle_choices import idle_choices, warn_of_idle_choices
 
 
 def choice(key=None):
@@ -61,3 +61,13 @@ def test_choices_inside_candidates_are_reached():
 
 def test_nothing_is_known_of_a_model_that_fails():
     assert idle_choices(Model(lambda other, x: x @ x), torch.ones(2, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "told"), [(lambda other, x: other(x), ""), (lambda other, x: x, "the choice other has")]
+)
+def test_idle_choices_are_warned_of(run, told, capsys):
+    warn_of_idle_choices(Model(run), torch.ones(2, 3))
+    said = capsys.readouterr().err
+    assert told in said
+    assert bool(said) == bool(told)
