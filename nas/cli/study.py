@@ -222,13 +222,16 @@ def compose_retraining(plan: Plan) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from nas.cli.stages.retrain import options
     from nas.settings import configuration
 
     assert plan.retrain is not None
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
             for settings in plan.methods.values():
-                compose("retrain", [*plan.of_all(), *settings, *plan.retrain.settings, "genotype=DARTS_V2"])
+                options(
+                    compose("retrain", [*plan.of_all(), *settings, *plan.retrain.settings, "genotype=DARTS_V2"]).retrain
+                )
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"retrain: {explain(error, 'retrain')}", fix="correct the study") from error
 

@@ -62,6 +62,7 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"methods": {"gdas": "sampler=gda"}}, "sampler=gda is not an option of sampler"),
         ({"retrain": {"seeds": [0], "settings": "nothing=1"}}, "retrain: nothing is not a setting"),
+        ({"retrain": {"seeds": [0], "settings": "retrain.epochs=0"}}, "retrain.epochs must be at least 1, got 0"),
         ({"engine": "hydra/launcher=ray_local"}, "pip install 'gumbel-nas[ray]'"),
         ({"benchmark": {"table": "absent.csv", "column": "cifar10_test_200"}}, "absent.csv cannot be read"),
     ],
