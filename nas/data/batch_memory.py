@@ -6,12 +6,10 @@ import tempfile
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from nas.data.inputs import Inputs, each
+from nas.data.inputs import Batch, each
 
 ALIGNMENT = 64  # bytes: the tensors of a memory file begin at multiples of this
-Batch = tuple[Inputs, Tensor]
 
 
 def packed(batch: Batch) -> tuple[list[Any], int]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 Inputs = Tensor | tuple[Tensor, ...]
+Batch = tuple[Inputs, Tensor]  # and the targets
 
 
 def each(inputs: Inputs) -> tuple[Tensor, ...]:

@@ -12,14 +12,13 @@ import torch
 from torch import Generator, Tensor
 
 from nas.data.bundle import Split
-from nas.data.inputs import Inputs, mapped
+from nas.data.inputs import Batch, mapped
 from nas.data.mixing import Mix
 from nas.data.spec import DataSpec, Preparation
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError, WorkerLostError
 from nas.runtime.distributed import WHOLE, Share
 
-Batch = tuple[Inputs, Tensor]
 T = TypeVar("T")
 
 

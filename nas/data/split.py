@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nas.data.batch_memory import Batch
-from nas.data.inputs import Inputs, each, mapped
+from nas.data.inputs import Batch, Inputs, each, mapped
 from nas.data.workers import Source, Workers, read_batch
 from nas.errors import DataError
 

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 from torch.utils.data._utils import worker as torch_worker
 
-from nas.data.batch_memory import Batch, packed, unpacked
-from nas.data.inputs import Inputs, each
+from nas.data.batch_memory import packed, unpacked
+from nas.data.inputs import Batch, Inputs, each
 from nas.errors import ConfigError, DataError, NasError, WorkerLostError
 from nas.storage.signals import SIGNALS
 

@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from nas.data.inputs import each
-from nas.data.loader import Batch
+from nas.data.inputs import Batch, each
 from nas.errors import ConfigError
 from nas.methods.cuda_graphs.replayed_module import Replayed
 from nas.methods.regulariser import Regulariser

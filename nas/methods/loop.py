@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from nas.data.loader import Batch, Loader, search_batches
+from nas.data.inputs import Batch
+from nas.data.loader import Loader, search_batches
 from nas.methods.first_order import FirstOrder
 from nas.methods.state import SearchState
 from nas.supernet.genotype import Genotype

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from nas.data.inputs import each
-from nas.data.loader import Batch
+from nas.data.inputs import Batch, each
 from nas.errors import ConfigError
 from nas.methods.first_order import FirstOrder, weights_frozen
 from nas.methods.sampler import Gates

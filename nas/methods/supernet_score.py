@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nas.data.inputs import each
-from nas.data.loader import Batch, Loader
+from nas.data.inputs import Batch, each
+from nas.data.loader import Loader
 from nas.errors import ConfigError
 from nas.runtime import distributed
 from nas.runtime.precision import Precision

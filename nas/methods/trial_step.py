@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.data.loader import Batch
+from nas.data.inputs import Batch
 from nas.errors import DivergenceError, SpaceError
 from nas.methods.estimate import Measured
 from nas.methods.first_order import FirstOrder

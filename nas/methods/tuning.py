@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nas.data.inputs import each
-from nas.data.loader import Batch, search_batches
+from nas.data.inputs import Batch, each
+from nas.data.loader import search_batches
 from nas.errors import ConfigError
 from nas.methods.first_order import weights_frozen
 from nas.methods.sampler import Gates

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from nas.data.inputs import Inputs, each
-from nas.data.loader import Batch, Loader, between_steps
+from nas.data.inputs import Batch, Inputs, each
+from nas.data.loader import Loader, between_steps
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.fused_step import zero_gradients

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nas.data.inputs import Inputs, each
-from nas.data.loader import Batch
+from nas.data.inputs import Batch, Inputs, each
 from nas.errors import SpaceError, described
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.runtime import seed_layers

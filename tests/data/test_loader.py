@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nas.data.bundle import Split
-from nas.data.loader import Batch, Loader, search_batches
+from nas.data.inputs import Batch
+from nas.data.loader import Loader, search_batches
 from nas.data.mixing import Mixing
 from nas.data.policy import TrivialAugment
 from nas.data.spec import DataSpec, ImageSpec
