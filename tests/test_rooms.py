@@ -24,9 +24,9 @@ LEVEL = {
     "formats": 10,
     "adapt": 11,
     "api": 12,
-    "studies": 13,
     "report": 13,
-    "cli": 14,
+    "studies": 14,
+    "cli": 15,
 }
 HYDRA = ("settings", "cli")
 

