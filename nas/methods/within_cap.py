@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from nas.supernet.every_candidate import Condition
 # The largest coefficient of a row. HiGHS drops coefficients below 1e-9, and its tolerance for rows is absolute: with 1
 # here, one in 400 architectures of random costs up to 1e9 is not the most probable one.
 LARGEST = 1e4
+# Sums of the same costs in another order differ by less. A cap may be the cost of the cheapest network.
+ROUNDED = 1 + 1e-12
 FINER = 1e4  # how many times smaller the costs of the next row are
 
 
@@ -32,8 +35,15 @@ class Limit:
 
     def refused(self, reason: str, least: float, most: float, *, fix: str) -> ConfigError:
         unit = f" {self.unit}" * bool(self.unit)
-        cap, low, high = (f"{one:,.{self.digits}g}" for one in (self.cap, least, most))
+        # Rounded inwards, because the numbers of a message are copied into the next command.
+        numbers = (self.cap, ROUND_HALF_EVEN), (least, ROUND_CEILING), (most, ROUND_FLOOR)
+        cap, low, high = (shown(value, self.digits, rounding) for value, rounding in numbers)
         return ConfigError(f"cap.{self.name} is {cap}{unit}, {reason}, expected {low} to {high}", fix=fix)
+
+
+def shown(value: float, digits: int, rounding: str) -> str:
+    """Returns a number with so many digits at most. rounding: a mode of `decimal`."""
+    return f"{float(Context(prec=digits, rounding=rounding).create_decimal(value)):,.{digits}g}"
 
 
 class WithinCap:
@@ -60,7 +70,7 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
 
     for limit in limits:
         least, most = limit.cost.reachable({key: tuple(names) for key, names in options.items()})
-        if least > limit.cap:
+        if least > limit.cap * ROUNDED:
             raise limit.refused(
                 "below the cheapest network of the space", least, most, fix="raise the cap, or add cheaper candidates"
             )
@@ -109,7 +119,7 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
             raise ConfigError(f"no architecture within {names} was found ({found.message})", fix="raise one of them")
         picked = [condition for condition in single if found.x[place[condition]] > 0.5]
         chosen = {key: name for condition in picked for key, name in condition}
-        missed = next((limit for limit in limits if limit.cost.of(chosen) > limit.cap), None)
+        missed = next((limit for limit in limits if limit.cost.of(chosen) > limit.cap * ROUNDED), None)
         if missed is None:
             return chosen
         # Above a cap by no more than the solver's tolerance, which is too much.

@@ -3,13 +3,15 @@
 import itertools
 import math
 import random
+import re
+from decimal import ROUND_CEILING, ROUND_FLOOR
 
 import pytest
 import torch
 
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
-from nas.methods.within_cap import Limit, WithinCap, most_probable
+from nas.methods.within_cap import Limit, WithinCap, most_probable, shown
 
 KEYS = ("a", "b", "c", "d")
 OPTIONS = dict.fromkeys(KEYS, ("small", "middle", "large"))
@@ -53,8 +55,8 @@ def test_a_cap_below_the_cheapest_network_names_the_range():
     with pytest.raises(ConfigError) as raised:
         most_probable(probs, [Limit("parameters", cost, 1.0, "parameters")])
     assert str(raised.value) == (
-        f"cap.parameters is 1 parameters, below the cheapest network of the space, expected {least:,.10g} to "
-        f"{most:,.10g}; raise the cap, or add cheaper candidates"
+        f"cap.parameters is 1 parameters, below the cheapest network of the space, expected "
+        f"{shown(least, 10, ROUND_CEILING)} to {shown(most, 10, ROUND_FLOOR)}; raise the cap, or add cheaper candidates"
     )
 
 
@@ -153,3 +155,28 @@ def test_it_is_exact_whatever_the_sizes_of_the_costs(seed):
     chosen = most_probable(options, [Limit("macs", cost, cap)])
     assert cost.of(chosen) <= cap
     assert surprise(chosen) == pytest.approx(min(surprise(one) for one in every if cost.of(one) <= cap), abs=1e-6)
+
+
+def test_the_cheapest_network_holds_a_cap_of_its_own_cost():
+    """The sums of its costs differ in their last bits, by the order of the terms."""
+    differing = 0
+    for seed in range(40):
+        draw = random.Random(seed)
+        cost = Cost({term((key, name)): draw.random() for key in KEYS for name in OPTIONS[key]} | {term(): 0.1})
+        probs = {key: dict.fromkeys(OPTIONS[key], 1 / 3) for key in KEYS}
+        cheapest = {key: min(OPTIONS[key], key=lambda name: cost.terms[term((key, name))]) for key in KEYS}
+        least = cost.reachable(OPTIONS)[0]
+        differing += least != cost.of(cheapest)
+        for cap in (least, cost.of(cheapest)):
+            assert most_probable(probs, [Limit("latency_ms", cost, cap)]) == cheapest
+    assert differing
+
+
+def test_the_range_of_a_message_can_be_copied():
+    for least, most in ((0.123456, 0.987654), (1234567.0, 7654321.0), (1 / 3, 2 / 3)):
+        limit = Limit("macs", Cost({}), cap=0.0)
+        low, high = re.search("expected (.*) to (.*); f", str(limit.refused("r", least, most, fix="f"))).groups()
+        values = [float(text.replace(",", "")) for text in (low, high)]
+        assert least <= values[0] < values[1] <= most
+        assert values == pytest.approx([least, most], rel=1e-9)
+    assert [shown(0.12345, 4, ROUND_CEILING), shown(12345.0, 4, ROUND_FLOOR)] == ["0.1235", "1.234e+04"]
