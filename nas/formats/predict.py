@@ -20,6 +20,8 @@ from nas.settings.allowed_targets import Allowed
 from nas.storage import checkpoint_file
 from nas.training.trained import Trained
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what formulas of spreadsheets begin with
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -128,12 +130,19 @@ def images_in(path: Path) -> list[Path]:
 
 
 def to_csv(predictions: Sequence[Prediction], *, top: int) -> str:
-    """A row for each file: file, class and probability of the most probable classes, problem."""
+    """Returns a row for each file: file, class and probability of the most probable classes, problem.
+
+    A text that a spreadsheet would run as a formula gets a ' in front, as names of files and classes are of strangers.
+    """
     stream = io.StringIO()
     rows: Any = csv.writer(stream, lineterminator="\n")
     ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
     rows.writerow(["file", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability")), "problem"])
     for one in predictions:
-        cells = [cell for name, value in one.classes for cell in (name, f"{value:.6f}")]
-        rows.writerow([str(one.path), *cells, *[""] * (2 * len(ranks) - len(cells)), one.problem])
+        cells = [cell for name, value in one.classes for cell in (inert(name), f"{value:.6f}")]
+        rows.writerow([inert(str(one.path)), *cells, *[""] * (2 * len(ranks) - len(cells)), inert(one.problem)])
     return stream.getvalue()
+
+
+def inert(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULAS) else text

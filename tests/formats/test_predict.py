@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,15 @@ def test_the_csv_has_a_row_for_each_file(tmp_path):
         [str(tmp_path / "c.png"), "", "", "", "", "x"],
     ]
     assert torch.is_grad_enabled()
+
+
+def test_names_of_strangers_are_no_formulas_in_a_spreadsheet():
+    found = [Prediction(Path("=HYPERLINK(x)"), (("+1", 0.75), ("a=b", 0.25))), Prediction(Path("@a"), problem="-x")]
+    rows = list(csv.reader(to_csv(found, top=2).splitlines()))
+    assert rows[1:] == [
+        ["'=HYPERLINK(x)", "'+1", "0.750000", "a=b", "0.250000", ""],
+        ["'@a", "", "", "", "", "'-x"],
+    ]
 
 
 def test_a_size_that_no_image_can_be_decoded_to_is_refused(spec):
