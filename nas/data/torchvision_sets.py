@@ -135,6 +135,11 @@ class FashionMnist:
 def _read(title: str, split: Callable[..., Any], root: str, download: bool, files: str) -> tuple[Any, Any]:
     """Returns torchvision's (train, test) objects. files: what torchvision looks for under the root, for messages."""
     path = Path(root).expanduser()
+    for file in path.glob(files + "*" * files.endswith("/")):
+        if not file.is_file():  # torchvision would wait for a pipe without end
+            raise DataError(
+                f"{file} is no regular file, expected a file of {title}", fix="put the published file there"
+            )
     try:
         with warnings.catch_warnings():  # numpy warns about the age of the CIFAR pickles
             warnings.simplefilter("ignore")

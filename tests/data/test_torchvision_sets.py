@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import pickle
 import struct
 import tarfile
@@ -243,3 +244,18 @@ def test_a_damaged_file_without_a_checksum_is_one_line(tmp_path):
         (raw / f"{name}-ubyte").write_bytes(b"\0\0\7\11" + bytes(12))
     with pytest.raises(DataError, match="or is damaged"):
         FashionMnist(root=str(tmp_path)).load()
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        (Cifar10, "cifar-10-batches-py/data_batch_1"),
+        (FashionMnist, "FashionMNIST/raw/train-images-idx3-ubyte"),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_one_line(tmp_path: Path, family: Any, name: str) -> None:
+    """Reading a pipe that nobody writes to would never end."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name} is no regular file"):
+        family(root=str(tmp_path)).load()
