@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -61,17 +62,22 @@ def test_a_disk_that_fails_leaves_the_old_file(old, failing, monkeypatch):
     assert only(old, b"old")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file of this process may grow beyond 10,000 bytes: writing really fails, in the middle."""
+    """No file of this process may grow beyond 10,000 bytes: writing really fails, in the middle.
+
+    It is no fixture, because pytest may itself be writing to a file while a fixture lasts.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_fails_in_the_middle(old, full_disk):
-    with pytest.raises(OutputError, match="cannot be written"):
+def test_a_write_that_fails_in_the_middle(old):
+    with full_disk(), pytest.raises(OutputError, match="cannot be written"):
         atomic.write(old, lambda stream: [stream.write(bytes(4_000)) for _ in range(10)])
     assert only(old, b"old")
 
