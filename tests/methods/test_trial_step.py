@@ -267,12 +267,12 @@ def test_a_trial_has_the_random_numbers_of_its_process(monkeypatch):
 
 
 class Counted(TorchDispatchMode):
-    """Counts the operators that run."""
+    """Counts the operators that run, but for `detach`, whose number differs between releases of torch."""
 
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
+        self.count += func is not torch.ops.aten.detach.default
         return func(*args, **(kwargs or {}))
 
 
