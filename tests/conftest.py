@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ from nas.spaces.nas_bench_201 import NasBench201
 
 # From the files that ship, so that the tests cannot drift from them.
 OPS_TABLES = sorted(path.stem for path in (configuration.directory() / "ops").glob("*.yaml"))
+
+
+def pytest_configure():
+    """Under nohup SIGHUP is ignored, and the project leaves ignored what it finds ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def load_ops(name):

@@ -134,6 +134,10 @@ def test_a_first_step_that_fails_is_told_in_one_line(kind, reason):
 def test_an_optimiser_that_refuses_sparse_gradients_names_their_cause():
     weight = nn.Parameter(torch.ones(2, 2))
     weight.grad = torch.ones(2, 2).to_sparse()
+    try:
+        torch._foreach_norm([weight.grad])
+    except NotImplementedError:
+        pytest.skip("this release of torch has no norm of sparse gradients, so the trial before a training names them")
     with pytest.raises(ConfigError, match=r"RuntimeError.*; make the gradients dense, e.g. nn.Embedding"):
         take_step(torch.optim.SGD([weight], lr=0.1, fused=True), Precision().scaler())
 
