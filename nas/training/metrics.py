@@ -241,14 +241,17 @@ class Confusion:
 class RegressionMeasures(MetricInterval):
     """Measures for outputs and targets of equal shape: ``root_mean_squared_error`` and ``r_squared``.
 
-    ``r_squared`` is the part of the targets' variance that the outputs explain; None if the targets do not vary.
+    ``r_squared`` is the part of the targets' variance that the outputs explain; None if the targets do not vary. Each
+    number of a target varies around its own mean, so that 0 is what the best constant output reaches.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._values = 0
         self._errors: Tensor | float = 0.0  # squared
-        self._targets: Tensor | float = 0.0
+        # Minus the first target: sums of large numbers would round away a small variance, or make one out of none.
+        self._first: Tensor | None = None
+        self._targets: Tensor | float = 0.0  # of the shape of one target
         self._target_squares: Tensor | float = 0.0
 
     @property
@@ -260,12 +263,15 @@ class RegressionMeasures(MetricInterval):
         outputs, targets = precise(outputs), precise(targets)
         self._values += targets.numel()
         self._errors += (outputs - targets).square().sum()
-        self._targets += targets.sum()
-        self._target_squares += targets.square().sum()
+        self._first = targets[0] if self._first is None else self._first
+        shifted = targets - self._first
+        self._targets += shifted.sum(dim=0)
+        self._target_squares += shifted.square().sum()
 
     def results(self) -> dict[str, Any]:
         errors = float(self._errors)
-        variation = float(self._target_squares) - float(self._targets) ** 2 / self._values
+        means = torch.as_tensor(self._targets).square().sum() / self._count
+        variation = float(self._target_squares - means)
         return {
             **super().results(),
             "root_mean_squared_error": math.sqrt(errors / self._values),

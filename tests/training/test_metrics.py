@@ -173,10 +173,23 @@ def test_regression_by_hand():
     assert results["mean_absolute_error_interval"] == pytest.approx(mean_interval(3.0, 5.0, 3))
 
 
-def test_targets_that_do_not_vary_have_nothing_to_explain():
+@pytest.mark.parametrize("value", [1.0, 0.1])  # the sums of 0.1 have rounding errors
+def test_targets_that_do_not_vary_have_nothing_to_explain(value):
     measures = RegressionMeasures("m")
-    measures.add(torch.ones(3), torch.ones(3), torch.zeros(3))
+    for _ in range(2):
+        measures.add(torch.ones(999), torch.full((999,), value), torch.zeros(999))
     assert measures.results()["r_squared"] is None
+
+
+def test_several_outputs_vary_each_around_its_own_mean():
+    targets = torch.tensor([[0.0, 1e6], [2.0, 1e6 + 4], [4.0, 1e6 + 2]])  # squared distances to the means: 8 and 8
+    outputs = targets + torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    constant = targets.mean(0).expand(3, 2)
+    for guessed, explained in ((outputs, 1 - 2 / 16), (constant, 0)):
+        measures = RegressionMeasures("m")
+        for part in (slice(0, 1), slice(1, 3)):
+            measures.add(guessed[part], targets[part], torch.zeros(3)[part])
+        assert measures.results()["r_squared"] == pytest.approx(explained)
 
 
 def test_balanced_accuracy_and_the_worst_class_by_hand():
