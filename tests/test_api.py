@@ -251,6 +251,13 @@ class SharedNorm(nn.Module):
         return self.rest(self.first(x.expand(-1, 4, -1, -1)))
 
 
+def test_processes_of_torchrun_that_do_not_share_are_said(capsys, monkeypatch):
+    assert "processes were started" not in (nas.search(small, images(), **SHORT) and capsys.readouterr().err)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    nas.search(small, images(), **SHORT)
+    assert "warning: 2 processes were started (WORLD_SIZE), and each of them does all" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("learns", [True, False])
 def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
     nas.search(functools.partial(SharedNorm, learns=learns), images(), **SHORT)

@@ -1,11 +1,14 @@
 """A run has the process to itself while it lasts: what it sets for the whole process is put back at its end."""
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import torch
 
+from nas.runtime import distributed
 from nas.runtime.rng import random_state, set_random_state
 from nas.storage.signals import Interrupted
 
@@ -14,6 +17,13 @@ from nas.storage.signals import Interrupted
 def own_process() -> Iterator[None]:
     """Puts back what `Runtime.start` sets: seeds, threads, determinism. A signal, once the state is saved, ends the
     program as it does without this project."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started.isdecimal() and int(started) > distributed.world():
+        print(
+            f"warning: {started} processes were started (WORLD_SIZE), and each of them does all of this alone; "
+            "torchrun -m nas.cli.run shares every batch between them",
+            file=sys.stderr,
+        )
     state, threads = random_state(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -49,7 +49,10 @@ class ScoreFunction:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_probs = wide.log_softmax(dim=-1)
         indices = indices_of(drawn)
-        scores = torch.stack([log_probs.gather(-1, row[:, None]).sum() for row in indices])
+        # The advantages sum to 0, so a choice of which all networks have drawn one candidate gets no gradient. What the
+        # advantages' rounding errors leave of it would be a whole step for Adam, before it has seen larger gradients.
+        alike = (indices == indices[0]).all(dim=0)
+        scores = torch.stack([log_probs.gather(-1, row[:, None])[:, 0].masked_fill(alike, 0).sum() for row in indices])
         residuals = losses.detach().to(scores)
         known = torch.zeros_like(scores[0])
         if self.effects is not None:

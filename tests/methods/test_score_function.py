@@ -116,6 +116,21 @@ def test_the_mean_is_the_exact_gradient_of_the_expected_loss(samples, control):
     assert (found[:, ~searcher.arch.mask] == 0).all()
 
 
+@pytest.mark.parametrize("samples", [2, 3])
+def test_a_choice_that_all_networks_have_decided_alike_learns_nothing(samples):
+    """Rounding errors of the advantages would be whole steps of Adam at the beginning."""
+    searcher, met = make(ScoreFunction(samples=samples), arch_lr=0.0), 0
+    for _ in range(40):
+        drawn = [searcher.sampler(searcher.arch.masked(), 1.0, searcher.generator) for _ in range(samples)]
+        losses = 2.3 + torch.rand(samples, generator=searcher.generator)
+        found = torch.autograd.grad(searcher.sampler.surrogate(searcher.arch, drawn, losses), searcher.arch.logits)[0]
+        indices = indices_of(drawn)
+        alike = (indices == indices[0]).all(dim=0)
+        assert torch.equal(found.abs().sum(dim=1) == 0, alike)
+        met += int(alike.sum())
+    assert met
+
+
 def test_the_control_variate_and_more_draws_vary_less():
     def variance(**arguments):
         searcher = make(ScoreFunction(**arguments), arch_lr=0.0)
