@@ -59,9 +59,8 @@ def progress(known: Mapping[str, Any]) -> Html | None:
     for name, rows in known["curves"].items():
         if not rows:
             continue
-        hours = known["costs"][name]["search"]
-        runs = max(row["n"] for row in rows)
-        minutes = 60 * hours / runs / rows[-1]["epoch"]  # an epoch's
+        # Of an epoch: runs that were stopped have fewer epochs, and took less time.
+        minutes = 60 * known["costs"][name]["search"] / sum(row["n"] for row in rows)
         for series, scale in ((by_epoch, 1.0), (by_time, minutes)):
             points = [(scale * row["epoch"], row["mean"]) for row in rows]
             band = [(scale * row["epoch"], min(row["values"]), max(row["values"])) for row in rows]
