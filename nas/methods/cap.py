@@ -16,7 +16,7 @@ from nas.methods.cost_regularisers import CostTarget, sketch
 from nas.methods.counted_costs import macs, parameters, stored_bytes
 from nas.methods.deriver import Argmax, Deriver
 from nas.methods.timed_limit import FileClock, timed_limit
-from nas.methods.within_cap import ROUNDED, Limit, WithinCap
+from nas.methods.within_cap import Limit, WithinCap
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
 from nas.training.schedule import Constant
@@ -59,11 +59,11 @@ def points_of(
         make, (least, most) = kind_of(name, arch=arch, space=space, spec=spec, times=times)
         limits = [make(float(number)) for number in dict.fromkeys(numbers)]
         for limit in limits:
-            if not limit.cap * ROUNDED >= least:
+            if not limit.bound >= least:
                 raise limit.refused(
                     "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
                 )
-            if limit.cap > most * ROUNDED:
+            if limit.cap > most:
                 raise limit.refused(
                     "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
                 )

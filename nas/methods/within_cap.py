@@ -19,7 +19,7 @@ from nas.supernet.every_candidate import Condition
 # here, one in 400 architectures of random costs up to 1e9 is not the most probable one.
 LARGEST = 1e4
 # Sums of the same costs in another order differ by less. A cap may be the cost of the cheapest network.
-ROUNDED = 1 + 1e-12
+ROUNDING = 1e-12  # as a part of the cap
 FINER = 1e4  # how many times smaller the costs of the next row are
 
 
@@ -32,6 +32,11 @@ class Limit:
     cost: Cost
     cap: float
     unit: str = ""
+
+    @property
+    def bound(self) -> float:
+        """The cap, and what sums of costs may be above it by rounding."""
+        return self.cap + ROUNDING * abs(self.cap)
 
     def refused(self, reason: str, least: float, most: float, *, fix: str) -> ConfigError:
         unit = f" {self.unit}" * bool(self.unit)
@@ -70,7 +75,7 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
 
     for limit in limits:
         least, most = limit.cost.reachable({key: tuple(names) for key, names in options.items()})
-        if least > limit.cap * ROUNDED:
+        if least > limit.bound:
             raise limit.refused(
                 "below the cheapest network of the space", least, most, fix="raise the cap, or add cheaper candidates"
             )
@@ -119,7 +124,7 @@ def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[L
             raise ConfigError(f"no architecture within {names} was found ({found.message})", fix="raise one of them")
         picked = [condition for condition in single if found.x[place[condition]] > 0.5]
         chosen = {key: name for condition in picked for key, name in condition}
-        missed = next((limit for limit in limits if limit.cost.of(chosen) > limit.cap * ROUNDED), None)
+        missed = next((limit for limit in limits if limit.cost.of(chosen) > limit.bound), None)
         if missed is None:
             return chosen
         # Above a cap by no more than the solver's tolerance, which is too much.
