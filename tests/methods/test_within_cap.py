@@ -171,7 +171,7 @@ def test_the_cheapest_network_holds_a_cap_of_its_own_cost():
             assert most_probable(probs, [Limit("latency_ms", cost, cap)]) == cheapest
         # Negative costs find the largest network.
         turned = Cost({condition: -value for condition, value in cost.terms.items()})
-        largest = {key: max(OPTIONS[key], key=lambda name: cost.terms[term((key, name))]) for key in KEYS}  # noqa: B023
+        largest = {key: max(OPTIONS[key], key=lambda name: cost.terms[term((key, name))]) for key in KEYS}
         for cap in (turned.reachable(OPTIONS)[0], turned.of(largest)):
             assert most_probable(probs, [Limit("macs", turned, cap)]) == largest
     assert differing
