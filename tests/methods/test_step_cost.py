@@ -210,11 +210,12 @@ def test_the_floor_computes_what_the_search_does(bench):
 def test_the_script_prints_a_table_and_writes_json(script, monkeypatch, tmp_path, capsys):
     out = tmp_path / "found.json"
     overrides = ["space=nas_bench_201", *SMALL, "space.cells=1"]
-    monkeypatch.setattr(sys, "argv", ["bench_step", *overrides, "--pairs", "2", "--no-memory", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["bench_step", *overrides, "--pairs", "2", "--out", str(out)])
     assert script.main() is None
     shown = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert {"times", "counts", "device", "waiting_for_data"} <= found.keys()
+    assert 0 < found["memory"]["search_mib"] < 3000  # of a process of its own
     iteration = found["times"]["iteration"]["clock"]
     assert len(iteration["ratios"]) == 2
     assert f"{iteration['ratio']:.3f}" in shown
