@@ -29,7 +29,7 @@ class Strip:
 def strips(title: str, rows: Sequence[Strip], *, show: Callable[[float], str]) -> Html | None:
     """Returns a chart with a row of dots for each strip, its mean, and the mean's interval.
 
-    Values far from most others stand at the edge, with their number. So the other values can be told apart.
+    A value far from most others stands at the edge, with its number. This keeps the other values readable.
     """
     rows = [row for row in rows if row.values]
     if not rows:
