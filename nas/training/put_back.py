@@ -3,8 +3,11 @@
 import copy
 import functools
 import random
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +18,21 @@ from torch.optim import Optimizer
 PutBack = Callable[[], object]
 FIXED = {bool, int, float, str, tuple, type(None)}
 # A module has a dozen empty dicts of hooks: looking into each takes longer than into all that may have changed.
-HOOKS = {name for name in vars(nn.Module()) if "_hooks" in name}
-DEEPEST = 3  # containers in containers that are put back
+# Compiled and recorded passes know by themselves what a trial has left behind.
+SKIPPED = {name for name in vars(nn.Module()) if "_hooks" in name} | {"_modules", "_compiled_call_impl"}
+CODE = (type, FunctionType, MethodType, ModuleType)
+# Queues, threads and writers are not put back: other threads use them too.
+NOT_LOOKED_INTO = {*sys.stdlib_module_names, "torch"}
+DEEPEST = 6  # containers and objects in each other that are put back
 
 
 @contextmanager
 def all_put_back(objects: Iterable[object], *, device: torch.device) -> Iterator[None]:
     """Restores the objects at the end, also after an error, and the global random generators.
 
-    objects: modules with all their submodules, but without hooks; optimisers; and any other objects whose attributes
-    are restored. The generators are those of Python, NumPy and torch, on the CPU and on the device.
+    objects: modules with all their submodules, but without hooks; optimisers; and any other objects, of which the
+    attributes are restored, and the attributes of objects in them. The generators are those of Python, NumPy and torch,
+    on the CPU and on the device.
     Weights are copied to the CPU, so that the memory used on a GPU is that of the trial itself.
     """
     seen: set[int] = set()
@@ -41,27 +49,31 @@ def all_put_back(objects: Iterable[object], *, device: torch.device) -> Iterator
 
 
 def of_object(value: object, seen: set[int]) -> Iterator[PutBack]:
-    """Yields the functions that restore the attributes of an object and of the modules below it."""
-    if isinstance(value, Optimizer):
-        yield of_optimizer(value)
-    elif isinstance(value, nn.Module):
-        for module in value.modules():
-            entries = dict(vars(module))
-            yield functools.partial(refill, vars(module), entries)
-            yield functools.partial(refill, module._modules, dict(module._modules))
-            for name, one in entries.items():
-                if type(one) not in FIXED and name not in HOOKS and name != "_modules":
-                    yield from of_value(one, seen, DEEPEST)
-    elif value is not None and hasattr(value, "__dict__"):
-        yield from of_value(vars(value), seen, DEEPEST)
+    """Yields the functions that restore an object, whatever its class."""
+    yield from of_value(value if isinstance(value, nn.Module | Optimizer) else getattr(value, "__dict__", None), seen)
 
 
-def of_value(value: Any, seen: set[int], depth: int) -> Iterator[PutBack]:
+def of_module(module: nn.Module, seen: set[int]) -> Iterator[PutBack]:
+    """Yields the functions that restore the attributes of a module and of the modules below it."""
+    for part in module.modules():
+        if part is not module and id(part) in seen:
+            continue
+        seen.add(id(part))
+        entries = dict(vars(part))
+        yield functools.partial(refill, vars(part), entries)
+        yield functools.partial(refill, part._modules, dict(part._modules))
+        for name, one in entries.items():
+            if type(one) not in FIXED and name not in SKIPPED:
+                yield from of_value(one, seen)
+
+
+def of_value(value: Any, seen: set[int], depth: int = DEEPEST) -> Iterator[PutBack]:
     """Yields the functions that restore the contents of a value that can change in place."""
-    if depth < 0 or type(value) in FIXED or id(value) in seen:
+    if depth < 0 or type(value) in FIXED or isinstance(value, CODE) or id(value) in seen:
         return
+    seen.add(id(value))
+    held: Iterable[Any] = ()
     if isinstance(value, Tensor):
-        seen.add(id(value))
         yield of_tensor(value)
     elif isinstance(value, torch.Generator):
         state = value.get_state()
@@ -72,23 +84,36 @@ def of_value(value: Any, seen: set[int], depth: int) -> Iterator[PutBack]:
     elif isinstance(value, np.random.Generator):
         bits = copy.deepcopy(value.bit_generator.state)
         yield lambda: setattr(value.bit_generator, "state", bits)
-    elif isinstance(value, dict):
-        seen.add(id(value))
-        entries = dict(value)
+    elif isinstance(value, np.ndarray):
+        numbers = value.copy()
+        yield lambda: np.copyto(value, numbers)
+    elif isinstance(value, Optimizer):
+        yield of_optimizer(value)
+    elif isinstance(value, nn.Module):
+        yield from of_module(value, seen)
+    elif isinstance(value, dict | set):
+        entries = dict(value) if isinstance(value, dict) else set(value)
         yield functools.partial(refill, value, entries)
-        for one in entries.values():
-            yield from of_value(one, seen, depth - 1)
-    elif isinstance(value, list):
-        seen.add(id(value))
-        items = list(value)
-        yield lambda: value.__setitem__(slice(None), items)
-        for one in items:
-            yield from of_value(one, seen, depth - 1)
+        held = entries.values() if isinstance(entries, dict) else ()
+    elif isinstance(value, list | deque):
+        held = items = list(value)
+        yield functools.partial(refill, value, items)
+    elif looked_into(value):
+        held = [vars(value)]
+    for one in held:
+        yield from of_value(one, seen, depth - 1)
 
 
-def refill(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
+def looked_into(value: object) -> bool:
+    """Whether the attributes of an object that is no container are put back."""
+    package = type(value).__module__.partition(".")[0]
+    return hasattr(value, "__dict__") and (package not in NOT_LOOKED_INTO or isinstance(value, SimpleNamespace))
+
+
+def refill(value: Any, entries: Any) -> None:
+    """Gives a dict, a set, a list or a deque the entries that it had."""
     value.clear()
-    value.update(entries)
+    (value.extend if isinstance(value, list | deque) else value.update)(entries)
 
 
 def of_tensor(tensor: Tensor) -> PutBack:

@@ -76,6 +76,7 @@ def left(run: Path) -> dict[str, Any]:
 PRESETS = {
     "gdas": "defaults: [{override /sampler: gdas}, {override /deriver: best_of}]\nderiver: {samples: 4}",
     "softmax": "defaults: [{override /sampler: softmax}, {override /deriver: perturbation}]\nderiver: {tune_steps: 2}",
+    "score": "defaults: [{override /sampler: score_function}]\nsampler: {control: true}",
     "difference": "defaults: [{override /sampler: softmax}, {override /searcher: second_order}]",
 }
 BATCH_NORM = {"batch_norm": "space: {arguments: {batch_norm: true}}"}  # which on a CPU is not to train the same

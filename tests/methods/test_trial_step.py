@@ -15,7 +15,8 @@ from nas.data.spec import ImageSpec
 from nas.errors import SpaceError
 from nas.methods.estimate import Measured, duration
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import GDAS, Softmax
+from nas.methods.sampler import GDAS, Softmax, Stateful
+from nas.methods.score_function import ScoreFunction
 from nas.methods.second_order import SecondOrder
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
@@ -49,7 +50,9 @@ class Model(nn.Module):
         return self.spectral(self.c(x)) + 0 * self.drawn
 
 
-def searcher_of(model, *, sampler=None, kind=FirstOrder, optim=torch.optim.SGD, precision="fp32", **options):
+def searcher_of(
+    model, *, sampler=None, kind=FirstOrder, optim=torch.optim.SGD, precision="fp32", undrawn="rest", **options
+):
     arch = ArchParams.from_model(model, generator=torch.Generator().manual_seed(1))
     precision = Precision(precision)
     return build_searcher(
@@ -57,13 +60,14 @@ def searcher_of(model, *, sampler=None, kind=FirstOrder, optim=torch.optim.SGD, 
         supernet=model.train(),
         arch=arch,
         task=Classification(),
-        sampler=sampler or GDAS(),
+        sampler=copy.deepcopy(sampler) or GDAS(),  # each search has a state of its own
         weight_optim=optim(model.parameters(), lr=0.1, **options),
         arch_optim=torch.optim.Adam(arch.parameters(), lr=0.1),
         generator=torch.Generator().manual_seed(2),
         precision=precision,
         scaler=precision.scaler(),
         guard=Guard(OnNonfinite("skip")),
+        undrawn=undrawn,
     )
 
 
@@ -84,6 +88,8 @@ def numbers(searcher):
             "optims": [optim.state_dict() for optim in optims],
             "gradients": [p.grad for p in (*model.parameters(), *searcher.arch.parameters())],
             "scaler": searcher.scaler.state_dict(),
+            "sampler": searcher.sampler.state_dict() if isinstance(searcher.sampler, Stateful) else None,
+            "woken": None if searcher.undrawn is None else sorted(searcher.undrawn.woken),
             "guard": vars(searcher.guard),
             "generators": (searcher.generator.get_state(), torch.get_rng_state()),
             "others": (random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002
@@ -104,6 +110,8 @@ def same(one, other):
 
 SEARCHES = {
     "gdas": {},
+    "score function": {"sampler": ScoreFunction(control=True)},
+    "decay of undrawn operations": {"momentum": 0.9, "undrawn": "decay"},
     "softmax": {"sampler": Softmax()},
     "momentum": {"momentum": 0.9, "fused": True},
     "adam": {"optim": torch.optim.AdamW},
