@@ -87,7 +87,8 @@ class FirstOrder:
         self.choices = choices(self.supernet)
         self.weights = list(self.supernet.parameters())
         check_undrawn(undrawn, self.weight_optim)
-        self.undrawn = UndrawnDecay(self.choices, self.weight_optim) if undrawn == "decay" else None
+        decays = undrawn == "decay"
+        self.undrawn = UndrawnDecay(self.supernet, self.choices, self.weight_optim) if decays else None
 
     def draw_ahead(self, temperature: float) -> list[Gates]:
         """Draws the gates of a weight step and of the next architecture step.

@@ -1,6 +1,6 @@
 """The effect of a weight step on the operations that it did not draw."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -31,6 +31,9 @@ def check_undrawn(undrawn: str, optimizer: Optimizer) -> None:
         )
 
 
+Needed = frozenset[tuple[str, int]]  # candidates, as (key, index)
+
+
 class UndrawnDecay:
     """Gives undrawn operations a gradient of zeros, so that momentum and weight decay change their weights.
 
@@ -39,28 +42,28 @@ class UndrawnDecay:
     zero. The step gives the weight a momentum of 0, and SGD continues from 0 as it would without a momentum. So the
     optimiser's state holds the whole state, and a resumed search continues in the same way.
 
-    choices: of the supernet, by key. optimizer: the weights' SGD.
+    Of a candidate inside another candidate, the weights take part once a step has drawn both.
+
+    supernet: with its choices, by key. optimizer: the weights' SGD.
     """
 
-    def __init__(self, choices: Mapping[str, Sequence[Choice]], optimizer: Optimizer) -> None:
+    def __init__(self, supernet: nn.Module, choices: Mapping[str, Sequence[Choice]], optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.drawable = {
-            key: [
-                [weight for choice in sharing for weight in list(choice.candidates)[index].parameters()]
-                for index in range(len(sharing[0].names))
-            ]
-            for key, sharing in choices.items()
-        }
-        self.woken: set[tuple[str, int]] = set()
+        key_of: dict[nn.Module, str] = {choice: key for key, sharing in choices.items() for choice in sharing}
+        asleep: dict[Needed, list[nn.Parameter]] = {}
+        for needed, weights in by_what_they_need(supernet, key_of, frozenset()):
+            asleep.setdefault(needed, []).extend(weights)
+        self.asleep = list(asleep.items())
 
     def drew(self, keys: Iterable[str], drawn: Iterable[int]) -> None:
         """Records the candidates that a step of either level has drawn."""
-        for key_and_index in zip(keys, drawn, strict=True):
-            if key_and_index not in self.woken:  # later steps cost one lookup per choice only
-                self.woken.add(key_and_index)
-                key, index = key_and_index
-                for weight in self.drawable[key][index]:
-                    self.optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        if not self.asleep:
+            return
+        now = set(zip(keys, drawn, strict=True))
+        for needed, weights in self.asleep:
+            for weight in weights if needed <= now else ():
+                self.optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        self.asleep = [(needed, weights) for needed, weights in self.asleep if not needed <= now]
 
     def fill(self, weights: Iterable[nn.Parameter]) -> None:
         """Gives a gradient of zeros to every weight that takes part and was not drawn. Call between backward and
@@ -71,3 +74,18 @@ class UndrawnDecay:
 
     def _takes_part(self, weight: nn.Parameter) -> bool:
         return self.optimizer.state.get(weight, {}).get("momentum_buffer") is not None
+
+
+def by_what_they_need(
+    module: nn.Module, key_of: Mapping[nn.Module, str], needed: Needed
+) -> Iterator[tuple[Needed, list[nn.Parameter]]]:
+    """Yields the weights of candidates, with the candidates that a step must draw to run them."""
+    own = list(module.parameters(recurse=False))
+    if own and needed:
+        yield needed, own
+    candidates = list(module.candidates) if isinstance(module, Choice) else []
+    for child in module.children():
+        if not (candidates and child is module.candidates):
+            yield from by_what_they_need(child, key_of, needed)
+    for index, candidate in enumerate(candidates):
+        yield from by_what_they_need(candidate, key_of, needed | {(key_of[module], index)})

@@ -89,7 +89,7 @@ def numbers(searcher):
             "gradients": [p.grad for p in (*model.parameters(), *searcher.arch.parameters())],
             "scaler": searcher.scaler.state_dict(),
             "sampler": searcher.sampler.state_dict() if isinstance(searcher.sampler, Stateful) else None,
-            "woken": None if searcher.undrawn is None else sorted(searcher.undrawn.woken),
+            "asleep": None if searcher.undrawn is None else [sorted(needed) for needed, _ in searcher.undrawn.asleep],
             "guard": vars(searcher.guard),
             "generators": (searcher.generator.get_state(), torch.get_rng_state()),
             "others": (random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002

@@ -136,6 +136,28 @@ def test_a_resumed_search_moves_the_same_operations(batch):
         assert torch.equal(a, b)
 
 
+class Nested(Supernet):
+    """The candidate c of the choice `one` holds the choice `two`, and a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        inner = nn.Sequential(nn.Linear(4, 4), Choice({name: nn.Linear(4, 4) for name in "de"}, key="two"))
+        self.one = Choice({"a": nn.Linear(4, 4), "c": inner}, key="one")
+        self.two = nn.Linear(4, 3)
+
+
+def test_a_candidate_in_another_takes_part_once_both_are_drawn(batch):
+    supernet = Nested().double()
+    outer, inner = supernet.one.candidates[1][0], supernet.one.candidates[1][1].candidates
+    ours = searcher(supernet, [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]], undrawn="decay")
+    first = {layer: layer.weight.detach().clone() for layer in (outer, *inner)}
+    ours.weight_step(batch, 1.0)  # draws d, but not c, in which d is
+    ours.arch_step(batch, batch, 1.0)  # c with e in it
+    ours.weight_step(batch, 1.0)
+    for layer, factor in {outer: 1 - LR * DECAY, inner[1]: 1 - LR * DECAY, inner[0]: 1}.items():
+        torch.testing.assert_close(layer.weight.detach(), first[layer] * factor, rtol=1e-12, atol=0)
+
+
 def test_gates_that_were_drawn_ahead_are_noted_too(batch):
     supernet = Supernet().double()
     ours = searcher(supernet, [[0, 0], [1, 1], [2, 1]], undrawn="decay")

@@ -135,7 +135,7 @@ def test_a_candidate_that_is_frozen_beside_its_supernet_does_not_change_it():
 def test_undrawn_decay_knows_a_kernel_by_either_candidate():
     choice = Choice(two_kernels(), key="edge")
     optimizer = torch.optim.SGD(choice.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    undrawn = UndrawnDecay({"edge": [choice]}, optimizer)
+    undrawn = UndrawnDecay(choice, {"edge": [choice]}, optimizer)
     undrawn.drew(["edge"], [0])  # the 1x1
     undrawn.fill(choice.parameters())
     assert choice.candidates[1][1].weight.grad is not None
