@@ -49,12 +49,14 @@ def p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Returns the p-value of a two-sided permutation test of the means; None if a side has a single value."""
     if min(len(one), len(other)) < 2:
         return None
+    scale = max(map(abs, (*one, *other))) or 1.0  # of no effect on the p-value
 
     def difference(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.mean(x, axis=axis) - np.mean(y, axis=axis)  # type: ignore[no-any-return]
+        # Rounded, because the sum of equal numbers depends on their order: equal differences would count as smaller.
+        return (np.mean(x, axis=axis) - np.mean(y, axis=axis)).round(10)  # type: ignore[no-any-return]
 
     test = stats().permutation_test(
-        (np.asarray(one, float), np.asarray(other, float)), difference, permutation_type="independent",
+        (np.asarray(one, float) / scale, np.asarray(other, float) / scale), difference, permutation_type="independent",
         n_resamples=RESAMPLES, rng=np.random.default_rng(SEED),
     )  # fmt: skip
     return float(test.pvalue)
@@ -113,8 +115,10 @@ def rank_agreement(
     """Compares the ranks of scores with the ranks of true values. In both, higher is better.
 
     kendall: tau-b. weighted_tau: a tau in which the best items weigh most. precision_at k: the share of the k best
-    scores that is among the k best true values. If all scores are equal, the correlations are None.
+    scores that is among the k best true values. If all scores are equal, the correlations are None. A score of NaN is
+    the worst.
     """
+    scores = [-math.inf if math.isnan(score) else score for score in scores]
     found: dict[str, Any] = {"cells": len(scores)}
     for name, measure in (("kendall", "kendalltau"), ("spearman", "spearmanr"), ("weighted_tau", "weightedtau")):
         constant = len(set(scores)) == 1 or len(set(truths)) == 1

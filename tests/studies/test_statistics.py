@@ -24,6 +24,10 @@ def test_p_values_are_those_of_all_permutations() -> None:
     assert statistics.p_value([1, 2, 3, 4], [5, 6, 7, 8]) == pytest.approx(2 / 70)
     assert statistics.p_value([1, 2, 3, 4], [1, 2, 3, 4]) == 1.0
     assert statistics.p_value([1], [5, 6]) is None
+    # Sums of these numbers are rounded: equal means, and means that six of ten ways put as far apart.
+    assert statistics.p_value([93.1, 93.2, 93.3], [93.1, 93.2]) == 1.0
+    assert statistics.p_value([93.1, 93.3], [93.0, 93.2, 93.1]) == pytest.approx(0.6)
+    assert statistics.p_value([1e-12, 2e-12], [3e-12, 4e-12]) == pytest.approx(2 / 6)
 
 
 def test_holm() -> None:
@@ -50,6 +54,8 @@ def test_rank_agreement() -> None:
     assert swapped["weighted_tau"] < swapped["kendall"]  # among the best
     assert swapped["precision_at"]["1"] == 0.0
     assert statistics.rank_agreement([1.0] * 5, truths)["kendall"] is None
+    broken = statistics.rank_agreement([5.0, float("nan"), 4.0, 3.0, 2.0], truths)
+    assert broken == statistics.rank_agreement([5.0, 1.0, 4.0, 3.0, 2.0], truths)  # NaN is the worst
 
 
 def test_a_mean_among_the_means_of_as_many_random_values() -> None:
