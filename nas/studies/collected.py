@@ -19,7 +19,8 @@ class Run:
 
     status: finished, failed, or another state that the job recorded. value: the number that the study compares; None
     until there is one. curve: epoch, from 1 -> the looked-up value of the cell derived after this epoch. seconds:
-    stage -> device time in seconds. retrained: retraining seed -> the score on the test split.
+    stage -> device time in seconds. retrained: retraining seed -> the score on the test split, of retrainings that have
+    finished.
     """
 
     method: str
@@ -63,17 +64,21 @@ def collect_run(
         if column is not None and line["stage"] == "search" and line.get(column) is not None
     }
     searched = [line for line in lines if line["stage"] == "search"]
+    refused = str(job.get("refused") or "")
+    error = str(job.get("error") or refused)
     retrained: dict[int, float] = {}
     seconds = costs(manifest, lines)
     for one in () if plan.retrain is None else plan.retrain.seeds:
         other = directory / directory_of(method, seed, one)
-        score = tested(dict_in(other / "result.json"))
-        if score is not None:
+        again, score = dict_in(other / record), tested(dict_in(other / "result.json"))
+        if score is not None and again.get("status") == "finished" and not again.get("refused"):
             retrained[one] = score
+        elif status == "finished" and not error:
+            why = again.get("error") or again.get("refused") or again.get("status", "not begun")
+            error = f"the retraining with seed {one} gave no score ({why})"
         seconds["retraining"] += number(dict_in(other / "manifest.json").get("wall_seconds")) or 0.0
     genotype = dict_at(result, "genotype") or None
     value: float | None = None
-    refused = str(job.get("refused", ""))
     if status != "finished" or refused:  # or it is the run of other settings
         pass
     elif plan.benchmark is not None:
@@ -86,7 +91,7 @@ def collect_run(
     elif len(retrained) == len(plan.retrain.seeds):
         value = sum(retrained.values()) / len(retrained)
     return Run(
-        method, seed, place, status, str(job.get("error", refused)), value, genotype, curve, seconds, retrained,
+        method, seed, place, status, error, value, genotype, curve, seconds, retrained,
         manifest, len(searched),
     )  # fmt: skip
 

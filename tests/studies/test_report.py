@@ -202,6 +202,21 @@ def test_what_a_benchmark_does_not_give_is_no_value(tmp_path: Path, table: str) 
     assert runs[0].value > 1
 
 
+def test_a_retraining_that_failed_gives_no_score(tmp_path: Path) -> None:
+    plan = from_plain({"name": "mine", "methods": {"a": ""}, "seeds": [0], "retrain": {"seeds": [0, 1]}})
+    left_by_a_job(tmp_path / "a" / "seed_0", cell=next(iter(DRAWN.values())))
+    for seed, status in ((0, "finished"), (1, "failed")):  # after its test, whose loss was not finite
+        place = tmp_path / "a" / f"seed_0_retrained_{seed}"
+        left_by_a_job(place, cell=next(iter(DRAWN.values())), status=status)
+        (place / "result.json").write_text(json.dumps({"metric": {"name": "accuracy"}, "test_accuracy": 0.5}))
+    (run,) = collect(plan, tmp_path, record=".job.json", table=None)
+    assert (run.value, run.retrained) == (None, {0: 0.5})
+    assert run.error == "the retraining with seed 1 gave no score (lost)"
+    (place / ".job.json").write_text(json.dumps({"number": 0, "status": "finished"}))
+    (run,) = collect(plan, tmp_path, record=".job.json", table=None)
+    assert (run.value, run.error) == (0.5, "")
+
+
 def test_a_study_that_trains_no_network_says_so(tmp_path: Path) -> None:
     plan = from_plain({"name": "mine", "methods": {"a": ""}, "seeds": [0]})
     rows = {row["point"]: row for row in checklist(plan, [], [], baselines=False)}
