@@ -32,7 +32,8 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     given: the configuration that the command line composes. untouched: the same without any override. overrides: of the
     command line; one of them may ask for a default where the run had another value.
     Raises OutputError if there is no run. Raises ConfigError, with a list, if the command line changes settings of the
-    run that ``given.may_change`` does not name, or if the number of processes differs.
+    run that ``given.may_change`` does not name, or if the number of processes differs. Raises GenotypeError for another
+    genotype.
     """
     if read_manifest(Path(given.resume)).get("made_in") is not None:
         raise ConfigError(
@@ -59,7 +60,8 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
         and (value != default.get(setting) or among(setting, named))
         and not among(setting, (*OWN, FETCH, LINKS, "name"))  # which is made of other settings
     }
-    refused = [setting for setting in changed if not among(setting, (*PLACES, *given.may_change))]
+    may = (*PLACES, *same_genotype(given, Path(given.resume)), *given.may_change)
+    refused = [setting for setting in changed if not among(setting, may)]
     if refused:
         differences = ", ".join(f"{s}={changed[s]} (was {before.get(s)})" for s in refused)
         raise ConfigError(
@@ -82,15 +84,16 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
 
 
 def check_same(cfg: DictConfig, directory: Path) -> None:
-    """Raises ConfigError, with a list, if settings differ from those of the run in a directory.
+    """Raises ConfigError, with a list, if settings differ from those of the run in a directory. Raises GenotypeError for
+    another genotype.
 
-    The place of the data may differ, and the settings that ``cfg.may_change`` names.
+    The places of the data and of the genotype may differ, and the settings that ``cfg.may_change`` names.
     """
     path = directory / "config.yaml"
     if not path.is_file():
         return
     before, now = leaves(to_plain(read_yaml(path))), leaves(to_plain(cfg))
-    may = (*OWN, FETCH, *PLACES, *cfg.may_change)
+    may = (*OWN, FETCH, *PLACES, *same_genotype(cfg, directory), *cfg.may_change)
     differing = [name for name in now | before if before.get(name) != now.get(name) and not among(name, may)]
     if differing:
         listed = ", ".join(f"{name}={now.get(name)} (was {before.get(name)})" for name in differing)
@@ -98,6 +101,22 @@ def check_same(cfg: DictConfig, directory: Path) -> None:
             f"{directory} holds a run with another configuration: {listed}",
             fix=f"choose another directory, or allow it: {choice('may_change', differing)}",
         )
+
+
+def same_genotype(cfg: DictConfig, directory: Path) -> tuple[str, ...]:
+    """Returns the setting ``genotype`` if it gives the genotype of the run in a directory. Its file may lie elsewhere.
+
+    Raises GenotypeError if it gives another genotype.
+    """
+    own, named = directory / "genotype.json", OmegaConf.select(cfg, "genotype")
+    if named is None or not own.is_file():
+        return ()
+    try:
+        genotype = resolve(named)
+    except GenotypeError:  # its file is gone, or it is an index of a benchmark
+        return ()
+    genotype.check_same(Genotype.load(own).to_dict(), source=own)
+    return ("genotype",)
 
 
 def resolved_again(cfg: DictConfig, setup: Setup) -> Genotype:

@@ -22,6 +22,7 @@ LONGEST = 100  # bytes of a method's name
 FILES = ("study.json", "study.md", "study.html", "begun.json", "sweep.json")
 # Settings that the study makes itself, by seeds, engine, --out and --retry-failed; a dry run would leave no runs.
 OWN_SETTINGS = ("seed", "resume", "retry_failed", "dry_run")
+MAY_CHANGE = "may_change=[runtime.device,runtime.threads,runtime.profile]"  # of the engine, while the study goes on
 OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives
 
 
@@ -89,10 +90,10 @@ class Plan:
 
     def of_all(self) -> list[str]:
         """Returns the settings that all jobs share."""
-        looked_up = self.benchmark
-        if looked_up is None:
-            return list(self.common)
-        return [*self.common, "benchmark=nas_bench_201", f'benchmark.table="{looked_up.table}"']
+        common = [MAY_CHANGE, *self.common]
+        if self.benchmark is not None:
+            common += ["benchmark=nas_bench_201", f'benchmark.table="{self.benchmark.table}"']
+        return common
 
 
 def directory_of(method: str, seed: int, retrained: int | None = None) -> str:

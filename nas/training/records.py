@@ -68,7 +68,7 @@ class Records:
         the run's config.yaml was edited, unless they are in ``may_change``, and for other content of a file that they
         name; DataError for other training examples. seen: see `nas.training.job.Job.seen`."""
         before, now = leaves(saved["config"]), leaves(dict(self.settings))
-        may = (*OWN, FETCH, LINKS, *PLACES, *self.may_change)
+        may = (*OWN, FETCH, LINKS, *PLACES, "genotype", *self.may_change)  # a retraining compares the genotypes
         differing = [s for s in now | before if before.get(s) != now.get(s) and not among(s, may)]
         if differing:
             listed = ", ".join(f"{setting}={now.get(setting)} (was {before.get(setting)})" for setting in differing)

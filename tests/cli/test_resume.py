@@ -15,11 +15,13 @@ import torch
 from cli.conftest import TINY, Outcome
 from omegaconf import OmegaConf
 
+from nas.cli.resume import check_same
 from nas.cli.stages.setup import advice_for_moved_data
-from nas.errors import DataError
+from nas.errors import ConfigError, DataError, GenotypeError
 from nas.storage import atomic, checkpoint_file
 from nas.storage.checkpointing import Checkpoints
 from nas.storage.run_directory import locked
+from nas.supernet.genotype import Genotype
 
 Nas = Callable[..., Outcome]
 RUN = (*TINY, "search.epochs=3", "retrain.epochs=3", "tracker=jsonl", "retrain.average=0.9")
@@ -342,6 +344,25 @@ def test_retraining_alone(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert nas("retrain", "resume=out").code == 0
     assert_equal(state(tmp_path / "out", "retrain"), state(tmp_path / "whole", "retrain"))
     assert result(tmp_path / "out") == result(tmp_path / "whole")
+
+
+def test_a_genotype_that_has_moved_is_the_same_and_another_one_in_its_place_is_not(tmp_path: Path) -> None:
+    before, moved = Genotype("mine", {"a": "x"}), tmp_path / "moved.json"
+    (tmp_path / "genotype.json").write_text(before.to_json())
+    (tmp_path / "config.yaml").write_text("genotype: /gone/mine.json\nseed: 0\n")
+
+    def check(genotype: Genotype, place: str = str(moved)) -> None:
+        moved.write_text(genotype.to_json())
+        check_same(OmegaConf.create({"genotype": place, "seed": 0, "may_change": []}), tmp_path)
+
+    check(before)
+    with pytest.raises(GenotypeError, match=r"holds another genotype than the given one, e\.g\. a=y \(was x\)"):
+        check(Genotype("mine", {"a": "y"}))
+    (tmp_path / "config.yaml").write_text(f"genotype: {moved}\nseed: 0\n")
+    with pytest.raises(GenotypeError, match="holds another genotype"):
+        check(Genotype("mine", {"a": "y"}))
+    with pytest.raises(ConfigError, match=r"genotype=/gone/other\.json \(was"):
+        check(before, "/gone/other.json")
 
 
 @pytest.mark.long

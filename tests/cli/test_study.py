@@ -107,3 +107,22 @@ def test_two_processes_on_one_study(nas: Nas) -> None:
     study = importlib.import_module("nas.cli.study")
     with study.held(Path("out").absolute()):
         assert "is being written by another process" in nas("study", "study.yaml", "--out", "out").err
+
+
+@pytest.mark.long
+def test_a_study_that_was_moved_goes_on_and_its_engine_may_change(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "commit", lambda: "abc")
+    write(STUDY | {"methods": {"gdas": "sampler=gdas"}, "retrain": {"seeds": [0]}, "engine": "runtime.threads=1"})
+    assert nas("study", "study.yaml", "--out", "one").code == 0
+    value = read(Path("one/study.json"))["runs"][0]["value"]
+    Path("one").rename("two")
+    moved = nas("study", "study.yaml", "--out", "two", "runtime.threads=2")
+    assert (moved.code, moved.err) == (0, "")
+    assert moved.out.count("has finished before") == 2
+    assert read(Path("two/study.json"))["runs"][0]["value"] == value
+
+    genotype = Path("two/gdas/seed_3/genotype.json")
+    genotype.write_text(genotype.read_text().replace('"nor_conv_3x3"', '"x"').replace('"skip_connect"', '"none"'))
+    other = nas("study", "study.yaml", "--out", "two")
+    assert (other.code, "holds another genotype than the given one, e.g. cell/" in other.err) == (2, True)
+    assert read(Path("two/study.json"))["runs"][0]["value"] is None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nas.errors import ConfigError
-from nas.studies.plan import differences, from_plain, read
+from nas.studies.plan import MAY_CHANGE, differences, from_plain, read
 
 PLAIN: dict[str, Any] = {
     "name": "mine",
@@ -29,6 +29,7 @@ def test_jobs_are_methods_by_seeds() -> None:
 
 def test_a_table_is_looked_up_in_by_every_job() -> None:
     plan = from_plain(PLAIN | {"benchmark": {"table": "a.csv", "column": "cifar10_test_200"}})
+    assert plan.of_all()[:2] == [MAY_CHANGE, "experiment=quickstart"]
     assert plan.of_all()[-2:] == ["benchmark=nas_bench_201", 'benchmark.table="a.csv"']
 
 
