@@ -84,9 +84,9 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
 
 
 def check_same(cfg: DictConfig, directory: Path) -> None:
-    """Raises ConfigError, with a list, if settings differ from those of the run in a directory. Raises GenotypeError for
-    another genotype.
+    """Raises ConfigError, with a list, if settings differ from those of the run in a directory.
 
+    Raises GenotypeError for another genotype.
     The places of the data and of the genotype may differ, and the settings that ``cfg.may_change`` names.
     """
     path = directory / "config.yaml"

@@ -27,8 +27,9 @@ def metric_name(run: RunFiles) -> str:
 
 
 def compact(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+    rounded = abs(float(f"{value:.3g}"))
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if rounded >= size:
             return f"{value / size:.3g} {letter}"
     return f"{value:,.0f}"
 

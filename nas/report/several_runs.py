@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from nas.drawing.canvas import kind
+from nas.drawing.canvas import kind, short
 from nas.report.as_text import compact, duration, metric_name, plain, shower, shown_value
 from nas.report.charts import Series, line_chart, scatter, scrolled
 from nas.report.markup import Html, Section, el
@@ -22,19 +22,20 @@ LONGEST = 60  # characters of a value
 
 
 class Groups:
-    """Groups runs that differ only in the seed. differing: setting -> its value in each run; None if a run lacks it."""
+    """Groups runs that differ only in the seed. differing: setting -> its value in each run, as it is shown."""
 
     def __init__(self, runs: Sequence[RunFiles]) -> None:
         self.runs = runs
-        settings = [{k: v for k, v in leaves(run.config).items() if k and not among(k, APART)} for run in runs]
+        settings = [{k: v for k, v in asked(run).items() if k and not among(k, APART)} for run in runs]
         names = list(dict.fromkeys(name for of in settings for name in of))
-        columns = {name: [shown_value(of.get(name))[:LONGEST] for of in settings] for name in names}
-        self.differing = {name: column for name, column in columns.items() if len(set(column)) > 1}
+        columns = {name: [shown_value(of.get(name)) for of in settings] for name in names}
+        whole = {name: column for name, column in columns.items() if len(set(column)) > 1}
         self.keys: list[tuple[str, ...]] = [
-            tuple(column[index] for column in self.differing.values()) for index in range(len(runs))
+            tuple(column[index] for column in whole.values()) for index in range(len(runs))
         ]
         self.order = list(dict.fromkeys(self.keys))
-        self.telling = telling(self.differing, len(self.order))
+        self.telling = telling(whole, len(self.order))
+        self.differing = {name: [short(value, LONGEST) for value in column] for name, column in whole.items()}
 
     def label(self, index: int) -> str:
         """Returns the label of a run's group."""
@@ -49,6 +50,12 @@ class Groups:
         for key in self.order:
             of = [index for index, one in enumerate(self.keys) if one == key]
             yield self.label(of[0]), self.colour(of[0]), [self.runs[index] for index in of]
+
+
+def asked(run: RunFiles) -> dict[str, Any]:
+    """Returns the settings of a run. A retraining in Python records the genotype that it was given beside them."""
+    given = {} if run.config.keys() & {"search", "genotype"} else {"genotype": run.choices}
+    return leaves(run.config) | given
 
 
 def telling(differing: dict[str, list[str]], groups: int) -> list[str]:

@@ -17,5 +17,6 @@ def markdown(known: Mapping[str, Any]) -> str:
 
 
 def table(grid: Grid) -> list[str]:
-    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in grid.rows]
-    return [f"| {' | '.join(row)} |" for row in (grid.headings, ["---"] * len(grid.headings), *escaped)]
+    rows = (grid.headings, ["---"] * len(grid.headings), *grid.rows)
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in escaped]

@@ -32,7 +32,7 @@ def checklist(
         ("all methods search the same space", same(configs, ("space", "ops", "keep"))),
         (
             "the final networks are trained alike",
-            same(configs, ("retrain",)) if retrained else ("yes", final) if trained else none,
+            same(configs, ("retrain", "task", "teacher")) if retrained else ("yes", final) if trained else none,
         ),
         ("all runs had the same hardware and software", machines(manifests)),
         ("ablations are given", named(plan.ablations)),

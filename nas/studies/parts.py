@@ -37,7 +37,7 @@ def number(value: float | None, form: str | None = None) -> str:
 
 def digits(known: Mapping[str, Any]) -> str:
     """Returns the form of differences and deviations: as many digits as the means have."""
-    return ".2f" if any(abs(of["mean"]) >= 1 for of in known["methods"].values()) else ".4f"
+    return ".2f" if any(abs(of["mean"]) > 1 for of in known["methods"].values()) else ".4f"
 
 
 def methods(known: Mapping[str, Any]) -> Part:

@@ -13,10 +13,12 @@ from written_runs import KEYS, write_run
 
 from nas.cli.report_runs import main, run
 from nas.errors import OutputError
+from nas.report.as_text import compact
 from nas.report.charts import heat_png, pareto, thinned, ticks
 from nas.report.markup import Html, el
 from nas.report.page import page_of_one, page_of_several, report
-from nas.report.run_files import read_run
+from nas.report.run_files import RunFiles, read_run
+from nas.report.several_runs import Groups
 
 
 class Texts(HTMLParser):
@@ -243,6 +245,22 @@ def test_several_runs_are_grouped_and_compared(tmp_path):
     assert "softmax_1: 85.00 %, 1.1 k, on the Pareto front" in shown
 
 
+def test_runs_of_other_settings_are_no_group(tmp_path):
+    def groups(*configs, choices="ab"):
+        runs = [RunFiles(tmp_path / str(i), config=config, genotype={"choices": {"x": name}})
+                for i, (config, name) in enumerate(zip(configs, choices, strict=True))]  # fmt: skip
+        return [(label, len(of)) for label, _, of in Groups(runs).members()]
+
+    place = "/home/" + "runs_of_somebody/" * 5
+    told = groups({"genotype": f"{place}1/x.json"}, {"genotype": f"{place}2/x.json"})
+    assert [(label[-8:], count) for label, count in told] == [("1/x.json", 1), ("2/x.json", 1)]
+    retrained = {"seed": 0, "retrain": {"epochs": 5}}  # in Python, which records the genotype in a file of its own
+    assert groups(retrained, retrained | {"seed": 1}) == [('{"x": "a"}', 1), ('{"x": "b"}', 1)]
+    assert groups(retrained, retrained | {"seed": 1}, choices="aa") == [("all runs", 2)]
+    searched = retrained | {"search": {"epochs": 5}}
+    assert groups(searched, searched | {"seed": 1}) == [("all runs", 2)]
+
+
 def test_of_a_hundred_runs(tmp_path):
     runs = [write_run(tmp_path / str(index), epochs=2, seed=index, sampler=f"s{index}") for index in range(4)]
     runs += [shutil.copytree(runs[index % 4], tmp_path / str(index)) for index in range(4, 100)]
@@ -267,6 +285,12 @@ def test_thinning_keeps_peaks():
     assert len(found) <= 402
     assert (7777.0, 100.0) in found
     assert found == sorted(found)
+
+
+def test_a_rounded_number_has_the_letter_of_its_size():
+    assert [compact(value) for value in (999, 999.6, 999_499, 999_750, 999_999_999, 2e12)] == [
+        "999", "1 k", "999 k", "1 M", "1 G", "2 T",
+    ]  # fmt: skip
 
 
 def test_round_numbers_on_an_axis():

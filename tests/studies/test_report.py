@@ -15,11 +15,12 @@ from nas.report.strips import Strip, strips
 from nas.spaces.nas_bench_201_notation import from_text, to_text
 from nas.spaces.nas_bench_201_table import EDGES, OPS
 from nas.studies.as_markdown import markdown
+from nas.studies.as_markdown import table as table_of
 from nas.studies.as_page import study_page
 from nas.studies.baselines import DRAWN, Baselines
 from nas.studies.checklist import checklist
 from nas.studies.collected import Run, collect, costs
-from nas.studies.parts import number
+from nas.studies.parts import Grid, digits, number
 from nas.studies.plan import Benchmark, from_plain
 from nas.studies.report import report
 from nas.supernet.genotype import Genotype
@@ -148,15 +149,15 @@ def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
         {"name": "mine", "methods": {"a": "", "b": ""}, "seeds": [0], "tuning": {"a": 0}, "command": "run"}
     )
 
-    def answers(commit: str, epochs: int, **changes: Any) -> dict[str, str]:
+    def answers(commit: str, epochs: int, teacher: str | None = None, **changes: Any) -> dict[str, str]:
         manifest = {"commit": commit, "device": "cpu", "platform": "linux", "versions": {"torch": "2"}}
         runs = [
             Run(method, 0, tmp_path, "finished", manifest=manifest | of, seconds={"search": 1.0})
             for method, of in (("a", {}), ("b", changes))
         ]
         configs = [
-            {"data": {"root": "x"}, "retrain": {"epochs": 5}},
-            {"data": {"root": "x"}, "retrain": {"epochs": epochs}},
+            {"data": {"root": "x"}, "retrain": {"epochs": 5}, "teacher": None},
+            {"data": {"root": "x"}, "retrain": {"epochs": epochs}, "teacher": teacher},
         ]
         return {row["point"]: row["answer"] for row in checklist(plan, runs, configs, baselines=False)}
 
@@ -170,6 +171,7 @@ def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
         "the code of the search is given", "the code that trains the final networks is given",
         "the final networks are trained alike", "all runs had the same hardware and software",
     ]  # fmt: skip
+    assert answers("abc", 5, "original")["the final networks are trained alike"] == "no"
 
 
 def test_a_method_that_draws_uniformly_is_a_random_baseline() -> None:
@@ -229,6 +231,14 @@ def test_a_study_that_trains_no_network_says_so(tmp_path: Path) -> None:
 )
 def test_fractions_have_more_digits(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_deviations_of_fractions_have_as_many_digits_where_a_mean_is_one() -> None:
+    assert [digits({"methods": {"a": {"mean": mean}, "b": {"mean": 0.9}}}) for mean in (1.0, 93.0)] == [".4f", ".2f"]
+
+
+def test_names_in_headings_are_escaped() -> None:
+    assert table_of(Grid(("a|b",), [("c|d",)])) == ["| a\\|b |", "| --- |", "| c\\|d |"]
 
 
 def test_costs_of_an_interrupted_run_are_those_of_its_epochs() -> None:
