@@ -53,16 +53,15 @@ class Baselines:
         return {seed: float(values[self._drawn(seed, "cell", 1)[0]]) for seed in self.seeds}
 
     def cells_at_cost(self, search_epochs: float) -> int | None:
-        """Returns how many cells random search trains in the epochs of one search. None without a column to choose by,
-        and where not even one is trained.
+        """Returns how many cells random search trains with the images that one search sees. None without a column to
+        choose by, and where not even one is trained.
 
-        In one epoch of a search, the weight steps and the architecture steps together see each training image once. One
-        epoch of training a cell sees each image once as well.
+        search_epochs: see `nas.studies.collected.epochs_of_images`. One epoch of training a cell sees each image once.
         """
         if self.benchmark.chosen_by is None:
             return None
         epochs = ACCURACY.fullmatch(self.benchmark.chosen_by)
-        number = re.fullmatch("[0-9]+", epochs["epochs"]) if epochs else None
+        number = re.fullmatch("0*[1-9][0-9]*", epochs["epochs"]) if epochs else None
         return None if number is None else int(search_epochs // int(number[0])) or None
 
     def random_search(self, cells: int) -> dict[int, float]:

@@ -20,7 +20,7 @@ class Run:
     status: finished, failed, or another state that the job recorded. value: the number that the study compares; None
     until there is one. curve: epoch, from 1 -> the looked-up value of the cell derived after this epoch. seconds:
     stage -> device time in seconds. retrained: retraining seed -> the score on the test split, of retrainings that have
-    finished.
+    finished. epochs: of a training in which a network sees as many images as the search did.
     """
 
     method: str
@@ -34,7 +34,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     retrained: dict[int, float] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 0
+    epochs: float = 0
 
     @property
     def failed(self) -> str:
@@ -92,8 +92,19 @@ def collect_run(
         value = sum(retrained.values()) / len(retrained)
     return Run(
         method, seed, place, status, error, value, genotype, curve, seconds, retrained,
-        manifest, len(searched),
+        manifest, epochs_of_images(manifest, len(searched)),
     )  # fmt: skip
+
+
+def epochs_of_images(manifest: Mapping[str, Any], epochs: int) -> float:
+    """Returns how often a search of so many epochs saw all training images, by an architecture step a weight step.
+
+    That is once an epoch if the weights have half of the images, and twice with search.one_level=true.
+    """
+    examples, whole = (
+        number(dict_at(manifest, of).get(name)) for of, name in (("search_epoch", "examples"), ("data", "train"))
+    )
+    return round(epochs * round(2 * examples / whole, 2), 6) if examples and whole else epochs
 
 
 def tested(result: Mapping[str, Any]) -> float | None:

@@ -53,8 +53,8 @@ def methods(known: Mapping[str, Any]) -> Part:
     if "random_search" in known:
         of = known["random_search"]
         content.append(
-            f"Random search: the best of {of['cells']} cells by {of['chosen_by']}, as many as train in the "
-            f"{of['search_epochs']} epochs of a search."
+            f"Random search: the best of {of['cells']} cells by {of['chosen_by']}, as many as train with the images "
+            f"that a search sees in its steps, {of['search_epochs']:g} times all."
         )
     if "drawn_cells" in known:
         drawn = [(one["name"], number(one["accuracy"]), f"{one['rank']:,}") for one in known["drawn_cells"]]

@@ -19,7 +19,7 @@ from nas.studies.as_markdown import table as table_of
 from nas.studies.as_page import study_page
 from nas.studies.baselines import DRAWN, Baselines
 from nas.studies.checklist import checklist
-from nas.studies.collected import Run, collect, costs
+from nas.studies.collected import Run, collect, costs, epochs_of_images
 from nas.studies.parts import Grid, digits, number
 from nas.studies.plan import Benchmark, from_plain
 from nas.studies.report import report
@@ -56,6 +56,14 @@ def test_random_search_chooses_by_validation_and_reports_the_other_column(table:
     assert of.random_cells() == of.random_cells()
     assert [row["name"] for row in of.drawn_cells()] == list(DRAWN)
     assert of.drawn_cells()[0]["accuracy"] >= 60
+
+
+def test_the_cost_of_a_search_is_counted_in_images() -> None:
+    def times(examples: int, train: int) -> float:
+        return epochs_of_images({"search_epoch": {"examples": examples}, "data": {"train": train}}, 12)
+
+    assert [times(25_000, 50_000), times(719, 1439), times(50_000, 50_000), times(40_000, 50_000)] == [12, 12, 24, 19.2]
+    assert epochs_of_images({}, 12) == 12
 
 
 def test_nothing_is_chosen_by_test_accuracies(table: str) -> None:
