@@ -106,7 +106,9 @@ def summary(groups: Groups) -> Html | None:
 
 def table(groups: Groups) -> Html:
     columns = groups.telling[:MOST_COLUMNS]
-    measures = (f"test {metric_name(groups.runs[0])}", "parameters", "MACs", "latency, ms", "time")
+    several = len({metric_name(run) for run in groups.runs}) > 1
+    score = "score" if several else metric_name(groups.runs[0])
+    measures = (f"test {score}", "parameters", "MACs", "latency, ms", "time")
     names = [("run", ""), (measures[0], "n"), *((one.replace("._name_", ""), "") for one in columns), ("seed", "n")]
     head = [
         el("th", el("button", name, type="button"), scope="col", class_=kind_ or None)
@@ -117,7 +119,7 @@ def table(groups: Groups) -> Html:
         show = shower(run)
         cells = [
             el("th", el("span", class_=f"key {groups.colour(index)}"), run.name, scope="row", title=str(run.path)),
-            figure(run.score, show),
+            figure(run.score, show, f" {metric_name(run)}" if several else ""),
             *(el("td", groups.differing[one][index]) for one in columns),
             figure(number(run.manifest.get("seed")), lambda value: f"{value:.0f}"),
             figure(number(run.result.get("parameters")), compact),
@@ -132,10 +134,10 @@ def table(groups: Groups) -> Html:
     return scrolled(body, "Runs")
 
 
-def figure(value: float | None, show: Any) -> Html:
+def figure(value: float | None, show: Any, unit: str = "") -> Html:
     if value is None:
         return el("td", "-", class_="n")
-    return el("td", show(value), class_="n", data_value=repr(value))
+    return el("td", show(value) + unit, class_="n", data_value=repr(value))
 
 
 def curves(groups: Groups) -> Html | None:
@@ -184,7 +186,7 @@ def sizes(groups: Groups) -> Html | None:
         points = [
             (x, one.score, one.name, groups.colour(index))
             for index, one in enumerate(groups.runs)
-            if one.score is not None and (x := of(one)) is not None
+            if one.score is not None and one.metric[0] == run.metric[0] and (x := of(one)) is not None
         ]
         drawn.append(
             scatter(

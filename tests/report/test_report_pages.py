@@ -261,6 +261,17 @@ def test_runs_of_other_settings_are_no_group(tmp_path):
     assert groups(searched, searched | {"seed": 1}) == [("all runs", 2)]
 
 
+def test_scores_of_other_metrics_are_named_and_in_no_common_chart(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    result = json.loads((runs[1] / "result.json").read_text())
+    error = {"name": "squared_error", "higher_is_better": False, "percent": False}
+    (runs[1] / "result.json").write_text(json.dumps(result | {"metric": error, "test_squared_error": 7.25}))
+    shown = texts(report(runs))
+    assert "test score" in shown
+    assert "7.25 squared error" in shown
+    assert "1 of 1 runs are on the Pareto front" in shown
+
+
 def test_of_a_hundred_runs(tmp_path):
     runs = [write_run(tmp_path / str(index), epochs=2, seed=index, sampler=f"s{index}") for index in range(4)]
     runs += [shutil.copytree(runs[index % 4], tmp_path / str(index)) for index in range(4, 100)]
