@@ -31,8 +31,8 @@ def about(known: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, form: str | None = None) -> str:
-    """Two decimals, or four for fractions, as accuracies without a benchmark are."""
-    return "-" if value is None else format(value, form or (".4f" if abs(value) < 1 else ".2f"))
+    """Two decimals, or four for fractions, as accuracies without a benchmark are. No minus before a zero."""
+    return "-" if value is None else format(value, "z" + (form or (".4f" if abs(value) < 1 else ".2f")))
 
 
 def digits(known: Mapping[str, Any]) -> str:

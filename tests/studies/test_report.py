@@ -235,7 +235,7 @@ def test_a_study_that_trains_no_network_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.3125, "0.3125"), (93.3667, "93.37"), (None, "-"), (-0.00123, "-0.0012")]
+    ("value", "text"), [(0.3125, "0.3125"), (93.3667, "93.37"), (None, "-"), (-0.00123, "-0.0012"), (-0.0, "0.0000")]
 )
 def test_fractions_have_more_digits(value: float | None, text: str) -> None:
     assert number(value) == text
