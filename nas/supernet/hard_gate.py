@@ -142,6 +142,7 @@ def inner_product(one: Tensor, other: Tensor) -> Tensor:
         product = (one.conj() * other).real
         return product.sum(dtype=torch.promote_types(product.dtype, torch.float32))
     if one.dtype != other.dtype or one.dtype not in (torch.float32, torch.float64):
+        one = one.float() if one.dtype is torch.float16 else one  # products above 65,504 overflow in float16
         return (one * other).sum(dtype=torch.float32)
     if one.ndim == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (one, other)):
         one, other = (x.as_strided((x.numel(),), (1,)) for x in (one, other))  # in memory order, without a copy

@@ -126,6 +126,11 @@ def test_the_inner_product(dtype):
     assert inner_product(torch.ones(()), torch.tensor(3.0)) == 3
 
 
+def test_products_that_float16_cannot_hold():
+    large = torch.full((2,), 300.0, dtype=torch.float16)
+    assert inner_product(large, large) == 180_000
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_the_gate_of_a_complex_output(dtype):
     generator, found = torch.Generator().manual_seed(3), []
