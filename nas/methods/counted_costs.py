@@ -39,7 +39,7 @@ def stored_bytes(model: nn.Module) -> Cost:
     return shared_once(model, sizes)
 
 
-def weights_of(module: nn.Module) -> Iterator[tuple[Any, Tensor, nn.Parameter]]:
+def weights_of(module: nn.Module) -> Iterator[tuple[Any, Tensor, Tensor]]:
     """Yields (key, what a frozen network keeps, parameter) for the parameters that a module holds itself.
 
     The key is equal where a frozen network shares the parameter. A `CentreConv2d` gets a kernel of its own.
