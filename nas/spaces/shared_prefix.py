@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nas.spaces.dead_edges import is_watched
 from nas.supernet.entanglement import CentreConv2d
+from nas.supernet.hooked import is_watched
 
 # type -> the attributes that determine the output, for modules without weights and without randomness.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
