@@ -13,6 +13,7 @@ import nas
 from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
 from nas.methods import CollapseMonitor
+from nas.methods.regulariser import Regulariser
 from nas.training.hooks import Hook
 from nas.training.schedule import Linear
 
@@ -358,18 +359,37 @@ class Sharpening:
         self.drawn = state["drawn"]
 
 
-def test_the_state_of_a_loss_and_of_a_sampler_is_that_of_the_steps_and_is_resumed(tmp_path):
+class Growing(Regulariser):
+    """A term that is larger with each call."""
+
+    calls = 0
+
+    def __call__(self, arch, progress):
+        self.calls += 1
+        return self.calls * arch.entropy().mean()
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_and_is_resumed(tmp_path):
     class Stop(Hook):
         def after_step(self, state):
             if state.epoch == 1:
                 raise RuntimeError("stopped")
 
+    term = Growing()
+
     def run(name, **more):
         loss, sampler = Running(), Sharpening()
         task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
         settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
-        found = nas.search(small, images(), task=task, sampler=sampler, directory=tmp_path / name, **settings, **more)
-        return found.metrics["weights/loss"], found.metrics["arch/loss"], loss.mean
+        settings |= {"task": task, "sampler": sampler, "regulariser": {"term": term}, "directory": tmp_path / name}
+        metrics = nas.search(small, images(), **settings, **more).metrics
+        return *(metrics[key] for key in ("weights/loss", "arch/loss", "regulariser/term")), loss.mean
 
     whole = run("whole")
     with pytest.raises(RuntimeError, match="stopped"):

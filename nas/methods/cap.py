@@ -16,7 +16,7 @@ from nas.methods.cost_regularisers import CostTarget, sketch
 from nas.methods.counted_costs import macs, parameters, stored_bytes
 from nas.methods.deriver import Argmax, Deriver
 from nas.methods.timed_limit import FileClock, timed_limit
-from nas.methods.within_cap import Limit, WithinCap
+from nas.methods.within_cap import ROUNDING, Limit, WithinCap
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
 from nas.training.schedule import Constant
@@ -63,7 +63,7 @@ def points_of(
                 raise limit.refused(
                     "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
                 )
-            if limit.cap > most:
+            if limit.cap - ROUNDING * abs(limit.cap) > most:
                 raise limit.refused(
                     "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
                 )
@@ -109,10 +109,9 @@ class Pull(CostTarget):
     """
 
     def __init__(self, limit: Limit, arch: ArchParams) -> None:
-        super().__init__(
-            limit.cost, arch=arch, target=limit.cap, weight=Constant(1.0), what=limit.name, unit=limit.unit
-        )
-        self.limit, self._cost = limit, limit.cost
+        # Not super().__init__, which refuses a target that is out of reach by rounding: see `points_of`.
+        self.limit, self._cost, self.weight = limit, limit.cost, Constant(1.0)
+        self._expected = Expectation(limit.cost, arch)
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
         if self._cost is not self.limit.cost:  # times that were measured before the run was resumed

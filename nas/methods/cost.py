@@ -32,7 +32,7 @@ class Cost:
 
     def reachable(self, options: Mapping[str, Sequence[str]]) -> tuple[float, float]:
         """The lowest and the highest cost of an architecture. options: choice key -> candidates, which may be some of
-        all: what others cost is then left out."""
+        all: what other candidates, and choices without an entry, cost is then left out."""
         return self._extreme(options, torch.amin), self._extreme(options, torch.amax)
 
     def _extreme(self, options: Mapping[str, Sequence[str]], pick: Callable[[Tensor, int], Tensor]) -> float:
@@ -41,7 +41,7 @@ class Cost:
         total = self.terms.get(frozenset(), 0.0)
         tables: list[tuple[tuple[str, ...], Tensor]] = []
         for condition, cost in self.terms.items():
-            if condition and all(name in options[key] for key, name in condition):
+            if condition and all(name in options.get(key, ()) for key, name in condition):
                 keys, names = zip(*sorted(condition), strict=True)
                 table = torch.zeros([len(options[key]) for key in keys], dtype=torch.float64)
                 table[tuple(options[key].index(name) for key, name in zip(keys, names, strict=True))] = cost

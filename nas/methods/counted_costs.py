@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nas.data.inputs import Inputs
 from nas.errors import SpaceError
 from nas.methods.cost import Cost
+from nas.supernet.entanglement import CentreConv2d
 from nas.supernet.every_candidate import Condition, Part, consistent, placed, run_every_candidate
 from nas.supernet.mac_counter import MacCounter
 from nas.training.evaluate import counted_parameters
@@ -21,7 +22,7 @@ def parameters(model: nn.Module) -> Cost:
     """The cost in trainable parameters, as `nas.training.evaluate.count_parameters` counts them in a frozen network."""
     counted = set(counted_parameters(model))
     return shared_once(
-        model, lambda module: {one: one.numel() for one in module._parameters.values() if one in counted}
+        model, lambda module: {held: kept.numel() for held, kept, one in weights_of(module) if one in counted}
     )
 
 
@@ -29,21 +30,35 @@ def stored_bytes(model: nn.Module) -> Cost:
     """The cost in bytes of the weights and buffers that a state dict holds, those of an auxiliary head left out."""
     heads = {part for name, head in model.named_children() if name == "auxiliary" for part in head.modules()}
 
-    def sizes(module: nn.Module) -> dict[Tensor, int]:
-        kept = [one for name, one in module._buffers.items() if name not in module._non_persistent_buffers_set]
-        found = [one for one in (*module._parameters.values(), *kept) if one is not None and module not in heads]
-        return {one: one.numel() * one.element_size() for one in found}
+    def sizes(module: nn.Module) -> dict[Any, int]:
+        skipped = module._non_persistent_buffers_set
+        buffers = [(one, one) for name, one in module._buffers.items() if one is not None and name not in skipped]
+        found = [*((held, kept) for held, kept, _ in weights_of(module)), *buffers] if module not in heads else []
+        return {held: kept.numel() * kept.element_size() for held, kept in found}
 
     return shared_once(model, sizes)
 
 
+def weights_of(module: nn.Module) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """Yields (key, what a frozen network keeps, parameter) for the parameters that a module holds itself.
+
+    The key is equal where a frozen network shares the parameter. A `CentreConv2d` gets a kernel of its own.
+    """
+    for name, one in module._parameters.items():
+        if isinstance(module, CentreConv2d) and name == "weight":
+            yield module, module.centre(), module.weight
+        elif one is not None:
+            yield one, one, one
+
+
 def shared_once(model: nn.Module, sizes: Callable[[nn.Module], Mapping[Any, int]]) -> Cost:
-    """Returns the sum of the sizes of tensors. sizes: the sizes of the tensors that a module holds itself.
+    """Returns the sum of the sizes of tensors. sizes: key -> size, of the tensors that a module holds
+    itself. Equal keys are one tensor.
 
     A tensor that several candidates share counts once, no matter how many of the candidates are drawn.
     """
-    homes: dict[Tensor, set[Condition]] = defaultdict(set)
-    size: dict[Tensor, int] = {}
+    homes: dict[Any, set[Condition]] = defaultdict(set)
+    size: dict[Any, int] = {}
     for condition, module in placed(model):
         for tensor, count in sizes(module).items():
             homes[tensor].add(condition)

@@ -10,6 +10,7 @@ from nas.methods.sampler import Sampler, draw
 from nas.methods.supernet_score import Judge
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Gate
+from nas.training.put_back import all_put_back
 
 FORMS = ("relaxed", "derived", "recalibrated")
 
@@ -42,8 +43,10 @@ class Gap:
         temperature: float,
         chosen: Mapping[str, str | None],
     ) -> "Gap":
+        with all_put_back([sampler], device=arch.logits.device):  # a sampler may count its draws, or hold a generator
+            relaxed = judge.relaxed(draws(judge.generator(), arch=arch, sampler=sampler, temperature=temperature))
         return cls(
-            judge.relaxed(draws(judge.generator(), arch=arch, sampler=sampler, temperature=temperature)).metric,
+            relaxed.metric,
             judge.decided(chosen, recalibrated=False).metric,
             judge.decided(chosen, recalibrated=True).metric,
             judge.examples,

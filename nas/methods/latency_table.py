@@ -19,6 +19,7 @@ from nas.methods.cost import Cost
 from nas.storage import atomic
 from nas.supernet.choice import Choice, Gate, choices, gates
 from nas.supernet.every_candidate import Condition, Part, keys_of, run_every_candidate
+from nas.supernet.unregistered import OF_TORCH
 from nas.untrusted import plain_data, regular_file
 
 FORMAT = "nas-latency"
@@ -143,12 +144,13 @@ def measure(
         output = run()
         # Recorded after the run, so that the parts inside this part come first.
         use = None if part.key is None else (part.key, shapes_of(part.args, part.kwargs))
-        parts.setdefault((use, part.name, f"{part.module} {shapes_of((output,), {})}"), []).append(part)
+        parts.setdefault((use, part.name, f"{attributes(part.module)} {shapes_of((output,), {})}"), []).append(part)
         return output
 
     run_every_candidate(model, inputs, observe)
     key_of = keys_of(model)
     own: dict[tuple[Use | None, str | None], float] = {}
+    of_place: dict[tuple[Choice | None, Shapes, str | None], float] = {}
     counts: Counter[tuple[Use | None, str | None]] = Counter()
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -157,8 +159,10 @@ def measure(
             part, place = alike[0], (use, name)
             drawn = {key: names[key][0] for key in found} | dict(part.condition)
             with gates(found, {key: Gate(None, names[key].index(name)) for key, name in drawn.items()}):
-                nested = sum(own[use, drawn[use[0]]] for use in uses_inside(part, key_of))
+                inside = uses_inside(part)
+                nested = sum(of_place[choice, shapes, drawn[key_of[choice]]] for choice, shapes in inside)
                 taken = max(0.0, clock(functools.partial(part.module, *part.args, **part.kwargs)) - nested)
+            of_place |= {(one.choice, shapes_of(one.args, one.kwargs), name): taken for one in alike}
             counts[place] += len(alike)
             own[place] = own.get(place, taken) + (taken - own.get(place, taken)) * len(alike) / counts[place]
     finally:
@@ -171,13 +175,27 @@ def measure(
     return LatencyTable(device, len(each(inputs)[0]), own[None, None], candidates)
 
 
-def uses_inside(part: Part, key_of: Mapping[Choice, str]) -> list[Use]:
+def attributes(module: Any) -> str:
+    """The parts of a module with their types, sizes and plain attributes: equal for modules that take as long.
+
+    The print of a module would not do, as it need not name every attribute.
+    """
+    parts = []
+    for path, part in module.named_modules(remove_duplicate=False):
+        tensors = [*part._parameters.items(), *part._buffers.items()]
+        sizes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors if tensor is not None]
+        plain = [(name, value) for name, value in vars(part).items() if name not in OF_TORCH]
+        parts.append((path, type(part), sizes, plain))
+    return repr(parts)
+
+
+def uses_inside(part: Part) -> list[tuple[Choice, Shapes]]:
     """The choices that run when the part runs under the current gates, each with its input shapes."""
-    uses: list[Use] = []
+    uses: list[tuple[Choice, Shapes]] = []
 
     def note(choice: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(choice, Choice)
-        uses.append((key_of[choice], shapes_of(args, kwargs)))
+        uses.append((choice, shapes_of(args, kwargs)))
 
     reachable = [module for module in part.module.modules() if isinstance(module, Choice)]
     hooks = [choice.register_forward_pre_hook(note, with_kwargs=True) for choice in reachable]

@@ -1,7 +1,8 @@
 """Regularisers are terms that the architecture step adds to its loss: functions of the logits and of progress.
 
 Your own regulariser is a class with `__call__` and a YAML that names the class. With ``_partial_: true`` in the YAML
-the constructor also gets arch (the logits), space (at the size of retraining) and spec (the `DataSpec`).
+the constructor also gets arch (the logits), space (at the size of retraining) and spec (the `DataSpec`). A checkpoint
+holds what its `state_dict` returns, for its `load_state_dict`.
 """
 
 from abc import ABC, abstractmethod

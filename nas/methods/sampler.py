@@ -119,7 +119,7 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A sampler with a state, which the checkpoint of a search holds."""
+    """A sampler, a searcher or a regulariser with a state, which the checkpoint of a search holds."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -1,7 +1,5 @@
 """A search from plain objects: what is built and checked before it, its run, and what it reports."""
 
-import contextlib
-import copy
 import functools
 import sys
 from collections.abc import Mapping
@@ -26,9 +24,8 @@ from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationG
 from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.regulariser import Sum
-from nas.methods.sampler import Stateful
 from nas.methods.search_options import SearchOptions, SearchParts
-from nas.methods.state import SearchState
+from nas.methods.state import SearchState, as_given
 from nas.methods.supernet_score import Judge
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
@@ -68,10 +65,7 @@ class SearchJob:
         self.options = options
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
-        self.sampler = parts.sampler
-        if isinstance(parts.sampler, Stateful):  # begins as it is given, also in another search
-            with contextlib.suppress(Exception):  # of objects that cannot be copied, e.g. open files
-                self.sampler = copy.deepcopy(parts.sampler)
+        self.sampler = as_given(parts.sampler)
         self._build_state(parts)
         self._holding = functools.partial(holding, parts.deriver)
         self.deriver = self._holding(self.derived.limits)
@@ -135,9 +129,6 @@ class SearchJob:
             guard=job.runtime.guard(),
             sampler=self.sampler,
             task=job.task_state,
-            generators=OwnGenerators(
-                {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
-            ),
         )
         # Before candidates may be exported and timed.
         self.weight_loader, self.arch_loader, self.validation_loader = self._loaders()
@@ -155,10 +146,16 @@ class SearchJob:
             regulariser=self.regulariser,
             precision=job.runtime.precision,
         )
+        terms = {f"regulariser.{name}": term for name, term in (self.regulariser or Sum({})).terms.items()}
+        state.others = {"searcher": self.searcher, **terms}
+        random = {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
+        state.generators = OwnGenerators(random | terms)
 
     def _regulariser(self, chosen: Mapping[str, Any]) -> Sum | None:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
-        terms = {name: complete(term, **known) if callable_itself(term) else term for name, term in chosen.items()}
+        terms = {
+            name: complete(term, **known) if callable_itself(term) else as_given(term) for name, term in chosen.items()
+        }
         # A regulariser that the user has chosen for a cost pulls in its place.
         limits = [one for one in self.derived.limits if one.name.removesuffix("_ms") not in chosen]
         terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in limits}

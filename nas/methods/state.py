@@ -1,6 +1,8 @@
 """What a search changes: its state, as a checkpoint of it holds it."""
 
-from collections.abc import Iterator
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ class SearchState:
     steps: int = 0  # an epoch has
     task: TaskState | None = None  # what the loss itself changes, if it may change something
     generators: OwnGenerators | None = None  # that the model, the sampler and others hold
+    # Other objects by name, some of which may have a state: the searcher and the regulariser's terms.
+    others: Mapping[str, Any] = field(default_factory=dict)
     timed: TimedLimit | None = None  # a cap on measured time, whose measurements the architecture learns from
     weights_meter: Meter = field(init=False)
     arch_meter: Meter = field(init=False)
@@ -82,6 +86,7 @@ class SearchState:
             "scaler": self.scaler.state_dict(),
             "guard": self.guard.state_dict(),
             "sampler": self.sampler.state_dict() if isinstance(self.sampler, Stateful) else {},
+            "others": {name: one.state_dict() for name, one in self.others.items() if isinstance(one, Stateful)},
             "generator": self.generator.get_state(),
             "random": random_state(),
             "epoch": self.epoch,
@@ -112,6 +117,9 @@ class SearchState:
             # A sampler of the user's own may have got a state since then.
             if isinstance(self.sampler, LossSampler) or (isinstance(self.sampler, Stateful) and state["sampler"]):
                 self.sampler.load_state_dict(state["sampler"])
+            for name, saved in state.get("others", {}).items():
+                if isinstance(one := self.others.get(name), Stateful):
+                    one.load_state_dict(saved)
             if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
                 self.task.load_state_dict(distributed.of_this_process(state["task"]))
             if self.generators is not None and "generators" in state:
@@ -151,6 +159,14 @@ class SearchState:
         self.genotype = genotype
         self.epoch += 1
         self.begin_epoch()
+
+
+def as_given(part: Any) -> Any:
+    """Returns a copy of a part with a state, so that another search with it begins alike. The part itself, if it has
+    no state or cannot be copied, e.g. an open file."""
+    with contextlib.suppress(Exception):
+        return copy.deepcopy(part) if isinstance(part, Stateful) else part
+    return part
 
 
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:

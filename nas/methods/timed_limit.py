@@ -21,7 +21,7 @@ from nas.data.spec import DataSpec
 from nas.errors import ConfigError, NasError
 from nas.methods.cost import Cost
 from nas.methods.counted_costs import macs
-from nas.methods.latency_table import measure, shapes_of
+from nas.methods.latency_table import attributes, measure, shapes_of
 from nas.methods.within_cap import Limit, most_probable
 from nas.runtime import distributed
 from nas.spaces.space import Space
@@ -29,7 +29,6 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices
 from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
-from nas.supernet.unregistered import OF_TORCH
 
 MOST_DERIVED = 6  # networks that are derived and timed to meet a cap; exporting one takes seconds
 UNIT = "milliseconds"
@@ -164,20 +163,6 @@ class Clock:
                 module = freeze(module, {key: sharing[0].names[0] for key, sharing in choices(module).items()})
             self._known[kind] = self._times.of_call(module.eval(), run.args, run.keywords)
         return self._known[kind]
-
-
-def attributes(module: Any) -> str:
-    """The parts of a module with their types, sizes and plain attributes: equal for modules that take as long.
-
-    The print of a module would not do, as it need not name every attribute.
-    """
-    parts = []
-    for path, part in module.named_modules(remove_duplicate=False):
-        tensors = [*part._parameters.items(), *part._buffers.items()]
-        sizes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors if tensor is not None]
-        plain = [(name, value) for name, value in vars(part).items() if name not in OF_TORCH]
-        parts.append((path, type(part), sizes, plain))
-    return repr(parts)
 
 
 def largest_of(arch: ArchParams, space: Space, spec: DataSpec) -> Chosen:

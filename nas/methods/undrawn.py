@@ -50,9 +50,11 @@ class UndrawnDecay:
     def __init__(self, supernet: nn.Module, choices: Mapping[str, Sequence[Choice]], optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         key_of: dict[nn.Module, str] = {choice: key for key, sharing in choices.items() for choice in sharing}
+        stepped = {weight for group in optimizer.param_groups for weight in group["params"]}
         asleep: dict[Needed, list[nn.Parameter]] = {}
         for needed, weights in by_what_they_need(supernet, key_of, frozenset()):
-            asleep.setdefault(needed, []).extend(weights)
+            # Without a state for weights that the optimiser leaves out: it could not save its own.
+            asleep.setdefault(needed, []).extend(weight for weight in weights if weight in stepped)
         self.asleep = list(asleep.items())
 
     def drew(self, keys: Iterable[str], drawn: Iterable[int]) -> None:

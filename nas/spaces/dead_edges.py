@@ -14,6 +14,7 @@ from torch import nn
 from nas.spaces.ops import FactorizedReduce, Zero
 from nas.supernet.choice import Choice
 from nas.supernet.entanglement import CentreConv2d
+from nas.supernet.hooked import is_watched
 
 # Modules that always map zeros to zeros.
 POINTWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.AvgPool2d, nn.MaxPool2d, Zero)
@@ -56,17 +57,6 @@ def only_drawn(edge: nn.Module) -> nn.Module | None:
     if the edge has a hook.
     """
     return edge.alone if isinstance(edge, Choice) and not is_watched(edge) else None
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module runs more than its forward method: hooks or a compiled version."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl
-    )
 
 
 def keeps_zeros(module: nn.Module) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nas.spaces.dead_edges import is_watched
 from nas.spaces.shared_prefix import Start
 from nas.supernet.choice import Choice
+from nas.supernet.hooked import is_watched
 
 # Modules whose output neither they nor autograd keep for the backward pass.
 FORGETFUL = (nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d)

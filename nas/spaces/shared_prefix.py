@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nas.spaces.dead_edges import is_watched
 from nas.supernet.entanglement import CentreConv2d
+from nas.supernet.hooked import is_watched
 
 # type -> the attributes that determine the output, for modules without weights and without randomness.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -67,9 +67,9 @@ def start_of(operation: nn.Module) -> Start | None:
     if isinstance(module, nn.ReLU) and module.inplace:
         return None
     kind = type(module), *(getattr(module, name) for name in settings)
-    if not sequence or len(operation._modules) == 1:
+    if not isinstance(operation, nn.Sequential) or len(operation) == 1:
         return Start(kind, module, unchanged, whole=True)
-    if type(operation._modules.get("1")) not in FOLLOWING:
+    if type(operation[1]) not in FOLLOWING:
         return None
     return Start(kind, module, Rest(operation), whole=False)
 
@@ -82,11 +82,10 @@ def unchanged(x: Tensor) -> Tensor:
 class Rest:
     """Runs all modules of a sequence but the first, on the output of the first."""
 
-    sequence: nn.Module
+    sequence: nn.Sequential
 
     def __call__(self, x: Tensor) -> Tensor:
-        modules = iter(self.sequence.children())
-        next(modules)
+        _, *modules = self.sequence  # not children(), which passes over a module's second place
         for module in modules:
             x = module(x)
         return x

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nas.supernet.hooked import is_watched
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # f(gate * x) = gate * f(x) for gates > 0.
 HOMOGENEOUS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -42,7 +44,7 @@ class HardGate:
         scale: its backward pass computes the inner product anyway, so the output need not be kept. Pooling takes the
         gate at its input, because its backward pass keeps the input anyway and need not keep the output as well.
         """
-        if type(candidate) in HOMOGENEOUS and len(inputs) == 1 and not named:
+        if is_homogeneous(candidate) and len(inputs) == 1 and not named:
             pooled: Tensor = call(pass_through(inputs[0], self._value))
             return pooled
         norm = self.scaled_norm(candidate)
@@ -58,12 +60,12 @@ class HardGate:
     @staticmethod
     def keeps_output(candidate: nn.Module) -> bool:
         """Whether `run` keeps the candidate's output for the backward pass."""
-        return type(candidate) not in HOMOGENEOUS and last_norm(candidate) is None
+        return not is_homogeneous(candidate) and last_norm(candidate) is None
 
     @staticmethod
     def scaled_norm(candidate: nn.Module) -> _BatchNorm | None:
         """The norm that takes the gate as its scale in `run`, if one does."""
-        return None if type(candidate) in HOMOGENEOUS else last_norm(candidate)
+        return None if is_homogeneous(candidate) else last_norm(candidate)
 
     def _scale_of(self, norm: _BatchNorm) -> Tensor:
         """(C,): the gate, expanded to the norm's width.
@@ -83,16 +85,23 @@ class HardGate:
         return self._scales[kind]
 
 
+def is_homogeneous(candidate: nn.Module) -> bool:
+    return type(candidate) in HOMOGENEOUS and not is_watched(candidate)
+
+
 def last_norm(candidate: nn.Module) -> _BatchNorm | None:
     """Returns the batch norm without scale that ends a candidate, or None.
 
     Finds the norm at the end of plain (nested) sequences only. Returns None for a norm without running statistics,
-    whose dtype is unknown, and for a norm that the candidate uses at another place as well.
+    whose dtype is unknown, for a norm that the candidate uses at another place as well, and where a hook may change
+    what the norm returns.
     """
     module = candidate
     while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
+        if is_watched(module):
+            return None
         (*_, module) = module
-    if type(module) not in NORMS or module.affine or module.running_mean is None:
+    if type(module) not in NORMS or module.affine or module.running_mean is None or is_watched(module):
         return None
     assert isinstance(module, _BatchNorm)
     return module if module is candidate or is_used_once(candidate, module) else None
@@ -142,6 +151,7 @@ def inner_product(one: Tensor, other: Tensor) -> Tensor:
         product = (one.conj() * other).real
         return product.sum(dtype=torch.promote_types(product.dtype, torch.float32))
     if one.dtype != other.dtype or one.dtype not in (torch.float32, torch.float64):
+        one = one.float() if one.dtype is torch.float16 else one  # products above 65,504 overflow in float16
         return (one * other).sum(dtype=torch.float32)
     if one.ndim == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (one, other)):
         one, other = (x.as_strided((x.numel(),), (1,)) for x in (one, other))  # in memory order, without a copy

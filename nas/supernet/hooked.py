@@ -1,4 +1,4 @@
-"""Keeps the hooks on a choice in the derived network, where they see the inputs and outputs at the same place."""
+"""Hooks on modules. Those on a choice are kept in the derived network, where they see the same inputs and outputs."""
 
 from typing import Any
 
@@ -34,3 +34,14 @@ class Hooked(nn.Module):
 def with_hooks_of(other: nn.Module, module: nn.Module) -> nn.Module:
     """Returns the module, wrapped in `Hooked` if `other` has hooks."""
     return Hooked(module, hooks_of=other) if any(vars(other)[name] for name in CALLED) else module
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module runs more than its forward method: hooks or a compiled version."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+    )

@@ -18,15 +18,16 @@ def check_shapes(model: nn.Module, inputs: Inputs) -> Any:
 
     inputs: a small batch. The model runs in eval mode, so that its statistics do not change.
     Returns the model's output with the first candidate of every choice. Raises SpaceError, naming the choice by its
-    path, if a candidate does not return one tensor, or a tensor of another shape than the first candidate's, or returns
-    its input where the model writes into it later, see `nas.supernet.returned_inputs`.
+    path, if a candidate does not return one tensor, or a tensor of another shape than the first candidate's; if it
+    returns its input where the model writes into it later, or writes into its input where the model needs it again, see
+    `nas.supernet.returned_inputs`.
     """
     returned = ReturnedInputs()
     path_of = {module: path for path, module in model.named_modules() if isinstance(module, Choice)}
     expected: dict[Choice, tuple[str, torch.Size]] = {}
 
     def compare(part: Part, run: Callable[[], Any]) -> Any:
-        output, choice, name = run(), part.choice, part.name
+        output, choice, name = returned.run(part, run), part.choice, part.name
         if choice is None or name is None:
             return output
         if not isinstance(output, Tensor):
@@ -49,4 +50,5 @@ def check_shapes(model: nn.Module, inputs: Inputs) -> Any:
 
     output = run_every_candidate(model, inputs, compare)
     returned.refuse_overwritten(model, inputs)
+    returned.refuse_writing(model, inputs)
     return output

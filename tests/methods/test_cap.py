@@ -94,6 +94,16 @@ def test_the_pull_is_down_to_the_cap_and_no_further():
     assert not below.logits.grad.any()
 
 
+def test_a_cap_that_is_the_cost_of_the_cheapest_network_is_not_refused_for_rounding():
+    model = nn.Sequential(*(nas.Choice({"s": nn.Identity(), "l": nn.Identity()}, key=key) for key in "ba"))
+    made = nas.ArchParams.from_model(model)
+    costs = {("b", "s"): 0.2, ("a", "s"): 0.1, ("b", "l"): 1.0, ("a", "l"): 1.0}
+    cost = Cost({frozenset(): 0.3} | {frozenset([pair]): value for pair, value in costs.items()})
+    cap = cost.of({"a": "s", "b": "s"})
+    assert cap < cost.reachable(made.candidates)[0]  # by the order of the sum
+    assert Pull(Limit("latency_ms", cost, cap), made)(made, 0.0) > 0
+
+
 def test_derivers_that_hold_a_cap():
     limit = Limit("macs", COST, 50.0)
     likes_large = arch(3.0, 0.0)

@@ -10,10 +10,11 @@ from torch import nn
 
 from nas.errors import SpaceError
 from nas.methods.cost import Cost, Expectation
-from nas.methods.counted_costs import any_of, macs, parameters
+from nas.methods.counted_costs import any_of, macs, parameters, stored_bytes
 from nas.spaces.custom import Custom
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices
+from nas.supernet.entanglement import entangle
 from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 from nas.training.evaluate import count_macs, count_parameters
@@ -92,6 +93,17 @@ def test_shared_weights_count_once_and_repeated_use_each_time():
         assert of_macs.of(chosen) == 16 + 16 + 2 * used  # body, one, and two at its two places
 
 
+def test_entangled_kernels_count_as_the_frozen_network_keeps_them():
+    def model():
+        convolutions = {str(size): nn.Conv2d(2, 2, size, padding=size // 2) for size in (1, 3)}
+        return nn.Sequential(Choice(entangle(convolutions), key="a"))
+
+    for name in "13":
+        frozen = freeze(model(), {"a": name})
+        assert parameters(model()).of({"a": name}) == count_parameters(frozen)
+        assert stored_bytes(model()).of({"a": name}) == 4 * count_parameters(frozen)
+
+
 def test_costs_leave_the_model_as_it_was():
     model = Linked().train()
     model.one.eval()
@@ -153,6 +165,8 @@ def test_a_constant_cost_has_an_expectation():
 def test_a_candidate_the_supernet_lacks():
     with pytest.raises(SpaceError, match=r"has the candidate 'w' at b, which the supernet does not have; let retrain"):
         Expectation(Cost({term(("b", "w")): 1.0}), arch_of(OPTIONS))
+    # The range of costs, which a target is compared with before, leaves it out.
+    assert Cost({term(): 1.0, term(("other", "w")): 2.0}).reachable(OPTIONS) == (1.0, 1.0)
 
 
 def test_the_extremes_are_those_of_enumeration():

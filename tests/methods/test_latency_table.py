@@ -92,12 +92,23 @@ def test_a_choice_inside_a_candidate_of_its_own_key():
 def test_candidates_that_differ_at_their_places_count_by_their_mean():
     """One key at three places of equal inputs, of which the last is another module."""
     stages = [Choice({"a": Slow(1.0), "b": Slow(2.0)}, key="k") for _ in range(2)]
-    last = Choice({"a": nn.Sequential(Slow(7.0)), "b": Slow(2.0)}, key="k")
+    last = Choice({"a": Slow(7.0), "b": Slow(2.0)}, key="k")
     model, x = nn.Sequential(*stages, last), torch.zeros(7, 1)
     table = measure(model, x, device="a clock", clock=clock)
     assert table.candidates == {("k", ((7, 1),)): {"a": 3.0, "b": 2.0}}
     assert table.fixed == 0
     assert table.cost(model, x).of({"k": "a"}) == 9.0
+
+
+def test_choices_inside_that_differ_at_their_places_are_subtracted_as_they_are_there():
+    def block(milliseconds):
+        inner = Choice({"a": Slow(milliseconds), "b": Slow(2.0)}, key="inner")
+        return Choice({"block": Slow(1.0, inner), "plain": Slow(3.0)}, key="outer")
+
+    model, x = nn.Sequential(block(2.0), block(8.0)), torch.zeros(7, 1)
+    table = measure(model, x, device="a clock", clock=clock)
+    assert table.candidates["outer", NARROW]["block"] == 1.0
+    assert table.cost(model, x).of({"outer": "block", "inner": "a"}) == 12.0
 
 
 def test_measuring_leaves_the_model_as_it_was():

@@ -200,6 +200,22 @@ def test_of_a_sampler_that_draws_every_batch_has_a_draw_of_its_own():
     assert (gap.derived, gap.recalibrated, gap.examples) == (1.0, 1.0, 64)
 
 
+def test_the_gap_leaves_no_trace_in_a_sampler_that_counts_its_draws():
+    class Counting(Softmax):
+        def __init__(self):
+            self.__dict__["seen"] = {"draws": 0}
+
+        def __call__(self, logits, temperature, generator):
+            self.seen["draws"] += 1
+            return super().__call__(logits, temperature, generator)
+
+    supernet, sampler = OneBest(), Counting()
+    judge = judge_of(supernet, *four_classes(64), classes=4, batches=2)
+    arch = ArchParams.from_model(supernet)
+    Gap.measure(judge, arch=arch, sampler=sampler, temperature=1.0, chosen={"op": "right"})
+    assert sampler.seen == {"draws": 0}
+
+
 def test_the_gap_of_a_mixture_that_only_works_as_one():
     """Two halves of a solution, mixed: each alone sees one bit, and gets half of the classes right."""
     halves = [torch.tensor([[-1.0, 0], [1, 0], [-1, 0], [1, 0]]), torch.tensor([[0.0, -1], [0, -1], [0, 1], [0, 1]])]

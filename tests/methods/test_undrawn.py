@@ -11,8 +11,9 @@ from torch import nn
 from nas.errors import ConfigError
 from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import Gates, read_on_host
+from nas.methods.undrawn import UndrawnDecay
 from nas.supernet.arch_params import ArchParams
-from nas.supernet.choice import Choice
+from nas.supernet.choice import Choice, choices
 from nas.training.task import Classification
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 0.01
@@ -196,3 +197,12 @@ def test_settings_that_cannot_work(undrawn, optimizer, message):
             generator=torch.Generator(),
             undrawn=undrawn,
         )
+
+
+def test_weights_that_the_optimiser_leaves_out_get_no_state():
+    supernet = Supernet()
+    supernet.one.candidates[0].requires_grad_(False)
+    learning = [weight for weight in supernet.parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=LR, momentum=MOMENTUM)
+    UndrawnDecay(supernet, choices(supernet), optimizer).drew(["one", "two"], [0, 0])
+    assert optimizer.state_dict()["state"].keys() == {4, 5}  # the drawn candidate of `two`

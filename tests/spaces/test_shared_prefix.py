@@ -36,6 +36,14 @@ def test_pooling_is_shared_if_it_is_the_same():
         assert torch.equal(found[row, 0].rest(found[row, 0].module(x)), operation(x))
 
 
+def test_a_module_with_two_places_in_a_sequence_runs_twice():
+    relu = nn.ReLU()
+    operations = [nn.Sequential(relu, nn.Conv2d(2, 2, 1), relu) for _ in range(2)]
+    x = torch.randn(1, 2, 4, 4)
+    start = shared_starts([[one] for one in operations], [([0], True)] * 2)[0, 0]
+    assert torch.equal(start.rest(start.module(x)), operations[0](x))
+
+
 def test_only_where_nothing_but_the_start_would_be_left_out():
     class Backwards(nn.Sequential):
         def forward(self, x):

@@ -108,6 +108,21 @@ def test_pooling_keeps_no_output_for_the_gate():
     assert set(kept) <= {x.data_ptr(), gate.data_ptr()}
 
 
+@pytest.mark.parametrize("make", [lambda: nn.AvgPool2d(2), lambda: nn.Sequential(nn.BatchNorm2d(2, affine=False))])
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_hook_that_changes_an_output_is_a_part_of_the_candidate(make, inner):
+    candidate, x = make().double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    (candidate[-1] if inner and isinstance(candidate, nn.Sequential) else candidate).register_forward_hook(
+        lambda module, inputs, output: output.tanh() + 1
+    )
+    gate = torch.ones((), dtype=torch.float64, requires_grad=True)
+    slopes = [
+        torch.autograd.grad(output.square().sum(), gate)[0]
+        for output in (HardGate(gate).run(candidate, x), gate * candidate(x))
+    ]
+    assert torch.allclose(*slopes)
+
+
 def test_a_candidate_that_fails_leaves_no_gate_behind():
     module, gate = ReLUConvBN(4, 4, 1, False, kernel_size=3), torch.ones((), requires_grad=True)
     with pytest.raises(RuntimeError):
@@ -124,6 +139,11 @@ def test_the_inner_product(dtype):
         got = inner_product(one.contiguous(memory_format=layout), other.contiguous(memory_format=torch.channels_last))
         assert torch.allclose(got, expected, rtol=tolerance, atol=tolerance)
     assert inner_product(torch.ones(()), torch.tensor(3.0)) == 3
+
+
+def test_products_that_float16_cannot_hold():
+    large = torch.full((2,), 300.0, dtype=torch.float16)
+    assert inner_product(large, large) == 180_000
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

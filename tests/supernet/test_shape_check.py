@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from nas.errors import SpaceError
+from nas.spaces.nas_bench_201 import NasBench201
+from nas.spaces.ops import Zero, skip_connect
 from nas.supernet.choice import Choice
 from nas.supernet.shape_check import check_shapes
 
@@ -129,3 +131,30 @@ def test_a_candidate_that_returns_an_input_that_is_written_into_and_needed_again
     inner = Rewriting(again=True)
     with pytest.raises(SpaceError, match=r"^the candidate 'skip' of the choice at '0\.candidates\.1\.choice' returns"):
         check_shapes(nn.Sequential(Choice({"linear": nn.Linear(6, 6), "inner": inner})), torch.zeros(2, 6))
+
+
+class Residual(nn.Module):
+    def __init__(self, relu, *, again=True):
+        super().__init__()
+        self.choice, self.again = (
+            Choice({"linear": nn.Linear(6, 6), "relu": nn.Sequential(relu, nn.Linear(6, 6))}),
+            again,
+        )
+
+    def forward(self, x):
+        return self.choice(x) + (x if self.again else 0)
+
+
+def test_a_candidate_that_writes_into_an_input_that_is_needed_again_is_refused(spec):
+    x = torch.randn(2, 6)
+    with pytest.raises(SpaceError) as caught:
+        check_shapes(nn.Sequential(nn.Linear(6, 6), Residual(nn.ReLU(inplace=True))), x)
+    assert str(caught.value) == (
+        "the candidate 'relu' of the choice at '1.choice' writes into its input, which the model needs again; let it "
+        "begin with something that is not done in place, e.g. nn.ReLU() without inplace=True"
+    )
+    check_shapes(nn.Sequential(nn.Linear(6, 6), Residual(nn.ReLU(inplace=True), again=False)), x)
+    check_shapes(nn.Sequential(nn.Linear(6, 6), Residual(nn.ReLU())), x)
+    ops = {"none": Zero, "skip": skip_connect, "conv": lambda c_in, c_out, stride, affine: nn.ReLU(inplace=True)}
+    with pytest.raises(SpaceError, match=r"'conv' of the choice at '.*' writes into its input"):
+        check_shapes(NasBench201(channels=2, cells=1, ops=ops).supernet(spec), torch.randn(2, *spec.input_shape))
