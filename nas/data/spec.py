@@ -182,8 +182,8 @@ class ImageSpec(DataSpec):
         assert isinstance(chosen, Augment)
         if len(self.target_shape) > 1 and (chosen.crop_padding or chosen.flip or chosen.policy is not None):
             raise ConfigError(
-                f"crop_padding, flip and policies move the pixels of {self.name!r}, and would leave its labels of shape "
-                f"{self.target_shape} where they are",
+                f"crop_padding, flip and policies move the pixels of {self.name!r}, and would leave its labels of "
+                f"shape {self.target_shape} where they are",
                 fix="set crop_padding=0, flip=false and no policy",
             )
         # Made once: if these small tensors were made for each batch, they would stall the GPU twice a step.

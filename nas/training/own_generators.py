@@ -30,8 +30,8 @@ class OwnGenerators:
         return {place: state_of(one) for place, one in self.found().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the states of generators that are at the same places. Prints a warning of states without a generator,
-        e.g. of one that a step makes: it would draw its first numbers again."""
+        """Restores the states of generators that are at the same places. Prints a warning if a generator is not there,
+        e.g. as a step makes it: it would draw its first numbers again."""
         found = self.found()
         for place, one in found.items():
             if place in state and isinstance(state[place], torch.Tensor) == isinstance(one, torch.Generator):

@@ -171,11 +171,10 @@ class WeighedLoss:
         if self._weights is None:
             found: Tensor = self._task.loss(outputs, targets)
             return found if share == 1 else found * share
-        taught = getattr(self._task, "taught", None)
-        if taught is not None:
-            found = taught(outputs, targets, share, weighed=self._weighed)
-            return found
-        return self._weighed(self._task.loss, outputs, targets)
+        taught: Callable[..., Tensor] | None = getattr(self._task, "taught", None)
+        if taught is None:
+            return self._weighed(self._task.loss, outputs, targets)
+        return taught(outputs, targets, share, weighed=self._weighed)
 
     def _weighed(self, loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
         assert self._weights is not None  # asked by `loss`
