@@ -66,18 +66,21 @@ class DataBundle:
         return {"trained_on": self.trained_on, "training_sample": list(self.sample)}
 
     def augmented(self, *, cutout: int, policy: Policy | None) -> Augment | Preparation | None:
-        """Returns `augment`; for images, with a cutout square of this side in pixels, and with a policy.
+        """Returns `augment`; for images, with a cutout square of this side in pixels, and with a policy. What is 0 or
+        None here is as `augment` has it.
 
         Raises ConfigError if cutout or a policy is set and the examples are not images, or not images that a policy
         takes.
         """
-        if isinstance(self.augment, Augment):
+        augment = Augment() if self.augment is None and isinstance(self.spec, ImageSpec) else self.augment
+        if isinstance(augment, Augment):
+            policy = policy or augment.policy
             if policy is not None and self.spec.channels not in (1, 3):
                 raise ConfigError(
                     f"retrain.policy takes images of 1 or 3 channels, got {self.spec.channels} in {self.spec.name!r}",
                     fix="set policy@retrain.policy=null",
                 )
-            return replace(self.augment, cutout=cutout, policy=policy)
+            return replace(augment, cutout=cutout or augment.cutout, policy=policy)
         for value, got, fix in (
             (cutout, f"cutout is {cutout}", "retrain.cutout=0"),
             (policy, f"policy is {type(policy).__name__}", "policy@retrain.policy=null"),
@@ -86,7 +89,7 @@ class DataBundle:
                 raise ConfigError(
                     f"retrain.{got}, but the examples of {self.spec.name!r} are not images", fix=f"set {fix}"
                 )
-        return self.augment
+        return augment
 
     def mixing(self, *, mixup: float, cutmix: float) -> Mixing | None:
         """Returns mixup and cutmix for training batches, or None if both are 0.

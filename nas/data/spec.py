@@ -176,9 +176,16 @@ class ImageSpec(DataSpec):
             self._reject(f"std must be > 0, got {self.std}")
 
     def preparation(self, augment: Augment | Preparation | None, device: torch.device) -> Preparation:
-        """Returns the function that augments and normalises a batch."""
+        """Returns the function that augments and normalises a batch. Raises ConfigError if it would move the pixels of
+        images with a label for each pixel, as labels are not augmented."""
         chosen = augment or Augment()
         assert isinstance(chosen, Augment)
+        if len(self.target_shape) > 1 and (chosen.crop_padding or chosen.flip or chosen.policy is not None):
+            raise ConfigError(
+                f"crop_padding, flip and policies move the pixels of {self.name!r}, and would leave its labels of "
+                f"shape {self.target_shape} where they are",
+                fix="set crop_padding=0, flip=false and no policy",
+            )
         # Made once: if these small tensors were made for each batch, they would stall the GPU twice a step.
         mean, std = torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
 

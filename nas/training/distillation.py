@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
@@ -171,8 +171,16 @@ class Distilled:
         return getattr(self.task, name)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.taught(outputs, targets, 1.0, weighed=lambda loss, *given: loss(*given))
+
+    def taught(self, outputs: Tensor, targets: Tensor, part: float, *, weighed: Callable[..., Tensor]) -> Tensor:
+        """Returns the loss of a part of a batch.
+
+        weighed: (loss, outputs, targets) -> the task's own loss times its weight in the batch. part: of the batch's
+        examples, the weight of the teacher's term: the teacher also teaches where labels are ignored.
+        """
         inputs, self._inputs = self._inputs, None  # an auxiliary head has a second loss, without the teacher
-        loss = self.task.loss(outputs, targets)
+        loss = weighed(self.task.loss, outputs, targets)
         if inputs is None:
             return loss
         if self._versions != versions_of(inputs):
@@ -183,7 +191,7 @@ class Distilled:
         distillation = self.distillation
         term = distillation.term(outputs, inputs, dict(self._features))
         self._features.clear()
-        return (1 - distillation.share) * loss + term
+        return (1 - distillation.share) * loss + (term if part == 1 else part * term)
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[None]:

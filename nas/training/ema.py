@@ -11,7 +11,7 @@ class Average:
     """The exponential moving average of a network's weights over its training steps.
 
     network: a copy of the trained network, with the averaged weights. Batch-norm statistics are averaged too. Buffers
-    of integers are copied.
+    of integers are copied, and so are buffers whose shape or type has changed.
     decay: in [0, 1), the part of the average that an update keeps. Update t = 0, 1, ... keeps min(decay, (1 + t) / (10
     + t)), so that a short run does not end on an average of its first steps.
 
@@ -23,20 +23,35 @@ class Average:
         self.network = copied(network)
         self.decay = decay
         self.updates = 0
-        self._averages, self._counts = by_kind(self.network)
-        self._weights, self._live_counts = by_kind(network)
+        self._weights = list(zip(self.network.parameters(), network.parameters(), strict=True))
+        self._modules = list(zip(self.network.modules(), network.modules(), strict=True))
 
+    @torch.no_grad()
     def update(self) -> None:
         """Updates the average with the present weights."""
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        get_ema_multi_avg_fn(kept)(self._averages, self._weights, self.updates)
-        for count, live in zip(self._counts, self._live_counts, strict=True):
-            count.copy_(live)
+        pairs: dict[Tensor, Tensor] = {}  # of what is averaged; a tensor of two modules once
+        for mine, live in (*self._weights, *self._buffers()):
+            if mine.is_floating_point() or mine.is_complex():
+                pairs[mine] = live
+            else:
+                mine.copy_(live)
+        get_ema_multi_avg_fn(kept)(list(pairs), list(pairs.values()), self.updates)
         self.updates += 1
 
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """The present buffers of both networks, as a step may replace one: ``self.mean = 0.9 * self.mean + ...``."""
+        found = []
+        for module, other in self._modules:
+            for name, live in other._buffers.items():
+                mine = module._buffers.get(name)
+                if mine is not None and live is not None and form(mine) == form(live):
+                    found.append((mine, live))
+                elif mine is not live:
+                    persistent = name not in other._non_persistent_buffers_set
+                    module.register_buffer(name, None if live is None else live.clone(), persistent=persistent)
+        return found
 
-def by_kind(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the parameters and buffers of floating-point numbers, and the others."""
-    tensors = [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]
-    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    return floats, [tensor for tensor in tensors if not torch.is_floating_point(tensor)]
+
+def form(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device

@@ -1,6 +1,5 @@
 """The retraining stage: train the derived network from scratch."""
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -144,7 +143,8 @@ class TrainingStep:
     auxiliary_weight: of the auxiliary head's loss, where there is one; grad_clip: norm, 0 for none.
     label_smoothing: probability that the loss, though not the metric, spreads evenly over all classes.
     accumulation: parts that a batch is split into, one forward and backward pass each, to save memory. The gradient is
-    that of the whole batch, except that batch norms see the statistics of a part.
+    that of the whole batch, except that batch norms see the statistics of a part, and that a teacher's features are
+    compared relative to those of a part.
     precision: of the forward passes.
     """
 
@@ -172,7 +172,7 @@ class TrainingStep:
                 outputs = forward(*each(some_inputs))
                 if whole is None:  # now that the outputs say how many classes there are
                     whole = WeighedLoss(task, self.seen(targets, outputs), count=self.accumulation)
-                part_loss = whole.part(functools.partial(self.loss, task=task), outputs, some_targets, number)
+                part_loss = self.loss(outputs, some_targets, whole.part(number))
             state.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
             metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
@@ -182,7 +182,7 @@ class TrainingStep:
             state.average.update()
         return StepResult(watch.loss, metric, len(targets), taken.norm, taken.skipped)
 
-    def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task) -> Tensor:
+    def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task | WeighedLoss) -> Tensor:
         """Of what a network returned: an auxiliary head adds a weighted second loss."""
         targets = self.seen(targets, outputs)
         if isinstance(outputs, tuple):

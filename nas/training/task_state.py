@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from nas.training.held_objects import held
 from nas.training.weighing import OnDevice
 
+AT_FIRST = " at first"  # after the name of a buffer whose shape has changed: what it was at construction
+
 
 def modules_of(task: Any) -> dict[str, nn.Module]:
     """Returns place -> module for the modules that a task holds: in attributes, partials, methods and functions."""
@@ -39,53 +41,81 @@ class TaskState:
             callable(getattr(task, name, None)) for name in ("state_dict", "load_state_dict")
         )
         self._modules = modules_of(task)
-        self._before = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors()}
+        self._before = {name: on_cpu(getattr(part, leaf)) for name, part, leaf in self._held()}
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _held(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """Yields (name, module, attribute) of each parameter and buffer, also of those that are None."""
         for place, module in self._modules.items():
-            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-                yield f"{place}.{name}".strip("."), tensor
+            for path, part in module.named_modules():
+                for leaf in (*part._parameters, *part._buffers):
+                    yield ".".join(filter(None, (place, path, leaf))), part, leaf
 
     def state_dict(self) -> dict[str, Any]:
         if self._itself:
             state: dict[str, Any] = self._task.state_dict()
             return state
-        now = {name: tensor.detach().cpu() for name, tensor in self._tensors()}  # sent to the first process
-        return {name: tensor for name, tensor in now.items() if not self._is_as_before(name, tensor)}
+        found: dict[str, Any] = {}
+        for name, part, leaf in self._held():
+            if (now := getattr(part, leaf)) is None or self._is_as_before(name, now):
+                continue
+            found[name] = now.detach().cpu()  # sent to the first process
+            if shape(before := self._before.get(name)) != now.shape:
+                found[name + AT_FIRST] = before
+        return found
 
     def _is_as_before(self, name: str, tensor: Tensor) -> bool:
         before = self._before.get(name)
-        return before is not None and torch.equal(before.to(tensor.dtype), tensor)
+        return before is not None and torch.equal(before.to(tensor.device, tensor.dtype), tensor)
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Restores the numbers of the construction, with which each stage of a run begins."""
-        for name, tensor in self._tensors():
-            if name in self._before and self._before[name].shape == tensor.shape:
-                tensor.copy_(self._before[name])
+        for name, part, leaf in self._held():
+            if name in self._before:
+                put(part, leaf, self._before[name])
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned. Ignores tensors that the task does not have, or of another shape: a run
-        may be continued with another loss."""
+        """Restores what `state_dict` returned. Ignores tensors that the task does not have, or that had another shape
+        at the construction: a run may be continued with another loss."""
         if self._itself:
             self._task.load_state_dict(state)
             return
-        for name, tensor in self._tensors():
-            if name in state and state[name].shape == tensor.shape:
-                tensor.copy_(state[name])
+        for name, part, leaf in self._held():
+            if name in state and shape(state.get(name + AT_FIRST, state[name])) == shape(getattr(part, leaf)):
+                put(part, leaf, state[name])
+
+
+def on_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().cpu().clone()
+
+
+def shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
+
+
+@torch.no_grad()
+def put(module: nn.Module, name: str, value: Tensor | None) -> None:
+    """Writes a value into a parameter or buffer. Replaces a buffer of another shape, as a loss may let one grow."""
+    there = getattr(module, name)
+    if value is not None and shape(there) == value.shape:
+        there.copy_(value)
+    elif name in module._buffers:
+        setattr(module, name, None if value is None else value.clone() if there is None else value.to(there, copy=True))
 
 
 @contextmanager
 def buffers_kept(task: Any) -> Iterator[None]:
     """Restores the buffers of a task's modules at the end, e.g. running statistics of a loss that scores something."""
-    modules = modules_of(task).values()
-    before = [(module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers()]
+    modules = [part for module in modules_of(task).values() for part in module.modules()]
+    before = [
+        (module, name, None if buffer is None else buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+    ]
     try:
         yield
     finally:
         for module, name, value in before:
-            module.get_buffer(name).copy_(value)
+            put(module, name, value)
 
 
 def parameters_of(task: Any) -> list[str]:

@@ -5,6 +5,7 @@ the batches of a score make such parts. The weight of a part is its number of ex
 labels or weighs classes.
 """
 
+import copy
 import functools
 import inspect
 import math
@@ -138,13 +139,14 @@ class WeighedLoss:
     """Scales the losses of the parts of one batch, so that they add up to the loss of the whole batch.
 
     targets: of this process's share of the batch. count: number of parts in this process. Several processes build it
-    together. The loss of the whole batch is the mean over the processes of the sum over the parts of what `part`
-    returns.
+    together. The loss of the whole batch is the mean over the processes of the sum over the parts of what `loss`
+    returns. `part` gives the one of a part, counted from 0.
     """
 
     def __init__(self, task: Any, targets: Tensor, *, count: int = 1) -> None:
         self._task = task
         self._examples = len(targets)
+        self._number = 0
         self._weights: Sequence[Tensor] | None = None
         if count == 1 and distributed.world() == 1:
             return  # the part is the whole batch
@@ -154,24 +156,33 @@ class WeighedLoss:
             self._whole = whole
             self._weights = [part.sum() for part in weights.tensor_split(count)]
 
+    def part(self, number: int) -> "WeighedLoss":
+        made = copy.copy(self)
+        made._number = number
+        return made
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns the scaled loss of the task, if the batch has one part in this process."""
-        return self.part(self._task.loss, outputs, targets)
+        """Returns the loss of the part, times its weight in the batch.
 
-    def part(self, loss: Callable[[Any, Tensor], Tensor], outputs: Any, targets: Tensor, number: int = 0) -> Tensor:
-        """Returns the loss of a part, counted from 0, times its weight in the batch.
-
-        outputs: a tensor or a tuple of tensors. If no label of a part counts, its loss is 0 / 0. Such a part adds 0 and
-        no gradient. If no label of the whole batch counts, the loss stays NaN.
+        If no label of a part counts, its loss is 0 / 0. Such a part adds 0 and no gradient. If no label of the whole
+        batch counts, the loss stays NaN. A teacher's term weighs all examples alike, see `Distilled`.
         """
+        share = len(targets) / self._examples  # the parts may differ by one example
         if self._weights is None:
-            share = len(targets) / self._examples  # the parts may differ by one example
-            return loss(outputs, targets) if share == 1 else loss(outputs, targets) * share
-        weight = self._weights[number]
+            found: Tensor = self._task.loss(outputs, targets)
+            return found if share == 1 else found * share
+        taught: Callable[..., Tensor] | None = getattr(self._task, "taught", None)
+        if taught is None:
+            return self._weighed(self._task.loss, outputs, targets)
+        return taught(outputs, targets, share, weighed=self._weighed)
+
+    def _weighed(self, loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self._weights is not None  # asked by `loss`
+        weight = self._weights[self._number]
         counts = (weight > 0) | (self._whole == 0)
-        for output in outputs if isinstance(outputs, tuple) else (outputs,):
-            if output.requires_grad:
-                output.register_hook(functools.partial(gradient_if, counts))
+        if outputs.requires_grad:
+            outputs = outputs.view_as(outputs)  # only for this loss: other terms of the outputs keep their gradient
+            outputs.register_hook(functools.partial(gradient_if, counts))
         found = loss(outputs, targets)
         return torch.where(counts, found * (weight / self._whole).to(found.dtype), 0)
 

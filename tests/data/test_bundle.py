@@ -173,3 +173,23 @@ def test_values_are_split_at_random() -> None:
     assert sorted(torch.cat([each for each in seen if isinstance(each, torch.Tensor)]).flatten().tolist()) == list(
         range(20)
     )
+
+
+def test_what_an_augmentation_has_itself_stays_where_the_settings_have_nothing() -> None:
+    def policy(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images
+
+    plain, given = replace(bundle_of(2), augment=None), Augment(flip=True, cutout=2, policy=policy)
+    assert plain.augmented(cutout=3, policy=policy) == Augment(cutout=3, policy=policy)  # images given as tensors
+    own = replace(plain, augment=given)
+    assert own.augmented(cutout=0, policy=None) == given
+    assert own.augmented(cutout=3, policy=None) == replace(given, cutout=3)
+
+
+@pytest.mark.parametrize("moving", [{"flip": True}, {"crop_padding": 1}, {"policy": lambda images, generator: images}])
+def test_pixels_that_have_labels_are_not_moved(moving: dict[str, Any]) -> None:
+    spec, device = replace(SPEC, target_shape=(4, 6)), torch.device("cpu")
+    spec.preparation(Augment(cutout=2), device)
+    replace(SPEC, target_shape=(3,)).preparation(Augment(**moving), device)  # several labels of the whole image
+    with pytest.raises(ConfigError, match=r"would leave its labels of shape \(4, 6\) where they are"):
+        spec.preparation(Augment(**moving), device)

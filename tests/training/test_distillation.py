@@ -72,6 +72,22 @@ def test_the_loss_of_a_step_is_the_task_s_and_the_teacher_s(lesson, accumulation
     assert all(parameter.grad is None for parameter in lesson.teacher.parameters())
 
 
+@pytest.mark.parametrize("ignored", [slice(1, None), slice(None)])
+def test_the_teacher_s_part_of_a_loss_does_not_depend_on_which_labels_are_ignored(ignored):
+    torch.manual_seed(0)
+    teacher, net = (nn.Conv1d(2, 3, 1) for _ in range(2))
+    x, y = torch.randn(4, 2, 5), torch.arange(20).view(4, 5) % 3
+    y[2:, ignored] = -100  # of the second of two parts, some or all
+    task = Distilled(Classification(), Distillation(teacher=teacher.eval().requires_grad_(False), classes=3))
+    state, found = RetrainState(net, torch.optim.SGD(net.parameters(), lr=0.0)), []
+    with attached(task, net):
+        for accumulation in (1, 2):
+            result = TrainingStep(accumulation=accumulation)(state, (x, y), task)
+            found.append((result.loss, net.weight.grad))
+    for whole, parts in zip(*found, strict=True):
+        assert torch.allclose(whole, parts, atol=1e-6)
+
+
 def test_only_passes_with_gradients_of_the_attached_network_are_taught(lesson):
     net, x, y = Net(), torch.randn(6, 5), torch.arange(6) % 4
     task, plain = Distilled(Classification(), lesson), F.cross_entropy(net(x), y)

@@ -82,3 +82,37 @@ def test_it_does_not_wait_for_the_gpu():
     average = Average(model, decay=0.9)
     with no_waiting():
         average.update()
+
+
+class Replacing(nn.Module):
+    """Replaces buffers in its forward pass, in place of writing into them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        for name in ("mean", "twin", "last", "none"):
+            self.register_buffer(name, torch.zeros(2), persistent=name == "mean")
+        self.twin = self.mean
+
+    def forward(self, x):
+        self.mean = self.twin = self.mean + x
+        self.last, self.none = x.repeat(2), None
+
+
+def test_buffers_that_a_step_replaces_are_averaged_too():
+    model = Replacing()
+    average = Average(model, decay=0.9)
+    for _ in range(2):
+        model(torch.ones(2))
+        with torch.no_grad():
+            model.weight += 1j
+        average.update()
+    kept = 0.1, 2 / 11
+    expected = (1 - kept[0]) * 1 * kept[1] + (1 - kept[1]) * 2
+    ours = average.network
+    assert torch.allclose(ours.mean, torch.full((2,), expected))
+    assert torch.equal(ours.twin, ours.mean)
+    assert torch.allclose(ours.weight.detach(), torch.full((2,), 1 + expected * 1j))
+    assert torch.equal(ours.last, torch.ones(4))
+    assert ours.none is None
+    assert ours.state_dict().keys() == model.state_dict().keys()

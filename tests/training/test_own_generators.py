@@ -77,3 +77,17 @@ def test_states_of_other_generators_are_left_out():
     before = generators.state_dict()["augment.generator"]
     generators.load_state_dict({"augment.generator": "[3, [1], null]", "other": before})
     assert torch.equal(generators.state_dict()["augment.generator"], before)
+
+
+def test_a_generator_that_a_step_replaces_or_makes_is_saved_and_one_that_is_not_there_yet_is_told(capsys):
+    holder, other = Holder(random.Random(1)), Holder(None)
+    generators = OwnGenerators({"network": holder, "task": other})
+    holder._generator, other._generator = random.Random(2), np.random.default_rng(1)
+    state, following = generators.state_dict(), holder.draw().random()
+    assert list(state) == ["network.generator", "task.generator"]
+    generators.load_state_dict(state)
+    assert holder.draw().random() == following
+    assert not capsys.readouterr().err
+    other._generator = None
+    generators.load_state_dict(state)
+    assert "the random generator task.generator of the checkpoint is not there" in capsys.readouterr().err

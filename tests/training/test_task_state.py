@@ -178,3 +178,35 @@ def test_each_process_goes_on_with_the_loss_of_its_own_share(monkeypatch):
     monkeypatch.setattr(distributed, "share", lambda: distributed.Share(1, 2))
     state.task.load_state_dict(distributed.of_this_process(saved["task"]))
     assert loss.mean == 3
+
+
+class Bank(nn.Module):
+    """A loss whose buffers grow, and that makes one of them in its first pass."""
+
+    def __init__(self, width=1):
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(0, width))
+        self.register_buffer("last", None)
+
+    def forward(self, outputs, targets):
+        self.bank = torch.cat([self.bank, outputs[:, :1].detach()])
+        self.last = outputs.detach()
+        return F.cross_entropy(outputs, targets) + self.bank.sum()
+
+
+def test_buffers_that_grow_are_saved_reset_and_kept():
+    one, other, wide = Bank(), Bank(), Bank(width=2)
+    saved, resumed, changed = (TaskState(task(loss)) for loss in (one, other, wide))
+    one(*BATCH)
+    with buffers_kept(task(one)):
+        one(*BATCH)
+    assert one.bank.shape == (2, 1)
+    resumed.load_state_dict(saved.state_dict())
+    assert torch.equal(other.bank, one.bank)
+    assert torch.equal(other.last, one.last)
+    changed.load_state_dict(saved.state_dict())
+    assert wide.bank.shape == (0, 2)  # of another loss
+    saved.reset()
+    assert one.bank.shape == (0, 1)
+    assert one.last is None
+    assert not saved.state_dict()
