@@ -292,7 +292,7 @@ def export(
     net: Trained | str | Path,
     directory: str | Path,
     *,
-    formats: Sequence[str] | Mapping[str, Format] = FORMATS,
+    formats: str | Sequence[str] | Mapping[str, Format] = FORMATS,
     test: Any = None,
     allow: Sequence[str | Callable[..., Any]] = (),
 ) -> Exported:
@@ -303,7 +303,8 @@ def export(
     """
     with named_as_arguments():
         trained = opened(net, allow=allow, device="cpu")
-        chosen = formats if isinstance(formats, Mapping) else {name: format_called(name) for name in formats}
+        names = [formats] if isinstance(formats, str) else formats
+        chosen = names if isinstance(names, Mapping) else {name: format_called(name) for name in names}
         loader, result = None, trained.result or {}
         if test is not None:
             data = data_to_score(test, trained)

@@ -54,6 +54,8 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
             expected = f"an object with {', '.join(OBJECTS[name])}"
             right = not isinstance(value, type) and all(hasattr(value, one) for one in OBJECTS[name])
             fix = f"give {name}={value.__name__}(...)" if isinstance(value, type) else f"see nas.search for {name}"
+            if name == "regulariser":
+                expected, fix = "a dict of name -> object", "give e.g. regulariser={'mine': nas.methods.Entropy(...)}"
         elif name in MAKERS:
             right, expected = callable(value), "a class or a function that makes it"
             fix = f"give the class, or functools.partial of the class and its arguments, as {name}"
@@ -105,6 +107,11 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
 def space_of(build_model: Any) -> Space:
     if isinstance(build_model, Space):
         return build_model
+    if isinstance(build_model, type) and issubclass(build_model, Space):
+        raise ConfigError(
+            f"build_model is the class {build_model.__name__}, expected a space",
+            fix=f"give {build_model.__name__}(...)",
+        )
     if isinstance(build_model, Trained):
         build_model = build_model.network
     if isinstance(build_model, nn.Module) or callable(build_model):

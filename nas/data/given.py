@@ -57,6 +57,15 @@ def training(given: Any, reading: Reading, *, augment: Augment | Preparation | N
     augment: what training batches go through; None: as the family or the folder has it, or nothing.
     Raises DataError for anything else, and for data that are not as described.
     """
+    named = isinstance(given, str | Path | Family)  # its classes have names
+    for argument, unused, reason in (
+        ("image_size", not isinstance(given, str | Path), "only the images of a folder are scaled"),
+        ("classes", named, "a folder and a data set family name their classes themselves"),
+    ):
+        if unused and getattr(reading, argument) is not None:
+            raise ConfigError(
+                f"{argument} was given beside a {type(given).__name__}, but {reason}", fix=f"leave {argument} out"
+            )
     if isinstance(given, str | Path):
         bundle = ImageFolder(
             root=str(given),
@@ -139,6 +148,18 @@ def spec_of(
         "target_shape": tuple(target.shape),
         "class_names": names,
     }
+    if (
+        isinstance(inputs, Tensor)
+        and inputs.ndim == 2
+        and inputs.dtype == torch.uint8
+        and names
+        and distributed.first()
+    ):
+        print(
+            f"warning: the inputs of {what} have the shape {tuple(inputs.shape)} and no channels, so they are not "
+            "read as images; give grey images as images[:, None]",
+            file=sys.stderr,
+        )
     if isinstance(inputs, Tensor) and inputs.ndim == 3 and names:
         channels, middle, last = inputs.shape
         comes_last = last in CHANNELS and channels not in CHANNELS

@@ -18,6 +18,7 @@ NAMES = (
     (r"\bruntime\.device\b", "device"),
     (r"\bspace\.factory\b", "build_model"),
     (r"\bdata\.(classes|augment|image_size)\b", r"\1"),
+    (r"\bset data\.root to\b", "give"),
     (r"\bdata\.root\b", "the folder"),
     (r"=null\b", "=None"),
     (r"=(true|false)\b", lambda found: f"={found[1].title()}"),

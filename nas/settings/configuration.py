@@ -48,6 +48,17 @@ def build(node: Any, *, allow: Allowed = (), **arguments: Any) -> Any:
     return construct(plain, allow=allow, where=node._get_full_key(None), arguments=arguments)
 
 
+def build_each(group: DictConfig, *, allow: Allowed = ()) -> dict[str, Any]:
+    """Returns the objects of a group of which several options can be chosen, by their names. Raises as `build` does."""
+    if "_target_" in group:  # an option of the user's own, most likely
+        name = group._get_full_key(None)
+        raise ConfigError(
+            f"an option of {name} sets the whole group, expected one entry of it",
+            fix=f"begin my_{name}.yaml with the line `# @package {name}.my_{name}`",
+        )
+    return {str(name): build(node, allow=allow) for name, node in group.items()}
+
+
 def to_yaml(config: DictConfig) -> str:
     """Returns the text of config.yaml: every interpolation is resolved, and names replace targets."""
     text: str = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=False, width=120)

@@ -58,6 +58,8 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
 def fitting(value: Any, annotation: Any, setting: str) -> Any:
     """Returns the value, or a whole number as text. Raises ConfigError if the value does not fit the annotation."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any(kind in PLAIN for kind in kinds):  # torch's optimisers also take numbers as tensors, which no setting is
+        kinds = tuple(kind for kind in kinds if getattr(kind, "__name__", "") != "Tensor")
     lists = [kind for kind in kinds if get_origin(kind) in LISTS]
     if not all(kind in PLAIN or kind is NoneType or kind in lists for kind in kinds):
         return value

@@ -1,6 +1,7 @@
 """The base class of search spaces. A space builds the supernet, and the plain network of a genotype."""
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -75,8 +76,17 @@ class Space(ABC):
             return {key: sharing[0].names for key, sharing in found.items()}
 
     def resized(self, sizes: Mapping[str, Any]) -> Self:
-        """The same space with some of its fields changed, e.g. {"channels": 36, "cells": 20} for retraining."""
+        """The same space with some of its fields changed, e.g. {"channels": 36, "cells": 20} for retraining.
+
+        Raises ConfigError for a size that is no field, or if the constructor takes something else than fields, which a
+        copy and a checkpoint would lose.
+        """
         fields = [field.name for field in dataclasses.fields(self)]
+        if lost := [name for name in inspect.signature(type(self)).parameters if name not in fields]:
+            raise ConfigError(
+                f"the space {self.name} has a constructor of its own that takes {', '.join(lost)}, expected fields",
+                fix="make the class a dataclass(frozen=True, kw_only=True), and these its fields: see CONTRIBUTING.md",
+            )
         unknown = [name for name in sizes if name not in fields]
         if unknown:
             raise ConfigError(

@@ -45,7 +45,11 @@ def of_hydra(path: Path) -> bool:
 
 
 def check_empty(directory: Path) -> None:
-    """Raises OutputError, naming the directory, if it has anything that a new run would mix with."""
+    """Raises OutputError, naming the directory, if it is a file, or has anything that a new run would mix with."""
+    if not directory.is_dir():
+        raise OutputError(
+            f"the output directory {directory} is a file, expected a new directory", fix="set hydra.run.dir to another"
+        )
     if found := in_the_way(directory):
         listed = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         raise OutputError(

@@ -283,7 +283,7 @@ def choices(model: nn.Module) -> dict[str, list[Choice]]:
     if not found:
         raise SpaceError(
             f"{type(model).__name__} contains no Choice, so there is nothing to search",
-            fix="replace at least one of its modules by nas.supernet.choice.Choice({'name': module, ...})",
+            fix="replace at least one of its modules by nas.Choice({'name': module, ...})",
         )
     for key, sharing in found.items():
         without_key = next((choice for choice in sharing if not choice.key), None)

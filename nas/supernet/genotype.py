@@ -27,6 +27,12 @@ class Genotype:
     choices: Mapping[str, str | None]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.choices, Mapping):  # of a deriver of the user's own, say
+            raise GenotypeError(
+                f"the choices of a genotype are a {type(self.choices).__name__}, expected a dict of key -> "
+                "candidate name",
+                fix="let the deriver return e.g. {'cell/0-1': 'skip_connect'}",
+            )
         object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
 
     def __reduce__(self) -> tuple[Any, ...]:

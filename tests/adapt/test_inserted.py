@@ -83,7 +83,7 @@ def test_files_of_a_trained_network_do_not_need_its_first_weights(original, spec
     assert torch.equal(seen["stem"], original[0].weight)  # from scratch is from the trained weights here
     path.unlink()
     monkeypatch.setattr("nas.formats.export.compared", lambda _, made, __: {one.file: 0.0 for one in made})
-    nas.export(net, tmp_path / "out", formats=["weights"])
+    nas.export(net, tmp_path / "out", formats="weights")
     assert str(path) not in (tmp_path / "out" / "metadata.json").read_text()
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert '"share": 0.25' in card.partition("Settings of the teacher:")[2]

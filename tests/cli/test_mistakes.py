@@ -106,6 +106,10 @@ MISTAKES = {
         "torch.optim.SGD refuses its arguments: Invalid learning rate: -1; "
         "correct them in its configuration group, or choose another of its options",
     ),
+    "optimiser's value that is no number": (
+        ("weight_optim.lr=fast",),
+        "weight_optim.lr must be a number, got 'fast'; set weight_optim.lr=0.5",
+    ),
     "retraining optimiser's value": (
         ("retrain.optim.lr=-1",),
         "torch.optim.SGD refuses its arguments: Invalid learning rate: -1; "

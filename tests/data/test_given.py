@@ -144,6 +144,11 @@ def test_channels_that_come_last_are_said_of_floats_too(capsys, shape, said):
     assert ("which is read as (channels, height, width)" in capsys.readouterr().err) is said
 
 
+def test_images_without_channels_are_said(capsys):
+    training((torch.zeros(4, 8, 8, dtype=torch.uint8), torch.arange(4) % 2), Reading())
+    assert "no channels, so they are not read as images; give grey images as images[:, None]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("augment", "message"),
     [

@@ -1,5 +1,6 @@
 """Every YAML that ships composes and builds, and every preset runs two steps."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_every_command_composes(root: str) -> None:
     if root not in ("draw", "predict"):  # which run no network, or one on a device alone
         assert cfg.runtime._target_ == "nas.runtime.Runtime"
     assert HydraConfig.get().job.name == f"nas-{root}"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_is_in_the_table_of_settings(group: str) -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(rf"\| .*`{group}[`@]", line)]
+    if group == "experiment":
+        rows = [text.split("\n## Presets\n")[1].split("\n## ")[0]]
+    options = {path.stem for path in (ROOT / group).glob("*.yaml")} - {"default"}
+    assert rows
+    assert options <= {*re.findall(r"\w+", rows[0])}
 
 
 def overrides_of(group: str, option: str) -> list[str]:

@@ -437,7 +437,7 @@ MISTAKES = {
         "no_choice",
         SIGNALS,
         "Linear contains no Choice, so there is nothing to search; replace at least one of its modules by "
-        "nas.supernet.choice.Choice({'name': module, ...})",
+        "nas.Choice({'name': module, ...})",
     ),
     "unlike keys": (
         "unlike_keys",

@@ -11,6 +11,7 @@ from nas.spaces.cell import DropPath, set_drop_path
 from nas.spaces.darts import PUBLISHED, Darts, DartsCell
 from nas.spaces.mixed_edges import MixedEdges
 from nas.spaces.nas_bench_201 import NasBench201, NasBench201Cell
+from nas.spaces.space import Space
 from nas.supernet.choice import Choice, choices, gates
 from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
@@ -410,3 +411,17 @@ def test_channels_last_changes_nothing_but_the_layout(space, spec):
     expected = run(supernet, images.double(), seed=3)
     got = run(supernet.to(memory_format=torch.channels_last), images.double(), seed=3)
     assert torch.allclose(got, expected, rtol=1e-9)
+
+
+def test_a_space_whose_sizes_are_no_fields_is_refused():
+    class Mine(Space):
+        name = "mine"
+
+        def __init__(self, width=4):
+            self.width = width
+
+        def build(self, spec, *, affine):
+            return nn.Linear(self.width, spec.num_classes)
+
+    with pytest.raises(ConfigError, match="mine has a constructor of its own that takes width, expected fields"):
+        Mine(width=8).resized({})  # which made a space of width 4

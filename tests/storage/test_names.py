@@ -50,6 +50,12 @@ def test_what_is_in_the_way_is_named(entries, named, tmp_path):
         check_new(tmp_path, config="seed: 0\n")
 
 
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is a file, expected a new directory"):
+        names.check_empty(tmp_path / "file")
+
+
 def test_a_run_that_was_killed_before_its_manifest_can_be_started_again(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     check_new(tmp_path, config="seed: 0\n")

@@ -152,3 +152,9 @@ def test_a_genotype_is_copied_pickled_and_hashed(again):
     assert len({genotype, same, Genotype("mine", {"a": "y", "b": None})}) == 2
     with pytest.raises(TypeError):
         same.choices["a"] = "y"
+
+
+@pytest.mark.parametrize("choices", [None, ["a"]])
+def test_choices_that_are_no_mapping_are_refused(choices):
+    with pytest.raises(GenotypeError, match="expected a dict of key -> candidate name; let the deriver return"):
+        Genotype("mine", choices)

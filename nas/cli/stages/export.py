@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from nas.formats.format import Format
-from nas.settings.configuration import build
+from nas.settings.configuration import build_each
 
 
 def build_formats(cfg: DictConfig, *, allow: list[str]) -> dict[str, Format]:
@@ -11,4 +11,4 @@ def build_formats(cfg: DictConfig, *, allow: list[str]) -> dict[str, Format]:
 
     Raises ConfigError if a package that one of them needs is missing.
     """
-    return {str(name): build(node, allow=allow) for name, node in cfg.formats.items()}
+    return build_each(cfg.formats, allow=allow)

@@ -15,7 +15,8 @@ from nas.methods.published_settings import missing, reinmax_too_cold
 from nas.methods.search_job import SearchJob
 from nas.methods.search_options import SearchOptions, SearchParts
 from nas.runtime import distributed
-from nas.settings.configuration import to_plain
+from nas.settings.allowed_targets import allowed
+from nas.settings.configuration import build_each, to_plain
 from nas.settings.dotted import leaves
 from nas.storage.metrics_log import JsonLines
 from nas.storage.run_directory import RunDirectory
@@ -38,7 +39,7 @@ class SearchStage(SearchJob):
             weight_optim=setup.build(cfg.weight_optim),
             arch_optim=setup.build(cfg.arch_optim),
             lr=setup.build(cfg.lr),
-            regulariser={str(name): setup.build(node) for name, node in cfg.regulariser.items()},
+            regulariser=build_each(cfg.regulariser, allow=allowed(cfg)),
             cap=to_plain(cfg.cap),
             file_times=functools.partial(FileTimes, resumed=None if cfg.resume is None else Path(cfg.resume)),
         )
