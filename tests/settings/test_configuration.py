@@ -216,11 +216,17 @@ def test_a_wrong_argument(wrap, arguments):
 
 @WRAP
 @pytest.mark.parametrize(
-    "arguments", [{"lr": 0.1, "momentun": 0.9}, {"lr": -1.0}, {"lr": 0.1, "nesterov": True}, {"lr": "fast"}]
+    ("arguments", "message"),
+    [
+        ({"lr": 0.1, "momentun": 0.9}, r"torch\.optim\.SGD"),
+        ({"lr": -1.0}, r"torch\.optim\.SGD"),
+        ({"lr": 0.1, "nesterov": True}, r"torch\.optim\.SGD"),
+        ({"lr": "fast"}, "^lr must be a number, got 'fast'; set lr=0.5$"),
+    ],
 )
-def test_a_wrong_argument_of_a_partial(wrap, arguments):
+def test_a_wrong_argument_of_a_partial(wrap, arguments, message):
     node = wrap({"_target_": "torch.optim.SGD", "_partial_": True, **arguments})
-    with pytest.raises(ConfigError, match=r"torch\.optim\.SGD") as error:
+    with pytest.raises(ConfigError, match=message) as error:
         build(node, params=[torch.nn.Parameter(torch.ones(1))])
     assert "\n" not in str(error.value)
 
