@@ -46,11 +46,13 @@ SETTINGS = (
 
 
 def assert_close(one: Any, two: Any, where: str) -> None:
-    """To 1e-4, at any depth, but for what tells of time, and the random numbers that only other processes have."""
+    """To 1e-4, at any depth, but for what tells of time, and what only other processes have."""
     if isinstance(one, dict):
         assert one.keys() - {"others"} == two.keys() - {"others"}, where
         for key in one.keys() - {"seconds", "seconds_per_step", "examples_per_second", "config", "others"}:
-            assert_close(one[key], two[key], f"{where}.{key}")
+            of_each_process = key in ("task", "generators") and where.endswith(".pt")
+            pair = (one[key][:1], two[key][:1]) if of_each_process else (one[key], two[key])
+            assert_close(*pair, f"{where}.{key}")
     elif isinstance(one, list | tuple):
         assert len(one) == len(two), where
         for number, pair in enumerate(zip(one, two, strict=True)):
