@@ -44,7 +44,7 @@ class TaskState:
         self._before = {name: on_cpu(getattr(part, leaf)) for name, part, leaf in self._held()}
 
     def _held(self) -> Iterator[tuple[str, nn.Module, str]]:
-        """Yields (name, module, attribute) for every parameter and every buffer. A buffer may be None."""
+        """Yields (name, module, attribute) for every parameter and every buffer. Either may be None."""
         for place, module in self._modules.items():
             for path, part in module.named_modules():
                 for leaf in (*part._parameters, *part._buffers):
