@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from cli.conftest import TINY, Outcome
 
 import nas as package
+from nas.cli.run import main
 from nas.storage import checkpoint_file
 
 Nas = Callable[..., Outcome]
@@ -62,12 +64,10 @@ def assert_harmless(source: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run."""
-    import subprocess
-    import sys
-
     directory = tmp_path_factory.mktemp("run") / "finished"
-    command = [sys.executable, "-m", "nas.cli.run", *SMALL, f"hydra.run.dir={directory}"]
-    subprocess.run(command, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["nas-run", *SMALL, f"hydra.run.dir={directory}"])
+        main()
     return directory
 
 

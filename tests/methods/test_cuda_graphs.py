@@ -46,7 +46,7 @@ def supernet(request, spec):
     return request.getfixturevalue(request.param).supernet(spec).double()
 
 
-@pytest.mark.parametrize("sampler", [GDAS(), GDAS(samples=2), Uniform()])
+@pytest.mark.parametrize("sampler", [GDAS(), GDAS(samples=2), pytest.param(Uniform(), marks=pytest.mark.long)])
 def test_a_search_is_the_same(supernet, sampler):
     """But for the order in which float64 sums are taken. What was not drawn rests: it has no momentum."""
     recorder = Again()

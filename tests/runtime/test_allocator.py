@@ -24,6 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_a_step_maps_no_memory_anew():
     # A fixed threshold: by itself glibc adapts it, and hands back more or less as the heap happens to lie.

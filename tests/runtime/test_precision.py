@@ -194,6 +194,7 @@ def test_an_unknown_compiler_lists_those_there_are():
         Runtime(device="cpu", compile="gcc")
 
 
+@pytest.mark.long
 def test_a_rate_of_drop_path_does_not_compile_the_network_anew(darts, spec):
     network = darts.network(spec, PUBLISHED["DARTS_V2"])
     compiled_graphs = []

@@ -40,8 +40,8 @@ CASES = [[(group, option)] for group in ALONE for option in OPTIONS[group]] + TO
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
 # Their steps run all operations of the DARTS space, several passes, or large networks; the others show the same parts.
 SLOW = {
-    "darts_first_order", "darts_second_order", "darts_second_order_nas_bench_201", "gdas_darts", "pc_darts",
-    "retrain_darts_cifar10", "retrain_fast",
+    "beta_darts", "darts_first_order", "darts_second_order", "darts_second_order_nas_bench_201", "gaea", "gdas_darts",
+    "pc_darts", "retrain_darts_cifar10", "retrain_fast", "retrain_gdas_cifar10",
 }  # fmt: skip
 
 # Two batches in each half of the training split, on images as large as CIFAR's: an auxiliary head needs that.

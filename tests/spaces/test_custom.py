@@ -58,12 +58,13 @@ def search(directory, factory, *arguments):
 
 @dataclass(frozen=True)
 class Case:
-    """choices: all keys and their candidates. arguments: of nas-run. metric: what the task reports."""
+    """choices: all keys and their candidates. arguments: of nas-run. metric: of the task. formats: of the export."""
 
     factory: str
     arguments: tuple[str, ...]
     choices: dict[str, set[str]]
     metric: str = "accuracy"
+    formats: str = "[]"
 
 
 ACTIVATIONS = {"relu", "silu", "tanh"}
@@ -87,17 +88,20 @@ CASES = {
             "1.candidates.1.2": {"1", "3"},
             "1.candidates.2": {"max", "avg"},
         },
+        formats="[program]",
     ),
     "two inputs": Case(
         "TwoInputs",
         PAIRS,
         {"join": {"add", "bilinear"}, "act": {"tanh", "relu", "none"}},
         metric="mean_absolute_error",
+        formats="[program]",
     ),
     "signals": Case(
         "Signals",
         (*SIGNALS, "data.arguments.length=24", "retrain.network.width=10"),
         {"body.0": {"kernel_3", "kernel_7"}, "body.3": {"kernel_3", "kernel_7"}, "pool": {"avg", "max"}},
+        formats="[program]",
     ),
 }
 
@@ -110,7 +114,8 @@ def finished(tmp_path_factory):
     def directory(name):
         if name not in done:
             path = tmp_path_factory.mktemp("run") / "out"
-            assert run(path, CASES[name].factory, *CASES[name].arguments, "formats=[program]") == 0
+            case = CASES[name]
+            assert run(path, case.factory, *case.arguments, f"formats={case.formats}") == 0
             done[name] = path
         return done[name]
 
@@ -217,12 +222,10 @@ torch.save(outputs, sys.argv[2])
 
 @pytest.fixture(scope="module")
 def examples():
-    """case -> five made-up inputs of its network."""
+    """case -> five made-up inputs of its network, for those that are exported."""
     generator = torch.Generator().manual_seed(0)
     images = (torch.randn(5, 3, 8, 8, generator=generator),)
     return {
-        "depths": images,
-        "shared key": images,
         "nested": images,
         "two inputs": (torch.randn(5, 3, generator=generator), torch.randint(5, (5, 4), generator=generator)),
         "signals": (torch.randn(5, 1, 24, generator=generator),),
@@ -231,7 +234,8 @@ def examples():
 
 def test_exported_programs_run_in_a_process_without_nas(finished, examples, tmp_path):
     torch.save(
-        {name: (str(finished(name) / "export" / "model.pt2"), examples[name]) for name in CASES}, tmp_path / "inputs"
+        {name: (str(finished(name) / "export" / "model.pt2"), inputs) for name, inputs in examples.items()},
+        tmp_path / "inputs",
     )
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN_EXPORTED, tmp_path / "inputs", tmp_path / "outputs"],
@@ -239,7 +243,7 @@ def test_exported_programs_run_in_a_process_without_nas(finished, examples, tmp_
         cwd=tmp_path,
     )
     outputs = torch.load(tmp_path / "outputs")
-    assert outputs.keys() == CASES.keys()
+    assert outputs.keys() == examples.keys()
     for name, got in outputs.items():
         network = trained(finished(name)).network
         for count, output in zip((1, 3, 5), got, strict=True):

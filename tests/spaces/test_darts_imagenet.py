@@ -27,7 +27,9 @@ def space(ops_tables):
     return DartsImageNet(ops=ops_tables["darts"])  # the defaults are the published size
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("DARTS_V1", 4_510_432), ("DARTS_V2", 4_718_752)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [pytest.param("DARTS_V1", 4_510_432, marks=pytest.mark.long), ("DARTS_V2", 4_718_752)]
+)
 def test_parameters_with_a_thousand_classes(name, parameters, space, spec):
     with space.sketching():
         network = space.resized({"auxiliary": True}).network(imagenet(spec), PUBLISHED[name])
@@ -110,6 +112,9 @@ def one_step(network, inputs, targets):
     assert moved > 0.95 * len(before)  # dead units may have no gradient
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"), [pytest.param("DARTS_V1", 3_169_414, marks=pytest.mark.long), ("DARTS_V2", 3_349_342)]
+)
 @pytest.mark.parametrize(("name", "parameters"), [("DARTS_V1", 3_169_414), ("DARTS_V2", 3_349_342)])
 def test_a_step_of_the_published_cifar_network(name, parameters, ops_tables, spec):
     cifar = dataclasses.replace(spec, input_shapes=((3, 32, 32),), class_names=tuple("0123456789"))
