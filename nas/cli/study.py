@@ -21,6 +21,7 @@ from nas.studies.plan import Plan, differences, directory_of, read
 
 BEGUN = "begun.json"  # what the study is, and of which code, since its first job
 REPORT = "study.json"
+SUPERNET = "supernet.json"  # how a job's supernet agrees with the benchmark
 
 
 def main() -> None:
@@ -34,6 +35,11 @@ def main() -> None:
         "--out", type=directory_named, help="the study's directory (default: its name, in $NAS_RUNS or runs)"
     )
     parser.add_argument("--retry-failed", action="store_true", help="repeat the jobs that have failed")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="run nothing: write the report again, of what has finished, and also if the jobs are of another commit",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("engine", nargs="*", help="launcher, e.g. hydra/launcher=joblib hydra.launcher.n_jobs=2")
     given = parser.parse_intermixed_args()
@@ -43,9 +49,14 @@ def main() -> None:
         plan, plain = read(given.study)
         refuse_other_settings([*plan.engine, *given.engine])
         directory = (given.out or output.base([]) / plan.name).absolute()
+        if given.report_only:
+            refuse_nothing_there(directory)
         with held(directory):
-            begin(directory, plain)
-            run(plan, directory, given)
+            code = begin(directory, plain, any_commit=given.report_only)
+            if given.report_only:
+                write_report(plan, directory, baselines_of(plan), code)
+            else:
+                run(plan, directory, given, code)
     except NasError as error:
         if given.debug:
             raise
@@ -86,19 +97,27 @@ def held(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def begin(directory: Path, plain: dict[str, Any]) -> None:
-    """Records what a new study is. Raises ConfigError if the directory holds a study with other settings or other code.
+def refuse_nothing_there(directory: Path) -> None:
+    if not any(directory.rglob(sweep.RECORD)):
+        raise ConfigError(
+            f"{directory} holds no job of a study, so there is nothing to report on", fix="leave out --report-only"
+        )
 
-    Settings of where and how jobs run may change.
+
+def begin(directory: Path, plain: dict[str, Any], *, any_commit: bool) -> str | None:
+    """Records what a new study is, and returns the commit of its jobs.
+
+    Settings of where and how jobs run may change. Raises ConfigError if the directory holds a study with other
+    settings, or one of another commit unless `any_commit`.
     """
     from nas.storage.run_directory import commit
     from nas.untrusted.plain_data import dict_in
 
-    now = {"study": plain, "commit": commit()}
+    code = commit()
     before = dict_in(directory / BEGUN)
     if not any(directory.rglob(sweep.RECORD)):  # no job has begun
-        atomic.write_json(directory / BEGUN, now)
-        return
+        atomic.write_json(directory / BEGUN, {"study": plain, "commit": code})
+        return code
     if not isinstance(before.get("study"), dict) or "commit" not in before:
         raise ConfigError(
             f"{directory / BEGUN} is damaged, so nothing tells which study has begun there", fix="give another --out"
@@ -109,22 +128,29 @@ def begin(directory: Path, plain: dict[str, Any]) -> None:
             f"the study in {directory} was begun with other settings: {', '.join(changed[:5])}",
             fix="undo the change, or give another --out",
         )
-    if before["commit"] != now["commit"]:
+    if before["commit"] != code and not any_commit:
         raise ConfigError(
-            f"the study in {directory} was begun with the code of commit {before['commit']}, got {now['commit']}",
-            fix="check that commit out, or give another --out",
+            f"the study in {directory} was begun with the code of commit {before['commit']}, got {code}",
+            fix="check that commit out, give another --out, or write the report alone with --report-only",
         )
+    return before["commit"]
 
 
-def run(plan: Plan, directory: Path, given: argparse.Namespace) -> None:
-    """Runs all jobs that are not done, and writes the report. Exits with 2 if a job has not finished."""
-    from nas.cli import search
-    from nas.cli.run import run as run_body
+def baselines_of(plan: Plan) -> Any:
+    """Returns the baselines of the study's table; None without one. Raises an error if scipy is missing."""
     from nas.studies import statistics
     from nas.studies.baselines import Baselines
 
     statistics.stats()  # found to be missing now, not after the jobs
-    baselines = None if plan.benchmark is None else Baselines(plan.benchmark, seeds=plan.seeds)
+    return None if plan.benchmark is None else Baselines(plan.benchmark, seeds=plan.seeds)
+
+
+def run(plan: Plan, directory: Path, given: argparse.Namespace, code: str | None) -> None:
+    """Runs all jobs that are not done, and writes the report. Exits with 2 if a job has not finished."""
+    from nas.cli import search
+    from nas.cli.run import run as run_body
+
+    baselines = baselines_of(plan)
     engine = [*(given.engine or plan.engine), f"++retry_failed={str(given.retry_failed).lower()}"]
     task = Task(
         plan.command, run_body if plan.command == "run" else search.run, shared=True, debug=given.debug, base=directory
@@ -138,7 +164,7 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace) -> None:
         launch_jobs(task, [*plan.of_all(), *engine], jobs, directory, first=0)
         if plan.retrain is not None:
             launch_retraining(plan, directory, engine, given)
-        write_report(plan, directory, baselines)
+        write_report(plan, directory, baselines, code)
 
     launched(launch, task, again=("The same command", "--retry-failed"))
 
@@ -236,7 +262,8 @@ def compose_retraining(plan: Plan) -> None:
         raise ConfigError(f"retrain: {explain(error, 'retrain')}", fix="correct the study") from error
 
 
-def write_report(plan: Plan, directory: Path, baselines: Any) -> None:
+def write_report(plan: Plan, directory: Path, baselines: Any, code: str | None) -> None:
+    """Writes the report of all jobs that have finished. code: the commit of the jobs."""
     from nas.settings.configuration import read_yaml, to_plain
     from nas.storage.run_directory import commit
     from nas.studies.as_markdown import markdown
@@ -250,9 +277,13 @@ def write_report(plan: Plan, directory: Path, baselines: Any) -> None:
     agreement = {
         f"{run.method}, seed {run.seed}": supernet_agreement(plan, run.directory, baselines)
         for run in runs
-        if plan.supernet is not None and run.status == "finished"
+        if plan.supernet is not None
+        and run.status == "finished"
+        and (commit() == code or (run.directory / SUPERNET).is_file())  # measured by the code that has trained it
     }
-    known = report(plan, runs, configs, baselines=baselines, agreement=agreement, commit=commit())
+    known = report(plan, runs, configs, home=directory, baselines=baselines, agreement=agreement, commit=code)
+    if commit() != code:
+        known["reported_by"] = commit()
     atomic.write_json(directory / REPORT, known)
     text = markdown(known)
     atomic.write_text(directory / "study.md", text)
@@ -273,7 +304,7 @@ def supernet_agreement(plan: Plan, directory: Path, baselines: Any) -> dict[str,
     from nas.untrusted.plain_data import dict_in
 
     assert plan.supernet is not None
-    kept = directory / "supernet.json"
+    kept = directory / SUPERNET
     if found := dict_in(kept):
         return found
     cfg = read_yaml(directory / "config.yaml")

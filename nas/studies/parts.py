@@ -26,8 +26,9 @@ def parts(known: Mapping[str, Any]) -> list[Part]:
 
 
 def about(known: Mapping[str, Any]) -> str:
-    """Says what is compared, and of which code."""
-    return f"Compared: {known['compared']}. Code: {known['commit'] or 'not from a checkout'}."
+    """Says what is compared, of which code, and which code reports."""
+    other = f" This report: {known['reported_by'] or 'not from a checkout'}." if "reported_by" in known else ""
+    return f"Compared: {known['compared']}. Code: {known['commit'] or 'not from a checkout'}.{other}"
 
 
 def number(value: float | None, form: str | None = None) -> str:
@@ -53,8 +54,8 @@ def methods(known: Mapping[str, Any]) -> Part:
     if "random_search" in known:
         of = known["random_search"]
         content.append(
-            f"Random search: the best of {of['cells']} cells by {of['chosen_by']}, as many as train with the images "
-            f"that a search sees in its steps, {of['search_epochs']:g} times all."
+            f"Random search: the best of {of['cells']} cell{'s' * (of['cells'] > 1)} by {of['chosen_by']}, as many as "
+            f"train with the images that a search sees in its steps, {of['search_epochs']:g} times all."
         )
     if "drawn_cells" in known:
         drawn = [(one["name"], number(one["accuracy"]), f"{one['rank']:,}") for one in known["drawn_cells"]]

@@ -1,6 +1,7 @@
 """Computes the report of a study, the content of ``study.json``: every run, the comparisons, and the costs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,14 @@ HOUR = 3600
 
 
 def report(
-    plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, baselines: Baselines | None,
+    plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, home: Path, baselines: Baselines | None,
     agreement: Mapping[str, Any], commit: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns the content of ``study.json``. agreement: of each supernet with the benchmark, by run."""
+    """Returns the content of ``study.json``.
+
+    home: the study's directory, which the runs' places are relative to. agreement: of each supernet with the benchmark,
+    by run. commit: of the runs.
+    """
     values = {m: [run.value for run in runs if run.method == m and run.value is not None] for m in plan.methods}
     values = {method: of for method, of in values.items() if of}
     known: dict[str, Any] = {"name": plan.name, "commit": commit, "compared": what_is_compared(plan)}
@@ -44,7 +49,7 @@ def report(
         known["primary"] = primary(plan.primary, known["comparisons"])
         if plan.primary[1] == RANDOM_CELL and plan.primary[0] in values and baselines is not None:
             known["primary"] |= against_random(values[plan.primary[0]], baselines.all_cells())
-    known["runs"] = [as_plain(run) for run in runs] + [
+    known["runs"] = [as_plain(run, home) for run in runs] + [
         {"method": name, "seed": seed, "status": "looked up", "value": value}
         for name, of in random.items()
         for seed, value in of.items()
@@ -74,13 +79,13 @@ def against_random(values: Sequence[float], population: np.ndarray) -> dict[str,
     }
 
 
-def as_plain(run: Run) -> dict[str, Any]:
+def as_plain(run: Run, home: Path) -> dict[str, Any]:
     return {
         "method": run.method,
         "seed": run.seed,
         "status": run.status,
         "value": run.value,
-        "directory": str(run.directory),
+        "directory": run.directory.relative_to(home).as_posix(),
         "command": run.manifest.get("command"),
         "commit": run.manifest.get("commit"),
         "genotype": run.genotype,

@@ -55,6 +55,13 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     write(STUDY | {"engine": "hydra/launcher=basic"})
     monkeypatch.setattr(run_directory, "commit", lambda: "another")
     assert "begun with the code of commit abc, got another" in nas("study", "study.yaml").err
+    reported = nas("study", "study.yaml", "--report-only")
+    assert (reported.code, reported.err) == (0, "")
+    assert "Code: abc. This report: another." in reported.out
+    assert read(home / "study.json") == known | {"reported_by": "another"}
+    nothing = nas("study", "study.yaml", "--report-only", "--out", "nowhere")
+    assert (nothing.code, Path("nowhere").exists()) == (2, False)
+    assert "nowhere holds no job of a study" in nothing.err
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     left_by_a_job(tmp_path / "bad" / "seed_1", cell=worst)
     of = Baselines(plan.benchmark, seeds=plan.seeds)  # type: ignore[arg-type]
     runs = [replace(run, epochs=24) for run in collect(plan, tmp_path, record=".job.json", table=of.table)]
-    known = report(plan, runs, [], baselines=of, agreement={}, commit="abc")
+    known = report(plan, runs, [], home=tmp_path, baselines=of, agreement={}, commit="abc")
+    assert known["runs"][0]["directory"] == "good/seed_0"
     listed = [(run["method"], run["seed"], run["status"], run["value"] is None) for run in known["runs"]]
     assert listed[:6] == [
         ("good", 0, "finished", False), ("good", 1, "finished", False), ("good", 2, "finished", False),
