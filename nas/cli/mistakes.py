@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import MarkedYAMLError
 
 from nas.errors import ConfigError, NasError
-from nas.settings import configuration
+from nas.settings import configuration, schemas
 
 # Launchers and sweepers of plug-ins -> the extra that installs them.
 EXTRAS = {
@@ -151,6 +151,7 @@ def untouched(config_name: str) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    schemas.register_schemas()  # in a process that runs none of the commands nobody has
     if GlobalHydra.instance().is_initialized():  # as inside of a task, --config-dir included
         return compose(config_name)
     with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):

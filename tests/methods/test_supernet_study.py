@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from nas.cli.stages import for_report
 from nas.cli.stages.search import SearchStage
 from nas.cli.stages.setup import Setup
 from nas.settings import configuration, schemas
@@ -49,6 +52,14 @@ def checkpoint(tmp_path):
     with setup.open(tmp_path) as out, JsonLines(directory=out.path) as tracker:
         SearchStage(setup).run(out, tracker)
     return tmp_path / "search" / "checkpoint.pt"
+
+
+def test_a_checkpoint_is_opened_in_a_process_that_has_run_no_command(estimators, checkpoint, monkeypatch):
+    GlobalHydra.instance().clear()
+    known = {name: node for name, node in ConfigStore.instance().repo.items() if not name.endswith("_schema.yaml")}
+    monkeypatch.setattr(ConfigStore.instance(), "repo", known)
+    monkeypatch.setattr(for_report, "defaults", for_report.defaults.__wrapped__)  # otherwise composed once a process
+    assert estimators.opened(checkpoint).state.epoch == 1
 
 
 def test_main_effects_of_an_additive_loss(estimators):
