@@ -94,6 +94,7 @@ def test_a_regulariser_of_ones_own_is_logged_with_its_metrics():
     arch = arch_params()
     logged = Sum({"pull": Pull()}).logged(arch, 1.0)
     assert logged.keys() == {"regulariser/pull", "regulariser/pull/largest"}
+    assert Sum({"pull": lambda arch, progress: Pull()(arch, progress)}).logged(arch, 1.0).keys() == {"regulariser/pull"}
 
 
 def searcher_of(kind, sampler, regulariser):
