@@ -115,7 +115,6 @@ def one_step(network, inputs, targets):
 @pytest.mark.parametrize(
     ("name", "parameters"), [pytest.param("DARTS_V1", 3_169_414, marks=pytest.mark.long), ("DARTS_V2", 3_349_342)]
 )
-@pytest.mark.parametrize(("name", "parameters"), [("DARTS_V1", 3_169_414), ("DARTS_V2", 3_349_342)])
 def test_a_step_of_the_published_cifar_network(name, parameters, ops_tables, spec):
     cifar = dataclasses.replace(spec, input_shapes=((3, 32, 32),), class_names=tuple("0123456789"))
     space = Darts(ops=ops_tables["darts"], channels=36, cells=20, auxiliary=True)
