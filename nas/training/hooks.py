@@ -11,7 +11,9 @@ from nas.training.step_profile import StepProfile
 class Hook:
     """Looks at a stage after each step and after each epoch. A hook overrides the methods that it needs.
 
-    state: the stage's, a `SearchState` or a `RetrainState`. A hook may add to `state.metrics`.
+    state: the stage's, a `SearchState` or a `RetrainState`. `after_epoch` may add to `state.metrics`. A search ends
+    after the epoch if `after_step` sets `state.stopped` to a reason. In `after_epoch` it is too late for this: the
+    genotype is derived before.
     """
 
     def after_step(self, state: Any) -> None:
