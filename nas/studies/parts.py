@@ -120,10 +120,10 @@ def supernet(known: Mapping[str, Any]) -> Part | None:
     for name, of in known["supernet"].items():
         for norms in ("recalibrated", "as trained"):
             found = of[norms]
-            precision = ", ".join(f"{number(value)} of {k}" for k, value in found["precision_at"].items())
+            precision = ", ".join(f"{number(value, '.2f')} at {k}" for k, value in found["precision_at"].items())
             taus = (number(found[one]) for one in ("kendall", "spearman", "weighted_tau"))
             rows.append((name, norms, str(found["cells"]), *taus, precision))
-    headings = ("run", "norms", "cells", "Kendall", "Spearman", "weighted tau", "precision at")
+    headings = ("run", "norms", "cells", "Kendall", "Spearman", "weighted tau", "precision at k")
     return Part("Supernet against benchmark", [Grid(headings, rows)]) if rows else None
 
 
