@@ -54,7 +54,7 @@ class Sum(Regulariser):
         self.terms = dict(terms)
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
-        return torch.stack([term(arch, progress) for term in self.terms.values()]).sum()
+        return torch.stack([scalar(name, term(arch, progress)) for name, term in self.terms.items()]).sum()
 
     @torch.no_grad()
     def logged(self, arch: ArchParams, progress: float) -> dict[str, float]:
@@ -66,6 +66,16 @@ class Sum(Regulariser):
             metrics = term.metrics(arch) if hasattr(term, "metrics") else {}  # a class of one's own may lack it
             logged |= {f"regulariser/{name}/{metric}": value for metric, value in metrics.items()}
         return logged
+
+
+def scalar(name: str, value: Any) -> Tensor:
+    """Returns the value of a term. Raises ConfigError unless it is a scalar: a sum over a vector may not be meant."""
+    if isinstance(value, Tensor) and not value.shape:
+        return value
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ConfigError(
+        f"regulariser.{name} returned {got}, expected a tensor with one number", fix="end it with e.g. .mean()"
+    )
 
 
 class Entropy(Regulariser):
