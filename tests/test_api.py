@@ -14,7 +14,7 @@ from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
 from nas.methods import CollapseMonitor
 from nas.methods.regulariser import Regulariser
-from nas.training.hooks import Hook
+from nas.training.hooks import Hook, plain_number
 from nas.training.schedule import Linear
 
 # As little as a search can be.
@@ -69,6 +69,20 @@ def test_the_same_examples_give_the_same_search(given):
     assert found.genotype == same.genotype
     assert found.metrics["weights/loss"] == same.metrics["weights/loss"]
     assert found.result["metric"]["name"] == "accuracy"
+
+
+def test_numbers_of_numpy_and_torch_that_a_hook_logs_are_resumed(tmp_path):
+    class Log(Hook):
+        def after_epoch(self, state):
+            state.metrics |= {"numpy": np.float64(0.5), "torch": torch.tensor(2.0)}
+
+    settings = FILES | {"directory": tmp_path / "run", "saving": nas.storage.Checkpoints, "hooks": [Log()]}
+    nas.search(small, images(), **SHORT | settings | {"epochs": 1})
+    resumed = {"epochs": 2, "resume": True, "may_change": ["epochs"]}
+    metrics = nas.search(small, images(), **SHORT | settings | resumed).metrics
+    assert [(type(metrics[name]), metrics[name]) for name in ("numpy", "torch")] == [(float, 0.5), (float, 2.0)]
+    with pytest.raises(ConfigError, match="the metric word is a str, expected a number"):
+        plain_number("word", "x")
 
 
 def test_a_folder_is_read_whole_and_its_copies_are_recognised(tmp_path, capsys):
