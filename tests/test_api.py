@@ -14,7 +14,7 @@ from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
 from nas.methods import CollapseMonitor
 from nas.methods.regulariser import Regulariser
-from nas.training.hooks import Hook
+from nas.training.hooks import Hook, plain_number
 from nas.training.schedule import Linear
 
 # As little as a search can be.
@@ -69,6 +69,20 @@ def test_the_same_examples_give_the_same_search(given):
     assert found.genotype == same.genotype
     assert found.metrics["weights/loss"] == same.metrics["weights/loss"]
     assert found.result["metric"]["name"] == "accuracy"
+
+
+def test_numbers_of_numpy_and_torch_that_a_hook_logs_are_resumed(tmp_path):
+    class Log(Hook):
+        def after_epoch(self, state):
+            state.metrics |= {"numpy": np.float64(0.5), "torch": torch.tensor(2.0)}
+
+    settings = FILES | {"directory": tmp_path / "run", "saving": nas.storage.Checkpoints, "hooks": [Log()]}
+    nas.search(small, images(), **SHORT | settings | {"epochs": 1})
+    resumed = {"epochs": 2, "resume": True, "may_change": ["epochs"]}
+    metrics = nas.search(small, images(), **SHORT | settings | resumed).metrics
+    assert [(type(metrics[name]), metrics[name]) for name in ("numpy", "torch")] == [(float, 0.5), (float, 2.0)]
+    with pytest.raises(ConfigError, match="the metric word is a str, expected a number"):
+        plain_number("word", "x")
 
 
 def test_a_folder_is_read_whole_and_its_copies_are_recognised(tmp_path, capsys):
@@ -284,7 +298,13 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
         (lambda: SEARCH(sampler=nas.GDAS), ConfigError, r"^sampler is the class GDAS.*; give sampler=GDAS\(\.\.\.\)$"),
         (lambda: SEARCH(temperature=5.0), ConfigError, "^temperature is a float, expected an object with __call__"),
         (lambda: SEARCH(task=nn.MSELoss()), ConfigError, "^task is a MSELoss, expected an object with loss, measure"),
-        (lambda: SEARCH(hooks=[3]), ConfigError, "^hooks is a list, expected objects of nas.training.hooks.Hook"),
+        (
+            lambda: SEARCH(hooks=[3]),
+            ConfigError,
+            "^hooks is a list, expected a list of objects of nas.training.hooks.Ho",
+        ),
+        (lambda: SEARCH(hooks=Never()), ConfigError, "^hooks is a Never, expected a list"),
+        (lambda: SEARCH(hooks=iter([Never()])), ConfigError, "^hooks is a list_iterator, expected a list"),
         (lambda: SEARCH(batch_size=8.0), ConfigError, "^batch_size is a float, expected a whole number"),
         (lambda: SEARCH(directory=__file__), OutputError, "of the run cannot be made .File exists.; set directory to"),
         (lambda: TRAIN(lr=0.1), ConfigError, "^lr is a float, expected a function of the progress"),
@@ -320,6 +340,11 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
             lambda: SEARCH(regulariser=nas.methods.Entropy),
             ConfigError,
             "^regulariser is the class.*a dict of name -> obj",
+        ),
+        (
+            lambda: SEARCH(regulariser={"mine": lambda arch, progress: arch.entropy().mean()}),
+            ConfigError,
+            r"^regulariser.mine is a class or a function, .*; give an object with __call__\(arch, progress\)",
         ),
         (lambda: SEARCH(image_size=32), ConfigError, "^image_size was given .*, but only the images of a folder are"),
         (lambda: nas.search(small, nas.data.Digits(), classes="ab"), ConfigError, "^classes was given beside a Digits"),

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+import nas
+
 GUIDE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 COMMANDS = re.findall(r"^nas-.* --config-dir .*$", GUIDE, re.MULTILINE)
 # Everything is built, and one step of search and of retraining runs.
@@ -49,6 +51,21 @@ def test_the_parts_are_built_and_run(package, monkeypatch, capsys):
         run(others, monkeypatch)
     expected = "begin my_formats.yaml with the line `# @package formats.my_formats`"
     assert capsys.readouterr().err.endswith(f"expected one entry of it; {expected}\n")
+
+
+def test_the_rule_stops_a_search_after_its_epoch(package):
+    mine, judged = importlib.import_module("my_package"), []
+
+    class Judged(nas.methods.BestOf):
+        def judged(self, arch, judge):
+            judged.append(judge)
+            return super().judged(arch, judge)
+
+    arguments = {"epochs": 3, "batch_size": 8, "device": "cpu", "progress": False, "init_std": 100.0}
+    deriver = Judged(samples=2, batches=1)
+    found = nas.search(mine.Small(), nas.data.Synthetic(train=48), hooks=[mine.Decided()], deriver=deriver, **arguments)
+    assert found.stopped == "the choices are decided"
+    assert len(judged) == 1
 
 
 def test_the_format_is_loaded_by_its_code(package):

@@ -60,8 +60,9 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
             right, expected = callable(value), "a class or a function that makes it"
             fix = f"give the class, or functools.partial of the class and its arguments, as {name}"
         elif name == "hooks":
-            right = all(hasattr(hook, "after_epoch") and not isinstance(hook, type) for hook in value)
-            expected, fix = "objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
+            right = isinstance(value, list | tuple)  # a generator would be empty after this check
+            right = right and all(hasattr(hook, "after_epoch") and not isinstance(hook, type) for hook in value)
+            expected, fix = "a list of objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
         else:
             continue
         if not right:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from nas import __version__
 from nas.cli import output, parallel, paths, sweep, sweep_table, torchrun
 from nas.cli.exits import INTERRUPTED, NOTHING_DONE, USER_ERROR, enough, fail, shown_anywhere, tell
-from nas.cli.mistakes import explain
+from nas.cli.mistakes import explain, refuse_unknown_options
 from nas.cli.sweep import JobFailedError
 from nas.cli.task import Body, Task, register
 from nas.errors import NasError, described
@@ -38,6 +38,7 @@ def command(config_name: str, body: Body, *, shared: bool = False) -> None:
     shown_anywhere()
     try:
         sys.argv[1:] = paths.read(sys.argv[1:])
+        refuse_unknown_options(sys.argv[1:], config_name)
     except NasError as error:
         fail(str(error), USER_ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands us the exception instead of printing it

@@ -112,6 +112,18 @@ def refuse_several_options(overrides: Sequence[str]) -> None:
             )
 
 
+def refuse_unknown_options(arguments: Sequence[str], config_name: str) -> None:
+    """Raises ConfigError for an option that Hydra does not have: settings are written without dashes."""
+    from hydra._internal.utils import get_args_parser
+
+    for word in get_args_parser().parse_known_args(arguments)[1]:
+        if (name := word.partition("=")[0]).startswith("-"):
+            raise ConfigError(
+                f"{name} is not an option, expected a setting as name=value, without dashes",
+                fix=suggestion(name.lstrip("-").replace("-", "_"), config_name),
+            )
+
+
 def suggestion(key: str, config_name: str) -> str:
     """Returns what the user may have meant by an unknown setting."""
     known = list(settings(untouched(config_name)))

@@ -17,6 +17,7 @@ from nas.cli.mistakes import explain
 from nas.cli.task import Task, register
 from nas.errors import ConfigError, NasError
 from nas.storage import atomic
+from nas.studies.collected import Run
 from nas.studies.plan import Plan, differences, directory_of, read
 
 BEGUN = "begun.json"  # what the study is, and of which code, since its first job
@@ -156,7 +157,7 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace, code: str | None
         plan.command, run_body if plan.command == "run" else search.run, shared=True, debug=given.debug, base=directory
     )
     if plan.retrain is not None and not any(directory.rglob(sweep.RECORD)):
-        compose_retraining(plan)
+        compose_retraining(plan, engine)
     sys.argv[1:] = engine  # by which signals are passed on, see parallel
     jobs = [[*settings, f"hydra.sweep.subdir='{directory_of(method, seed)}'"] for method, seed, settings in plan.jobs()]
 
@@ -239,10 +240,10 @@ def compose_all(hydra: Any, config: Any, jobs: Sequence[Sequence[str]]) -> None:
             hydra.config_loader.load_sweep_config(config, list(job))
 
 
-def compose_retraining(plan: Plan) -> None:
+def compose_retraining(plan: Plan, engine: Sequence[str]) -> None:
     """Composes the configuration of one retraining of each method, so that a mistake is found before the searches.
 
-    Raises ConfigError for a mistake.
+    engine: may say where more configurations are. Raises ConfigError for a mistake.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -252,12 +253,11 @@ def compose_retraining(plan: Plan) -> None:
     from nas.settings import configuration
 
     assert plan.retrain is not None
+    common = [*(word for word in engine if word.startswith("hydra.searchpath=")), *plan.of_all()]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
             for settings in plan.methods.values():
-                options(
-                    compose("retrain", [*plan.of_all(), *settings, *plan.retrain.settings, "genotype=DARTS_V2"]).retrain
-                )
+                options(compose("retrain", [*common, *settings, *plan.retrain.settings, "genotype=DARTS_V2"]).retrain)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"retrain: {explain(error, 'retrain')}", fix="correct the study") from error
 
@@ -275,7 +275,7 @@ def write_report(plan: Plan, directory: Path, baselines: Any, code: str | None) 
     runs = collect(plan, directory, record=sweep.RECORD, table=table)
     configs = [to_plain(read_yaml(run.directory / "config.yaml")) for run in runs if run.manifest]
     agreement = {
-        f"{run.method}, seed {run.seed}": supernet_agreement(plan, run.directory, baselines)
+        f"{run.method}, seed {run.seed}": supernet_agreement(plan, run, baselines)
         for run in runs
         if plan.supernet is not None
         and run.status == "finished"
@@ -291,7 +291,15 @@ def write_report(plan: Plan, directory: Path, baselines: Any, code: str | None) 
     print(f"\n{text}\nThe study is in {directory}: {REPORT}, study.md, study.html")
 
 
-def supernet_agreement(plan: Plan, directory: Path, baselines: Any) -> dict[str, Any]:
+def allowed_by(settings: Sequence[str]) -> list[str]:
+    """Returns what the settings of a job allow. A run's own config.yaml may be anybody's."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(settings))
+    return next((list(one.value()) for one in reversed(parsed) if one.key_or_group == "allow_targets"), [])  # type: ignore[arg-type]
+
+
+def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
     """Compares how a run's supernet ranks sampled cells with how the benchmark ranks them.
 
     Keeps the result in the run.
@@ -304,11 +312,12 @@ def supernet_agreement(plan: Plan, directory: Path, baselines: Any) -> dict[str,
     from nas.untrusted.plain_data import dict_in
 
     assert plan.supernet is not None
+    directory = run.directory
     kept = directory / SUPERNET
     if found := dict_in(kept):
         return found
     cfg = read_yaml(directory / "config.yaml")
-    cfg.allow_targets, cfg.resume = [], None
+    cfg.allow_targets, cfg.resume = allowed_by([*plan.common, *plan.methods[run.method]]), None
     stage = SearchStage(Setup.from_config(cfg))
     path = directory / "search" / "checkpoint.pt"
     stage.state.load_state_dict(checkpoint_file.load(path, "search"), source=path)

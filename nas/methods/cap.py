@@ -49,13 +49,19 @@ def points_of(
     given: Any
     for name, given in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
         if name not in NAMES or not isinstance(caps, Mapping):
-            raise ConfigError(f"cap has {name!r}, expected some of {', '.join(NAMES)}", fix="set e.g. cap.macs=1e6")
+            raise ConfigError(
+                f"cap has {name!r}, expected some of {', '.join(NAMES)}",
+                fix="set e.g. cap.macs=0.5, half of the largest",
+            )
         if given is None:
             continue
         numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         wrong = [one for one in numbers if isinstance(one, bool) or not isinstance(one, Real)]
         if wrong or not numbers:
-            raise ConfigError(f"cap.{name} is {given!r}, expected a number, or several", fix=f"set e.g. cap.{name}=1e6")
+            raise ConfigError(
+                f"cap.{name} is {given!r}, expected a number, or several",
+                fix=f"set e.g. cap.{name}=0.5, half of the largest",
+            )
         make, (least, most) = kind_of(name, arch=arch, space=space, spec=spec, times=times)
         limits = [make(float(number)) for number in dict.fromkeys(numbers)]
         for limit in limits:

@@ -1,18 +1,38 @@
 """Regularisers are terms that the architecture step adds to its loss: functions of the logits and of progress.
 
-Your own regulariser is a class with `__call__` and a YAML that names the class. With ``_partial_: true`` in the YAML
-the constructor also gets arch (the logits), space (at the size of retraining) and spec (the `DataSpec`). A checkpoint
-holds what its `state_dict` returns, for its `load_state_dict`.
+Your own regulariser is a class with `__call__(arch, progress)` and a YAML that names the class; `metrics` is optional.
+With ``_partial_: true`` in the YAML the constructor also gets arch (the logits), space (at the size of retraining) and
+spec (the `DataSpec`). A checkpoint holds what its `state_dict` returns, for its `load_state_dict`.
 """
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nas.errors import ConfigError
+from nas.settings.building import complete
 from nas.supernet.arch_params import ArchParams
 from nas.training.schedule import Schedule
+
+
+def made(name: str, maker: Callable[..., Any], known: Mapping[str, Any]) -> Any:
+    """Returns the term that a class or a function makes of `known`: arch, space and spec.
+
+    Raises ConfigError if the class or function does not take these.
+    """
+    try:
+        inspect.signature(maker).bind(**known)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"regulariser.{name} is a class or a function, expected one that makes the term from {', '.join(known)}: "
+            f"{error}",
+            fix="give an object with __call__(arch, progress) instead; in YAML, leave out _partial_",
+        ) from error
+    return complete(maker, **known)
 
 
 class Regulariser(ABC):
@@ -34,7 +54,7 @@ class Sum(Regulariser):
         self.terms = dict(terms)
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
-        return torch.stack([term(arch, progress) for term in self.terms.values()]).sum()
+        return torch.stack([scalar(name, term(arch, progress)) for name, term in self.terms.items()]).sum()
 
     @torch.no_grad()
     def logged(self, arch: ArchParams, progress: float) -> dict[str, float]:
@@ -43,8 +63,19 @@ class Sum(Regulariser):
         logged: dict[str, float] = {}
         for name, term in self.terms.items():
             logged[f"regulariser/{name}"] = float(term(arch, progress))
-            logged |= {f"regulariser/{name}/{metric}": value for metric, value in term.metrics(arch).items()}
+            metrics = term.metrics(arch) if hasattr(term, "metrics") else {}  # a class of one's own may lack it
+            logged |= {f"regulariser/{name}/{metric}": value for metric, value in metrics.items()}
         return logged
+
+
+def scalar(name: str, value: Any) -> Tensor:
+    """Returns the value of a term. Raises ConfigError unless it is a scalar: a sum over a vector may not be meant."""
+    if isinstance(value, Tensor) and not value.shape:
+        return value
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ConfigError(
+        f"regulariser.{name} returned {got}, expected a tensor with one number", fix="end it with e.g. .mean()"
+    )
 
 
 class Entropy(Regulariser):

@@ -23,7 +23,7 @@ from nas.methods.front import Point
 from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, decided
 from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
-from nas.methods.regulariser import Sum
+from nas.methods.regulariser import Sum, made
 from nas.methods.search_options import SearchOptions, SearchParts
 from nas.methods.state import SearchState, as_given
 from nas.methods.supernet_score import Judge
@@ -154,7 +154,7 @@ class SearchJob:
     def _regulariser(self, chosen: Mapping[str, Any]) -> Sum | None:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
         terms = {
-            name: complete(term, **known) if callable_itself(term) else as_given(term) for name, term in chosen.items()
+            name: made(name, term, known) if callable_itself(term) else as_given(term) for name, term in chosen.items()
         }
         # A regulariser that the user has chosen for a cost pulls in its place.
         limits = [one for one in self.derived.limits if one.name.removesuffix("_ms") not in chosen]

@@ -19,6 +19,7 @@ NAMES = (
     (r"\bspace\.factory\b", "build_model"),
     (r"\bdata\.(classes|augment|image_size)\b", r"\1"),
     (r"\bset data\.root to\b", "give"),
+    (r"\bset e\.g\. cap\.(\w+)=([\d.]+)", r'give e.g. cap={"\1": \2}'),
     (r"\bdata\.root\b", "the folder"),
     (r"=null\b", "=None"),
     (r"=(true|false)\b", lambda found: f"={found[1].title()}"),

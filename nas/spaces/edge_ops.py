@@ -53,7 +53,8 @@ def check_ops(ops: object) -> None:
     """Raises ConfigError unless `ops` are operations by name, whatever a configuration said."""
     if not isinstance(ops, Mapping) or not all(map(callable, ops.values())):
         raise ConfigError(
-            f"space.ops is {ops!r}, expected operations by name", fix="choose a group of operations, e.g. ops=darts"
+            f"space.ops is {ops!r}, expected operations by name",
+            fix="choose a group of operations on the command line, e.g. ops=darts; in Python, give a dict",
         )
 
 

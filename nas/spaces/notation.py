@@ -89,5 +89,5 @@ def check_space(genotype: Genotype, space: str) -> None:
     if genotype.space != space:
         raise GenotypeError(
             f"the genotype is of the space {genotype.space!r}, expected {space!r}",
-            fix=f"give a genotype of {space}, or keep its JSON",
+            fix=f"give a genotype of {space}",
         )

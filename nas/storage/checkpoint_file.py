@@ -33,7 +33,16 @@ def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None
 
     keep: how many checkpoints are kept. The old file ``checkpoint.pt`` becomes ``checkpoint.1.pt``, and so on. A
     complete checkpoint is there at any moment.
+    Raises CheckpointError for a state that `load` would refuse, e.g. one with a number of NumPy.
     """
+    for name, part in state.items():
+        try:
+            check_plain(part)
+        except plain_data.NotPlainError as error:
+            raise CheckpointError(
+                f"{path} cannot be saved: {error}, in {name}",
+                fix="return tensors and plain Python values from state_dict",
+            ) from error
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, buffer)
     content = sealed(buffer.getvalue())
@@ -175,14 +184,15 @@ def check_directory(archive: bytes) -> None:
         raise ValueError("another directory")
 
 
+def check_plain(state: Any) -> None:
+    """Raises NotPlainError for what is no tree of tensors and plain values."""
+    leaves = (Tensor, nn.Parameter, bytes, torch.Size, torch.device, torch.dtype)
+    plain_data.check(state, leaves=leaves, tuples=True, values=VALUES)
+
+
 def check_state(state: Any) -> None:
     """Raises ValueError if walking through or copying a state would cost far more than its bytes in the file."""
-    plain_data.check(
-        state,
-        leaves=(Tensor, nn.Parameter, bytes, torch.Size, torch.device, torch.dtype),
-        tuples=True,
-        values=VALUES,
-    )
+    check_plain(state)
     copied = 0
     for tensor in tensors(state):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:

@@ -3,21 +3,22 @@
 The manifests and configurations of the runs answer it. Each answer is yes, or no with the reason.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from nas.settings.dotted import leaves
 from nas.studies.collected import Run, dict_at
-from nas.studies.plan import OWN_NAMES, Plan
+from nas.studies.plan import Plan
 
 SEVERAL = 4  # seeds
 Answer = tuple[str, str]  # yes or no, and what that rests on
 
 
 def checklist(
-    plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, baselines: bool
+    plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, baselines: Collection[str]
 ) -> list[dict[str, str]]:
-    """Returns one row for each point. configs: the resolved configurations of the runs that have one."""
+    """Returns one row for each point. configs: the resolved configurations of the runs that have one. baselines: the
+    names of those that a benchmark's table gives in this study."""
     manifests = [run.manifest for run in runs if run.manifest]
     commits = {str(manifest.get("commit")) for manifest in manifests}
     clean = len(commits) == 1 and all(c not in ("None",) and not c.endswith("-dirty") for c in commits)
@@ -38,7 +39,7 @@ def checklist(
         ("ablations are given", named(plan.ablations)),
         ("confounders are named", named(plan.confounders)),
         (f"there are several seeds ({SEVERAL} or more)", yes(len(plan.seeds) >= SEVERAL, str(len(plan.seeds)))),
-        ("there are random baselines", random_baselines(plan, of_table=baselines)),
+        ("there are random baselines", random_baselines(plan, baselines)),
     ]
     settings = yes(len(configs) == len(runs), f"{len(configs)} of {len(runs)} runs left a config.yaml")
     code: list[tuple[str, Answer]] = [
@@ -72,10 +73,9 @@ def named(things: Sequence[str]) -> Answer:
     return yes(bool(things), "; ".join(things) or "none are named")
 
 
-def random_baselines(plan: Plan, *, of_table: bool) -> Answer:
-    """of_table: whether a benchmark's table gives baselines."""
+def random_baselines(plan: Plan, of_table: Collection[str]) -> Answer:
     uniform = [name for name, settings in plan.methods.items() if "sampler=uniform" in settings]
-    found = [*(OWN_NAMES if of_table else ()), *uniform]
+    found = [*of_table, *uniform]
     return yes(bool(found), ", ".join(found) or "no benchmark table is given, and no method has sampler=uniform")
 
 

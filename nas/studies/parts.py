@@ -53,9 +53,12 @@ def methods(known: Mapping[str, Any]) -> Part:
         content.append(f"All {of['n']:,} cells: mean {number(of['mean'])}, std {number(of['std'])}.")
     if "random_search" in known:
         of = known["random_search"]
+        seen = f"the images that a search sees in its steps, {of['search_epochs']:g} times all"
         content.append(
             f"Random search: the best of {of['cells']} cell{'s' * (of['cells'] > 1)} by {of['chosen_by']}, as many as "
-            f"train with the images that a search sees in its steps, {of['search_epochs']:g} times all."
+            f"train with {seen}."
+            if of["cells"]
+            else f"No random search: not one cell trains for {of['chosen_by']} with {seen}."
         )
     if "drawn_cells" in known:
         drawn = [(one["name"], number(one["accuracy"]), f"{one['rank']:,}") for one in known["drawn_cells"]]
@@ -117,10 +120,10 @@ def supernet(known: Mapping[str, Any]) -> Part | None:
     for name, of in known["supernet"].items():
         for norms in ("recalibrated", "as trained"):
             found = of[norms]
-            precision = ", ".join(f"{number(value)} of {k}" for k, value in found["precision_at"].items())
+            precision = ", ".join(f"{number(value, '.2f')} at {k}" for k, value in found["precision_at"].items())
             taus = (number(found[one]) for one in ("kendall", "spearman", "weighted_tau"))
             rows.append((name, norms, str(found["cells"]), *taus, precision))
-    headings = ("run", "norms", "cells", "Kendall", "Spearman", "weighted tau", "precision at")
+    headings = ("run", "norms", "cells", "Kendall", "Spearman", "weighted tau", "precision at k")
     return Part("Supernet against benchmark", [Grid(headings, rows)]) if rows else None
 
 

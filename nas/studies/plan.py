@@ -202,7 +202,8 @@ def refuse_own(settings: Mapping[str, tuple[str, ...]]) -> None:
             if word.startswith("-") or name.startswith(("hydra.", "hydra/")) or name in OWN_SETTINGS:
                 raise ConfigError(
                     f"{place} has {word}, expected settings of a run other than {', '.join(OWN_SETTINGS)} and hydra...",
-                    fix="leave it out: a study has seeds, engine, --out and --retry-failed",
+                    fix="leave it out: a study has seeds, engine, --out and --retry-failed; engine takes "
+                    "hydra.searchpath=[file://my_configs] in place of --config-dir",
                 )
 
 

@@ -36,8 +36,9 @@ def report(
         cells = baselines.cells_at_cost(epochs)
         if cells is not None:
             random["random search"] = baselines.random_search(cells)
+        if baselines.benchmark.chosen_by is not None:
             known["random_search"] = {
-                "cells": cells,
+                "cells": cells or 0,
                 "chosen_by": baselines.benchmark.chosen_by,
                 "search_epochs": epochs,
             }
@@ -57,7 +58,7 @@ def report(
     known["curves"] = {method: curve([run for run in runs if run.method == method]) for method in plan.methods}
     known["costs"] = {method: ledger(plan, [run for run in runs if run.method == method]) for method in plan.methods}
     known["supernet"] = dict(agreement)
-    known["checklist"] = checklist(plan, runs, configs, baselines=baselines is not None)
+    known["checklist"] = checklist(plan, runs, configs, baselines=random.keys())
     return known
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from nas.errors import ConfigError
 from nas.storage.checkpointing import Checkpoints
 from nas.storage.metrics_log import JsonLines
 from nas.training.step_profile import StepProfile
@@ -11,7 +12,9 @@ from nas.training.step_profile import StepProfile
 class Hook:
     """Looks at a stage after each step and after each epoch. A hook overrides the methods that it needs.
 
-    state: the stage's, a `SearchState` or a `RetrainState`. A hook may add to `state.metrics`.
+    state: the stage's, a `SearchState` or a `RetrainState`. `after_epoch` may add to `state.metrics`. A search ends
+    after the epoch if `after_step` sets `state.stopped` to a reason. In `after_epoch` it is too late for this: the
+    genotype is derived before.
     """
 
     def after_step(self, state: Any) -> None:
@@ -75,7 +78,23 @@ class Saving(Hook):
         self._checkpoints.after_step(self._everything)
 
     def after_epoch(self, state: Any) -> None:
+        state.metrics = {name: plain_number(name, value) for name, value in state.metrics.items()}
         self._on_epoch()
         self._checkpoints.after_epoch(self._everything, last=self._last())
         self._tracker.log(self._stage, state.epoch - 1, state.metrics)
         self._checkpoints.stop_if_asked(self._everything)
+
+
+def plain_number(name: str, value: Any) -> float:
+    """Returns a metric as a number of Python, also one of NumPy or torch, which a checkpoint could not hold.
+
+    Raises ConfigError for anything else.
+    """
+    if type(value) in (int, float):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the metric {name} is a {type(value).__name__}, expected a number", fix="write numbers into state.metrics"
+        ) from error

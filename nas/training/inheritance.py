@@ -1,7 +1,7 @@
 """The weights of a searched supernet, and derived networks that start from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ class SupernetWeights:
     state: the state dict. buffers: those that a state dict leaves out. source: where they are from, for messages.
     """
 
-    state: Mapping[str, Any]
-    buffers: Mapping[str, Tensor]
+    state: Mapping[str, Any] = field(repr=False)
+    buffers: Mapping[str, Tensor] = field(repr=False)
     source: str
 
     @classmethod

@@ -32,7 +32,8 @@ MISTAKES = {
     ),
     "a group's option where its operations belong": (
         ("search", "space.ops=darts"),
-        "space.ops is 'darts', expected operations by name; choose a group of operations, e.g. ops=darts",
+        "space.ops is 'darts', expected operations by name; choose a group of operations on the command line, "
+        "e.g. ops=darts; in Python, give a dict",
     ),
     "a group that stands in several places": (
         ("run", "optim=adamw"),

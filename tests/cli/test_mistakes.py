@@ -20,6 +20,11 @@ MISTAKES = {
         ("epochs=0",),
         "epochs is not a setting; did you mean search.epochs or retrain.epochs?",
     ),
+    "option in place of a setting": (
+        ("--batch-size", "64"),
+        "--batch-size is not an option, expected a setting as name=value, without dashes; "
+        "did you mean search.batch_size or retrain.batch_size?",
+    ),
     "mistyped group": (("spcae=darts",), "spcae is not a setting; did you mean space?"),
     "mistyped option": (
         ("space=dart",),

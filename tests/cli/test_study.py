@@ -10,7 +10,12 @@ import pytest
 import yaml
 from cli.conftest import TINY, Outcome
 
+from nas.cli.stages.setup import Setup
+from nas.cli.task import register
+from nas.errors import ConfigError
 from nas.storage import run_directory
+from nas.studies.collected import Run
+from nas.studies.plan import from_plain
 
 pytest.importorskip("scipy", reason="needs scipy")
 Nas = Callable[..., Outcome]
@@ -107,6 +112,34 @@ def test_settings_of_jobs_are_no_engine(word: str, nas: Nas) -> None:
     told = nas("study", "study.yaml", "--out", "out", word)
     assert (told.code, f"error: {word} is no setting of an engine, expected hydra/launcher=" in told.err) == (2, True)
     assert not Path("out").exists()
+
+
+def test_classes_of_ones_own_that_the_study_allows(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found before the searches, and built again for the supernets of the report."""
+    study = importlib.import_module("nas.cli.study")
+    plan = from_plain(
+        STUDY
+        | {"common": "allow_targets=[mine]", "methods": {"sharp": "sampler=sharp", "none": "allow_targets=[]"}}
+        | {
+            "benchmark": {"table": "t", "column": "c"},
+            "supernet": {"cells": 2, "batches": 1},
+            "retrain": {"seeds": [0]},
+        }
+    )
+    Path("mine/sampler").mkdir(parents=True)
+    Path("mine/sampler/sharp.yaml").write_text("_target_: mine.Sharp")
+    register()
+    with pytest.raises(ConfigError, match="retrain: sampler=sharp is not an option"):
+        study.compose_retraining(plan, [])
+    study.compose_retraining(plan, ["hydra.searchpath=[file://mine]"])
+
+    Path("config.yaml").write_text("allow_targets: [anything]\nresume: null\n")  # a file that anybody may have written
+    built = []
+    monkeypatch.setattr(Setup, "from_config", lambda cfg: built.append(list(cfg.allow_targets)) or 1 / 0)
+    for method in plan.methods:
+        with pytest.raises(ZeroDivisionError):
+            study.supernet_agreement(plan, Run(method, 3, Path(), "finished"), None)
+    assert built == [["mine"], []]
 
 
 def test_two_processes_on_one_study(nas: Nas) -> None:

@@ -129,10 +129,10 @@ def test_derivers_that_hold_a_cap():
         ({"parameters": 1}, r"^cap\.parameters is 1 parameters, below the smallest .*, expected 18 to 330; raise"),
         ({"macs": 1e12}, r"^cap\.macs is .* multiply-accumulates, above the largest network .*, expected 152 to "),
         ({"bytes": float("nan")}, r"^cap\.bytes is nan bytes, below the smallest"),
-        ({"macs": "1e6"}, r"^cap\.macs is '1e6', expected a number, or several; set e\.g\. cap\.macs=1e6$"),
+        ({"macs": "1e6"}, r"^cap\.macs is '1e6', expected a number, or several; give e\.g\. cap={.macs.: 0\.5}, half"),
         (1e6, r"^cap has 1000000\.0, expected some of parameters, macs, bytes"),
         ("macs", r"^cap has 'macs', expected some of parameters, macs, bytes"),
-        ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes, latency_ms; set e\.g\."),
+        ({"flops": 1e6}, r"^cap has 'flops', expected some of parameters, macs, bytes, latency_ms; give e\.g\."),
     ],
 )  # fmt: skip
 def test_a_cap_that_cannot_be_is_refused_before_training(cap, message):
@@ -191,7 +191,7 @@ def test_several_caps_of_two_things_are_refused():
     with pytest.raises(ConfigError, match=message):
         nas.search(small, images(), cap={"macs": [0.5, 0.9], "bytes": [0.5, 0.9]}, **SHORT)
     with pytest.raises(
-        ConfigError, match=r"^cap\.macs is \[\], expected a number, or several; set e\.g\. cap\.macs=1e6"
+        ConfigError, match=r"^cap\.macs is \[\], expected a number, or several; give e\.g\. cap={.macs.: 0\.5}"
     ):
         nas.search(small, images(), cap={"macs": []}, **SHORT)
 

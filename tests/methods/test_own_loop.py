@@ -12,12 +12,13 @@ from nas.methods.deriver import Argmax
 from nas.methods.first_order import FirstOrder
 from nas.methods.loop import Plan, search
 from nas.methods.state import SearchState
+from nas.supernet.choice import Gate, choices, gates
 from nas.supernet.genotype import Genotype
 from nas.training.schedule import Constant, Linear
 from nas.training.task import Classification
 
 TEXT = (Path(nas.__file__).parent / "supernet" / "README.md").read_text(encoding="utf-8")
-(CODE,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+CODE, SCORES = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 EPOCHS, STEPS = 3, 4
 
 
@@ -84,3 +85,13 @@ def test_the_loop_of_the_readme_gives_the_bits_of_the_framework():
     assert own["genotype"] == genotype
     network = nas.freeze(model(), genotype.choices)
     assert network(torch.zeros(2, 5)).shape == (2, 3)
+
+    own["genotypes"] = [Genotype("mine", {"0": name, "1": name}) for name in ("relu", "tanh", "none")]
+    exec(SCORES, own)
+    found = choices(supernet)
+    for one in own["genotypes"]:
+        drawn = {key: Gate(None, found[key][0].names.index(name)) for key, name in one.choices.items()}
+        with torch.no_grad(), gates(found, drawn):
+            losses = [nn.functional.cross_entropy(supernet(x), y) for x, y in arch_batches.batches]
+        assert own["loss_of"](one) == float(torch.stack(losses).mean())
+    assert own["ranked"] == sorted(own["genotypes"], key=own["loss_of"])

@@ -5,6 +5,7 @@ import torch
 from searchers import build_searcher
 from torch import nn
 
+from nas.errors import ConfigError
 from nas.methods.first_order import FirstOrder
 from nas.methods.regulariser import BetaDecay, Entropy, Regulariser, Sum
 from nas.methods.sampler import GDAS, Softmax, Uniform
@@ -94,6 +95,13 @@ def test_a_regulariser_of_ones_own_is_logged_with_its_metrics():
     arch = arch_params()
     logged = Sum({"pull": Pull()}).logged(arch, 1.0)
     assert logged.keys() == {"regulariser/pull", "regulariser/pull/largest"}
+    assert Sum({"pull": lambda arch, progress: Pull()(arch, progress)}).logged(arch, 1.0).keys() == {"regulariser/pull"}
+
+
+@pytest.mark.parametrize(("value", "got"), [(torch.ones(6), r"a tensor of shape \(6,\)"), (0.0, "a float")])
+def test_a_regulariser_that_returns_no_scalar_is_refused(value, got):
+    with pytest.raises(ConfigError, match=f"^regulariser.mine returned {got}, expected a tensor with one number"):
+        Sum({"mine": lambda arch, progress: value})(arch_params(), 0.0)
 
 
 def searcher_of(kind, sampler, regulariser):

@@ -5,6 +5,7 @@ import resource
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,6 +86,14 @@ def test_round_trip_of_training_that_goes_on_identically(tmp_path):
     resumed_optimizer.load_state_dict(state["optimizer"])
     steps(resumed, resumed_optimizer, range(3, 6))
     assert equal(dict(resumed.state_dict()), dict(model.state_dict()))
+
+
+def test_a_state_that_could_not_be_read_again_is_not_saved(path):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be saved: it has a value of type float64, in sampler; return te"
+    ):
+        checkpoint_file.save(path, "search", STATE | {"sampler": {"means": [np.float64(1)]}})
+    assert equal(checkpoint_file.load(path, "search")["network"], STATE["network"])
 
 
 def test_missing(tmp_path):

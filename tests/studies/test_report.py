@@ -111,6 +111,11 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     assert known["methods"]["good"]["std"] == 0.0
     assert known["methods"]["bad"]["n"] == 1
     assert known["random_search"]["cells"] == 2
+    short = report(
+        plan, [replace(run, epochs=2) for run in runs], [], home=tmp_path, baselines=of, agreement={}, commit="abc"
+    )
+    assert next(row["why"] for row in short["checklist"] if "random" in row["point"]) == "random cell"
+    assert "No random search: not one cell trains for cifar10_valid_12 with the images" in markdown(short)
     assert known["primary"]["one"] == "good"
     cells = of.all_cells()
     assert known["primary"]["difference"] > 0
@@ -168,7 +173,7 @@ def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
             {"data": {"root": "x"}, "retrain": {"epochs": 5}, "teacher": None},
             {"data": {"root": "x"}, "retrain": {"epochs": epochs}, "teacher": teacher},
         ]
-        return {row["point"]: row["answer"] for row in checklist(plan, runs, configs, baselines=False)}
+        return {row["point"]: row["answer"] for row in checklist(plan, runs, configs, baselines=())}
 
     clean, dirty = answers("abc", 5), answers("abc-dirty", 6, device="cuda")
     assert len(clean) == 14
@@ -185,7 +190,7 @@ def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
 
 def test_a_method_that_draws_uniformly_is_a_random_baseline() -> None:
     plan = from_plain({"name": "mine", "methods": {"a": "", "drawn": "ops=s1 sampler=uniform"}, "seeds": [0]})
-    rows = {row["point"]: row for row in checklist(plan, [], [], baselines=False)}
+    rows = {row["point"]: row for row in checklist(plan, [], [], baselines=())}
     assert rows["there are random baselines"] | {"group": ""} == {
         "group": "", "point": "there are random baselines", "answer": "yes", "why": "drawn"
     }  # fmt: skip
@@ -230,7 +235,7 @@ def test_a_retraining_that_failed_gives_no_score(tmp_path: Path) -> None:
 
 def test_a_study_that_trains_no_network_says_so(tmp_path: Path) -> None:
     plan = from_plain({"name": "mine", "methods": {"a": ""}, "seeds": [0]})
-    rows = {row["point"]: row for row in checklist(plan, [], [], baselines=False)}
+    rows = {row["point"]: row for row in checklist(plan, [], [], baselines=())}
     for point in ("the final networks are trained alike", "the code that trains the final networks is given"):
         assert (rows[point]["answer"], rows[point]["why"]) == ("no", "no final network is trained")
 
