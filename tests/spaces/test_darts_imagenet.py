@@ -10,6 +10,7 @@ from torch import nn
 from nas.data.image_folder import ImageFolder
 from nas.data.loader import Loader
 from nas.errors import ConfigError
+from nas.formats.load import without_auxiliary
 from nas.spaces.darts import PUBLISHED, Darts
 from nas.spaces.darts_imagenet import DartsImageNet, ImageNetAuxiliaryHead
 from nas.supernet.choice import choices
@@ -37,6 +38,7 @@ def test_parameters_with_a_thousand_classes(name, parameters, space, spec):
     # Convolutions 768 -> 128 and 128 -> 768 of 2x2, a batch norm of 128, and the classifier, by hand.
     head = 768 * 128 + 2 * 128 + 4 * 128 * 768 + 768 * 1000 + 1000
     assert sum(p.numel() for p in network.auxiliary.parameters()) == head == 1_260_776
+    assert without_auxiliary(network).auxiliary is None
 
 
 def test_multiply_accumulates_at_224(space, spec):
@@ -115,7 +117,6 @@ def one_step(network, inputs, targets):
 @pytest.mark.parametrize(
     ("name", "parameters"), [pytest.param("DARTS_V1", 3_169_414, marks=pytest.mark.long), ("DARTS_V2", 3_349_342)]
 )
-@pytest.mark.parametrize(("name", "parameters"), [("DARTS_V1", 3_169_414), ("DARTS_V2", 3_349_342)])
 def test_a_step_of_the_published_cifar_network(name, parameters, ops_tables, spec):
     cifar = dataclasses.replace(spec, input_shapes=((3, 32, 32),), class_names=tuple("0123456789"))
     space = Darts(ops=ops_tables["darts"], channels=36, cells=20, auxiliary=True)
