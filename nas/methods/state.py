@@ -172,9 +172,9 @@ def as_given(part: Any) -> Any:
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:
     """The entropy of every choice, its share where choices are weighed, and the probability of every candidate."""
     entropies = arch.entropy().tolist()
-    yield "entropy/mean", sum(entropies) / len(entropies)
     for key, entropy in zip(arch.keys, entropies, strict=True):
         yield f"entropy/{key}", entropy
+    yield "entropy/mean", sum(entropies) / len(entropies)  # last, as a choice may be called so
     if arch.share_logits is not None:
         for key, share in arch.named_shares().items():
             yield f"share/{key}", share
