@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import nas
 from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
-from nas.methods import CollapseMonitor
+from nas.methods import BestOf, CollapseMonitor
 from nas.methods.regulariser import Regulariser
 from nas.training.hooks import Hook
 from nas.training.schedule import Linear
@@ -141,6 +141,11 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
     assert longer.metrics["weights/loss"] != whole.metrics["weights/loss"]
     with pytest.raises(DataError, match="has other training examples"):
         nas.search(small, images(seed=1), resume=tmp_path / "part", **settings | {"epochs": 4})
+    with pytest.raises(ConfigError, match=r"^epochs is 3 \(was 4\), but 4 epochs are done, expected at least 4; set"):
+        nas.search(small, images(), resume=tmp_path / "part", may_change=["epochs"], **settings | {"epochs": 3})
+    measuring = settings | {"epochs": 4, "gap_batches": 1}  # in epochs, of which all are done
+    again = nas.search(small, images(), resume=tmp_path / "part", may_change=["gap_batches"], **measuring)
+    assert "discretisation_gap" not in again.result
 
 
 def test_an_optimiser_of_matrices_trains_a_network_of_matrices():
@@ -403,6 +408,28 @@ def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_an
     with pytest.raises(RuntimeError, match="stopped"):
         run("part", hooks=[Stop()])
     assert run("part", resume=True) == whole
+
+
+@pytest.mark.parametrize(("stage", "least"), [("search", 3), ("retrain", 2)])
+def test_a_shorter_run_has_the_epochs_that_are_done_and_a_search_its_last(stage, least, tmp_path):
+    """In which a deriver decides."""
+
+    class Stop(Hook):
+        def after_epoch(self, state):
+            if state.epoch == 3:
+                raise RuntimeError("stopped")
+
+    def run(epochs, **more):
+        given = {"epochs": epochs, "saving": nas.storage.Checkpoints, "directory": tmp_path, "may_change": ["epochs"]}
+        if stage == "search":
+            return nas.search(small, images(), **SHORT | FILES | given | {"deriver": BestOf()} | more)
+        return nas.retrain(small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN | FILES | given | more)
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(4, hooks=[Stop()])
+    with pytest.raises(ConfigError, match=rf"^epochs is {least - 1} \(was 4\), but 2 .*; set epochs={least}$"):
+        run(least - 1, resume=True)
+    run(least, resume=True)
 
 
 def hits(outputs, targets):

@@ -359,7 +359,7 @@ class SearchJob:
 
         retrained_test: what the derived network reached on the test split, once it is known.
         """
-        if not self.options.gap_batches:
+        if not self.options.gap_batches or "gap/relaxed" not in self.state.metrics:  # of a search that went on with it
             return {}
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}

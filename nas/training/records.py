@@ -127,6 +127,7 @@ class StageRecords:
         records, kept = self._records, self._checkpoints
         if kept is not None and (saved := kept.newest()) is not None:
             records.check_unchanged(saved, data, seen, kept.path)
+            self._check_epochs(saved)
             if check is not None:
                 check(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
@@ -134,6 +135,18 @@ class StageRecords:
         if (genotype := getattr(state, "genotype", None)) is not None:
             records.tracker.derived(genotype.choices)  # for the last epoch, if a crash kept it from being logged
         records.tracker.resume(self._stage, state.epoch, state.metrics)
+
+    def _check_epochs(self, saved: Mapping[str, Any]) -> None:
+        """Raises ConfigError if the stage shall have fewer epochs than it has done. A search needs one more: what it
+        derives is decided in its last epoch."""
+        before, now = (of.get(self._stage, {}).get("epochs") for of in (saved["config"], self._records.settings))
+        done = saved["epoch"]
+        least = done + ((self._stage == "search" and done != before) or saved["step"] > 0)
+        if now != before and now is not None and now < least and not saved.get("stopped"):
+            raise ConfigError(
+                f"{self._stage}.epochs is {now} (was {before}), but {done} epochs are done, expected at least {least}",
+                fix=f"set {self._stage}.epochs={least}",
+            )
 
     def _note_epoch(self, loader: Loader) -> None:
         """Says and records what an epoch uses, as batches of one size leave examples out."""
