@@ -432,6 +432,13 @@ def test_a_shorter_run_has_the_epochs_that_are_done_and_a_search_its_last(stage,
     run(least, resume=True)
 
 
+def test_a_loaded_network_is_scored_by_what_its_loss_has_learnt(tmp_path):
+    task = nas.training.Custom(loss=Running, metric=hits, name="hits", higher_is_better=True)
+    given = {"task": task, "test": images(seed=1), "directory": tmp_path}
+    net = nas.retrain(small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN | FILES | given)
+    assert nas.evaluate(tmp_path, images(seed=1), allow=[small, Running, hits]) == net.result
+
+
 def hits(outputs, targets):
     return outputs.argmax(1) == targets
 
