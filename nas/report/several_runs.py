@@ -19,6 +19,7 @@ MOST_COLUMNS = 6  # of settings in the table of runs
 MOST_SIDE_BY_SIDE = 16  # genotypes
 MOST_LINES = 120  # single runs in a chart
 LONGEST = 60  # characters of a value
+ABSENT = "-"  # of a run without a choice, as runs of another space are
 
 
 class Groups:
@@ -215,8 +216,8 @@ def genotypes(groups: Groups) -> Html | None:
     few = len(runs) <= MOST_SIDE_BY_SIDE
     rows, same = [], 0
     for key in keys:
-        names = [run.choices.get(key) for _, run in runs]
-        (leading, count), *_ = Counter(names).most_common(1)
+        names = [run.choices.get(key, ABSENT) for _, run in runs]
+        (leading, count), *_ = Counter(name for name in names if name != ABSENT).most_common(1)
         same += count == len(names)
         if few:
             cells = [operation(name, agrees=name == leading) for name in names]
@@ -236,7 +237,7 @@ def genotypes(groups: Groups) -> Html | None:
 
 
 def kind_of(name: str | None) -> str:
-    return "none" if name is None else f"op-{kind(name)}"
+    return "none" if name in (None, ABSENT) else f"op-{kind(name)}"
 
 
 def operation(name: str | None, *, agrees: bool) -> Html:

@@ -302,6 +302,16 @@ def test_means_are_of_all_runs_that_reached_an_epoch(tmp_path):
     assert mean.points[-1] == (109, 3)
 
 
+def test_a_choice_that_a_run_does_not_have_is_not_dropped_there(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "abc"]
+    for other in runs[1:]:
+        genotype = json.loads((other / "genotype.json").read_text())
+        (other / "genotype.json").write_text(json.dumps(genotype | {"choices": {"normal/0-2": None}}))
+    shown = texts(report(runs))
+    assert "normal/0-2\n2 of 3\n-\ndropped\ndropped" in shown
+    assert "cell/1-2\n1 of 3\nskip_connect\n-\n-" in shown
+
+
 def test_of_a_hundred_runs(tmp_path):
     runs = [write_run(tmp_path / str(index), epochs=2, seed=index, sampler=f"s{index}") for index in range(4)]
     runs += [shutil.copytree(runs[index % 4], tmp_path / str(index)) for index in range(4, 100)]
