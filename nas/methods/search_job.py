@@ -251,7 +251,8 @@ class SearchJob:
         with all_put_back([], device=job.runtime.device):
             step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
             two = two_examples(self.weight_loader)
-            try_small(lambda: self.derived.network(self.first), two, task=job.task, step=step)
+            skips = self.state.guard.skips
+            try_small(lambda: self.derived.network(self.first), two, task=job.task, step=step, skips=skips)
 
     @property
     def seen(self) -> dict[str, Any]:

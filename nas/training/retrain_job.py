@@ -128,6 +128,7 @@ class RetrainJob:
                     step=self.step,
                     decay=options.average,
                     then=then,
+                    skips=job.runtime.guard().skips,
                 )
 
     def started(self, genotype: Genotype, supernet: SupernetWeights | None = None) -> nn.Module:
