@@ -394,20 +394,22 @@ def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_an
             if state.epoch == 1:
                 raise RuntimeError("stopped")
 
-    term = Growing()
+    term, loss = Growing(), Running()  # of several runs, each with a state of its own
+    task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
 
     def run(name, **more):
-        loss, sampler = Running(), Sharpening()
-        task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
+        sampler = Sharpening()
         settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
         settings |= {"task": task, "sampler": sampler, "regulariser": {"term": term}, "directory": tmp_path / name}
         metrics = nas.search(small, images(), **settings, **more).metrics
-        return *(metrics[key] for key in ("weights/loss", "arch/loss", "regulariser/term")), loss.mean
+        saved = torch.load(tmp_path / name / "search" / "checkpoint.pt", weights_only=True)["task"]
+        return *(metrics[key] for key in ("weights/loss", "arch/loss", "regulariser/term")), saved[0]["loss.mean"]
 
     whole = run("whole")
     with pytest.raises(RuntimeError, match="stopped"):
         run("part", hooks=[Stop()])
     assert run("part", resume=True) == whole
+    assert loss.mean == 1
 
 
 @pytest.mark.parametrize(("stage", "least"), [("search", 3), ("retrain", 2)])
