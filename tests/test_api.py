@@ -445,6 +445,27 @@ def hits(outputs, targets):
     return outputs.argmax(1) == targets
 
 
+class Breaking(nn.Module):
+    """Of which the steps on trial are not finite, and some others."""
+
+    def __init__(self, in_channels, num_classes, affine):
+        super().__init__()
+        self.inner = small(in_channels, num_classes, affine)
+
+    def forward(self, x):
+        return self.inner(x) * (torch.nan if self.training and x[0, 0, 0, 0] < 0.5 else 1)
+
+
+def test_steps_on_trial_may_be_such_as_are_skipped():
+    device = nas.runtime.Runtime(device="cpu", on_nonfinite="skip", max_skipped=99)
+    found = nas.search(Breaking, images(), **SHORT | {"device": device})
+    assert found.metrics["skipped_steps"] > 0
+    net = nas.retrain(Breaking, found.genotype, images(), **RETRAIN | {"device": device})
+    with pytest.raises(NasError, match=r"^weights: the loss is nan, .*, or skip such steps by"):
+        nas.retrain(Breaking, found.genotype, images(), **RETRAIN)
+    assert all(parameter.isfinite().all() for parameter in net.network.parameters())
+
+
 class Doubled(nn.Module):
     def __init__(self, in_channels, num_classes, affine, in_place):
         super().__init__()

@@ -248,11 +248,10 @@ class SearchJob:
         """A training step of the first genotype's network on trial, on two examples: for a search by itself, whose
         network may be retrained by other settings."""
         job = self.job
-        with all_put_back([], device=job.runtime.device):
+        with all_put_back([], device=job.runtime.device), self.state.guard.on_trial():
             step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
             two = two_examples(self.weight_loader)
-            skips = self.state.guard.skips
-            try_small(lambda: self.derived.network(self.first), two, task=job.task, step=step, skips=skips)
+            try_small(lambda: self.derived.network(self.first), two, task=job.task, step=step)
 
     @property
     def seen(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,6 +138,10 @@ class Guard:
         running statistics for good."""
         if self.skips:
             self._buffers = [Buffers(model) for model in models]
+
+    def on_trial(self) -> AbstractContextManager[None]:
+        """A context for a step on trial. If steps are skipped, such a step may have numbers that are not finite."""
+        return suppress(DivergenceError) if self.skips else nullcontext()
 
     def passes(self, reading: Reading) -> bool:
         """Whether the optimiser may take the step. False skips the step.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.data.inputs import Batch, Inputs, each
-from nas.errors import DivergenceError, SpaceError, described
+from nas.errors import SpaceError, described
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.runtime import seed_layers
 from nas.supernet.choice import UngatedError
@@ -37,14 +37,13 @@ def try_training(
     decay: float = 0.999,
     trial: Trial = TRAINING,
     then: Callable[[], None] | None = None,
-    skips: bool = False,
 ) -> None:
     """Tries one training step on a part of a batch: forward, backward, optimiser, averaging of the weights.
 
     The part is the smallest one that has a loss, see `smallest_that_counts`.
     All state is restored bit for bit: that of the network, the optimiser, the task, and the global generators.
     step: the settings of a training step. decay: of the average, in [0, 1); 0 for no average. then: is called after
-    the step, before the state is restored. skips: whether the training skips steps with numbers that are not finite.
+    the step, before the state is restored.
     Raises SpaceError, naming the module, if something in it fails.
     """
     step = TrainingStep() if step is None else step
@@ -80,12 +79,8 @@ def try_training(
                 f"the derived network still runs a choice: {error.problem}",
                 fix="let the model reach its choices as registered children only, not through a closure or a list",
             ) from error
-        except DivergenceError:
-            if not skips:
-                raise
-        else:
-            if then is not None:
-                then()
+        if then is not None:
+            then()
 
 
 def check_saves_all(network: nn.Module, build: Callable[[], nn.Module], inputs: Inputs) -> None:
@@ -131,12 +126,10 @@ def smallest_that_counts(task: Task, batch: Batch, accumulation: int) -> Batch:
     return split[0]
 
 
-def try_small(
-    build: Callable[[], nn.Module], batch: Batch, *, task: Task, step: TrainingStep, skips: bool = False
-) -> None:
+def try_small(build: Callable[[], nn.Module], batch: Batch, *, task: Task, step: TrainingStep) -> None:
     """Calls `try_training` on two examples with a plain optimiser, for a network without training settings.
 
-    build: makes the network. skips: as in `try_training`. Raises SpaceError as `try_training` and `check_saves_all` do.
+    build: makes the network. Raises SpaceError as `try_training` and `check_saves_all` do.
     """
     network = build()
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -156,4 +149,4 @@ def try_small(
     def then() -> None:
         check_saves_all(network, build, few[0])
 
-    try_training(network, few, task=task, optimizer=optimizer, step=step, then=then, skips=skips)
+    try_training(network, few, task=task, optimizer=optimizer, step=step, then=then)

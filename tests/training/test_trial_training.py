@@ -57,9 +57,6 @@ def test_a_part_in_which_no_label_counts_is_not_the_one_that_is_tried():
         try_training(network, (inputs, targets), task=task, optimizer=optimizer, step=step)
     with pytest.raises(DivergenceError):
         try_training(network, (inputs, torch.ones(4).long()), task=task, optimizer=optimizer, step=step)
-    try_small(
-        lambda: network, (inputs, torch.ones(4).long()), task=task, step=TrainingStep(), skips=True
-    )  # as training
 
 
 class Remembering(nn.Module):
