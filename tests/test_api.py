@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import nas
 from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
-from nas.methods import CollapseMonitor
+from nas.methods import BestOf, CollapseMonitor
 from nas.methods.regulariser import Regulariser
 from nas.training.hooks import Hook, plain_number
 from nas.training.schedule import Linear
@@ -155,6 +155,11 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
     assert longer.metrics["weights/loss"] != whole.metrics["weights/loss"]
     with pytest.raises(DataError, match="has other training examples"):
         nas.search(small, images(seed=1), resume=tmp_path / "part", **settings | {"epochs": 4})
+    with pytest.raises(ConfigError, match=r"^epochs is 3 \(was 4\), but 4 epochs are done, expected at least 4; set"):
+        nas.search(small, images(), resume=tmp_path / "part", may_change=["epochs"], **settings | {"epochs": 3})
+    measuring = settings | {"epochs": 4, "gap_batches": 1}  # in epochs, of which all are done
+    again = nas.search(small, images(), resume=tmp_path / "part", may_change=["gap_batches"], **measuring)
+    assert "discretisation_gap" not in again.result
 
 
 def test_an_optimiser_of_matrices_trains_a_network_of_matrices():
@@ -414,24 +419,76 @@ def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_an
             if state.epoch == 1:
                 raise RuntimeError("stopped")
 
-    term = Growing()
+    term, loss = Growing(), Running()  # of several runs, each with a state of its own
+    task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
 
     def run(name, **more):
-        loss, sampler = Running(), Sharpening()
-        task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
+        sampler = Sharpening()
         settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
         settings |= {"task": task, "sampler": sampler, "regulariser": {"term": term}, "directory": tmp_path / name}
         metrics = nas.search(small, images(), **settings, **more).metrics
-        return *(metrics[key] for key in ("weights/loss", "arch/loss", "regulariser/term")), loss.mean
+        saved = torch.load(tmp_path / name / "search" / "checkpoint.pt", weights_only=True)["task"]
+        return *(metrics[key] for key in ("weights/loss", "arch/loss", "regulariser/term")), saved[0]["loss.mean"]
 
     whole = run("whole")
     with pytest.raises(RuntimeError, match="stopped"):
         run("part", hooks=[Stop()])
     assert run("part", resume=True) == whole
+    assert loss.mean == 1
+
+
+@pytest.mark.parametrize(("stage", "least"), [("search", 3), ("retrain", 2)])
+def test_a_shorter_run_has_the_epochs_that_are_done_and_a_search_its_last(stage, least, tmp_path):
+    """In which a deriver decides."""
+
+    class Stop(Hook):
+        def after_epoch(self, state):
+            if state.epoch == 3:
+                raise RuntimeError("stopped")
+
+    def run(epochs, **more):
+        given = {"epochs": epochs, "saving": nas.storage.Checkpoints, "directory": tmp_path, "may_change": ["epochs"]}
+        if stage == "search":
+            return nas.search(small, images(), **SHORT | FILES | given | {"deriver": BestOf()} | more)
+        return nas.retrain(small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN | FILES | given | more)
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(4, hooks=[Stop()])
+    with pytest.raises(ConfigError, match=rf"^epochs is {least - 1} \(was 4\), but 2 .*; set epochs={least}$"):
+        run(least - 1, resume=True)
+    run(least, resume=True)
+
+
+def test_a_loaded_network_is_scored_by_what_its_loss_has_learnt(tmp_path):
+    task = nas.training.Custom(loss=Running, metric=hits, name="hits", higher_is_better=True)
+    given = {"task": task, "test": images(seed=1), "directory": tmp_path}
+    net = nas.retrain(small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN | FILES | given)
+    assert nas.evaluate(tmp_path, images(seed=1), allow=[small, Running, hits]) == net.result
 
 
 def hits(outputs, targets):
     return outputs.argmax(1) == targets
+
+
+class Breaking(nn.Module):
+    """Of which the steps on trial are not finite, and some others."""
+
+    def __init__(self, in_channels, num_classes, affine):
+        super().__init__()
+        self.inner = small(in_channels, num_classes, affine)
+
+    def forward(self, x):
+        return self.inner(x) * (torch.nan if self.training and x[0, 0, 0, 0] < 0.5 else 1)
+
+
+def test_steps_on_trial_may_be_such_as_are_skipped():
+    device = nas.runtime.Runtime(device="cpu", on_nonfinite="skip", max_skipped=99)
+    found = nas.search(Breaking, images(), **SHORT | {"device": device})
+    assert found.metrics["skipped_steps"] > 0
+    net = nas.retrain(Breaking, found.genotype, images(), **RETRAIN | {"device": device})
+    with pytest.raises(NasError, match=r"^weights: the loss is nan, .*, or skip such steps by"):
+        nas.retrain(Breaking, found.genotype, images(), **RETRAIN)
+    assert all(parameter.isfinite().all() for parameter in net.network.parameters())
 
 
 class Doubled(nn.Module):

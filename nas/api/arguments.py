@@ -15,6 +15,7 @@ from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.formats.format import Format
 from nas.methods.deriver import Argmax, Deriver, TopPredecessors
+from nas.methods.state import as_given
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.settings.building import callable_itself
@@ -88,7 +89,7 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
     runtime = runtime_on(arguments["device"])
     reading = given.Reading(classes=arguments["classes"], image_size=arguments["image_size"])
     data = given.training(train, reading, augment=arguments["augment"])
-    task = arguments["task"] or task_for(data.spec)
+    task = as_given(arguments["task"] or task_for(data.spec))
     check_targets(task, data.spec, training=data.train)
     space, teacher = space_of(build_model), arguments["teacher"]
     return Job(

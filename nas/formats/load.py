@@ -13,7 +13,7 @@ from nas.formats.weights import FILE as WEIGHTS
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import Allowed
 from nas.settings.building import built
-from nas.spaces.darts import AuxiliaryHead
+from nas.spaces.darts import auxiliary_heads
 from nas.spaces.space import Space
 from nas.storage import checkpoint_file
 from nas.supernet.genotype import SIZE_LIMIT as GENOTYPE_LIMIT
@@ -116,7 +116,6 @@ def read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
 
 def without_auxiliary(network: nn.Module) -> nn.Module:
     """Removes the head that only training uses from the network, in place, and returns the network."""
-    for name, child in network.named_children():
-        if isinstance(child, AuxiliaryHead):
-            setattr(network, name, None)
+    for name in auxiliary_heads(network):
+        setattr(network, name, None)
     return network

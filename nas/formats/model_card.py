@@ -119,7 +119,9 @@ def training_images(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Which examples the network has seen."""
     seen = metadata.get("training_data") or {}
     name = code(metadata["data"]["name"])
-    counts = [f"{seen[split]:,} {said}" for split, said in SPLITS if isinstance(seen.get(split), int)]
+    counts = [f"{seen[split]:,} {said}" for split, said in SPLITS if seen.get(split) and isinstance(seen[split], int)]
+    if share := metadata["settings"].get("retraining", {}).get("validation"):
+        counts.insert(1, f"of which the last training left out {share:.0%} for validation")
     yield f"- Data: {name}{', ' + ', '.join(counts) if counts else ''}"
     if isinstance(seen.get("trained_on"), str):
         yield f"- SHA-256 of the list of training examples: {code(seen['trained_on'])}"

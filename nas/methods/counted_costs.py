@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nas.data.inputs import Inputs
 from nas.errors import SpaceError
 from nas.methods.cost import Cost
+from nas.spaces.darts import auxiliary_heads
 from nas.supernet.entanglement import CentreConv2d
 from nas.supernet.every_candidate import Condition, Part, consistent, placed, run_every_candidate
 from nas.supernet.mac_counter import MacCounter
@@ -28,7 +29,7 @@ def parameters(model: nn.Module) -> Cost:
 
 def stored_bytes(model: nn.Module) -> Cost:
     """The cost in bytes of the weights and buffers that a state dict holds, those of an auxiliary head left out."""
-    heads = {part for name, head in model.named_children() if name == "auxiliary" for part in head.modules()}
+    heads = {part for head in auxiliary_heads(model).values() for part in head.modules()}
 
     def sizes(module: nn.Module) -> dict[Any, int]:
         skipped = module._non_persistent_buffers_set

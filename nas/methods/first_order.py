@@ -84,6 +84,7 @@ class FirstOrder:
         self.precision = precision or Precision()
         self.scaler = state.scaler
         self.guard = state.guard
+        self.held = () if state.task is None else state.task.modules
         self.choices = choices(self.supernet)
         self.weights = list(self.supernet.parameters())
         check_undrawn(undrawn, self.weight_optim)
@@ -114,7 +115,7 @@ class FirstOrder:
 
     def weight_step(self, batch: Batch, temperature: float, drawn: Gates | None = None) -> StepResult:
         """Takes one step of the weights on a batch of the weights' split. drawn: the gates, None to draw them here."""
-        self.guard.begin(self.supernet)
+        self.guard.begin(self.supernet, *self.held)
         # None: with zeroed gradients, momentum and weight decay would still change the undrawn operations.
         zero_gradients(self.weight_optim)
         if drawn is None:
@@ -150,7 +151,7 @@ class FirstOrder:
         weight_batch: a batch of the weights' split, for searchers that also use the next weight step.
         progress: the progress of the search in [0, 1], for the regulariser. drawn: the gates, empty to draw them here.
         """
-        self.guard.begin(self.supernet)
+        self.guard.begin(self.supernet, *self.held)
         zero_gradients(self.arch_optim)
         samples = self.sampler.samples
         drawn = [self._noted(one) for one in drawn or [self._draw(temperature) for _ in range(samples)]]

@@ -248,7 +248,7 @@ class SearchJob:
         """A training step of the first genotype's network on trial, on two examples: for a search by itself, whose
         network may be retrained by other settings."""
         job = self.job
-        with all_put_back([], device=job.runtime.device):
+        with all_put_back([], device=job.runtime.device), self.state.guard.on_trial():
             step = TrainingStep(auxiliary_weight=auxiliary_weight, precision=job.runtime.precision)
             two = two_examples(self.weight_loader)
             try_small(lambda: self.derived.network(self.first), two, task=job.task, step=step)
@@ -359,7 +359,7 @@ class SearchJob:
 
         retrained_test: what the derived network reached on the test split, once it is known.
         """
-        if not self.options.gap_batches:
+        if not self.options.gap_batches or "gap/relaxed" not in self.state.metrics:  # of a search that went on with it
             return {}
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}

@@ -24,7 +24,7 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.training.meter import Meter
 from nas.training.own_generators import OwnGenerators
-from nas.training.task_state import TaskState
+from nas.training.task_state import TaskState, modules_of
 
 
 @dataclass
@@ -162,19 +162,19 @@ class SearchState:
 
 
 def as_given(part: Any) -> Any:
-    """Returns a copy of a part with a state, so that another search with it begins alike. The part itself, if it has
-    no state or cannot be copied, e.g. an open file."""
+    """Returns a copy of a part with a state or with modules, so that another run with it begins alike. The part itself,
+    if it has neither or cannot be copied, e.g. an open file."""
     with contextlib.suppress(Exception):
-        return copy.deepcopy(part) if isinstance(part, Stateful) else part
+        return copy.deepcopy(part) if isinstance(part, Stateful) or modules_of(part) else part
     return part
 
 
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:
     """The entropy of every choice, its share where choices are weighed, and the probability of every candidate."""
     entropies = arch.entropy().tolist()
-    yield "entropy/mean", sum(entropies) / len(entropies)
     for key, entropy in zip(arch.keys, entropies, strict=True):
         yield f"entropy/{key}", entropy
+    yield "entropy/mean", sum(entropies) / len(entropies)  # last, as a choice may be called so
     if arch.share_logits is not None:
         for key, share in arch.named_shares().items():
             yield f"share/{key}", share

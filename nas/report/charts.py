@@ -133,8 +133,9 @@ def line_chart(
     for one in shown:
         if one.band:
             upper = [axes.at(x, high) for x, _, high in one.band]
-            lower = [axes.at(x, low) for x, low, _ in reversed(one.band)]
-            body.append(el("path", d=path(thinned([*upper, *lower])) + "Z", class_=f"band {one.colour}"))
+            lower = [axes.at(x, low) for x, low, _ in one.band]
+            edge = [*thinned(upper), *reversed(thinned(lower))]
+            body.append(el("path", d=path(edge) + "Z", class_=f"band {one.colour}"))
     for one in shown:
         points = [axes.at(*point) for point in thinned(one.points)]
         last = one.points[-1]

@@ -1,6 +1,7 @@
 """Reads the files of a run's directory. Anybody may have written them: parts may be missing, damaged or hostile."""
 
 import contextlib
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -63,8 +64,9 @@ class RunFiles:
         name = text(given.get("name"))
         if name:
             return name, given.get("higher_is_better") is not False, given.get("percent") is True
-        logged = [key[5:] for line in self.lines.get("search", [])[:1] for key in line if key.startswith("arch/")]
-        logged += [key[8:] for line in self.lines.get("retrain", [])[:1] for key in line if key.startswith("weights/")]
+        # The architecture takes no step in the first lines of a search that warms up.
+        parts = [key.partition("/") for of in self.lines.values() for key in of[0]]
+        logged = [name for level, _, name in parts if level in ("arch", "weights")]
         name = next((key for key in logged if key not in ("loss", "grad_norm") and "/" not in key), "accuracy")
         return name, True, name == "accuracy"
 
@@ -211,6 +213,8 @@ def read_metrics(run: RunFiles, points: int) -> None:
         if line:
             run.damaged.append(f"metrics.jsonl has more than {LINES:,} lines; the others are left out.")
         counts = {stage: stages.count(stage) for stage in STAGES}
+        # Every second line is kept, or every fourth and so on, so that the lines of several runs are of equal epochs.
+        steps = {stage: 1 << max(0, math.ceil(math.log2(max(1, count) / points))) for stage, count in counts.items()}
         seen = dict.fromkeys(STAGES, 0)
         found: dict[str, dict[int, Line]] = {stage: {} for stage in STAGES}
         with regular_file.opened(path) as stream:
@@ -220,9 +224,7 @@ def read_metrics(run: RunFiles, points: int) -> None:
                     damaged += 1
                     continue
                 index, seen[stage] = seen[stage], seen[stage] + 1
-                count = counts[stage]
-                # As many as there is room for, evenly, and the last.
-                if count > points and index != count - 1 and index * points // count == (index - 1) * points // count:
+                if index % steps[stage] and index != counts[stage] - 1:
                     continue
                 line_ = parsed(content.decode("utf-8", errors="replace"))
                 if line_ is None or not content.endswith(b"\n"):

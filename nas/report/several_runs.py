@@ -19,6 +19,7 @@ MOST_COLUMNS = 6  # of settings in the table of runs
 MOST_SIDE_BY_SIDE = 16  # genotypes
 MOST_LINES = 120  # single runs in a chart
 LONGEST = 60  # characters of a value
+ABSENT = "-"  # of a run without a choice, as runs of another space are
 
 
 class Groups:
@@ -72,6 +73,11 @@ def telling(differing: dict[str, list[str]], groups: int) -> list[str]:
     return chosen
 
 
+def telling_metric(runs: Sequence[RunFiles]) -> RunFiles:
+    """Returns a run that says by which metric it is scored, if one does. A run that was killed early does not."""
+    return next((run for run in runs if run.score is not None), next((run for run in runs if run.lines), runs[0]))
+
+
 def sections(runs: Sequence[RunFiles]) -> Iterator[Section]:
     groups = Groups(runs)
     yield "runs", "All runs", el("div", summary(groups), table(groups))
@@ -92,12 +98,12 @@ def summary(groups: Groups) -> Html | None:
         scores = [run.score for run in runs if run.score is not None]
         if not scores:
             continue
-        show = shower(runs[0])
+        show, name = shower(telling_metric(runs)), metric_name(telling_metric(runs))
         spread = f"\N{PLUS-MINUS SIGN} {show(stdev(scores))}" if len(scores) > 1 else ""
         rows.append(
             el(
                 "div", el("dt", el("span", class_=f"key {colour}"), label), el("dd", show(fmean(scores))),
-                el("p", f"{spread} test {metric_name(runs[0])}, {len(scores)} run{'s' * (len(scores) > 1)}"),
+                el("p", f"{spread} test {name}, {len(scores)} run{'s' * (len(scores) > 1)}"),
                 class_="tile",
             )
         )  # fmt: skip
@@ -106,8 +112,8 @@ def summary(groups: Groups) -> Html | None:
 
 def table(groups: Groups) -> Html:
     columns = groups.telling[:MOST_COLUMNS]
-    several = len({metric_name(run) for run in groups.runs}) > 1
-    score = "score" if several else metric_name(groups.runs[0])
+    several = len({metric_name(run) for run in groups.runs if run.score is not None}) > 1
+    score = "score" if several else metric_name(telling_metric(groups.runs))
     measures = (f"test {score}", "parameters", "MACs", "latency, ms", "time")
     names = [("run", ""), (measures[0], "n"), *((one.replace("._name_", ""), "") for one in columns), ("seed", "n")]
     head = [
@@ -141,7 +147,7 @@ def figure(value: float | None, show: Any, unit: str = "") -> Html:
 
 
 def curves(groups: Groups) -> Html | None:
-    run = groups.runs[0]
+    run = telling_metric(groups.runs)
     show, name = shower(run), run.metric[0]
     asked = [
         (f"Search: {metric_name(run)} of the architecture's split", "search", f"arch/{name}", show),
@@ -168,7 +174,9 @@ def overlaid(groups: Groups, stage: str, metric: str) -> list[Series]:
         for points in lines:
             for epoch, value in points:
                 by_epoch.setdefault(epoch, []).append(value)
-        shared = {epoch: of for epoch, of in sorted(by_epoch.items()) if len(of) > 1}
+        # Of all runs that have reached the epoch: of other runs at each epoch, the mean would jump.
+        reached = {epoch: sum(one[0][0] <= epoch <= one[-1][0] for one in lines) for epoch in by_epoch}
+        shared = {epoch: of for epoch, of in sorted(by_epoch.items()) if len(of) == reached[epoch] > 1}
         means = [(epoch, fmean(of)) for epoch, of in shared.items()]
         band = [(epoch, fmean(of) - stdev(of), fmean(of) + stdev(of)) for epoch, of in shared.items()]
         strong.append(Series(label, means, colour, band=band))
@@ -176,7 +184,7 @@ def overlaid(groups: Groups, stage: str, metric: str) -> list[Series]:
 
 
 def sizes(groups: Groups) -> Html | None:
-    run = groups.runs[0]
+    run = telling_metric(groups.runs)
     drawn = []
     for label, show_x, of in (
         ("parameters", compact, lambda one: number(one.result.get("parameters"))),
@@ -208,8 +216,8 @@ def genotypes(groups: Groups) -> Html | None:
     few = len(runs) <= MOST_SIDE_BY_SIDE
     rows, same = [], 0
     for key in keys:
-        names = [run.choices.get(key) for _, run in runs]
-        (leading, count), *_ = Counter(names).most_common(1)
+        names = [run.choices.get(key, ABSENT) for _, run in runs]
+        (leading, count), *_ = Counter(name for name in names if name != ABSENT).most_common(1)
         same += count == len(names)
         if few:
             cells = [operation(name, agrees=name == leading) for name in names]
@@ -229,7 +237,7 @@ def genotypes(groups: Groups) -> Html | None:
 
 
 def kind_of(name: str | None) -> str:
-    return "none" if name is None else f"op-{kind(name)}"
+    return "none" if name in (None, ABSENT) else f"op-{kind(name)}"
 
 
 def operation(name: str | None, *, agrees: bool) -> Html:

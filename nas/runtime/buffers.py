@@ -10,22 +10,25 @@ class Buffers:
     """A copy of the buffers of a module at construction."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._found = [
-            (owner, name, buffer, buffer.clone())
-            for owner in module.modules()
-            for name, buffer in owner._buffers.items()
-            if buffer is not None
-        ]
+        self._found = [(owner, dict(owner._buffers)) for owner in module.modules()]
+        self._values = [(one, one.clone()) for _, held in self._found for one in held.values() if one is not None]
 
     def are_same(self) -> bool:
         """Whether the module still holds the same buffer objects. Their values may differ."""
-        return all(owner._buffers.get(name) is buffer for owner, name, buffer, _ in self._found)
+        return all(
+            owner._buffers.keys() == held.keys() and all(owner._buffers[name] is one for name, one in held.items())
+            for owner, held in self._found
+        )
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Restores the values. Also restores rebound buffer objects."""
-        for owner, name, buffer, before in self._found:
-            owner._buffers[name] = buffer.copy_(before)
+        """Restores the values. Also restores rebound buffer objects, and removes buffers that have been made since."""
+        for buffer, before in self._values:
+            buffer.copy_(before)
+        for owner, held in self._found:
+            if owner._buffers or held:
+                owner._buffers.clear()
+                owner._buffers.update(held)
 
 
 def unsaved(model: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,7 +114,7 @@ class Guard:
         self._late = late and not self.skips
         self.place = (0, 0)
         self._unread: list[Reading] = []
-        self._buffers: Buffers | None = None
+        self._buffers: list[Buffers] = []
 
     def watch(self, level: Level, loss: Tensor, naming: Naming) -> "Watch":
         """A `Watch` for one optimiser step. loss: the loss whose gradients the step uses."""
@@ -133,10 +133,15 @@ class Guard:
         self._unread = [reading for reading in self._unread if reading.place == self.place]
         self._read(before)
 
-    def begin(self, model: nn.Module) -> None:
-        """Saves the buffers before a forward pass, as a NaN would stay in the running statistics for good."""
+    def begin(self, *models: nn.Module) -> None:
+        """Saves the buffers of a model, and of the modules in a loss, before a forward pass: a NaN would stay in their
+        running statistics for good."""
         if self.skips:
-            self._buffers = Buffers(model)
+            self._buffers = [Buffers(model) for model in models]
+
+    def on_trial(self) -> AbstractContextManager[None]:
+        """A context for a step on trial. If steps are skipped, such a step may have numbers that are not finite."""
+        return suppress(DivergenceError) if self.skips else nullcontext()
 
     def passes(self, reading: Reading) -> bool:
         """Whether the optimiser may take the step. False skips the step.
@@ -153,8 +158,8 @@ class Guard:
         problem = broken(reading.parameters, reading.naming) or reading.problem()
         if not self.skips or self.skipped >= self.do.max_skipped:
             raise self._error(reading.level, problem)
-        if self._buffers is not None:
-            self._buffers.put_back()
+        for buffers in self._buffers:
+            buffers.put_back()
         self.skipped += 1
         if distributed.first():
             epoch, step = reading.place

@@ -78,6 +78,11 @@ class AuxiliaryHead(nn.Sequential):
         )
 
 
+def auxiliary_heads(network: nn.Module) -> dict[str, nn.Module]:
+    """Returns name -> head, of a network or supernet: an export leaves it out, and sizes do not count it."""
+    return {name: child for name, child in network.named_children() if isinstance(child, AuxiliaryHead)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stem:
     """first: gives the first input of the first cell, and to_last the second one from it, of `channels` channels both;

@@ -13,7 +13,7 @@ from torch import nn
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.spaces import op_sets
-from nas.spaces.darts import Darts, DartsNetwork, Stem, check_size
+from nas.spaces.darts import AuxiliaryHead, Darts, DartsNetwork, Stem, check_size
 from nas.spaces.mixed_edges import CellSpace
 from nas.spaces.ops import Operation
 from nas.spaces.space import at_least
@@ -21,14 +21,15 @@ from nas.spaces.space import at_least
 LEAST_SIZE = 193  # pixels; the last cells see 7x7 pixels then, as with the published 224
 
 
-class ImageNetAuxiliaryHead(nn.Sequential):
+class ImageNetAuxiliaryHead(AuxiliaryHead):
     """A second classifier at two thirds of the depth, for training only: (N, C, >= 7, >= 7) -> (N, classes).
 
     The last convolution has no batch norm after it, as published.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
-        super().__init__(
+        nn.Sequential.__init__(
+            self,
             nn.ReLU(),
             nn.AvgPool2d(5, stride=2, padding=0, count_include_pad=False),
             nn.Conv2d(channels, 128, 1, bias=False),

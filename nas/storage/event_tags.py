@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 MOST_CHOICES = 30  # that get cards; with more choices there are only pictures and histograms
@@ -38,11 +38,21 @@ def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 def probabilities(line: Mapping[str, Any]) -> Probabilities:
     """Returns choice key -> operation -> probability, from a line of the search."""
     found: Probabilities = {}
+    keys = {name.removeprefix("entropy/") for name in line if name.startswith("entropy/")}
     for name, value in line.items():
         if line["stage"] == "search" and name.startswith("probability/") and value is not None:
-            key, _, operation = name.removeprefix("probability/").rpartition("/")
+            key, operation = parted(name.removeprefix("probability/"), keys)
             found.setdefault(key, {})[operation] = value
     return found
+
+
+def parted(text: str, keys: Collection[str]) -> tuple[str, str]:
+    """Returns the choice key and the operation in ``<key>/<operation>``. Both may have slashes. keys: of choices."""
+    key, _, operation = last = text.rpartition("/")
+    while key and key not in keys:
+        key, _, before = key.rpartition("/")
+        operation = f"{before}/{operation}"
+    return (key, operation) if key else (last[0], last[2])
 
 
 def history(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:

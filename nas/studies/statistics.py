@@ -71,7 +71,7 @@ def p_of_random(values: Sequence[float], population: np.ndarray) -> float:
     rng, count, size = np.random.default_rng(SEED), len(values), len(population)
     if size < count:
         raise ValueError(f"{count} values of a population of {size}, expected no more than it has")
-    if size < 2 * count:  # the way below would draw too often
+    if 8 * size < count**2 or size < 2 * count:  # the way below would draw too often: e^(count^2 / 2 size) times
         drawn = rng.random((MEANS, size)).argsort(axis=1)[:, :count]
     else:
         drawn = rng.integers(size, size=(MEANS, count))

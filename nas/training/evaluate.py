@@ -11,9 +11,11 @@ from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import described
+from nas.spaces.darts import auxiliary_heads
 from nas.supernet.mac_counter import MacCounter
 from nas.training.metrics import Optional
 from nas.training.task import Task
+from nas.training.task_state import buffers_kept
 from nas.training.weighing import MeanLoss
 
 
@@ -42,6 +44,8 @@ def score(
 ) -> Score:
     """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end.
 
+    The task's state stays as it is, e.g. the running statistics of its loss.
+
     look: is called with the outputs and targets of every batch, if given.
     scored: is called with metric and loss before the other measures are put together, which may take memory.
     """
@@ -50,15 +54,16 @@ def score(
     loss = MeanLoss(task)
     examples = 0
     measures = Optional(lambda: task.measures(spec))
-    for inputs, targets in loader.epoch(0):
-        outputs = network(*each(inputs))
-        of_each = task.measure(outputs, targets)
-        measures.add(outputs, targets, of_each)
-        if look is not None:
-            look(outputs, targets)
-        metric += of_each.sum()
-        loss.add(task.loss(outputs, targets), targets)
-        examples += len(targets)
+    with buffers_kept(task):
+        for inputs, targets in loader.epoch(0):
+            outputs = network(*each(inputs))
+            of_each = task.measure(outputs, targets)
+            measures.add(outputs, targets, of_each)
+            if look is not None:
+                look(outputs, targets)
+            metric += of_each.sum()
+            loss.add(task.loss(outputs, targets), targets)
+            examples += len(targets)
     found = Score(float(metric) / examples, loss.result(), examples)
     scored(found)
     return replace(found, measures=measures.results())
@@ -66,8 +71,9 @@ def score(
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
     """Yields the trainable parameters, without those of an auxiliary head, which inference does not use."""
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad and not name.startswith("auxiliary."):
+    left_out = {one for head in auxiliary_heads(network).values() for one in head.parameters()}
+    for parameter in network.parameters():
+        if parameter.requires_grad and parameter not in left_out:
             yield parameter
 
 

@@ -1,10 +1,9 @@
 """What the stages of a run have in common: what is searched and trained, on what, and the checks that both make."""
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -42,6 +41,7 @@ class Job:
 
     data: a stage reads the training split alone. benchmark: looks up what a search derives; None for none.
     progress: whether the stages print what they do. distillation: what networks learn from a teacher; None without one.
+    task_state: the state of the task. Every stage begins with the one that the task had when the job was made.
     """
 
     runtime: Runtime
@@ -52,11 +52,11 @@ class Job:
     benchmark: NasBench201Table | None = None
     progress: bool = True
     distillation: Distillation | None = None
+    task_state: TaskState = field(init=False, repr=False)
 
-    @functools.cached_property
-    def task_state(self) -> TaskState:
-        """The state of the task. Every stage begins with the one that the task had at the first use of this."""
-        return TaskState(self.task)
+    def __post_init__(self) -> None:
+        # Now, as the checks of a stage may use the task.
+        object.__setattr__(self, "task_state", TaskState(self.task, augment=self.data.augment))
 
     @property
     def training_task(self) -> Task:

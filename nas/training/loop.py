@@ -164,7 +164,7 @@ class TrainingStep:
         forward = state.network if forward is None else forward
         inputs, targets = batch
         loss, metric = torch.zeros((2,), device=targets.device)
-        state.guard.begin(state.network)
+        state.guard.begin(state.network, *(() if state.task is None else state.task.modules))
         zero_gradients(state.optimizer)
         whole: WeighedLoss | None = None
         for number, (some_inputs, some_targets) in enumerate(parts(inputs, targets, self.accumulation)):

@@ -130,10 +130,23 @@ class StageRecords:
             if check is not None:
                 check(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
+            self._check_epochs(state, saved["config"])
         self._note_epoch(loader)
         if (genotype := getattr(state, "genotype", None)) is not None:
             records.tracker.derived(genotype.choices)  # for the last epoch, if a crash kept it from being logged
         records.tracker.resume(self._stage, state.epoch, state.metrics)
+
+    def _check_epochs(self, state: Any, config: Mapping[str, Any]) -> None:
+        """Raises ConfigError if the stage shall have fewer epochs than it has done. A search needs one more: what it
+        derives is decided in its last epoch. config: the settings before."""
+        before, now = (of.get(self._stage, {}).get("epochs") for of in (config, self._records.settings))
+        done = state.epoch
+        least = done + ((self._stage == "search" and done != before) or state.step > 0)
+        if now != before and now is not None and now < least and getattr(state, "stopped", None) is None:
+            raise ConfigError(
+                f"{self._stage}.epochs is {now} (was {before}), but {done} epochs are done, expected at least {least}",
+                fix=f"set {self._stage}.epochs={least}",
+            )
 
     def _note_epoch(self, loader: Loader) -> None:
         """Says and records what an epoch uses, as batches of one size leave examples out."""

@@ -120,15 +120,16 @@ class RetrainJob:
                     numbers.say_which_changed()
                     check_saves_all(network, build, inputs)
 
-                try_training(
-                    network,
-                    batch,
-                    task=job.training_task,
-                    optimizer=optimizer,
-                    step=self.step,
-                    decay=options.average,
-                    then=then,
-                )
+                with job.runtime.guard().on_trial():
+                    try_training(
+                        network,
+                        batch,
+                        task=job.training_task,
+                        optimizer=optimizer,
+                        step=self.step,
+                        decay=options.average,
+                        then=then,
+                    )
 
     def started(self, genotype: Genotype, supernet: SupernetWeights | None = None) -> nn.Module:
         """The genotype's network as its training begins. supernet: whose weights it inherits, None for none."""

@@ -1,5 +1,6 @@
 """The state of a task: what the modules in its loss and metric change in training."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.training.held_objects import held
+from nas.training.own_generators import OwnGenerators
 from nas.training.weighing import OnDevice
 
 AT_FIRST = " at first"  # after the name of a buffer whose shape has changed: what it was at construction
@@ -33,14 +35,17 @@ class TaskState:
 
     So a checkpoint holds the running statistics of a loss, but not its class weights. A task with `state_dict` and
     `load_state_dict` of its own says itself what is saved: numbers, texts, tensors, and lists and dicts of such.
+    augment: another object that stages share; `reset` restores its random generators as well.
     """
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Any, *, augment: Any = None) -> None:
         self._task = task
-        self._itself = not isinstance(task, nn.Module) and all(
-            callable(getattr(task, name, None)) for name in ("state_dict", "load_state_dict")
-        )
+        self._itself = saves_itself(task)
+        self._own_before = copy.deepcopy(task.state_dict()) if self._itself else {}
+        self._generators = OwnGenerators({"task": task, "augment": augment})
+        self._drawn = self._generators.state_dict()
         self._modules = modules_of(task)
+        self.modules = tuple(self._modules.values())
         self._before = {name: on_cpu(getattr(part, leaf)) for name, part, leaf in self._held()}
 
     def _held(self) -> Iterator[tuple[str, nn.Module, str]]:
@@ -68,7 +73,10 @@ class TaskState:
         return before is not None and torch.equal(before.to(tensor.device, tensor.dtype), tensor)
 
     def reset(self) -> None:
-        """Restores the numbers of the construction, with which each stage of a run begins."""
+        """Restores the numbers and the random generators of the construction, with which each stage of a run begins."""
+        if self._itself:
+            self._task.load_state_dict(copy.deepcopy(self._own_before))
+        self._generators.load_state_dict(self._drawn)
         for name, part, leaf in self._held():
             if name in self._before:
                 put(part, leaf, self._before[name])
@@ -82,6 +90,11 @@ class TaskState:
         for name, part, leaf in self._held():
             if name in state and shape(state.get(name + AT_FIRST, state[name])) == shape(getattr(part, leaf)):
                 put(part, leaf, state[name])
+
+
+def saves_itself(task: Any) -> bool:
+    names = ("state_dict", "load_state_dict")
+    return not isinstance(task, nn.Module) and all(callable(getattr(task, name, None)) for name in names)
 
 
 def on_cpu(tensor: Tensor | None) -> Tensor | None:
@@ -104,7 +117,9 @@ def put(module: nn.Module, name: str, value: Tensor | None) -> None:
 
 @contextmanager
 def buffers_kept(task: Any) -> Iterator[None]:
-    """Restores the buffers of a task's modules at the end, e.g. running statistics of a loss that scores something."""
+    """Restores the buffers of a task's modules at the end, e.g. running statistics of a loss that scores something, and
+    what a task saves itself."""
+    own = copy.deepcopy(task.state_dict()) if saves_itself(task) else None
     modules = [part for module in modules_of(task).values() for part in module.modules()]
     before = [
         (module, name, None if buffer is None else buffer.clone())
@@ -116,6 +131,8 @@ def buffers_kept(task: Any) -> Iterator[None]:
     finally:
         for module, name, value in before:
             put(module, name, value)
+        if own is not None:
+            task.load_state_dict(own)
 
 
 def parameters_of(task: Any) -> list[str]:

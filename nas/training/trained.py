@@ -15,6 +15,7 @@ from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import DataError, DivergenceError
+from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved
 from nas.runtime.runtime import Runtime, describe, peak_memory
 from nas.settings.allowed_targets import Allowed
@@ -27,6 +28,7 @@ from nas.training.inheritance import SUPERNET
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as
 from nas.training.task import Metric, Regression, Task
+from nas.training.task_state import TaskState
 from nas.untrusted import plain_data
 
 EVALUATION_BATCH = 256
@@ -85,6 +87,8 @@ class Trained:
                 network = resized.network(spec, genotype)
             checkpoint_file.restore(network, state["network"], source=source)
             restore_unsaved(network, state.get("network_buffers", {}))
+            if "task" in state:  # what its loss has learnt, by which it scores
+                TaskState(task).load_state_dict(distributed.of_this_process(state["task"]))
             sample = tuple(map(str, state.get("training_sample", ())))
             return cls(runtime.place(network).eval(), genotype, spec, task, config, state.get("trained_on"), sample)
 

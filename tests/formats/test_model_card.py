@@ -52,6 +52,10 @@ def test_it_says_which_images_for_what_and_each_class(spec):
     assert "| b | 25.00% | 8 |" in text
     assert "- Data: `tiny`, 1,438 examples for training, 359 held out for the final score" in text
     assert "- SHA-256 of the list of training examples: `abc`" in text
+    seen = {"settings": {"retraining": {"validation": 0.1}}, "training_data": {"train": 90, "test": 0}}  # as in Python
+    of_python = model_card(metadata(spec, **seen), Genotype("darts", {}))
+    left_out = "of which the last training left out 10% for validation"
+    assert f"- Data: `tiny`, 90 examples for training, {left_out}\n" in of_python
     many = {f"c{index}": {"accuracy": index / 1000, "examples": 1} for index in range(300, 0, -1)}
     text = model_card(metadata(spec, results={"test_per_class": many, "data": "tiny"}), Genotype("darts", {}))
     assert f"The {MOST_CLASSES} worst of 300 classes" in text

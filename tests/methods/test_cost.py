@@ -102,6 +102,8 @@ def test_entangled_kernels_count_as_the_frozen_network_keeps_them():
         frozen = freeze(model(), {"a": name})
         assert parameters(model()).of({"a": name}) == count_parameters(frozen)
         assert stored_bytes(model()).of({"a": name}) == 4 * count_parameters(frozen)
+    own = nn.ModuleDict({"auxiliary": nn.Linear(3, 2), "a": Choice({"same": nn.Identity(), "relu": nn.ReLU()})})
+    assert stored_bytes(own).of({"a": "same"}) == 4 * 8  # of a user's own model: a part like any other
 
 
 def test_costs_leave_the_model_as_it_was():

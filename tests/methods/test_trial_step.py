@@ -101,6 +101,8 @@ def numbers(searcher):
 def same(one, other):
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
+    if isinstance(one, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):

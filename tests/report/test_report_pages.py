@@ -18,7 +18,7 @@ from nas.report.charts import heat_png, pareto, thinned, ticks
 from nas.report.markup import Html, el
 from nas.report.page import page_of_one, page_of_several, report
 from nas.report.run_files import RunFiles, read_run
-from nas.report.several_runs import Groups
+from nas.report.several_runs import Groups, overlaid
 
 
 class Texts(HTMLParser):
@@ -270,6 +270,46 @@ def test_scores_of_other_metrics_are_named_and_in_no_common_chart(tmp_path):
     assert "test score" in shown
     assert "7.25 squared error" in shown
     assert "1 of 1 runs are on the Pareto front" in shown
+
+
+def test_a_run_that_was_killed_early_does_not_name_the_metric_of_the_others(tmp_path):
+    """It says none, and an accuracy would be the guess."""
+    early, *others = [write_run(tmp_path / name, seed=seed, accuracy=0.25) for seed, name in enumerate("abc")]
+    error = {"name": "squared_error", "higher_is_better": False, "percent": False}
+    for other in others:
+        result = json.loads((other / "result.json").read_text())
+        (other / "result.json").write_text(json.dumps(result | {"metric": error, "test_squared_error": 0.25}))
+    (early / "result.json").unlink()
+    (early / "metrics.jsonl").write_text("")
+    shown = texts(report([early, *others]))
+    assert "± 0 test squared error, 2 runs" in shown
+    assert "1 of 2 runs are on the Pareto front" in shown
+    assert "accuracy" not in shown
+    warming_up = RunFiles(early, lines={"search": [{"stage": "search", "epoch": 0, "weights/mine": 1}]})
+    assert warming_up.metric[0] == "mine"
+
+
+def test_means_are_of_all_runs_that_reached_an_epoch(tmp_path):
+    """However many lines of each are kept."""
+    line = '{"stage": "search", "epoch": %d, "arch/loss": %d}\n'
+    for epochs, loss in ((120, 1), (110, 5), (100, 9)):
+        (tmp_path / str(loss)).mkdir()
+        (tmp_path / str(loss) / "metrics.jsonl").write_text("".join(line % (one, loss) for one in range(epochs)))
+    runs = [read_run(tmp_path / loss, points=100) for loss in "159"]
+    *_, mean = overlaid(Groups(runs), "search", "arch/loss")
+    assert dict.fromkeys(value for epoch, value in mean.points if epoch <= 100) == {5: None}
+    assert len(mean.points) == 55
+    assert mean.points[-1] == (109, 3)
+
+
+def test_a_choice_that_a_run_does_not_have_is_not_dropped_there(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "abc"]
+    for other in runs[1:]:
+        genotype = json.loads((other / "genotype.json").read_text())
+        (other / "genotype.json").write_text(json.dumps(genotype | {"choices": {"normal/0-2": None}}))
+    shown = texts(report(runs))
+    assert "normal/0-2\n2 of 3\n-\ndropped\ndropped" in shown
+    assert "cell/1-2\n1 of 3\nskip_connect\n-\n-" in shown
 
 
 def test_of_a_hundred_runs(tmp_path):

@@ -18,7 +18,8 @@ from nas.supernet.arch_params import ArchParams
 from nas.training.ema import Average
 from nas.training.loop import RetrainState, TrainingStep
 from nas.training.meter import Meter
-from nas.training.task import Classification
+from nas.training.task import Classification, Custom
+from nas.training.task_state import TaskState
 
 SKIP = OnNonfinite("skip", 2)
 
@@ -229,6 +230,33 @@ def test_retraining_stops_or_skips_as_a_search_does(what, accumulation):
     assert all(map(torch.equal, moved, momenta(state.optimizer)))
     assert after["average_updates"] == before["average_updates"] == 1
     assert not take(state, batch(), Classification()).skipped
+
+
+class Running(nn.Module):
+    """Network and loss: keeps a mean of what it is given, in buffers of which two are made in the first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.register_buffer("mean", torch.ones(()))
+        self.register_buffer("first", None)
+
+    def forward(self, x, targets=None):
+        self.mean.mul_(0.5).add_(0.5 * x.detach().mean())
+        self.first = x.detach().mean()
+        self.register_buffer("new", self.first, persistent=False)
+        return self.linear(x) if targets is None else (x * self.mean).mean()
+
+
+def test_a_skipped_step_leaves_nothing_in_buffers_that_it_makes_and_in_those_of_the_loss():
+    network, loss = Running(), Running()
+    task = Custom(loss=loss, metric=lambda outputs, targets: outputs[:, 0], name="first", higher_is_better=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    state = RetrainState(network, optimizer, guard=Guard(SKIP), task=TaskState(task))
+    assert TrainingStep()(state, (torch.full((2, 1), torch.nan), torch.zeros(2)), task).skipped
+    for module in (network, loss):
+        assert dict(module.named_buffers()) == {"mean": 1}
+    assert not TrainingStep()(state, (torch.ones(2, 1), torch.zeros(2)), task).skipped
 
 
 def test_an_overflow_that_the_scaler_of_fp16_skips_is_no_failure():

@@ -10,6 +10,7 @@ from torch import nn
 from nas.data.image_folder import ImageFolder
 from nas.data.loader import Loader
 from nas.errors import ConfigError
+from nas.formats.load import without_auxiliary
 from nas.spaces.darts import PUBLISHED, Darts
 from nas.spaces.darts_imagenet import DartsImageNet, ImageNetAuxiliaryHead
 from nas.supernet.choice import choices
@@ -37,6 +38,7 @@ def test_parameters_with_a_thousand_classes(name, parameters, space, spec):
     # Convolutions 768 -> 128 and 128 -> 768 of 2x2, a batch norm of 128, and the classifier, by hand.
     head = 768 * 128 + 2 * 128 + 4 * 128 * 768 + 768 * 1000 + 1000
     assert sum(p.numel() for p in network.auxiliary.parameters()) == head == 1_260_776
+    assert without_auxiliary(network).auxiliary is None
 
 
 def test_multiply_accumulates_at_224(space, spec):

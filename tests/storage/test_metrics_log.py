@@ -1,13 +1,19 @@
 import json
+import math
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 from nas.errors import OutputError
+from nas.methods.state import arch_metrics
 from nas.settings import configuration
 from nas.storage import tensorboard_tracker
+from nas.storage.event_tags import probabilities
 from nas.storage.metrics_log import JsonLines, read_derived
 from nas.storage.tensorboard_tracker import TensorBoard, wall_times
+from nas.supernet.arch_params import ArchParams
+from nas.supernet.choice import Choice
 
 TRACKERS = ("jsonl", "tensorboard")  # the others need a client each: test_other_trackers.py
 
@@ -227,6 +233,17 @@ def darts_line(tau=1.0):
         **{f"entropy/{key}": 2.0 for key in keys},
         **{f"probability/{key}/{name}": 0.3 if name == "op1" else 0.1 for key in keys for name in operations},
     }, dict.fromkeys(keys, "op1")  # fmt: skip
+
+
+def test_names_of_choices_and_operations_may_have_slashes():
+    sizes = {"conv/3x3": nn.Identity(), "conv/5x5": nn.Identity()}
+    model = nn.ModuleList([Choice(sizes | {"none": nn.Identity()}, key="mean"), Choice(sizes, key="normal/0-1")])
+    metrics = dict(arch_metrics(ArchParams.from_model(model, init_std=0.0)))
+    assert {key: list(of) for key, of in probabilities({"stage": "search", **metrics}).items()} == {
+        "mean": ["conv/3x3", "conv/5x5", "none"], "normal/0-1": ["conv/3x3", "conv/5x5"],
+    }  # fmt: skip
+    assert metrics["entropy/mean"] == pytest.approx((math.log(3) + math.log(2)) / 2)
+    assert probabilities({"stage": "search", "probability/a/b/c": 1.0}) == {"a/b": {"c": 1.0}}  # without entropies
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -67,5 +67,7 @@ def test_a_mean_among_the_means_of_as_many_random_values() -> None:
     assert statistics.p_of_random([2.0, 2.0, 2.0], population) == 1  # all of it
     large = np.concatenate([population, np.full(9, 0.0)])
     assert statistics.p_of_random([2.5, 2.5], large) == pytest.approx(1 / 66, abs=0.002)  # 2 and 3 of 66 pairs
+    many = np.arange(100.0)  # of which 40 draws are different once in 3,000 times
+    assert statistics.p_of_random([49.5] * 40, many) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ValueError, match="4 values of a population of 3, expected no more"):
         statistics.p_of_random([1.0] * 4, population)

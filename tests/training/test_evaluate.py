@@ -10,7 +10,7 @@ from nas.supernet.genotype import Genotype
 from nas.supernet.mac_counter import MacCounter, recurrent
 from nas.training.evaluate import count_macs, count_parameters, macs_or_reason, score
 from nas.training.metrics import ClassificationMeasures
-from nas.training.task import Classification
+from nas.training.task import Classification, Custom
 from nas.training.trained import Trained, final_result
 
 
@@ -64,6 +64,20 @@ def test_score_does_not_depend_on_the_batches(spec):
     assert all(one.measures[name] == pytest.approx(many.measures[name], rel=1e-5) for name in numbers)
     assert one.measures["confusion"] == many.measures["confusion"]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_score_leaves_the_loss_as_it_was(spec):
+    """So a second score is the same."""
+
+    class Running(nn.BatchNorm1d):
+        def forward(self, outputs, targets):
+            super().forward(outputs)
+            return self.running_var.mean()
+
+    task = Custom(loss=Running(3), metric=lambda outputs, targets: outputs[:, 0], name="first", higher_is_better=True)
+    one, again = (score(nn.Flatten(), Batches((torch.randn(4, 3), torch.zeros(4))), task, spec) for _ in range(2))
+    assert task.described()["loss"].running_var.tolist() == [1, 1, 1]
+    assert one.loss != 1 != again.loss
 
 
 def test_the_device_is_waited_for_at_the_end_only(spec, monkeypatch):
@@ -152,6 +166,7 @@ def test_parameters_leave_out_the_auxiliary_head_and_what_is_not_trained(darts, 
     linear = nn.Linear(3, 2)
     linear.bias.requires_grad_(False)
     assert count_parameters(linear) == 6
+    assert count_parameters(nn.ModuleDict({"auxiliary": linear})) == 6  # of a user's own model, used in inference
 
 
 def test_macs_leave_out_the_auxiliary_head(darts, spec):

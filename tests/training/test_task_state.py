@@ -120,6 +120,32 @@ def test_a_task_may_say_itself_what_is_saved():
     assert own.seen == 6
 
 
+def test_a_stage_begins_with_what_a_task_said_at_first_and_with_its_random_numbers():
+    class Counting:
+        def __init__(self):
+            self.seen, self.generator = [0], torch.Generator().manual_seed(3)
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state):
+            self.seen = state["seen"]
+
+    own, augment = Counting(), Counting()
+    state = TaskState(own, augment=augment)
+
+    def use():
+        own.seen[0] += 1
+        return [float(torch.rand((), generator=one.generator)) for one in (own, augment)]
+
+    drawn = use()
+    state.reset()
+    assert own.seen == [0]
+    with buffers_kept(own):
+        assert use() == drawn
+    assert own.seen == [0]
+
+
 def test_scoring_leaves_the_buffers_of_a_loss_as_they_were():
     module = Running()
     with buffers_kept(task(module)):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 
 import pytest
 import torch
@@ -106,8 +107,10 @@ def test_how_the_losses_of_halves_add_up(loss, kind):
 
 
 def test_a_loss_that_adds_up_otherwise_is_told_before_a_run(capsys):
+    data = types.SimpleNamespace(augment=None)
+
     def job(loss):
-        return Job(runtime=Runtime(device="cpu"), space=None, data=None, task=custom(loss))
+        return Job(runtime=Runtime(device="cpu"), space=None, data=data, task=custom(loss))
 
     job(F.cross_entropy).check_parts(OUTPUTS[:2], TARGETS)
     assert not capsys.readouterr().err
@@ -276,7 +279,7 @@ def test_a_loss_of_all_pairs_of_outputs_and_targets_is_told_before_a_run(capsys)
     job = Job(
         runtime=Runtime(device="cpu"),
         space=None,
-        data=None,
+        data=types.SimpleNamespace(augment=None),
         task=custom(lambda outputs, targets: (outputs - targets).square().mean()),
     )
     values = torch.tensor([1.0, 2.0, 4.0, 3.0])
