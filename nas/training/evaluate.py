@@ -12,7 +12,7 @@ from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import described
 from nas.supernet.mac_counter import MacCounter
-from nas.training.metrics import Optional
+from nas.training.metrics import Optional, single
 from nas.training.task import Task
 from nas.training.weighing import MeanLoss
 
@@ -56,7 +56,7 @@ def score(
         measures.add(outputs, targets, of_each)
         if look is not None:
             look(outputs, targets)
-        metric += of_each.sum()
+        metric += single(of_each).sum()
         loss.add(task.loss(outputs, targets), targets)
         examples += len(targets)
     found = Score(float(metric) / examples, loss.result(), examples)
