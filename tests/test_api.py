@@ -62,6 +62,10 @@ def folder(root, count=8):
     return root
 
 
+SEARCH = functools.partial(nas.search, small, images(), **SHORT)
+TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
+
+
 @pytest.mark.parametrize("given", [images(), TensorDataset(*images())], ids=["tensors", "data set"])
 def test_the_same_examples_give_the_same_search(given):
     found = nas.search(small, given, **SHORT)
@@ -170,6 +174,26 @@ def test_the_process_is_as_it_was_before():
     assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        functools.partial(torch.autocast, "cpu", torch.bfloat16),
+        functools.partial(torch.device, "meta"),
+    ],
+)
+def test_modes_of_the_program_have_no_effect_on_a_run(mode):
+    def run(data):
+        net = TRAIN(test=data)
+        return SEARCH().metrics["arch/loss"], net.result["test_loss"], nas.evaluate(net, data)["test_loss"]
+
+    data = images()
+    expected = run(data)
+    with mode():
+        assert run(data) == expected
+
+
 class Never(Hook):
     def after_step(self, state):
         pytest.fail("a mistake is to be found before the first step")
@@ -264,10 +288,6 @@ def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
     nas.search(functools.partial(SharedNorm, learns=learns), images(), **SHORT)
     told = capsys.readouterr().err
     assert told.count("SharedNorm returns share first (BatchNorm2d): training one of them changes the others") == learns
-
-
-SEARCH = functools.partial(nas.search, small, images(), **SHORT)
-TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
 
 
 @pytest.mark.parametrize(

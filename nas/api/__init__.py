@@ -31,7 +31,7 @@ from nas.adapt.file_times import FileTimes
 from nas.adapt.teacher import Teacher
 from nas.api.arguments import FORMATS, deriver_of, format_called, from_start, job_of, numbers_of
 from nas.api.found import Found, genotype_of, supernet_of
-from nas.api.own_process import own_process
+from nas.api.own_process import own_modes, own_process
 from nas.api.run_records import opened_records, plain, recorded_settings, resumed_directory
 from nas.api.scoring import data_to_score, opened, runtime_of, score, training_examples
 from nas.data.bundle import DataBundle
@@ -283,7 +283,7 @@ def evaluate(
     net: what `retrain` returned, or the directory of a run, or a ``retrain/checkpoint.pt``. test: see `nas.api`.
     allow, device: as in `nas.load`, for a network that is loaded.
     """
-    with named_as_arguments():
+    with named_as_arguments(), own_modes():
         trained = opened(net, allow=allow, device=device)
         return score(trained, data_to_score(test, trained), batch_size)
 
@@ -301,7 +301,7 @@ def export(
     net, allow: as in `evaluate`. directory: a new one. formats: names (``weights``, ``standalone``, ``program``,
     ``onnx``, ``bfloat16``), or name -> format. test: for the scores that the files state; None for those of `net`.
     """
-    with named_as_arguments():
+    with named_as_arguments(), own_modes():
         trained = opened(net, allow=allow, device="cpu")
         names = [formats] if isinstance(formats, str) else formats
         chosen = names if isinstance(names, Mapping) else {name: format_called(name) for name in names}
