@@ -425,6 +425,47 @@ def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_an
     assert run("part", resume=True) == whole
 
 
+class Generated(nas.GDAS):
+    """Draws by a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "own", torch.Generator().manual_seed(3))
+
+    def __call__(self, logits, temperature, generator):
+        return super().__call__(logits, temperature, self.own)
+
+
+def test_runs_with_the_same_objects_are_those_with_new_ones():
+    def run(loss, sampler):
+        task = custom_task(loss)
+        found = SEARCH(task=task, sampler=sampler).metrics["weights/loss"]
+        return found, TRAIN(task=task, test=images(seed=1)).result["test_loss"]
+
+    loss, sampler = Running(), Generated()
+    expected = run(loss, sampler)
+    assert run(loss, sampler) == run(Running(), Generated()) == expected
+    assert loss.mean == 1
+
+
+def test_a_network_is_scored_by_the_loss_as_it_was_trained_also_from_a_file(tmp_path):
+    data = images(seed=1)
+    net = TRAIN(task=custom_task(Running), test=data, directory=tmp_path / "run", **FILES)
+    expected = net.result["test_loss"]
+    assert [nas.evaluate(net, data)["test_loss"] for _ in range(2)] == [expected] * 2
+    assert nas.evaluate(tmp_path / "run", data, allow=[small, Running, hits])["test_loss"] == expected
+
+
+def test_a_hook_may_change_a_regulariser_that_has_a_state():
+    class Louder(Hook):
+        def after_step(self, state):
+            term.calls += 1000
+
+    term = Growing()
+    assert SEARCH(regulariser={"term": term}, hooks=[Louder()]).metrics["regulariser/term"] > 1000
+    assert term.calls == 0
+
+
 def hits(outputs, targets):
     return outputs.argmax(1) == targets
 

@@ -25,7 +25,7 @@ from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.regulariser import Sum
 from nas.methods.search_options import SearchOptions, SearchParts
-from nas.methods.state import SearchState, as_given
+from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
@@ -65,7 +65,7 @@ class SearchJob:
         self.options = options
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
-        self.sampler = as_given(parts.sampler)
+        self.sampler = parts.sampler
         self._build_state(parts)
         self._holding = functools.partial(holding, parts.deriver)
         self.deriver = self._holding(self.derived.limits)
@@ -147,15 +147,13 @@ class SearchJob:
             precision=job.runtime.precision,
         )
         terms = {f"regulariser.{name}": term for name, term in (self.regulariser or Sum({})).terms.items()}
-        state.others = {"searcher": self.searcher, **terms}
+        state.others = {"searcher": self.searcher, "deriver": parts.deriver, **terms}
         random = {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
-        state.generators = OwnGenerators(random | terms)
+        state.generators = OwnGenerators(random | {"deriver": parts.deriver} | terms)
 
     def _regulariser(self, chosen: Mapping[str, Any]) -> Sum | None:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
-        terms = {
-            name: complete(term, **known) if callable_itself(term) else as_given(term) for name, term in chosen.items()
-        }
+        terms = {name: complete(term, **known) if callable_itself(term) else term for name, term in chosen.items()}
         # A regulariser that the user has chosen for a cost pulls in its place.
         limits = [one for one in self.derived.limits if one.name.removesuffix("_ms") not in chosen]
         terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in limits}

@@ -14,6 +14,7 @@ from nas.errors import described
 from nas.supernet.mac_counter import MacCounter
 from nas.training.metrics import Optional, single
 from nas.training.task import Task
+from nas.training.task_state import buffers_kept
 from nas.training.weighing import MeanLoss
 
 
@@ -40,7 +41,8 @@ def score(
     look: Callable[[Tensor, Tensor], None] | None = None,
     scored: Callable[[Score], None] = lambda score: None,
 ) -> Score:
-    """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end.
+    """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end. The
+    task is left as it was.
 
     look: is called with the outputs and targets of every batch, if given.
     scored: is called with metric and loss before the other measures are put together, which may take memory.
@@ -50,15 +52,16 @@ def score(
     loss = MeanLoss(task)
     examples = 0
     measures = Optional(lambda: task.measures(spec))
-    for inputs, targets in loader.epoch(0):
-        outputs = network(*each(inputs))
-        of_each = task.measure(outputs, targets)
-        measures.add(outputs, targets, of_each)
-        if look is not None:
-            look(outputs, targets)
-        metric += single(of_each).sum()
-        loss.add(task.loss(outputs, targets), targets)
-        examples += len(targets)
+    with buffers_kept(task):
+        for inputs, targets in loader.epoch(0):
+            outputs = network(*each(inputs))
+            of_each = task.measure(outputs, targets)
+            measures.add(outputs, targets, of_each)
+            if look is not None:
+                look(outputs, targets)
+            metric += single(of_each).sum()
+            loss.add(task.loss(outputs, targets), targets)
+            examples += len(targets)
     found = Score(float(metric) / examples, loss.result(), examples)
     scored(found)
     return replace(found, measures=measures.results())

@@ -92,7 +92,7 @@ class Job:
                 fix="return the tensor that the loss is to be computed of",
             )
         before = [(one, one._version, one.clone()) for one in (outputs, targets)]
-        with all_put_back(changing(self.task), device=targets.device):
+        with all_put_back([self.task, *changing(self.task)], device=targets.device):
             self.task.check(outputs, targets, self.data.spec)
         if any(one._version != version or not same(one, copy) for one, version, copy in before):
             raise ConfigError(

@@ -1,5 +1,6 @@
 """The state of a task: what the modules in its loss and metric change in training."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,9 +38,8 @@ class TaskState:
 
     def __init__(self, task: Any) -> None:
         self._task = task
-        self._itself = not isinstance(task, nn.Module) and all(
-            callable(getattr(task, name, None)) for name in ("state_dict", "load_state_dict")
-        )
+        self._itself = saves_itself(task)
+        self._first = copy.deepcopy(task.state_dict()) if self._itself else None
         self._modules = modules_of(task)
         self._before = {name: on_cpu(getattr(part, leaf)) for name, part, leaf in self._held()}
 
@@ -72,6 +72,8 @@ class TaskState:
         for name, part, leaf in self._held():
             if name in self._before:
                 put(part, leaf, self._before[name])
+        if self._itself:
+            self._task.load_state_dict(copy.deepcopy(self._first))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned. Ignores tensors that the task does not have, or that had another shape
@@ -82,6 +84,13 @@ class TaskState:
         for name, part, leaf in self._held():
             if name in state and shape(state.get(name + AT_FIRST, state[name])) == shape(getattr(part, leaf)):
                 put(part, leaf, state[name])
+
+
+def saves_itself(task: Any) -> bool:
+    """Whether a task that is no module says by methods of its own what its state is."""
+    return not isinstance(task, nn.Module) and all(
+        callable(getattr(task, name, None)) for name in ("state_dict", "load_state_dict")
+    )
 
 
 def on_cpu(tensor: Tensor | None) -> Tensor | None:
@@ -104,7 +113,9 @@ def put(module: nn.Module, name: str, value: Tensor | None) -> None:
 
 @contextmanager
 def buffers_kept(task: Any) -> Iterator[None]:
-    """Restores the buffers of a task's modules at the end, e.g. running statistics of a loss that scores something."""
+    """Restores the buffers of a task's modules at the end, e.g. running statistics of a loss that scores something; and
+    what a task's own `state_dict` returns."""
+    own = copy.deepcopy(task.state_dict()) if saves_itself(task) else None
     modules = [part for module in modules_of(task).values() for part in module.modules()]
     before = [
         (module, name, None if buffer is None else buffer.clone())
@@ -116,6 +127,8 @@ def buffers_kept(task: Any) -> Iterator[None]:
     finally:
         for module, name, value in before:
             put(module, name, value)
+        if saves_itself(task):
+            task.load_state_dict(own)
 
 
 def parameters_of(task: Any) -> list[str]:

@@ -118,6 +118,11 @@ def test_a_task_may_say_itself_what_is_saved():
     assert state.state_dict() == {"seen": 3}
     state.load_state_dict({"seen": 5})
     assert own.seen == 6
+    with buffers_kept(own):
+        own.seen = 9
+    assert own.seen == 7  # 6, and what loading adds
+    state.reset()
+    assert own.seen == 4  # 3 at the construction
 
 
 def test_scoring_leaves_the_buffers_of_a_loss_as_they_were():
