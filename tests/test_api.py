@@ -166,6 +166,49 @@ def test_why_a_search_stopped_early_is_said():
     assert found.result["search_stopped"] == found.stopped
 
 
+class AtTheEnd:
+    """Decides in another way after the last epoch."""
+
+    batches = 1
+
+    def judged(self, arch, judge):
+        return dict.fromkeys(arch.keys, "narrow")
+
+    def __call__(self, arch):
+        return dict.fromkeys(arch.keys, "wide")
+
+
+class Patience(Hook):
+    """Ends a search in its second epoch."""
+
+    epochs = 0
+
+    def after_epoch(self, state):
+        self.epochs += 1
+        state.stopped = "patience" if self.epochs == 2 else None
+        if self.epochs == 3:
+            pytest.fail("the search is to have ended")
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.epochs = state["epochs"]
+
+
+def test_a_hook_may_end_a_search_which_then_decides_as_after_its_last_epoch(tmp_path):
+    settings = {"deriver": AtTheEnd(), "directory": tmp_path, "saving": nas.storage.Checkpoints}
+    settings |= SHORT | FILES | {"gap_batches": 1}
+    first = nas.search(small, images(), hooks=[Patience()], **settings)
+    assert (first.stopped, dict(first.genotype.choices)) == (None, {"0": "narrow"})
+    found = nas.search(
+        small, images(), hooks=[Patience()], resume=True, may_change=["epochs"], **settings | {"epochs": 9}
+    )
+    assert (found.stopped, dict(found.genotype.choices)) == ("patience", {"0": "narrow"})
+    assert found.metrics["genotype_changes"] == 0
+    assert nas.Genotype.load(tmp_path / "genotype.json") == found.genotype
+
+
 def test_the_process_is_as_it_was_before():
     torch.manual_seed(5)
     before, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()

@@ -20,7 +20,7 @@ from nas.methods.deriver import check_excluded
 from nas.methods.discretisation_gap import Gap
 from nas.methods.first_order import FirstOrder
 from nas.methods.front import Point
-from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, decided
+from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, Stopped, decided
 from nas.methods.loop import Order, Plan, search
 from nas.methods.operation_kinds import kinds_of
 from nas.methods.regulariser import Sum
@@ -270,6 +270,7 @@ class SearchJob:
 
         seed_layers(job.seed)
         job.task_state.reset()
+        state.others = {**state.others, **{f"hook.{number}": hook for number, hook in enumerate(records.hooks)}}
         stage = records.stage("search")
         stage.resume(state, data=job.data, seen=self.seen, loader=self.weight_loader)
         distributed.start_alike(state.supernet)
@@ -278,6 +279,7 @@ class SearchJob:
             epochs=self.plan.epochs,
             metric=job.task.metric,
             content=self.seen,
+            after=[Stopped(self.derivation, self.measurements)],
             on_epoch=write_genotype,
         )
         with watched as hooks, synchronised(state.supernet), attached(self.searcher.task, state.supernet):

@@ -11,7 +11,9 @@ from nas.training.step_profile import StepProfile
 class Hook:
     """Looks at a stage after each step and after each epoch. A hook overrides the methods that it needs.
 
-    state: the stage's, a `SearchState` or a `RetrainState`. A hook may add to `state.metrics`.
+    state: the stage's, a `SearchState` or a `RetrainState`. A hook may add to `state.metrics`. In a search it may set
+    `state.stopped` to a reason, with which the search ends after the epoch; and what its `state_dict` returns is saved,
+    for its `load_state_dict`.
     """
 
     def after_step(self, state: Any) -> None:
