@@ -605,6 +605,63 @@ def test_gates_without_a_gradient_are_said(capsys, sampler, said):
     assert ("have no gradient, so the logits stay as they begin" in capsys.readouterr().err) is said
 
 
+class Learned(nn.Module):
+    """Gates with a temperature that could be learned."""
+
+    samples, relaxed = 1, True
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits, temperature, generator):
+        return nas.Softmax()(logits / self.scale, temperature, generator)
+
+
+class Scaled:
+    """A term of the user's own without metrics. It may hold the logits."""
+
+    def __init__(self, arch, **known):
+        self.arch, self.scale = arch, nn.Parameter(torch.ones(()))
+
+    def __call__(self, arch, progress):
+        return self.scale * arch.entropy().mean()
+
+
+def test_parameters_of_a_sampler_or_a_regulariser_that_do_not_learn_are_said(capsys):
+    SEARCH(sampler=Learned(), regulariser={"term": Scaled})
+    said = [line for line in capsys.readouterr().err.splitlines() if "they will not learn" in line]
+    assert [line.split(", but")[0] for line in said] == [
+        "warning: the sampler holds 1 parameters that require a gradient, such as scale",
+        "warning: the regulariser.term holds 1 parameters that require a gradient, such as scale",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (lambda arch, progress: 0.5, "regulariser.term returned 0.5, expected a tensor with one number"),
+        (lambda arch, progress: arch.entropy(), r"regulariser.term returned a tensor of shape \(1,\)"),
+        (lambda arch, progress: arch.entropy().detach().sum(), "regulariser term does not depend on the logits"),
+    ],
+)
+def test_a_regulariser_returns_one_number_that_depends_on_the_logits(term, message):
+    with pytest.raises(ConfigError, match=message):
+        SEARCH(regulariser={"term": lambda **known: term})
+
+
+@pytest.mark.parametrize(("what", "made"), [("measure", torch.ones(())), ("weights", torch.ones(2, 2))])
+def test_a_task_of_ones_own_measures_and_weighs_each_example(what, made):
+    """A mean over the batch would be divided by the examples once more."""
+
+    class Own(nas.training.Classification):
+        pass
+
+    setattr(Own, what, lambda self, *given: made)
+    with pytest.raises(ConfigError, match=rf"task.{what} returned a tensor of shape .* for 2 examples, expected"):
+        SEARCH(task=Own())
+
+
 def test_a_task_of_ones_own_returns_one_number():
     class Each(type(custom_task(nn.CrossEntropyLoss()))):
         def loss(self, outputs, targets):

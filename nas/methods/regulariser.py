@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from nas.errors import ConfigError
 from nas.supernet.arch_params import ArchParams
 from nas.training.schedule import Schedule
 
@@ -34,7 +35,22 @@ class Sum(Regulariser):
         self.terms = dict(terms)
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
-        return torch.stack([term(arch, progress) for term in self.terms.values()]).sum()
+        """Raises ConfigError if a term is not one number, or if none of them depends on the logits."""
+        values = {name: term(arch, progress) for name, term in self.terms.items()}
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
+                raise ConfigError(
+                    f"regulariser.{name} returned {got}, expected a tensor with one number",
+                    fix="compute it from arch.logits or arch.probs(), and take its sum or mean",
+                )
+        total = torch.stack(list(values.values())).sum()
+        if torch.is_grad_enabled() and not total.requires_grad:
+            raise ConfigError(
+                f"regulariser {', '.join(values)} does not depend on the logits, so it changes no gradient",
+                fix="compute it from arch.logits or arch.probs() without detach(), times 0 where it is to do nothing",
+            )
+        return total
 
     @torch.no_grad()
     def logged(self, arch: ArchParams, progress: float) -> dict[str, float]:
@@ -43,7 +59,8 @@ class Sum(Regulariser):
         logged: dict[str, float] = {}
         for name, term in self.terms.items():
             logged[f"regulariser/{name}"] = float(term(arch, progress))
-            logged |= {f"regulariser/{name}/{metric}": value for metric, value in term.metrics(arch).items()}
+            measured = term.metrics(arch) if hasattr(term, "metrics") else {}  # a class of one's own may have none
+            logged |= {f"regulariser/{name}/{metric}": value for metric, value in measured.items()}
         return logged
 
 

@@ -44,7 +44,7 @@ from nas.training.distillation import attached
 from nas.training.evaluate import Score
 from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
-from nas.training.job import Job, check_learns, taking, two_examples, two_of
+from nas.training.job import Job, check_learns, taking, two_examples, two_of, warn_of_parameters
 from nas.training.loop import TrainingStep
 from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
@@ -147,6 +147,9 @@ class SearchJob:
             precision=job.runtime.precision,
         )
         terms = {f"regulariser.{name}": term for name, term in (self.regulariser or Sum({})).terms.items()}
+        if type(self.searcher).__module__.startswith("nas."):  # one of the user's own may train more
+            for what, part in {"sampler": self.sampler, **terms}.items():
+                warn_of_parameters(what, part, but=[*arch.parameters(), *supernet.parameters()])
         state.others = {"searcher": self.searcher, "deriver": parts.deriver, **terms}
         random = {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
         state.generators = OwnGenerators(random | {"deriver": parts.deriver} | terms)
