@@ -499,6 +499,39 @@ def test_a_network_is_scored_by_the_loss_as_it_was_trained_also_from_a_file(tmp_
     assert nas.evaluate(tmp_path / "run", data, allow=[small, Running, hits])["test_loss"] == expected
 
 
+class Looking(Hook):
+    """Evaluates, and does not put back what it sets for this."""
+
+    def after_epoch(self, state):
+        torch.set_grad_enabled(False)
+        for model in (getattr(state, name, None) for name in ("network", "supernet")):
+            if model is not None:
+                model.eval()
+
+
+def test_modes_that_a_hook_leaves_do_not_count():
+    def run(*hooks):
+        found, net = SEARCH(epochs=2, hooks=hooks), TRAIN(epochs=2, hooks=hooks)
+        return found.metrics["weights/loss"], found.metrics["arch/loss"], net(images()[0] / 255.0).tolist()
+
+    assert run(Looking()) == run()
+
+
+def test_a_probe_leaves_no_trace_in_a_loss():
+    """With smoothed labels it is asked whether the loss takes them."""
+    loss, before = Running(), []
+
+    class Steps(Hook):
+        def after_step(self, state):
+            # mean = 0.5 * before + 0.5 * loss, of which loss / mean is returned
+            before.append((2 - float(state.meter._loss) / state.meter.examples) * loss.mean.item())
+
+    measure = nas.training.Classification().measure
+    task = nas.training.Custom(loss=loss, metric=measure, name="hits", higher_is_better=True)
+    TRAIN(task=task, label_smoothing=0.1, hooks=[Steps()])
+    assert before[0] == pytest.approx(1)
+
+
 def test_a_hook_may_change_a_regulariser_that_has_a_state():
     class Louder(Hook):
         def after_step(self, state):

@@ -14,7 +14,7 @@ from nas.training.put_back import all_put_back
 from nas.training.task import Task
 from nas.training.task_state import TaskState
 
-HELD = ("build_model", "train", "sampler", "searcher", "deriver", "task", "augment", "policy")
+HELD = ("build_model", "sampler", "searcher", "deriver", "task", "augment", "policy")
 
 
 @contextlib.contextmanager

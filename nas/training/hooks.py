@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+from torch import nn
+
 from nas.storage.checkpointing import Checkpoints
 from nas.storage.metrics_log import JsonLines
 from nas.training.step_profile import StepProfile
@@ -30,12 +33,21 @@ class Hooks(Hook):
         self._hooks = tuple(hooks)
 
     def after_step(self, state: Any) -> None:
-        for hook in self._hooks:
-            hook.after_step(state)
+        with torch.enable_grad():  # also puts back the mode that a hook may leave
+            for hook in self._hooks:
+                hook.after_step(state)
 
     def after_epoch(self, state: Any) -> None:
-        for hook in self._hooks:
-            hook.after_epoch(state)
+        with torch.enable_grad():
+            for hook in self._hooks:
+                hook.after_epoch(state)
+
+
+def in_training_mode(model: nn.Module) -> None:
+    """Sets a model that a hook has put into evaluation mode to training mode. Leaves parts of it alone, which a hook
+    may freeze."""
+    if not model.training:
+        model.train()
 
 
 class Profiling(Hook):

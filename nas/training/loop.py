@@ -23,7 +23,7 @@ from nas.runtime.rng import random_state, set_random_state
 from nas.spaces.cell import set_drop_path
 from nas.storage import checkpoint_file
 from nas.training.ema import Average
-from nas.training.hooks import Hook, Hooks
+from nas.training.hooks import Hook, Hooks, in_training_mode
 from nas.training.meter import Meter, StepResult
 from nas.training.metrics import single
 from nas.training.own_generators import OwnGenerators
@@ -229,6 +229,7 @@ def retrain(
         started = time.perf_counter() - state.seconds
         for batch in between_steps(loader.epoch(epoch, start=state.step)):
             set_lr(state.optimizer, learning_rate(plan.lr, epoch, state.step, steps=steps, epochs=epochs))
+            in_training_mode(state.network)
             with state.guard.at(epoch, state.step):
                 state.meter.add(step(state, batch, task, forward=forward))
             state.step, state.seconds = state.step + 1, time.perf_counter() - started
