@@ -20,7 +20,6 @@ from nas.supernet.hard_gate import HardGate
 
 TINY = torch.finfo(torch.float32).tiny
 ROUNDING = 0.01  # of a weight that is 1, in bfloat16
-IS_NAN, IS_SOFT = 1, 2  # what may be wrong with a row: a NaN, or a drawn candidate whose weight is not 1
 ESTIMATORS = ("sampled", "autodl", "full", "reinmax")
 
 
@@ -33,14 +32,15 @@ class Gates:
     undrawn_as_ones: add the gates of undrawn candidates as if the candidates had returned 1 (GDAS' `autodl` estimator).
     shares: (choices,) factors of the choices' outputs; None if no choice is weighed. `draw` sets the shares, not the
     sampler.
-    host: for each choice the drawn candidate, and what is wrong with its row, as lists on the host: see `read_on_host`.
+    host: for each choice the drawn candidate, its weight, and the sum of its row, as lists on the host: see
+    `read_on_host`.
     """
 
     weights: Tensor
     drawn: Tensor | None = None
     undrawn_as_ones: bool = False
     shares: Tensor | None = None
-    host: tuple[list[int], list[int]] | None = None
+    host: tuple[list[int], list[float], list[float]] | None = None
 
     def by_key(self, keys: Sequence[str], *, differentiable: bool) -> dict[str, Gate]:
         """The gates for `nas.supernet.choice.gates`; row i belongs to keys[i].
@@ -60,10 +60,9 @@ class Gates:
                 refuse_nan(keys, weights.detach().isnan().any(dim=-1).tolist())
             rows = [row.unbind() for row in weights.unbind()]
             return {key: Gate(row, None, share=share) for key, row, share in zip(keys, rows, shares, strict=True)}
-        drawn, broken = self.host or read_on_host([self])[0].host or ([], [])
-        if any(broken):
-            refuse_nan(keys, [wrong & IS_NAN for wrong in broken])
-            self._refuse_soft(keys, broken)
+        drawn, ones, sums = self.host or read_on_host([self])[0].host or ([], [], [])
+        refuse_nan(keys, [total != total for total in sums])  # a NaN makes the sum of its row a NaN
+        refuse_soft(keys, drawn, ones)
         hard: Sequence[HardGate | None] = nothing
         others: Sequence[tuple[Tensor, ...] | None] = nothing
         if weights.requires_grad:
@@ -76,33 +75,22 @@ class Gates:
             for key, index, gate, rest, share in zip(keys, drawn, hard, others, shares, strict=True)
         }
 
-    def _refuse_soft(self, keys: Sequence[str], broken: Sequence[int]) -> None:
-        """Raises ConfigError, naming the first choice whose drawn candidate has another weight than 1."""
-        assert self.drawn is not None  # else nothing is drawn
-        row, index = next((row, int(self.drawn[row])) for row, wrong in enumerate(broken) if wrong & IS_SOFT)
-        raise ConfigError(
-            f"the sampler draws candidate {index} of the choice {keys[row]} with the weight "
-            f"{self.weights[row, index].item():.3g}, expected 1, as its output is not multiplied",
-            fix="return Gates(weights) without drawn, so that all candidates run, or, for hard gates with the gradient "
-            "of the weights, Gates(nas.methods.sampler.straight_through(drawn, weights), drawn)",
-        )
-
 
 def read_on_host(several: Sequence[Gates]) -> list[Gates]:
-    """Returns the gates with `host` set: the drawn candidates, and for each row IS_NAN, IS_SOFT or both, 0 for neither.
+    """Returns the gates with `host` set.
 
     Waits for a GPU once for all gates. Gates without drawn candidates come back unchanged.
     """
     drawn = [gates.drawn for gates in several if gates.drawn is not None]
     if len(drawn) < len(several):
         return list(several)
-    weights, indices = torch.stack([gates.weights.detach() for gates in several]), torch.stack(drawn)
-    soft = (weights.gather(-1, indices[..., None]).squeeze(-1) - 1).abs() > ROUNDING
-    broken = IS_NAN * weights.isnan().any(dim=-1) + IS_SOFT * soft
+    weights, indices = torch.stack([gates.weights.detach() for gates in several]).float(), torch.stack(drawn)
+    chosen = weights.gather(-1, indices[..., None]).squeeze(-1)
     # One .tolist() for all choices: one .item() per choice would synchronise a GPU as often as there are edges.
+    rows = torch.stack([indices, chosen, weights.sum(dim=-1)], dim=1).tolist()
     return [
-        Gates(gates.weights, gates.drawn, gates.undrawn_as_ones, gates.shares, host)
-        for gates, host in zip(several, zip(*torch.stack([indices, broken]).tolist(), strict=True), strict=True)
+        dataclasses.replace(gates, host=([int(index) for index in places], ones, sums))
+        for gates, (places, ones, sums) in zip(several, rows, strict=True)
     ]
 
 
@@ -113,6 +101,18 @@ def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
             raise DivergenceError(
                 f"architecture: the logits of {key} are not finite, expected numbers",
                 fix="lower arch_optim.lr or weight_optim.lr",
+            )
+
+
+def refuse_soft(keys: Sequence[str], drawn: Sequence[int], ones: Sequence[float]) -> None:
+    """Raises ConfigError, naming the choice, for a drawn candidate with another weight than 1. ones: the weights."""
+    for key, index, weight in zip(keys, drawn, ones, strict=True):
+        if not abs(weight - 1) <= ROUNDING:
+            raise ConfigError(
+                f"the sampler draws candidate {index} of the choice {key} with the weight {weight:.3g}, expected 1, as "
+                "its output is not multiplied",
+                fix="return Gates(weights) without drawn, so that all candidates run, or, for hard gates with the "
+                "gradient of the weights, Gates(nas.methods.sampler.straight_through(drawn, weights), drawn)",
             )
 
 
