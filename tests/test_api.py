@@ -517,6 +517,34 @@ def test_modes_that_a_hook_leaves_do_not_count():
     assert run(Looking()) == run()
 
 
+class Counting(nn.Module):
+    """Counts its passes, in any mode."""
+
+    def __init__(self, in_channels, num_classes, affine):
+        super().__init__()
+        self.inner, self.calls = small(in_channels, num_classes, affine), 0
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        self.passes += 1
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("call", "passes"), [(SEARCH, 2), (TRAIN, 1)])
+def test_checks_of_a_model_leave_no_trace_in_it(call, passes):
+    counts = []
+
+    class Steps(Hook):
+        def after_step(self, state):
+            model = getattr(state, "supernet", None) or state.network
+            counts.append((int(model.passes), model.calls))
+
+    genotype = [nas.Genotype("custom", {"inner.0": "wide"})] if call is TRAIN else []
+    call.func(Counting, *genotype, images(), **call.keywords, hooks=[Steps()])
+    assert counts[0] == (passes, passes)
+
+
 def test_a_probe_leaves_no_trace_in_a_loss():
     """With smoothed labels it is asked whether the loss takes them."""
     loss, before = Running(), []
