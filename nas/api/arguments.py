@@ -59,9 +59,16 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
         elif name in MAKERS:
             right, expected = callable(value), "a class or a function that makes it"
             fix = f"give the class, or functools.partial of the class and its arguments, as {name}"
-        elif name == "hooks":
-            right = all(hasattr(hook, "after_epoch") and not isinstance(hook, type) for hook in value)
-            expected, fix = "objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
+        elif name == "hooks":  # not an iterator, which this check would exhaust
+            hooks = value if isinstance(value, list | tuple) else [None]
+            right = all(
+                hasattr(hook, "after_step") and hasattr(hook, "after_epoch") and not isinstance(hook, type)
+                for hook in hooks
+            )
+            expected, fix = "a list of objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
+        elif name == "may_change":
+            right = not isinstance(value, str)
+            expected, fix = "a list of names of arguments", f"give may_change=[{value!r}]"
         else:
             continue
         if not right:
