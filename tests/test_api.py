@@ -62,6 +62,10 @@ def folder(root, count=8):
     return root
 
 
+SEARCH = functools.partial(nas.search, small, images(), **SHORT)
+TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
+
+
 @pytest.mark.parametrize("given", [images(), TensorDataset(*images())], ids=["tensors", "data set"])
 def test_the_same_examples_give_the_same_search(given):
     found = nas.search(small, given, **SHORT)
@@ -181,12 +185,75 @@ def test_why_a_search_stopped_early_is_said():
     assert found.result["search_stopped"] == found.stopped
 
 
+class AtTheEnd:
+    """Decides in another way after the last epoch."""
+
+    batches = 1
+
+    def judged(self, arch, judge):
+        return dict.fromkeys(arch.keys, "narrow")
+
+    def __call__(self, arch):
+        return dict.fromkeys(arch.keys, "wide")
+
+
+class Patience(Hook):
+    """Ends a search in its second epoch."""
+
+    epochs = 0
+
+    def after_epoch(self, state):
+        self.epochs += 1
+        state.stopped = "patience" if self.epochs == 2 else None
+        if self.epochs == 3:
+            pytest.fail("the search is to have ended")
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.epochs = state["epochs"]
+
+
+def test_a_hook_may_end_a_search_which_then_decides_as_after_its_last_epoch(tmp_path):
+    settings = {"deriver": AtTheEnd(), "directory": tmp_path, "saving": nas.storage.Checkpoints}
+    settings |= SHORT | FILES | {"gap_batches": 1}
+    first = nas.search(small, images(), hooks=[Patience()], **settings)
+    assert (first.stopped, dict(first.genotype.choices)) == (None, {"0": "narrow"})
+    found = nas.search(
+        small, images(), hooks=[Patience()], resume=True, may_change=["epochs"], **settings | {"epochs": 9}
+    )
+    assert (found.stopped, dict(found.genotype.choices)) == ("patience", {"0": "narrow"})
+    assert found.metrics["genotype_changes"] == 0
+    assert nas.Genotype.load(tmp_path / "genotype.json") == found.genotype
+
+
 def test_the_process_is_as_it_was_before():
     torch.manual_seed(5)
     before, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     nas.search(small, images(), **SHORT)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        functools.partial(torch.autocast, "cpu", torch.bfloat16),
+        functools.partial(torch.device, "meta"),
+    ],
+)
+def test_modes_of_the_program_have_no_effect_on_a_run(mode):
+    def run(data):
+        net = TRAIN(test=data)
+        return SEARCH().metrics["arch/loss"], net.result["test_loss"], nas.evaluate(net, data)["test_loss"]
+
+    data = images()
+    expected = run(data)
+    with mode():
+        assert run(data) == expected
 
 
 class Never(Hook):
@@ -285,10 +352,6 @@ def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
     assert told.count("SharedNorm returns share first (BatchNorm2d): training one of them changes the others") == learns
 
 
-SEARCH = functools.partial(nas.search, small, images(), **SHORT)
-TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN)
-
-
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
@@ -306,10 +369,11 @@ TRAIN = functools.partial(nas.retrain, small, nas.Genotype("custom", {"0": "wide
         (
             lambda: SEARCH(hooks=[3]),
             ConfigError,
-            "^hooks is a list, expected a list of objects of nas.training.hooks.Ho",
+            "^hooks is a list, expected a list of objects of nas.training.hooks.H",
         ),
-        (lambda: SEARCH(hooks=Never()), ConfigError, "^hooks is a Never, expected a list"),
-        (lambda: SEARCH(hooks=iter([Never()])), ConfigError, "^hooks is a list_iterator, expected a list"),
+        (lambda: SEARCH(hooks=Never()), ConfigError, "^hooks is a Never, expected a list of objects"),
+        (lambda: SEARCH(hooks=iter([Never()])), ConfigError, "^hooks is a list_iterator, expected a list of objects"),
+        (lambda: SEARCH(may_change="epochs"), ConfigError, r"^may_change is a str.*; give may_change=\['epochs'\]$"),
         (lambda: SEARCH(batch_size=8.0), ConfigError, "^batch_size is a float, expected a whole number"),
         (lambda: SEARCH(directory=__file__), OutputError, "of the run cannot be made .File exists.; set directory to"),
         (lambda: TRAIN(lr=0.1), ConfigError, "^lr is a float, expected a function of the progress"),
@@ -459,11 +523,106 @@ def test_a_shorter_run_has_the_epochs_that_are_done_and_a_search_its_last(stage,
     run(least, resume=True)
 
 
-def test_a_loaded_network_is_scored_by_what_its_loss_has_learnt(tmp_path):
-    task = nas.training.Custom(loss=Running, metric=hits, name="hits", higher_is_better=True)
-    given = {"task": task, "test": images(seed=1), "directory": tmp_path}
-    net = nas.retrain(small, nas.Genotype("custom", {"0": "wide"}), images(), **RETRAIN | FILES | given)
-    assert nas.evaluate(tmp_path, images(seed=1), allow=[small, Running, hits]) == net.result
+class Generated(nas.GDAS):
+    """Draws by a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "own", torch.Generator().manual_seed(3))
+
+    def __call__(self, logits, temperature, generator):
+        return super().__call__(logits, temperature, self.own)
+
+
+def test_runs_with_the_same_objects_are_those_with_new_ones():
+    def run(loss, sampler):
+        task = custom_task(loss)
+        found = SEARCH(task=task, sampler=sampler).metrics["weights/loss"]
+        return found, TRAIN(task=task, test=images(seed=1)).result["test_loss"]
+
+    loss, sampler = Running(), Generated()
+    expected = run(loss, sampler)
+    assert run(loss, sampler) == run(Running(), Generated()) == expected
+    assert loss.mean == 1
+
+
+def test_a_network_is_scored_by_the_loss_as_it_was_trained_also_from_a_file(tmp_path):
+    data = images(seed=1)
+    net = TRAIN(task=custom_task(Running), test=data, directory=tmp_path / "run", **FILES)
+    expected = net.result["test_loss"]
+    assert [nas.evaluate(net, data)["test_loss"] for _ in range(2)] == [expected] * 2
+    assert nas.evaluate(tmp_path / "run", data, allow=[small, Running, hits])["test_loss"] == expected
+
+
+class Looking(Hook):
+    """Evaluates, and does not put back what it sets for this."""
+
+    def after_epoch(self, state):
+        torch.set_grad_enabled(False)
+        for model in (getattr(state, name, None) for name in ("network", "supernet")):
+            if model is not None:
+                model.eval()
+
+
+def test_modes_that_a_hook_leaves_do_not_count():
+    def run(*hooks):
+        found, net = SEARCH(epochs=2, hooks=hooks), TRAIN(epochs=2, hooks=hooks)
+        return found.metrics["weights/loss"], found.metrics["arch/loss"], net(images()[0] / 255.0).tolist()
+
+    assert run(Looking()) == run()
+
+
+class Counting(nn.Module):
+    """Counts its passes, in any mode."""
+
+    def __init__(self, in_channels, num_classes, affine):
+        super().__init__()
+        self.inner, self.calls = small(in_channels, num_classes, affine), 0
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        self.passes += 1
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("call", "passes"), [(SEARCH, 2), (TRAIN, 1)])
+def test_checks_of_a_model_leave_no_trace_in_it(call, passes):
+    counts = []
+
+    class Steps(Hook):
+        def after_step(self, state):
+            model = getattr(state, "supernet", None) or state.network
+            counts.append((int(model.passes), model.calls))
+
+    genotype = [nas.Genotype("custom", {"inner.0": "wide"})] if call is TRAIN else []
+    call.func(Counting, *genotype, images(), **call.keywords, hooks=[Steps()])
+    assert counts[0] == (passes, passes)
+
+
+def test_a_probe_leaves_no_trace_in_a_loss():
+    """With smoothed labels it is asked whether the loss takes them."""
+    loss, before = Running(), []
+
+    class Steps(Hook):
+        def after_step(self, state):
+            # mean = 0.5 * before + 0.5 * loss, of which loss / mean is returned
+            before.append((2 - float(state.meter._loss) / state.meter.examples) * loss.mean.item())
+
+    measure = nas.training.Classification().measure
+    task = nas.training.Custom(loss=loss, metric=measure, name="hits", higher_is_better=True)
+    TRAIN(task=task, label_smoothing=0.1, hooks=[Steps()])
+    assert before[0] == pytest.approx(1)
+
+
+def test_a_hook_may_change_a_regulariser_that_has_a_state():
+    class Louder(Hook):
+        def after_step(self, state):
+            term.calls += 1000
+
+    term = Growing()
+    assert SEARCH(regulariser={"term": term}, hooks=[Louder()]).metrics["regulariser/term"] > 1000
+    assert term.calls == 0
 
 
 def hits(outputs, targets):
@@ -581,6 +740,63 @@ class Detached(Sharpening):
 def test_gates_without_a_gradient_are_said(capsys, sampler, said):
     SEARCH(sampler=sampler)
     assert ("have no gradient, so the logits stay as they begin" in capsys.readouterr().err) is said
+
+
+class Learned(nn.Module):
+    """Gates with a temperature that could be learned."""
+
+    samples, relaxed = 1, True
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits, temperature, generator):
+        return nas.Softmax()(logits / self.scale, temperature, generator)
+
+
+class Scaled:
+    """A term of the user's own without metrics. It may hold the logits."""
+
+    def __init__(self, arch, **known):
+        self.arch, self.scale = arch, nn.Parameter(torch.ones(()))
+
+    def __call__(self, arch, progress):
+        return self.scale * arch.entropy().mean()
+
+
+def test_parameters_of_a_sampler_or_a_regulariser_that_do_not_learn_are_said(capsys):
+    SEARCH(sampler=Learned(), regulariser={"term": Scaled})
+    said = [line for line in capsys.readouterr().err.splitlines() if "they will not learn" in line]
+    assert [line.split(", but")[0] for line in said] == [
+        "warning: the sampler holds 1 parameters that require a gradient, such as scale",
+        "warning: the regulariser.term holds 1 parameters that require a gradient, such as scale",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (lambda arch, progress: 0.5, "regulariser.term returned 0.5, expected a tensor with one number"),
+        (lambda arch, progress: arch.entropy(), r"regulariser.term returned a tensor of shape \(1,\)"),
+        (lambda arch, progress: arch.entropy().detach().sum(), "regulariser term does not depend on the logits"),
+    ],
+)
+def test_a_regulariser_returns_one_number_that_depends_on_the_logits(term, message):
+    with pytest.raises(ConfigError, match=message):
+        SEARCH(regulariser={"term": lambda **known: term})
+
+
+@pytest.mark.parametrize(("what", "made"), [("measure", torch.ones(())), ("weights", torch.ones(2, 2))])
+def test_a_task_of_ones_own_measures_and_weighs_each_example(what, made):
+    """A mean over the batch would be divided by the examples once more."""
+
+    class Own(nas.training.Classification):
+        pass
+
+    setattr(Own, what, lambda self, *given: made)
+    with pytest.raises(ConfigError, match=rf"task.{what} returned a tensor of shape .* for 2 examples, expected"):
+        SEARCH(task=Own())
 
 
 def test_a_task_of_ones_own_returns_one_number():

@@ -31,7 +31,8 @@ from nas.adapt.file_times import FileTimes
 from nas.adapt.teacher import Teacher
 from nas.api.arguments import FORMATS, deriver_of, format_called, from_start, job_of, numbers_of
 from nas.api.found import Found, genotype_of, supernet_of
-from nas.api.own_process import own_process
+from nas.api.given_parts import given_back, kept
+from nas.api.own_process import own_modes, own_process
 from nas.api.run_records import opened_records, plain, recorded_settings, resumed_directory
 from nas.api.scoring import data_to_score, opened, runtime_of, score, training_examples
 from nas.data.bundle import DataBundle
@@ -144,7 +145,7 @@ def search(
     After Ctrl-C, a run with a directory saves its state first. Raises exceptions of `nas.errors`.
     """
     given_here = dict(locals())  # first, when there is nothing but the arguments
-    with named_as_arguments(), own_process():
+    with named_as_arguments(), own_process(), given_back(given_here):
         options = SearchOptions(**numbers_of(SearchOptions, given_here))
         job = job_of(build_model, train, given_here)
         parts = SearchParts(
@@ -233,7 +234,7 @@ def retrain(
     Returns the network with what it takes to use it; it is called as the network is.
     """
     given_here = dict(locals())  # as in `search`
-    with named_as_arguments(), own_process():
+    with named_as_arguments(), own_process(), given_back(given_here):
         options = RetrainOptions(**numbers_of(RetrainOptions, given_here) | {"network": dict(network or {})})
         job = job_of(build_model, train, given_here)
         chosen = genotype_of(genotype, job.space)
@@ -259,7 +260,8 @@ def retrain(
             if out is not None and out.writes:
                 atomic.write_text(out.path / "genotype.json", chosen.to_json())
             trained = retrain_job.train(chosen, records, supernet=supernet)
-            trained = replace(trained, examples=training_examples(job), directory=None if out is None else out.path)
+            trained = replace(trained, task=kept(job), examples=training_examples(job))
+            trained = replace(trained, directory=None if out is None else out.path)
             validated = validation_result(retrain_job.validated(trained), job.task.metric)
             if (test is not None or validated) and distributed.first():
                 scored = {} if to_score is None else score(trained, to_score, EVALUATION_BATCH)
@@ -283,7 +285,7 @@ def evaluate(
     net: what `retrain` returned, or the directory of a run, or a ``retrain/checkpoint.pt``. test: see `nas.api`.
     allow, device: as in `nas.load`, for a network that is loaded.
     """
-    with named_as_arguments():
+    with named_as_arguments(), own_modes():
         trained = opened(net, allow=allow, device=device)
         return score(trained, data_to_score(test, trained), batch_size)
 
@@ -301,7 +303,7 @@ def export(
     net, allow: as in `evaluate`. directory: a new one. formats: names (``weights``, ``standalone``, ``program``,
     ``onnx``, ``bfloat16``), or name -> format. test: for the scores that the files state; None for those of `net`.
     """
-    with named_as_arguments():
+    with named_as_arguments(), own_modes():
         trained = opened(net, allow=allow, device="cpu")
         names = [formats] if isinstance(formats, str) else formats
         chosen = names if isinstance(names, Mapping) else {name: format_called(name) for name in names}

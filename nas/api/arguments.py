@@ -15,7 +15,6 @@ from nas.data.spec import DataSpec
 from nas.errors import ConfigError
 from nas.formats.format import Format
 from nas.methods.deriver import Argmax, Deriver, TopPredecessors
-from nas.methods.state import as_given
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.settings.building import callable_itself
@@ -60,10 +59,16 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
         elif name in MAKERS:
             right, expected = callable(value), "a class or a function that makes it"
             fix = f"give the class, or functools.partial of the class and its arguments, as {name}"
-        elif name == "hooks":
-            right = isinstance(value, list | tuple)  # a generator would be empty after this check
-            right = right and all(hasattr(hook, "after_epoch") and not isinstance(hook, type) for hook in value)
+        elif name == "hooks":  # not an iterator, which this check would exhaust
+            hooks = value if isinstance(value, list | tuple) else [None]
+            right = all(
+                hasattr(hook, "after_step") and hasattr(hook, "after_epoch") and not isinstance(hook, type)
+                for hook in hooks
+            )
             expected, fix = "a list of objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
+        elif name == "may_change":
+            right = not isinstance(value, str)
+            expected, fix = "a list of names of arguments", f"give may_change=[{value!r}]"
         else:
             continue
         if not right:
@@ -89,7 +94,7 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
     runtime = runtime_on(arguments["device"])
     reading = given.Reading(classes=arguments["classes"], image_size=arguments["image_size"])
     data = given.training(train, reading, augment=arguments["augment"])
-    task = as_given(arguments["task"] or task_for(data.spec))
+    task = arguments["task"] or task_for(data.spec)
     check_targets(task, data.spec, training=data.train)
     space, teacher = space_of(build_model), arguments["teacher"]
     return Job(

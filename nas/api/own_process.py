@@ -14,9 +14,24 @@ from nas.storage.signals import Interrupted
 
 
 @contextlib.contextmanager
+def own_modes() -> Iterator[None]:
+    """Sets what a program may have set for all that follows as it is at its start: gradients are recorded, no autocast,
+    tensors are made on the CPU."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":  # else not, as it would slow every operation down
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextlib.contextmanager
 def own_process() -> Iterator[None]:
     """Puts back what `Runtime.start` sets: seeds, threads, determinism. A signal, once the state is saved, ends the
-    program as it does without this project."""
+    program as it does without this project. Inside, modes are those of `own_modes`."""
     started = os.environ.get("WORLD_SIZE", "1")
     if started.isdecimal() and int(started) > distributed.world():
         print(
@@ -29,7 +44,8 @@ def own_process() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled, benchmarks = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark  # type: ignore[attr-defined]
     try:
-        yield
+        with own_modes():
+            yield
     except Interrupted as stop:
         if stop.received == signal.SIGINT:
             raise KeyboardInterrupt from None

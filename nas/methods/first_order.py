@@ -22,6 +22,7 @@ from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, naming
 from nas.runtime.precision import Precision, take_step
 from nas.supernet.choice import Gate, choices, gates
 from nas.training.meter import StepResult
+from nas.training.metrics import single
 from nas.training.task import Task
 from nas.training.weighing import WeighedLoss
 
@@ -215,4 +216,4 @@ class FirstOrder:
         with self.precision.autocast():
             outputs = self.supernet(*each(inputs))
             loss = whole.loss(outputs, targets)
-        return loss, self.task.measure(outputs.detach(), targets).sum()
+        return loss, single(self.task.measure(outputs.detach(), targets)).sum()

@@ -1,7 +1,7 @@
 """Hooks that run after each epoch of a search: derivation, collapse, discretisation gap, size, regularisers."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nas.methods.collapse import CollapseMonitor
@@ -14,7 +14,7 @@ from nas.methods.supernet_score import Judge
 from nas.runtime import distributed
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
-from nas.training.hooks import Hook
+from nas.training.hooks import Hook, Hooks
 from nas.training.schedule import progress
 
 
@@ -42,14 +42,23 @@ class Derivation:
         self._monitor = monitor
         self._judge = judge
         self._warmup_epochs = warmup_epochs
+        self.has_decided = False
+        self._before: Genotype | None = None  # of the epoch before
 
     def __call__(self, state: SearchState, last: bool) -> Genotype:
         chosen = self._deriver(state.arch)
         if state.epoch >= self._warmup_epochs:
             self._watch(state, chosen)
-        if last or state.stopped is not None:
-            chosen = self._met(lambda: decided(self._deriver, state.arch, self._judge))
-        return Genotype(self._space, chosen)
+        self.has_decided, self._before = last or state.stopped is not None, state.genotype
+        return self._decided(state) if self.has_decided else Genotype(self._space, chosen)
+
+    def decide(self, state: SearchState) -> None:
+        """Derives as after the last epoch, where a hook has ended the search when the epoch was derived already."""
+        self.has_decided, state.genotype = True, self._decided(state)
+        state.metrics["genotype_changes"] = state.genotype.differing(self._before)
+
+    def _decided(self, state: SearchState) -> Genotype:
+        return Genotype(self._space, self._met(lambda: decided(self._deriver, state.arch, self._judge)))
 
     def _watch(self, state: SearchState, chosen: Mapping[str, str | None]) -> None:
         """Warns once if a limit of the monitor has been exceeded for `patience` epochs."""
@@ -60,7 +69,7 @@ class Derivation:
             if distributed.first():
                 collapse = "has collapsed and stops" if monitor.stop else "seems to collapse"
                 print(f"warning: the search {collapse}, {reason}", file=sys.stderr)
-            state.stopped = reason if monitor.stop else None
+            state.stopped = reason if monitor.stop else state.stopped
 
 
 def decided(deriver: Deriver, arch: ArchParams, judge: Callable[[int | None], Judge]) -> dict[str, str | None]:
@@ -68,6 +77,19 @@ def decided(deriver: Deriver, arch: ArchParams, judge: Callable[[int | None], Ju
     if isinstance(deriver, JudgingDeriver):
         return deriver.judged(arch, judge(deriver.batches))
     return deriver(arch)
+
+
+class Stopped(Hook):
+    """Decides and measures again if a hook has ended the search. Runs after those hooks, before the state is saved."""
+
+    def __init__(self, derivation: Derivation, measurements: Sequence[Hook]) -> None:
+        self._derivation = derivation
+        self._measurements = measurements
+
+    def after_epoch(self, state: Any) -> None:
+        if state.stopped is not None and not self._derivation.has_decided:
+            self._derivation.decide(state)
+            Hooks(self._measurements).after_epoch(state)
 
 
 class Collapse(Hook):

@@ -10,7 +10,7 @@ from nas.data.loader import Loader, search_batches
 from nas.methods.first_order import FirstOrder
 from nas.methods.state import SearchState
 from nas.supernet.genotype import Genotype
-from nas.training.hooks import Hook, Hooks
+from nas.training.hooks import Hook, Hooks, in_training_mode
 from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 
 
@@ -86,6 +86,7 @@ def search(
         started = time.perf_counter() - state.seconds
         for weight_batch, arch_batch in search_batches(weight_loader, arch_loader, epoch, state.step, wanted=uses_arch):
             set_lr(state.weight_optim, learning_rate(plan.lr, epoch, state.step, steps=steps, epochs=epochs))
+            in_training_mode(state.supernet)
             with state.guard.at(epoch, state.step):
                 plan.order.step(searcher, weight_batch, arch_batch, state, done)
             state.step, state.seconds = state.step + 1, time.perf_counter() - started

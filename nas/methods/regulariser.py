@@ -54,7 +54,14 @@ class Sum(Regulariser):
         self.terms = dict(terms)
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
-        return torch.stack([scalar(name, term(arch, progress)) for name, term in self.terms.items()]).sum()
+        """Raises ConfigError if a term is not one number, or if none of them depends on the logits."""
+        total = torch.stack([scalar(name, term(arch, progress)) for name, term in self.terms.items()]).sum()
+        if torch.is_grad_enabled() and not total.requires_grad:
+            raise ConfigError(
+                f"regulariser {', '.join(self.terms)} does not depend on the logits, so it changes no gradient",
+                fix="compute it from arch.logits or arch.probs() without detach(), times 0 where it is to do nothing",
+            )
+        return total
 
     @torch.no_grad()
     def logged(self, arch: ArchParams, progress: float) -> dict[str, float]:
@@ -72,7 +79,7 @@ def scalar(name: str, value: Any) -> Tensor:
     """Returns the value of a term. Raises ConfigError unless it is a scalar: a sum over a vector may not be meant."""
     if isinstance(value, Tensor) and not value.shape:
         return value
-    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
     raise ConfigError(
         f"regulariser.{name} returned {got}, expected a tensor with one number", fix="end it with e.g. .mean()"
     )

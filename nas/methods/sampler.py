@@ -19,6 +19,7 @@ from nas.supernet.choice import Gate
 from nas.supernet.hard_gate import HardGate
 
 TINY = torch.finfo(torch.float32).tiny
+ROUNDING = 0.01  # of a weight that is 1, in bfloat16
 ESTIMATORS = ("sampled", "autodl", "full", "reinmax")
 
 
@@ -27,25 +28,26 @@ class Gates:
     """The gates of all choices for one step.
 
     weights: (choices, candidates) factors of the candidates' outputs, each row summing to 1.
-    drawn: (choices,) int64, the only candidate of each choice that runs; None if all candidates run.
+    drawn: (choices,) int64, the only candidate of each choice that runs, whose weight is 1; None if all candidates run.
     undrawn_as_ones: add the gates of undrawn candidates as if the candidates had returned 1 (GDAS' `autodl` estimator).
     shares: (choices,) factors of the choices' outputs; None if no choice is weighed. `draw` sets the shares, not the
     sampler.
-    host: for each choice the drawn candidate, and whether its row has a NaN, as lists on the host: see `read_on_host`.
+    host: for each choice the drawn candidate, its weight, and the sum of its row, as lists on the host: see
+    `read_on_host`.
     """
 
     weights: Tensor
     drawn: Tensor | None = None
     undrawn_as_ones: bool = False
     shares: Tensor | None = None
-    host: tuple[list[int], list[int]] | None = None
+    host: tuple[list[int], list[float], list[float]] | None = None
 
     def by_key(self, keys: Sequence[str], *, differentiable: bool) -> dict[str, Gate]:
         """The gates for `nas.supernet.choice.gates`; row i belongs to keys[i].
 
         differentiable: False drops the gradient, which the weight step does not need.
-        Raises DivergenceError if a weight is NaN. The check is skipped if it would wait for a GPU: drawn candidates
-        come to the host anyway, but weights alone do not.
+        Raises DivergenceError if a weight is NaN, ConfigError if that of a drawn candidate is not 1. The checks are
+        skipped if they would wait for a GPU: drawn candidates come to the host anyway, but weights alone do not.
         """
         weights = self.weights if differentiable else self.weights.detach()
         nothing: Sequence[None] = [None] * len(keys)
@@ -58,8 +60,9 @@ class Gates:
                 refuse_nan(keys, weights.detach().isnan().any(dim=-1).tolist())
             rows = [row.unbind() for row in weights.unbind()]
             return {key: Gate(row, None, share=share) for key, row, share in zip(keys, rows, shares, strict=True)}
-        drawn, broken = self.host or read_on_host([self])[0].host or ([], [])
-        refuse_nan(keys, broken)
+        drawn, ones, sums = self.host or read_on_host([self])[0].host or ([], [], [])
+        refuse_nan(keys, [total != total for total in sums])  # a NaN makes the sum of its row a NaN
+        refuse_soft(keys, drawn, ones)
         hard: Sequence[HardGate | None] = nothing
         others: Sequence[tuple[Tensor, ...] | None] = nothing
         if weights.requires_grad:
@@ -74,20 +77,20 @@ class Gates:
 
 
 def read_on_host(several: Sequence[Gates]) -> list[Gates]:
-    """Returns the gates with `host` set: the drawn candidates and the rows with NaN.
+    """Returns the gates with `host` set.
 
     Waits for a GPU once for all gates. Gates without drawn candidates come back unchanged.
     """
     drawn = [gates.drawn for gates in several if gates.drawn is not None]
     if len(drawn) < len(several):
         return list(several)
-    broken = torch.stack([gates.weights.detach() for gates in several]).isnan().any(dim=-1)
+    weights, indices = torch.stack([gates.weights.detach() for gates in several]).float(), torch.stack(drawn)
+    chosen = weights.gather(-1, indices[..., None]).squeeze(-1)
     # One .tolist() for all choices: one .item() per choice would synchronise a GPU as often as there are edges.
+    rows = torch.stack([indices, chosen, weights.sum(dim=-1)], dim=1).tolist()
     return [
-        Gates(gates.weights, gates.drawn, gates.undrawn_as_ones, gates.shares, host)
-        for gates, host in zip(
-            several, zip(*torch.stack([torch.stack(drawn), broken]).tolist(), strict=True), strict=True
-        )
+        dataclasses.replace(gates, host=([int(index) for index in places], ones, sums))
+        for gates, (places, ones, sums) in zip(several, rows, strict=True)
     ]
 
 
@@ -98,6 +101,18 @@ def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
             raise DivergenceError(
                 f"architecture: the logits of {key} are not finite, expected numbers",
                 fix="lower arch_optim.lr or weight_optim.lr",
+            )
+
+
+def refuse_soft(keys: Sequence[str], drawn: Sequence[int], ones: Sequence[float]) -> None:
+    """Raises ConfigError, naming the choice, for a drawn candidate with another weight than 1. ones: the weights."""
+    for key, index, weight in zip(keys, drawn, ones, strict=True):
+        if not abs(weight - 1) <= ROUNDING:
+            raise ConfigError(
+                f"the sampler draws candidate {index} of the choice {key} with the weight {weight:.3g}, expected 1, as "
+                "its output is not multiplied",
+                fix="return Gates(weights) without drawn, so that all candidates run, or, for hard gates with the "
+                "gradient of the weights, Gates(nas.methods.sampler.straight_through(drawn, weights), drawn)",
             )
 
 
@@ -186,7 +201,8 @@ def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     The noise is drawn in float32 on the generator's device. So a search draws the same numbers on a CPU and on a GPU,
     and rounds them in the same way for any precision of the logits.
     """
-    exponential = torch.empty(like.shape, device=generator.device).exponential_(generator=generator)
+    exponential = torch.empty(like.shape, dtype=torch.float32, device=generator.device)
+    exponential.exponential_(generator=generator)
     # E can round to 0, whose logarithm is not finite.
     noise = exponential.clamp_min_(TINY).log_().neg_()
     if like.device.type == "cuda" and noise.device.type == "cpu":

@@ -7,10 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from nas.data.bundle import Split
-from nas.data.inputs import each
 from nas.data.loader import Loader, search_batches
 from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
@@ -20,38 +18,34 @@ from nas.methods.deriver import check_excluded
 from nas.methods.discretisation_gap import Gap
 from nas.methods.first_order import FirstOrder
 from nas.methods.front import Point
-from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, decided
+from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, Stopped, decided
 from nas.methods.loop import Order, Plan, search
-from nas.methods.operation_kinds import kinds_of
+from nas.methods.model_check import check_model
 from nas.methods.regulariser import Sum, made
 from nas.methods.search_options import SearchOptions, SearchParts
-from nas.methods.state import SearchState, as_given
+from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
 from nas.methods.trial_step import try_search
 from nas.runtime import distributed
 from nas.runtime.memory import available_memory
 from nas.runtime.runtime import derived_seed, seed_layers
 from nas.settings.building import callable_itself, complete
-from nas.spaces.mixed_edges import CellSpace
 from nas.spaces.space import Space
 from nas.storage import atomic
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
-from nas.supernet.idle_choices import warn_of_idle_choices
-from nas.supernet.shape_check import check_shapes
 from nas.training.batch_norm import synchronised
 from nas.training.distillation import attached
 from nas.training.evaluate import Score
 from nas.training.hooks import Hook
 from nas.training.inheritance import SupernetWeights
-from nas.training.job import Job, check_learns, taking, two_examples, two_of
+from nas.training.job import Job, check_learns, two_examples, warn_of_parameters
 from nas.training.loop import TrainingStep
 from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.schedule import initial_lr, learning_rates, positive
 from nas.training.trial_training import try_small
-from nas.training.unsaved_numbers import UnsavedNumbers
 
 
 class SearchJob:
@@ -65,27 +59,14 @@ class SearchJob:
         self.options = options
         self.retrained_space = retrained
         self.temperature = positive(parts.temperature, "temperature")
-        self.sampler = as_given(parts.sampler)
+        self.sampler = parts.sampler
         self._build_state(parts)
         self._holding = functools.partial(holding, parts.deriver)
         self.deriver = self._holding(self.derived.limits)
         self.learns = options.learns_after(len(self.weight_loader))
         self._warn_if_nothing_is_searched()
-        numbers = UnsavedNumbers({"augment": job.data.augment})
-        whole = next(self.arch_loader.epoch(0))
-        numbers.say_which_changed()
-        inputs, targets = two_of(whole)
-        before = [one._version for one in each(inputs)]
-        with taking(self.state.supernet, inputs):
-            outputs = check_shapes(self.state.supernet, inputs)
-        if before != [one._version for one in each(inputs)]:  # a search runs several networks on one batch
-            self.state.supernet.register_forward_pre_hook(with_inputs_of_its_own)
-        job.check_outputs(outputs, targets)
-        job.check_taught(self.state.supernet, inputs, outputs)
-        job.check_parts(outputs, whole[1])
-        if not isinstance(job.space, CellSpace):  # published cells have none
-            warn_of_idle_choices(self.state.supernet, inputs)
-        self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds_of(self.state.supernet, inputs))
+        kinds = check_model(self.state.supernet, job, self.arch_loader)
+        self.monitor: CollapseMonitor = complete(parts.monitor, kinds=kinds)
         if job.benchmark is not None:
             job.benchmark.check(job.space.options(job.data.spec))
         check_excluded(self.deriver, self.state.arch)
@@ -147,15 +128,16 @@ class SearchJob:
             precision=job.runtime.precision,
         )
         terms = {f"regulariser.{name}": term for name, term in (self.regulariser or Sum({})).terms.items()}
-        state.others = {"searcher": self.searcher, **terms}
+        if type(self.searcher).__module__.startswith("nas."):  # one of the user's own may train more
+            for what, part in {"sampler": self.sampler, **terms}.items():
+                warn_of_parameters(what, part, but=[*arch.parameters(), *supernet.parameters()])
+        state.others = {"searcher": self.searcher, "deriver": parts.deriver, **terms}
         random = {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
-        state.generators = OwnGenerators(random | terms)
+        state.generators = OwnGenerators(random | {"deriver": parts.deriver} | terms)
 
     def _regulariser(self, chosen: Mapping[str, Any]) -> Sum | None:
         known = {"arch": self.state.arch, "space": self.retrained_space, "spec": self.job.data.spec}
-        terms = {
-            name: made(name, term, known) if callable_itself(term) else as_given(term) for name, term in chosen.items()
-        }
+        terms = {name: made(name, term, known) if callable_itself(term) else term for name, term in chosen.items()}
         # A regulariser that the user has chosen for a cost pulls in its place.
         limits = [one for one in self.derived.limits if one.name.removesuffix("_ms") not in chosen]
         terms |= {f"cap_{one.name}": Pull(one, self.state.arch) for one in limits}
@@ -272,6 +254,7 @@ class SearchJob:
 
         seed_layers(job.seed)
         job.task_state.reset()
+        state.others = {**state.others, **{f"hook.{number}": hook for number, hook in enumerate(records.hooks)}}
         stage = records.stage("search")
         stage.resume(state, data=job.data, seen=self.seen, loader=self.weight_loader)
         distributed.start_alike(state.supernet)
@@ -280,6 +263,7 @@ class SearchJob:
             epochs=self.plan.epochs,
             metric=job.task.metric,
             content=self.seen,
+            after=[Stopped(self.derivation, self.measurements)],
             on_epoch=write_genotype,
         )
         with watched as hooks, synchronised(state.supernet), attached(self.searcher.task, state.supernet):
@@ -363,8 +347,3 @@ class SearchJob:
             return {}
         gap = Gap.from_metrics(self.state.metrics, examples=self.gap_judge().examples)
         return {"discretisation_gap": gap.to_dict() | retrained}
-
-
-def with_inputs_of_its_own(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward hook that gives a model copies of its inputs, which it writes into."""
-    return tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)

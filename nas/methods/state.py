@@ -1,7 +1,5 @@
 """What a search changes: its state, as a checkpoint of it holds it."""
 
-import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +22,7 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.training.meter import Meter
 from nas.training.own_generators import OwnGenerators
-from nas.training.task_state import TaskState, modules_of
+from nas.training.task_state import TaskState
 
 
 @dataclass
@@ -159,14 +157,6 @@ class SearchState:
         self.genotype = genotype
         self.epoch += 1
         self.begin_epoch()
-
-
-def as_given(part: Any) -> Any:
-    """Returns a copy of a part with a state or with modules, so that another run with it begins alike. The part itself,
-    if it has neither or cannot be copied, e.g. an open file."""
-    with contextlib.suppress(Exception):
-        return copy.deepcopy(part) if isinstance(part, Stateful) or modules_of(part) else part
-    return part
 
 
 def arch_metrics(arch: ArchParams) -> Iterator[tuple[str, float]]:

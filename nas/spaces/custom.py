@@ -1,13 +1,11 @@
 """A search space from the user's own function, which builds a module with choices in it."""
 
-import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -79,12 +77,6 @@ class Custom(Space):
     def resized(self, sizes: Mapping[str, Any]) -> "Custom":
         """Returns the same space with other arguments. Only `build` checks whether the factory takes the arguments."""
         return replace(self, arguments={**self.arguments, **sizes})
-
-    @contextlib.contextmanager
-    def sketching(self) -> Iterator[None]:
-        # Not on the meta device: a factory may read values of tensors, e.g. rates from torch.linspace(...).tolist().
-        with torch.random.fork_rng(devices=[]):
-            yield
 
 
 # The modules that factories have returned, as long as they exist; and those of them that a warning has named.

@@ -45,6 +45,7 @@ class MBConv(Space):
     """
 
     name = "mbconv"
+    on_meta = True
     ops: Mapping[str, Operation] = field(default_factory=op_sets.mbconv)
     stem: int = 32
     stem_stride: int = 1

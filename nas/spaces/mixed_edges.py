@@ -94,6 +94,8 @@ class CellSpace(Space):
     a kernel.
     """
 
+    on_meta = True
+
     ops: Mapping[str, Operation]
     channels: int = 16
     partial_channels: int = 1

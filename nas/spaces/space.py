@@ -23,10 +23,12 @@ from nas.supernet.genotype import Genotype
 class Space(ABC):
     """A search space: a frozen dataclass whose fields are the sizes of the space.
 
-    name: the name of the space, which its genotypes contain.
+    name: the name of the space, which its genotypes contain. on_meta: whether `build` works on torch's meta device: it
+    reads no values of tensors, as torch.linspace(...).tolist() does.
     """
 
     name: ClassVar[str]
+    on_meta: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, spec: DataSpec, *, affine: bool) -> nn.Module:
@@ -65,8 +67,9 @@ class Space(ABC):
         return network
 
     def sketching(self) -> AbstractContextManager[Any]:
-        """A context for building models that are inspected but never run. Takes no memory and no random numbers."""
-        return torch.device("meta")
+        """A context for building models that are inspected but never run. Takes no random numbers, and no memory on
+        torch's meta device."""
+        return torch.device("meta") if self.on_meta else torch.random.fork_rng(devices=[])
 
     def options(self, spec: DataSpec) -> Mapping[str, Sequence[str]]:
         """choice key -> candidate names; empty for a model without choices."""

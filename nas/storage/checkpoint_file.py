@@ -226,7 +226,14 @@ def taken_from(source: str | Path) -> Iterator[None]:
 
 
 def restore(model: nn.Module, weights: dict[str, Any], *, source: str | Path) -> None:
-    """Loads weights into a model. Raises CheckpointError, naming `source`, if they do not fit."""
+    """Loads weights into a model, which gets their types. Raises CheckpointError, naming `source`, if they do not fit.
+
+    A model gets its types from torch's default, which may have been another one when the weights were saved.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        saved = weights.get(name)
+        if isinstance(saved, Tensor) and saved.is_floating_point() and tensor.is_floating_point():
+            tensor.data = tensor.data.to(saved.dtype)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from nas.errors import ConfigError
 from nas.supernet.copying import copied
 
 
@@ -20,6 +21,13 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
+        """Raises ConfigError for weights in 16 bits, whose rounding is larger than what an update adds."""
+        for name, weight in network.named_parameters():
+            if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
+                raise ConfigError(
+                    f"retrain.average={decay} is of weights in float32 or wider, got {name} in {str(weight.dtype)[6:]}",
+                    fix="hold the weights in float32, e.g. with runtime.precision=bf16, or set retrain.average=0",
+                )
         self.network = copied(network)
         self.decay = decay
         self.updates = 0

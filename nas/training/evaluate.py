@@ -13,7 +13,7 @@ from nas.data.spec import DataSpec
 from nas.errors import described
 from nas.spaces.darts import auxiliary_heads
 from nas.supernet.mac_counter import MacCounter
-from nas.training.metrics import Optional
+from nas.training.metrics import Optional, single
 from nas.training.task import Task
 from nas.training.task_state import buffers_kept
 from nas.training.weighing import MeanLoss
@@ -42,9 +42,8 @@ def score(
     look: Callable[[Tensor, Tensor], None] | None = None,
     scored: Callable[[Score], None] = lambda score: None,
 ) -> Score:
-    """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end.
-
-    The task's state stays as it is, e.g. the running statistics of its loss.
+    """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end. The
+    task's state stays as it is, e.g. the running statistics of its loss.
 
     look: is called with the outputs and targets of every batch, if given.
     scored: is called with metric and loss before the other measures are put together, which may take memory.
@@ -61,7 +60,7 @@ def score(
             measures.add(outputs, targets, of_each)
             if look is not None:
                 look(outputs, targets)
-            metric += of_each.sum()
+            metric += single(of_each).sum()
             loss.add(task.loss(outputs, targets), targets)
             examples += len(targets)
     found = Score(float(metric) / examples, loss.result(), examples)

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+from torch import nn
+
 from nas.errors import ConfigError
 from nas.storage.checkpointing import Checkpoints
 from nas.storage.metrics_log import JsonLines
@@ -12,9 +15,9 @@ from nas.training.step_profile import StepProfile
 class Hook:
     """Looks at a stage after each step and after each epoch. A hook overrides the methods that it needs.
 
-    state: the stage's, a `SearchState` or a `RetrainState`. `after_epoch` may add to `state.metrics`. A search ends
-    after the epoch if `after_step` sets `state.stopped` to a reason. In `after_epoch` it is too late for this: the
-    genotype is derived before.
+    state: the stage's, a `SearchState` or a `RetrainState`. A hook may add to `state.metrics`. In a search it may set
+    `state.stopped` to a reason, with which the search ends after the epoch; and what its `state_dict` returns is saved,
+    for its `load_state_dict`.
     """
 
     def after_step(self, state: Any) -> None:
@@ -31,12 +34,21 @@ class Hooks(Hook):
         self._hooks = tuple(hooks)
 
     def after_step(self, state: Any) -> None:
-        for hook in self._hooks:
-            hook.after_step(state)
+        with torch.enable_grad():  # also puts back the mode that a hook may leave
+            for hook in self._hooks:
+                hook.after_step(state)
 
     def after_epoch(self, state: Any) -> None:
-        for hook in self._hooks:
-            hook.after_epoch(state)
+        with torch.enable_grad():
+            for hook in self._hooks:
+                hook.after_epoch(state)
+
+
+def in_training_mode(model: nn.Module) -> None:
+    """Sets a model that a hook has put into evaluation mode to training mode. Leaves parts of it alone, which a hook
+    may freeze."""
+    if not model.training:
+        model.train()
 
 
 class Profiling(Hook):

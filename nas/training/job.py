@@ -1,7 +1,7 @@
 """What the stages of a run have in common: what is searched and trained, on what, and the checks that both make."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -92,8 +92,9 @@ class Job:
                 fix="return the tensor that the loss is to be computed of",
             )
         before = [(one, one._version, one.clone()) for one in (outputs, targets)]
-        with all_put_back(changing(self.task), device=targets.device):
+        with all_put_back([self.task, *changing(self.task)], device=targets.device):
             self.task.check(outputs, targets, self.data.spec)
+            check_each(self.task, outputs, targets)
         if any(one._version != version or not same(one, copy) for one, version, copy in before):
             raise ConfigError(
                 "the loss or the metric of the task writes into the outputs or the targets, which are used afterwards",
@@ -111,14 +112,7 @@ class Job:
 
         outputs: of a few examples, as the loss is only compared with itself. targets: of a whole batch.
         """
-        learn = parameters_of(self.task)
-        if learn and distributed.first():
-            print(
-                f"warning: the task holds {len(learn)} parameters that require a gradient, such as {learn[0]}, but "
-                "optimisers change the weights of the network alone, so they will not learn: hold them in the network, "
-                "or set requires_grad=False",
-                file=sys.stderr,
-            )
+        warn_of_parameters("task", self.task)
         with all_put_back([self.task, *changing(self.task)], device=targets.device), torch.no_grad():
             kind = how_parts_add_up(self.task, outputs[torch.arange(len(targets)) % len(outputs)], targets)
         if kind == "sum":
@@ -136,6 +130,32 @@ class Job:
                 * (targets.is_floating_point() and shapes[0] != shapes[1]),
                 file=sys.stderr,
             )
+
+
+def check_each(task: Task, outputs: Tensor, targets: Tensor) -> None:
+    """Raises ConfigError unless the metric and the weights of a task have one number for each example, as means over
+    examples are computed of them."""
+    weigh = getattr(task, "weights", None)
+    found = {"measure": task.measure(outputs, targets), "weights": None if weigh is None else weigh(targets)}
+    for what, value in found.items():
+        if isinstance(value, Tensor) and value.shape != targets.shape[:1]:
+            raise ConfigError(
+                f"task.{what} returned a tensor of shape {tuple(value.shape)} for {len(targets)} examples, expected "
+                f"{tuple(targets.shape[:1])}",
+                fix="let it return a number for each example, not their mean",
+            )
+
+
+def warn_of_parameters(what: str, part: Any, *, but: Collection[Tensor] = ()) -> None:
+    """Prints a warning of a part with parameters that require a gradient. what: the name of the part. but: parameters
+    that learn."""
+    if (learn := parameters_of(part, but=but)) and distributed.first():
+        print(
+            f"warning: the {what} holds {len(learn)} parameters that require a gradient, such as {learn[0]}, but "
+            "optimisers change the weights of the network and the logits alone, so they will not learn: hold them in "
+            "the network, or set requires_grad=False",
+            file=sys.stderr,
+        )
 
 
 def frozen(network: nn.Module) -> bool:

@@ -23,8 +23,9 @@ from nas.runtime.rng import random_state, set_random_state
 from nas.spaces.cell import set_drop_path
 from nas.storage import checkpoint_file
 from nas.training.ema import Average
-from nas.training.hooks import Hook, Hooks
+from nas.training.hooks import Hook, Hooks, in_training_mode
 from nas.training.meter import Meter, StepResult
+from nas.training.metrics import single
 from nas.training.own_generators import OwnGenerators
 from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.training.task import Task
@@ -163,7 +164,7 @@ class TrainingStep:
         """
         forward = state.network if forward is None else forward
         inputs, targets = batch
-        loss, metric = torch.zeros((2,), device=targets.device)
+        loss, metric = torch.zeros((2,), dtype=torch.float32, device=targets.device)
         state.guard.begin(state.network, *(() if state.task is None else state.task.modules))
         zero_gradients(state.optimizer)
         whole: WeighedLoss | None = None
@@ -175,7 +176,7 @@ class TrainingStep:
                 part_loss = self.loss(outputs, some_targets, whole.part(number))
             state.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
-            metric += task.measure(main_outputs(outputs).detach(), some_targets).sum()
+            metric += single(task.measure(main_outputs(outputs).detach(), some_targets)).sum()
         watch = state.guard.watch(RETRAINING, loss, naming(state.network))
         taken = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         if state.average is not None and not taken.skipped:
@@ -228,6 +229,7 @@ def retrain(
         started = time.perf_counter() - state.seconds
         for batch in between_steps(loader.epoch(epoch, start=state.step)):
             set_lr(state.optimizer, learning_rate(plan.lr, epoch, state.step, steps=steps, epochs=epochs))
+            in_training_mode(state.network)
             with state.guard.at(epoch, state.step):
                 state.meter.add(step(state, batch, task, forward=forward))
             state.step, state.seconds = state.step + 1, time.perf_counter() - started

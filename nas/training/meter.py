@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nas.runtime import distributed
+from nas.training.metrics import single
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Meter:
             return
         self._examples += result.examples
         self._steps += 1
-        values = [result.loss * result.examples, result.metric, result.grad_norm]
+        values = [single(result.loss) * result.examples, single(result.metric), single(result.grad_norm)]
         sums = [one for one in (self._loss, self._metric, self._grad_norm) if isinstance(one, Tensor)]
         if sums:
             torch._foreach_add_(sums, values)  # one kernel on a GPU

@@ -301,6 +301,11 @@ def precise(values: Tensor) -> Tensor:
     return values.float() if values.device.type == "mps" else values.double()
 
 
+def single(values: Tensor) -> Tensor:
+    """Returns the values in float32 or wider: a sum in 16 bits stops growing at some hundred times its summands."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """Returns the 95 % score interval of a proportion.
 

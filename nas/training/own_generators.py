@@ -32,16 +32,21 @@ class OwnGenerators:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the states of generators that are at the same places. Prints a warning if a generator is not there,
         e.g. as a step makes it: it would draw its first numbers again."""
-        found = self.found()
-        for place, one in found.items():
-            if place in state and isinstance(state[place], torch.Tensor) == isinstance(one, torch.Generator):
-                set_state(one, state[place])
+        found = self.put(state)
         if (lost := [place for place in state if place not in found]) and distributed.first():
             print(
                 f"warning: the random generator {lost[0]} of the checkpoint is not there, so it would draw its first "
                 "numbers again, and the run ends with other bits: make it in the constructor, not in a step",
                 file=sys.stderr,
             )
+
+    def put(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Gives the generators that are there now the states of their places. Returns place -> generator."""
+        found = self.found()
+        for place, one in found.items():
+            if place in state and isinstance(state[place], torch.Tensor) == isinstance(one, torch.Generator):
+                set_state(one, state[place])
+        return found
 
 
 def state_of(generator: Any) -> torch.Tensor | str:

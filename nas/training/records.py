@@ -167,11 +167,13 @@ class StageRecords:
         epochs: int,
         metric: Metric,
         content: Mapping[str, Any],
+        after: Sequence[Hook] = (),
         on_epoch: Callable[[], None] = lambda: None,
     ) -> Iterator[list[Hook]]:
         """A context for the loop of the stage, with its hooks: progress, profile, checkpoints and metrics.
 
-        content: what a checkpoint holds beside the state and the settings. on_epoch: see `Saving`.
+        content: what a checkpoint holds beside the state and the settings. after: hooks that run once those of the user
+        have run. on_epoch: see `Saving`.
         """
         records, hooks = self._records, list[Hook]()
         with contextlib.ExitStack() as stack:
@@ -191,7 +193,7 @@ class StageRecords:
                 hooks.append(saving)
             if records.progress:
                 hooks.insert(0, stack.enter_context(Progress(self._stage, epochs, metric=metric)))
-            yield [*records.hooks, *hooks]
+            yield [*records.hooks, *after, *hooks]
 
 
 def description(settings: Mapping[str, Any], *, text: str, command: Sequence[str], metric: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from nas.training.put_back import all_put_back
 from nas.training.records import Records
 from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.schedule import Linear, initial_lr, learning_rates
-from nas.training.task_state import modules_of
+from nas.training.task_state import changing, modules_of
 from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import check_saves_all, try_training
 from nas.training.unsaved_numbers import UnsavedNumbers
@@ -259,7 +259,8 @@ def check_takes_probabilities(job: Job) -> None:
         classes = spec.num_classes
         outputs, targets = torch.zeros(2, classes), torch.full((2, classes), 1 / classes)
         try:
-            shapes = (job.task.loss(outputs, targets).shape, job.task.measure(outputs, targets).shape)
+            with all_put_back([job.task, *changing(job.task)], device=targets.device):
+                shapes = (job.task.loss(outputs, targets).shape, job.task.measure(outputs, targets).shape)
             if shapes == ((), (2,)):
                 return
             problem = f"the task's loss and metric of them have the shapes {tuple(map(tuple, shapes))}"

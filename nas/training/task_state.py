@@ -1,7 +1,7 @@
 """The state of a task: what the modules in its loss and metric change in training."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,11 +135,11 @@ def buffers_kept(task: Any) -> Iterator[None]:
             task.load_state_dict(own)
 
 
-def parameters_of(task: Any) -> list[str]:
-    """Returns the names of the parameters in a task that require a gradient."""
-    return [
-        f"{place}.{name}".strip(".")
-        for place, module in modules_of(task).items()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    ]
+def parameters_of(part: Any, *, but: Collection[Tensor] = ()) -> list[str]:
+    """Returns the names of the parameters in a task, a sampler or a regulariser that require a gradient. but: those
+    that are left out."""
+    others = set(but)
+    found = {name: one for name, one in getattr(part, "__dict__", {}).items() if isinstance(one, nn.Parameter)}
+    for place, module in modules_of(part).items():
+        found |= {f"{place}.{name}".strip("."): parameter for name, parameter in module.named_parameters()}
+    return [name for name, parameter in found.items() if parameter.requires_grad and parameter not in others]

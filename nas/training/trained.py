@@ -28,7 +28,7 @@ from nas.training.inheritance import SUPERNET
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as
 from nas.training.task import Metric, Regression, Task
-from nas.training.task_state import TaskState
+from nas.training.task_state import TaskState, buffers_kept
 from nas.untrusted import plain_data
 
 EVALUATION_BATCH = 256
@@ -82,13 +82,13 @@ class Trained:
             plain_data.check(config)
             space: Space = built(config["space"], "space", allow=allow, source=source)
             task: Task = built(config["task"], "task", allow=allow, source=source)
+            if "task" in state:  # what its loss has learnt, by which it scores; not in checkpoints of earlier releases
+                TaskState(task).load_state_dict(distributed.of_this_process(state["task"]))
             resized = space.resized(config["retrain"]["network"])
             with as_large_as(state["network"], source=source):
                 network = resized.network(spec, genotype)
             checkpoint_file.restore(network, state["network"], source=source)
             restore_unsaved(network, state.get("network_buffers", {}))
-            if "task" in state:  # what its loss has learnt, by which it scores
-                TaskState(task).load_state_dict(distributed.of_this_process(state["task"]))
             sample = tuple(map(str, state.get("training_sample", ())))
             return cls(runtime.place(network).eval(), genotype, spec, task, config, state.get("trained_on"), sample)
 
@@ -112,9 +112,8 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
         inputs, targets = next(iter(data.test.batches([first], device=runtime.device)))
         inputs = trained.spec.preparation(None, runtime.device)(inputs, torch.Generator())
         trained.network.eval()
-        with torch.no_grad():
-            outputs = trained.network(*each(inputs))
-        trained.task.check(outputs, targets, data.spec)
+        with torch.no_grad(), buffers_kept(trained.task):
+            trained.task.check(trained.network(*each(inputs)), targets, data.spec)
     return Loader(
         data.test,
         spec=trained.spec,

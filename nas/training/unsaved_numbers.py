@@ -30,8 +30,9 @@ class UnsavedNumbers:
             more = ", ..." if len(found) > NAMED else ""
             print(
                 f"warning: a training step changes {', '.join(found[:NAMED])}{more}, which no checkpoint holds: a run "
-                "that is resumed would begin with the first value again; keep such numbers in buffers of modules or in "
-                "the state of an optimiser, or give a sampler, regulariser or task state_dict and load_state_dict",
+                "that is resumed would begin with the first value again, and the next run in this process with the "
+                "last; keep such numbers in buffers of modules or in the state of an optimiser, or give a sampler, "
+                "regulariser or task state_dict and load_state_dict",
                 file=sys.stderr,
             )
 

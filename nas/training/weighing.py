@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nas.errors import ConfigError
 from nas.runtime import distributed
-from nas.training.metrics import precise
+from nas.training.metrics import precise, single
 
 # (targets) -> (B,): the weight of each example, at least 0; None if all are equal.
 Weigh = Callable[[Tensor], Tensor | None]
@@ -232,6 +232,7 @@ class MeanLoss:
 
     def add(self, loss: Tensor, targets: Tensor) -> None:
         """Adds the loss of one batch."""
+        loss = single(loss)
         weights = weights_of(self._task, targets)
         if weights is None:
             self._loss += loss * len(targets)

@@ -53,10 +53,14 @@ def test_gumbel_noise_is_finite_where_the_exponential_rounds_to_zero(monkeypatch
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gumbel_noise_is_the_same_for_every_precision_of_the_logits(dtype):
-    assert torch.equal(
-        gumbel_noise(torch.empty(100, dtype=dtype), gumbel(0)), gumbel_noise(torch.empty(100), gumbel(0))
-    )
+def test_gumbel_noise_is_the_same_for_every_precision_of_the_logits_and_of_the_process(dtype):
+    expected, before = gumbel_noise(torch.empty(100), gumbel(0)), torch.get_default_dtype()
+    assert torch.equal(gumbel_noise(torch.empty(100, dtype=dtype), gumbel(0)), expected)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(gumbel_noise(torch.empty(100), gumbel(0)), expected)
+    finally:
+        torch.set_default_dtype(before)
 
 
 # -- GDAS: the draw
@@ -351,13 +355,21 @@ def test_by_key_adds_the_gates_of_undrawn_candidates_where_they_count_as_ones():
 
 
 def test_by_key_without_a_gradient_carries_no_graph():
-    weights = torch.rand(2, 3, requires_grad=True) * 1
+    weights = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], requires_grad=True) * 1
     drawn = Gates(weights, torch.tensor([1, 0])).by_key(["a", "b"], differentiable=False)
     assert [(gate.weights, gate.hard) for gate in drawn.values()] == [(None, None)] * 2
     soft = Gates(weights).by_key(["a", "b"], differentiable=False)
     assert all(gate.drawn is None for gate in soft.values())
     assert not any(w.requires_grad for gate in soft.values() for w in gate.weights)
     assert [[w.item() for w in gate.weights] for gate in soft.values()] == weights.tolist()
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_by_key_refuses_a_drawn_candidate_whose_weight_is_not_one(differentiable):
+    """Its output would not be multiplied by the weight."""
+    gates = Gates(torch.tensor([[0.0, 1.0], [0.7, 0.3]], requires_grad=True) * 1, torch.tensor([1, 0]))
+    with pytest.raises(ConfigError, match=r"draws candidate 0 of the choice b with the weight 0\.7, expected 1"):
+        gates.by_key(["a", "b"], differentiable=differentiable)
 
 
 def test_by_key_refuses_another_number_of_keys():

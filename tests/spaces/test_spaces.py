@@ -428,3 +428,17 @@ def test_a_space_whose_sizes_are_no_fields_is_refused():
 
     with pytest.raises(ConfigError, match="mine has a constructor of its own that takes width, expected fields"):
         Mine(width=8).resized({})  # which made a space of width 4
+
+
+def test_a_space_of_ones_own_may_read_values_of_tensors_as_it_builds(spec):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Rates(Space):
+        name = "rates"
+
+        def build(self, spec, *, affine):
+            return Choice({f"{rate:g}": nn.Dropout(rate) for rate in torch.linspace(0, 0.5, 2).tolist()})
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert Rates().options(spec) == {"choice": ("0", "0.5")}
+    assert torch.equal(torch.get_rng_state(), before)

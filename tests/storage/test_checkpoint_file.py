@@ -219,6 +219,17 @@ def test_a_full_disk_is_an_output_error_and_leaves_the_old_checkpoint(path):
     assert equal(without_header(checkpoint_file.load(path, "search")), STATE)
 
 
+def test_restored_weights_have_their_own_types():
+    """The model may be built under another default type than the one of the weights."""
+    weights = torch.nn.BatchNorm1d(3).state_dict() | {"weight": torch.tensor([1 / 3, 1 / 5, 1 / 7])}
+    model = torch.nn.BatchNorm1d(3, dtype=torch.bfloat16)
+    weight = model.weight
+    checkpoint_file.restore(model, weights, source="here")
+    assert model.weight is weight
+    assert torch.equal(weight, weights["weight"])
+    assert (model.running_mean.dtype, model.num_batches_tracked.dtype) == (torch.float32, torch.int64)
+
+
 def test_restore_names_the_source_when_weights_do_not_fit():
     for weights in ({"weight": torch.ones(2, 2)}, {"weight": torch.ones(1, 3), "bias": torch.ones(1)}):
         with pytest.raises(CheckpointError, match=r"the weights in some\.pt do not fit its network"):

@@ -4,6 +4,7 @@ from no_waiting import no_waiting
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from nas.errors import ConfigError
 from nas.training.ema import Average
 
 
@@ -53,6 +54,13 @@ def test_once_warm_it_is_torchs_averaged_model():
         theirs.update_parameters(model)
     for name in ("0.weight", "1.weight", "1.running_mean", "1.running_var"):
         assert torch.allclose(ours.network.state_dict()[name], theirs.module.state_dict()[name], atol=1e-6), name
+
+
+def test_weights_in_16_bits_are_refused_as_their_average_would_not_move():
+    model = nn.Linear(2, 2).bfloat16()
+    with pytest.raises(ConfigError, match="is of weights in float32 or wider, got weight in bfloat16"):
+        Average(model, decay=0.9)
+    Average(model.requires_grad_(False), decay=0.9)
 
 
 def test_counts_are_copied_and_the_network_is_left_alone():

@@ -10,7 +10,7 @@ from nas.supernet.genotype import Genotype
 from nas.supernet.mac_counter import MacCounter, recurrent
 from nas.training.evaluate import count_macs, count_parameters, macs_or_reason, score
 from nas.training.metrics import ClassificationMeasures
-from nas.training.task import Classification, Custom
+from nas.training.task import Classification, Custom, Regression
 from nas.training.trained import Trained, final_result
 
 
@@ -49,6 +49,13 @@ def test_score_of_a_network_made_by_hand(spec):
     assert result.measures["confusion"] == {"a": {"a": 1, "b": 1}, "b": {"b": 1}}
     assert result.metric == pytest.approx(2 / 3)
     assert result.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 8) + math.log(7 / 8)) / 3, rel=1e-6)
+
+
+def test_sums_of_16_bits_over_a_split_do_not_stop_growing(spec):
+    network, zeros = Table([[2.0]]), torch.zeros(1, 1)
+    network.rows = network.rows.bfloat16()
+    found = score(network, Batches(*[(zeros, zeros.bfloat16())] * 600), Regression(), spec)
+    assert (found.metric, found.loss) == (2.0, 4.0)
 
 
 def test_score_does_not_depend_on_the_batches(spec):

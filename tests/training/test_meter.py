@@ -20,6 +20,13 @@ def test_loss_and_accuracy_are_means_over_examples_and_the_norm_over_steps():
     assert meter.examples == 8
 
 
+def test_sums_of_numbers_in_16_bits_do_not_stop_growing():
+    meter, two = Meter("accuracy"), torch.tensor(2.0).bfloat16()
+    for _ in range(600):
+        meter.add(StepResult(two, two, 4, two))
+    assert meter.summary("w") == {"w/loss": 2.0, "w/accuracy": 0.5, "w/grad_norm": 2.0}
+
+
 def test_the_prefix():
     meter = Meter("accuracy")
     meter.add(result(1.0, 1, 1, 1.0))

@@ -118,6 +118,11 @@ def test_a_task_may_say_itself_what_is_saved():
     assert state.state_dict() == {"seen": 3}
     state.load_state_dict({"seen": 5})
     assert own.seen == 6
+    with buffers_kept(own):
+        own.seen = 9
+    assert own.seen == 7  # 6, and what loading adds
+    state.reset()
+    assert own.seen == 4  # 3 at the construction
 
 
 def test_a_stage_begins_with_what_a_task_said_at_first_and_with_its_random_numbers():
