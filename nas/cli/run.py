@@ -51,7 +51,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
         result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add, write=write), **search.ending()}
         result |= search.derived.cap_result(genotype, measured=result)
-        complete = result | search.gap_result(retrained_test=test_score(result))
+        complete = result | search.looked_up(genotype) | search.gap_result(retrained_test=test_score(result))
         write(complete)  # first: not every network can be exported
         tracker.finish(scores(result), texts=genotype_texts(genotype))
         check_finite(result)

@@ -333,10 +333,15 @@ class SearchJob:
             "derived_parameters": self.derived.parameters(genotype),
             "data": self.job.data.spec.name,
             "genotype": genotype.to_dict(),
+            **self.looked_up(genotype),
             **self.derived.cap_result(genotype),
             **self.ending(),
             **self.gap_result(),
         }
+
+    def looked_up(self, genotype: Genotype) -> dict[str, Any]:
+        """What the benchmark knows of the derived network, for ``result.json``; empty without a benchmark."""
+        return {} if self.job.benchmark is None else {"benchmark": self.job.benchmark.report(genotype)}
 
     def gap_result(self, **retrained: float) -> dict[str, Any]:
         """The discretisation gap as a part of ``result.json``; empty if it was not measured.

@@ -69,8 +69,21 @@ def overview(run: RunFiles) -> Html:
         drawn = draw_architecture(
             choices, title="derived architecture", stacked=True, probabilities=probabilities(last[0]) if last else None
         )
-        cells = el("div", el("h3", "What was derived"), picture(drawn, least=440), class_="derived")
+        cells = el(
+            "div", el("h3", "What was derived"), picture(drawn, least=440), in_the_benchmark(run), class_="derived"
+        )
     return el("div", el("dl", tiles, class_="tiles") if tiles else None, el("div", asked, cells, class_="hero"))
+
+
+def in_the_benchmark(run: RunFiles) -> Html | None:
+    """What a benchmark's table says of the derived cell: accuracy and rank in each of its columns."""
+    pairs: list[tuple[str, object]] = []
+    for column, found in mapping(mapping(run.result.get("benchmark")).get("columns")).items():
+        accuracy, rank, of = (number(mapping(found).get(name)) for name in ("accuracy", "rank", "of"))
+        if accuracy is not None:
+            place = "" if rank is None or of is None else f", rank {rank:,.0f} of {of:,.0f}"
+            pairs.append((text(column), f"{accuracy:.2f} %{place}"))
+    return el("div", el("h3", "What the benchmark knows of it"), description_list(pairs)) if pairs else None
 
 
 def description_list(pairs: Sequence[tuple[str, object]]) -> Html:

@@ -65,6 +65,15 @@ def test_the_page_of_a_run(tmp_path):
         assert expected in shown, expected
 
 
+def test_the_page_says_what_a_benchmark_knows_of_the_derived_cell(tmp_path):
+    run = write_run(tmp_path / "a")
+    assert "benchmark" not in texts(report([run]))
+    result = json.loads((run / "result.json").read_text())
+    columns = {"<b>": {"accuracy": 93.375, "rank": 874, "of": 15625}, "y": {"accuracy": "a"}, "z": {"accuracy": 7}}
+    (run / "result.json").write_text(json.dumps(result | {"benchmark": {"columns": columns}}))
+    assert "What the benchmark knows of it\n<b>\n93.38 %, rank 874 of 15,625\nz\n7.00 %\n" in texts(report([run]))
+
+
 def test_it_needs_nothing_from_elsewhere(tmp_path):
     page = report([write_run(tmp_path / "a")])
     assert "default-src &#x27;none&#x27;" in page

@@ -247,6 +247,7 @@ def test_a_search_logs_what_the_table_knows_of_its_derived_cell(whole_table, tmp
         assert lines[-1][name] == value
     assert {name for name in lines[0] if name.startswith("benchmark/")} == set(table.metrics(derived))
     report = table.report(derived)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["benchmark"] == report
     printed = capsys.readouterr().out
     assert report["architecture"] in printed
     assert f"{report['columns']['x_test_1']['accuracy']:.4f} %" in printed
