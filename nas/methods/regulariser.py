@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, NasError, described
 from nas.settings.building import complete
 from nas.supernet.arch_params import ArchParams
 from nas.training.schedule import Schedule
@@ -55,7 +55,7 @@ class Sum(Regulariser):
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
         """Raises ConfigError if a term is not one number, or if none of them depends on the logits."""
-        total = torch.stack([scalar(name, term(arch, progress)) for name, term in self.terms.items()]).sum()
+        total = torch.stack([value_of(name, term, arch, progress) for name, term in self.terms.items()]).sum()
         if torch.is_grad_enabled() and not total.requires_grad:
             raise ConfigError(
                 f"regulariser {', '.join(self.terms)} does not depend on the logits, so it changes no gradient",
@@ -75,8 +75,17 @@ class Sum(Regulariser):
         return logged
 
 
-def scalar(name: str, value: Any) -> Tensor:
-    """Returns the value of a term. Raises ConfigError unless it is a scalar: a sum over a vector may not be meant."""
+def value_of(name: str, term: Regulariser, arch: ArchParams, progress: float) -> Tensor:
+    """Returns the value of a term. Raises ConfigError if the term fails, or if the value is no scalar: a sum over a
+    vector may not be meant."""
+    try:
+        value = term(arch, progress)
+    except NasError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"regulariser.{name} fails ({described(error)})", fix="correct its __call__(arch, progress)"
+        ) from error
     if isinstance(value, Tensor) and not value.shape:
         return value
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"

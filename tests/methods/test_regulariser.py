@@ -104,6 +104,13 @@ def test_a_regulariser_that_returns_no_scalar_is_refused(value, got):
         Sum({"mine": lambda arch, progress: value})(arch_params(), 0.0)
 
 
+def test_an_error_in_a_regulariser_names_it():
+    with pytest.raises(
+        ConfigError, match=r"^regulariser.mine fails \(AttributeError: .*'logit'.*\); correct its __call"
+    ):
+        Sum({"mine": lambda arch, progress: arch.logit.sum()})(arch_params(), 0.0)
+
+
 def searcher_of(kind, sampler, regulariser):
     supernet = Small()
     arch = ArchParams.from_model(supernet, init_std=0.5, generator=torch.Generator().manual_seed(1))
