@@ -76,7 +76,8 @@ class RunFiles:
 
     @property
     def seconds(self) -> float | None:
-        return number(self.manifest.get("wall_seconds"))
+        """Returns the time of all processes of the run; None if it has not ended, or was killed, as it is not known."""
+        return None if self.manifest.get("status") == "running" else number(self.manifest.get("wall_seconds"))
 
     @property
     def latency(self) -> list[dict[str, Any]]:

@@ -123,7 +123,6 @@ class RunDirectory:
         try:
             self.record(
                 status="finished" if error is None else "interrupted" if interrupted else "failed",
-                wall_seconds=round(self._seconds_before + time.monotonic() - self._started, 1),
                 peak_memory_bytes=self._runtime.peak_memory(),
             )
         finally:
@@ -134,8 +133,8 @@ class RunDirectory:
             os.close(self._lock)
 
     def record(self, **facts: Any) -> None:
-        """Adds facts to the manifest."""
-        self._manifest |= facts
+        """Adds facts to the manifest, and the time until now, which a killed process cannot add."""
+        self._manifest |= {"wall_seconds": round(self._seconds_before + time.monotonic() - self._started, 1), **facts}
         if self.writes:
             atomic.write_json(self.path / MANIFEST, self._manifest)
 

@@ -1,3 +1,4 @@
+import functools
 import os
 import threading
 from pathlib import Path
@@ -5,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from nas.errors import OutputError
-from nas.storage import lock, names
-from nas.storage.run_directory import check_new
+from nas.report.run_files import RunFiles
+from nas.runtime.runtime import Runtime
+from nas.storage import atomic, lock, names
+from nas.storage.run_directory import RunDirectory, check_new, read_manifest
 
 
 def make(directory, *entries):
@@ -61,6 +64,17 @@ def test_a_run_that_was_killed_before_its_manifest_can_be_started_again(tmp_path
     check_new(tmp_path, config="seed: 0\n")
     with pytest.raises(OutputError, match=r"move config\.yaml away"):
         check_new(tmp_path, config="seed: 1\n")
+
+
+def test_the_time_of_earlier_processes_outlives_one_that_was_killed(tmp_path):
+    made = functools.partial(RunDirectory, tmp_path, config="", command=[], seed=0, runtime=Runtime(device="cpu"))
+    with made(lock=False):
+        pass
+    atomic.write_json(tmp_path / "manifest.json", read_manifest(tmp_path) | {"wall_seconds": 3600.0})
+    made(resume=True, lock=False)  # and never ended
+    with made(resume=True, lock=False):
+        assert RunFiles(tmp_path, manifest=read_manifest(tmp_path)).seconds is None  # while it runs
+    assert RunFiles(tmp_path, manifest=read_manifest(tmp_path)).seconds >= 3600
 
 
 def test_of_many_at_once_each_gets_a_directory_of_its_own(tmp_path):

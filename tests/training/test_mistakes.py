@@ -1,9 +1,11 @@
 import base64
 import io
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
 
+from nas.cli.stages.for_report import write_mistakes
 from nas.data.spec import ImageSpec
 from nas.training.mistakes import SIDE, Mistakes
 
@@ -26,7 +28,7 @@ def scores(confidences, answers, classes=3):
     return rest.scatter(1, torch.tensor(answers)[:, None], p[:, None]).log()
 
 
-def test_the_surest_wrong_answers_are_kept_worst_first():
+def test_the_surest_wrong_answers_are_kept_worst_first(tmp_path):
     spec = ImageSpec(name="x", input_shapes=((1, 4, 4),), class_names=("a", "b", "c"), mean=(0.5,), std=(0.5,))
     mistakes = Mistakes(most=2)
     mistakes.add(scores([0.9, 0.8, 0.99], [1, 1, 2]), torch.tensor([1, 0, 2]))  # only the second is wrong
@@ -35,6 +37,10 @@ def test_the_surest_wrong_answers_are_kept_worst_first():
     assert [(one["index"], one["true"], one["predicted"], round(one["confidence"], 6)) for one in found] == [
         (4, "a", "c", 0.95), (1, "a", "b", 0.8),
     ]  # fmt: skip
+    data = SimpleNamespace(test=Images((1, 4, 4)), spec=spec)
+    for kept, there in ((mistakes, True), (Mistakes(), False)):  # of a run that goes on and makes none any more
+        write_mistakes(kept, data, tmp_path)
+        assert (tmp_path / "mistakes.json").exists() == there
     pixels = [Image.open(io.BytesIO(base64.b64decode(one["png"]))).getpixel((0, 0)) for one in found]
     assert pixels == [4, 1]
 

@@ -56,9 +56,12 @@ def compared(config: DictConfig) -> dict[str, Any]:
 
 
 def write_mistakes(mistakes: Mistakes, data: DataBundle, directory: Path) -> None:
-    """Writes ``mistakes.json``. Writes nothing if there are no mistakes, or no pictures of them."""
+    """Writes ``mistakes.json``. If there are no mistakes, or no pictures of them, there is no file: not even one of an
+    earlier network of a run that went on."""
     if isinstance(data.spec, ImageSpec) and (found := mistakes.found(data.test, data.spec)):
         atomic.write_json(directory / FILE, found)
+    else:
+        (directory / FILE).unlink(missing_ok=True)
 
 
 def one_latency(trained: Trained, loader: Loader) -> list[dict[str, Any]]:
