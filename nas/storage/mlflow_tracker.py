@@ -46,8 +46,12 @@ class MLflow(Forwarded):
             self._client.log_image(self._run, image.convert("RGB"), artifact_file=f"{tag}_{epoch:05}.png")
 
     def describe(self, *, texts: Mapping[str, str], settings: Mapping[str, Any], scores: Sequence[str]) -> None:
+        before = self._client.get_run(self._run).data.params
         for name, value in settings.items():
-            self._client.log_param(self._run, name, value)
+            if before.get(name, str(value)) == str(value):
+                self._client.log_param(self._run, name, value)
+            else:  # changed on resumption, which MLflow refuses for a parameter
+                self._client.set_tag(self._run, f"resumed with {name}", value)
         self._texts(texts)
 
     def finish(self, scores: Mapping[str, float], *, texts: Mapping[str, str]) -> None:

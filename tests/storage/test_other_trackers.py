@@ -134,7 +134,12 @@ def test_client_mlflow(tmp_path, monkeypatch):
     assert run.data.params == {"seed": "3", "sampler": "gdas"}
     assert [one.step for one in client.get_metric_history(run.info.run_id, "arch/cell/0-1")] == [1, 2, 3]
     assert len(client.list_artifacts(run.info.run_id, "pictures")) == 5
-    assert MLflow(directory=tmp_path)._run == run.info.run_id  # of a resumed run
+    resumed = MLflow(directory=tmp_path)
+    assert resumed._run == run.info.run_id
+    resumed.describe(texts={}, settings={"seed": 3, "sampler": "uniform"}, scores=[])
+    found = client.get_run(run.info.run_id).data
+    assert found.params == run.data.params
+    assert found.tags["resumed with sampler"] == "uniform"
 
 
 @pytest.mark.long
