@@ -418,6 +418,20 @@ class Running(nn.Module):
         return loss / self.mean
 
 
+class Hardening(nn.Module):
+    """Gates that become sharper with each draw, which is counted in a buffer that no state dict has."""
+
+    relaxed, samples = True, 1
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("drawn", torch.zeros(()), persistent=False)
+
+    def forward(self, logits, temperature, generator):
+        self.drawn += 1
+        return nas.Softmax()(logits * self.drawn, temperature, generator)
+
+
 class Sharpening:
     """Gates that become sharper with each draw."""
 
@@ -453,25 +467,33 @@ class Growing(Regulariser):
         self.calls = state["calls"]
 
 
-def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_and_is_resumed(tmp_path):
+@pytest.mark.parametrize("made", [Sharpening, Hardening])
+def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_and_is_resumed(tmp_path, made):
     class Stop(Hook):
         def after_step(self, state):
             if state.epoch == 1:
                 raise RuntimeError("stopped")
 
+    class Mean(Hook):
+        def __init__(self, loss):
+            self.loss = loss
+
+        def after_epoch(self, state):
+            state.metrics["mean"] = float(self.loss.mean)
+
     term = Growing()
 
-    def run(name, **more):
-        loss, sampler = Running(), Sharpening()
+    def run(name, *hooks, **more):
+        loss, sampler = Running(), made()
         task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
         settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
         settings |= {"task": task, "sampler": sampler, "regulariser": {"term": term}, "directory": tmp_path / name}
-        metrics = nas.search(small, images(), **settings, **more).metrics
-        return *(metrics[key] for key in ("weights/loss", "arch/loss", "regulariser/term")), loss.mean
+        metrics = nas.search(small, images(), hooks=[Mean(loss), *hooks], **settings, **more).metrics
+        return [metrics[key] for key in ("weights/loss", "arch/loss", "arch/grad_norm", "regulariser/term", "mean")]
 
     whole = run("whole")
     with pytest.raises(RuntimeError, match="stopped"):
-        run("part", hooks=[Stop()])
+        run("part", Stop())
     assert run("part", resume=True) == whole
 
 
