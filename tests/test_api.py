@@ -574,6 +574,21 @@ def test_checks_of_a_model_leave_no_trace_in_it(call, passes):
     assert counts[0] == (passes, passes)
 
 
+def test_a_model_with_weights_in_16_bits_is_searched_and_trained_without_an_average():
+    class Half(Counting):
+        def __init__(self, in_channels, num_classes, affine):
+            super().__init__(in_channels, num_classes, affine)
+            self.inner.bfloat16()
+
+        def forward(self, x):
+            return self.inner(x.bfloat16())
+
+    found = nas.search(Half, images(), **SHORT)
+    assert nas.retrain(Half, found.genotype, images(), **RETRAIN)(torch.zeros(1, 1, 6, 6)).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match=r"^average takes weights in float32 or wider, got .* in bfloat16"):
+        nas.retrain(Half, found.genotype, images(), average=0.9, **RETRAIN)
+
+
 def test_a_probe_leaves_no_trace_in_a_loss():
     """With smoothed labels it is asked whether the loss takes them."""
     loss, before = Running(), []
