@@ -528,6 +528,39 @@ def test_a_network_is_scored_by_the_loss_as_it_was_trained_also_from_a_file(tmp_
     assert nas.evaluate(tmp_path / "run", data, allow=[small, Running, hits])["test_loss"] == expected
 
 
+class Measuring(Hook):
+    value = np.float64(0.5)
+
+    def after_epoch(self, state):
+        state.metrics["mine"] = self.value
+
+
+def test_metrics_of_a_hook_are_numbers_of_python(tmp_path):
+    """A number of NumPy would make the checkpoint unreadable."""
+    settings = SHORT | FILES | {"directory": tmp_path, "saving": nas.storage.Checkpoints, "hooks": [Measuring()]}
+    nas.search(small, images(), **settings)
+    found = nas.search(small, images(), resume=True, may_change=["epochs"], **settings | {"epochs": 2})
+    assert type(found.metrics["mine"]) is float
+    Measuring.value = "high"
+    with pytest.raises(ConfigError, match=r"^the metric mine is a str, expected a number"):
+        SEARCH(hooks=[Measuring()])
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path):
+    optim = functools.partial(torch.optim.SGD, lr=np.float64(0.1), momentum=np.float32(0.5))
+    settings = SHORT | FILES | {"directory": tmp_path, "saving": nas.storage.Checkpoints, "weight_optim": optim}
+    settings |= {"cap": {"macs": np.float64(0.99)}, "lr": lambda progress: np.float32(0.1)}
+    nas.search(small, images(), **settings)
+    assert nas.search(small, images(), resume=True, may_change=["epochs"], **settings | {"epochs": 2}).genotype
+
+
+def test_states_that_no_checkpoint_can_hold_are_found_before_the_first_step(tmp_path):
+    sampler = Sharpening()
+    sampler.drawn = np.int64(0)
+    with pytest.raises(ConfigError, match=r"^a checkpoint is to hold sampler\.drawn, a int64, expected tensors"):
+        SEARCH(sampler=sampler, hooks=[Never()], directory=tmp_path, **FILES)
+
+
 class Looking(Hook):
     """Evaluates, and does not put back what it sets for this."""
 
