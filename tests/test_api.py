@@ -442,6 +442,20 @@ class Running(nn.Module):
         return loss / self.mean
 
 
+class Hardening(nn.Module):
+    """Gates that become sharper with each draw, which is counted in a buffer that no state dict has."""
+
+    relaxed, samples = True, 1
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("drawn", torch.zeros(()), persistent=False)
+
+    def forward(self, logits, temperature, generator):
+        self.drawn += 1
+        return nas.Softmax()(logits * self.drawn, temperature, generator)
+
+
 class Sharpening:
     """Gates that become sharper with each draw."""
 
@@ -477,28 +491,34 @@ class Growing(Regulariser):
         self.calls = state["calls"]
 
 
-def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_and_is_resumed(tmp_path):
+@pytest.mark.parametrize("made", [Sharpening, Hardening])
+def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_and_is_resumed(tmp_path, made):
     class Stop(Hook):
         def after_step(self, state):
             if state.epoch == 1:
                 raise RuntimeError("stopped")
 
-    term, loss = Growing(), Running()  # of several runs, each with a state of its own
-    task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
+    class Mean(Hook):
+        def __init__(self, loss):
+            self.loss = loss
 
-    def run(name, **more):
-        sampler = Sharpening()
+        def after_epoch(self, state):
+            state.metrics["mean"] = float(self.loss.mean)
+
+    term = Growing()
+
+    def run(name, *hooks, **more):
+        loss, sampler = Running(), made()
+        task = nas.training.Custom(loss=loss, metric=hits, name="hits", higher_is_better=True)
         settings = SHORT | FILES | {"epochs": 2, "saving": nas.storage.Checkpoints, "gap_batches": 1}
         settings |= {"task": task, "sampler": sampler, "regulariser": {"term": term}, "directory": tmp_path / name}
-        metrics = nas.search(small, images(), **settings, **more).metrics
-        saved = torch.load(tmp_path / name / "search" / "checkpoint.pt", weights_only=True)["task"]
-        return *(metrics[key] for key in ("weights/loss", "arch/loss", "regulariser/term")), saved[0]["loss.mean"]
+        metrics = nas.search(small, images(), hooks=[Mean(loss), *hooks], **settings, **more).metrics
+        return [metrics[key] for key in ("weights/loss", "arch/loss", "arch/grad_norm", "regulariser/term", "mean")]
 
     whole = run("whole")
     with pytest.raises(RuntimeError, match="stopped"):
-        run("part", hooks=[Stop()])
+        run("part", Stop())
     assert run("part", resume=True) == whole
-    assert loss.mean == 1
 
 
 @pytest.mark.parametrize(("stage", "least"), [("search", 3), ("retrain", 2)])
@@ -554,6 +574,39 @@ def test_a_network_is_scored_by_the_loss_as_it_was_trained_also_from_a_file(tmp_
     assert nas.evaluate(tmp_path / "run", data, allow=[small, Running, hits])["test_loss"] == expected
 
 
+class Measuring(Hook):
+    value = np.float64(0.5)
+
+    def after_epoch(self, state):
+        state.metrics["mine"] = self.value
+
+
+def test_metrics_of_a_hook_are_numbers_of_python(tmp_path):
+    """A number of NumPy would make the checkpoint unreadable."""
+    settings = SHORT | FILES | {"directory": tmp_path, "saving": nas.storage.Checkpoints, "hooks": [Measuring()]}
+    nas.search(small, images(), **settings)
+    found = nas.search(small, images(), resume=True, may_change=["epochs"], **settings | {"epochs": 2})
+    assert type(found.metrics["mine"]) is float
+    Measuring.value = "high"
+    with pytest.raises(ConfigError, match=r"^the metric mine is a str, expected a number"):
+        SEARCH(hooks=[Measuring()])
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path):
+    optim = functools.partial(torch.optim.SGD, lr=np.float64(0.1), momentum=np.float32(0.5))
+    settings = SHORT | FILES | {"directory": tmp_path, "saving": nas.storage.Checkpoints, "weight_optim": optim}
+    settings |= {"cap": {"macs": np.float64(0.99)}, "lr": lambda progress: np.float32(0.1)}
+    nas.search(small, images(), **settings)
+    assert nas.search(small, images(), resume=True, may_change=["epochs"], **settings | {"epochs": 2}).genotype
+
+
+def test_states_that_no_checkpoint_can_hold_are_found_before_the_first_step(tmp_path):
+    sampler = Sharpening()
+    sampler.drawn = np.int64(0)
+    with pytest.raises(ConfigError, match=r"^a checkpoint is to hold sampler\.drawn, a int64, expected tensors"):
+        SEARCH(sampler=sampler, hooks=[Never()], directory=tmp_path, **FILES)
+
+
 class Looking(Hook):
     """Evaluates, and does not put back what it sets for this."""
 
@@ -598,6 +651,21 @@ def test_checks_of_a_model_leave_no_trace_in_it(call, passes):
     genotype = [nas.Genotype("custom", {"inner.0": "wide"})] if call is TRAIN else []
     call.func(Counting, *genotype, images(), **call.keywords, hooks=[Steps()])
     assert counts[0] == (passes, passes)
+
+
+def test_a_model_with_weights_in_16_bits_is_searched_and_trained_without_an_average():
+    class Half(Counting):
+        def __init__(self, in_channels, num_classes, affine):
+            super().__init__(in_channels, num_classes, affine)
+            self.inner.bfloat16()
+
+        def forward(self, x):
+            return self.inner(x.bfloat16())
+
+    found = nas.search(Half, images(), **SHORT)
+    assert nas.retrain(Half, found.genotype, images(), **RETRAIN)(torch.zeros(1, 1, 6, 6)).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match=r"^average takes weights in float32 or wider, got .* in bfloat16"):
+        nas.retrain(Half, found.genotype, images(), average=0.9, **RETRAIN)
 
 
 def test_a_probe_leaves_no_trace_in_a_loss():

@@ -19,6 +19,7 @@ from nas.training.metrics import single
 from nas.training.weighing import WeighedLoss
 
 METHODS = ("difference", "exact")
+HALF = (torch.float16, torch.bfloat16)
 
 
 class SecondOrder(FirstOrder):
@@ -59,6 +60,12 @@ class SecondOrder(FirstOrder):
             raise ConfigError(
                 "second-order search differentiates gradients, and fp16 lacks the range, got runtime.precision=fp16",
                 fix="set runtime.precision=bf16, or searcher=first_order",
+            )
+        halves = (name for name, one in self.supernet.named_parameters() if one.dtype in HALF and one.requires_grad)
+        if method == "difference" and (half := next(halves, None)):
+            raise ConfigError(
+                f"searcher.method=difference shifts weights by less than 16 bits resolve, got {half} in 16 bits",
+                fix="set searcher.method=exact, or hold the weights in float32, e.g. with runtime.precision=bf16",
             )
         norms = batch_norms(self.supernet)
         if method == "exact" and distributed.world() > 1 and norms and not on_cpu(norms):

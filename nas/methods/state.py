@@ -85,6 +85,7 @@ class SearchState:
             "guard": self.guard.state_dict(),
             "sampler": self.sampler.state_dict() if isinstance(self.sampler, Stateful) else {},
             "others": {name: one.state_dict() for name, one in self.others.items() if isinstance(one, Stateful)},
+            "part_buffers": {name: unsaved(one) for name, one in self._modules().items()},
             "generator": self.generator.get_state(),
             "random": random_state(),
             "epoch": self.epoch,
@@ -118,6 +119,8 @@ class SearchState:
             for name, saved in state.get("others", {}).items():
                 if isinstance(one := self.others.get(name), Stateful):
                     one.load_state_dict(saved)
+            for name, one in self._modules().items():
+                restore_unsaved(one, state.get("part_buffers", {}).get(name, {}))
             if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
                 self.task.load_state_dict(distributed.of_this_process(state["task"]))
             if self.generators is not None and "generators" in state:
@@ -131,6 +134,12 @@ class SearchState:
             if self.timed is not None and "timed" in state:  # not where the cap is new
                 self.timed.load_state_dict(state["timed"])
             set_random_state(state["random"])
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """The parts that are modules, whose state dicts leave some buffers out."""
+        return {
+            name: one for name, one in {"sampler": self.sampler, **self.others}.items() if isinstance(one, nn.Module)
+        }
 
     def check(self) -> None:
         """At the end of an epoch. Raises DivergenceError if a logit is not a number, or if processes have drifted

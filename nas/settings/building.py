@@ -6,6 +6,7 @@ The checks and the construction read the same dicts and lists, in which nothing 
 import dataclasses
 import functools
 import inspect
+from numbers import Integral, Real
 from typing import Any
 
 from nas.errors import ConfigError, NasError
@@ -54,8 +55,10 @@ def callable_itself(thing: Any) -> bool:
 
 def as_target(thing: Any) -> Any:
     """Returns an object as a plain configuration with targets."""
-    if thing is None or isinstance(thing, str | int | float | bool):
+    if thing is None or isinstance(thing, str | bool):
         return thing
+    if isinstance(thing, Real):  # perhaps of NumPy, which no file can hold
+        return int(thing) if isinstance(thing, Integral) else float(thing)
     if isinstance(thing, list | tuple):
         return [as_target(one) for one in thing]
     if callable_itself(thing):

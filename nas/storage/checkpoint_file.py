@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.errors import CheckpointError, described
+from nas.errors import CheckpointError, ConfigError, described
 from nas.storage import atomic
 from nas.untrusted import pickles, plain_data, regular_file
 
@@ -27,26 +28,41 @@ SHOWN = 3  # damaged checkpoints that a message names
 EXPANDED = 2**26  # bytes that tensors may be larger than what they hold, all together
 DIGEST_LENGTH = 64  # of a SHA-256 in hexadecimal
 
+# The types of plain values; not of classes that extend them, as numbers of NumPy do.
+PLAIN = (type(None), bool, int, float, str, torch.Size, torch.dtype, torch.device)
+
 
 def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None:
     """Writes `state` (tensors and plain Python values) as a checkpoint of a kind, ``search`` or ``retrain``.
 
     keep: how many checkpoints are kept. The old file ``checkpoint.pt`` becomes ``checkpoint.1.pt``, and so on. A
-    complete checkpoint is there at any moment.
-    Raises CheckpointError for a state that `load` would refuse, e.g. one with a number of NumPy.
+    complete checkpoint is there at any moment. Raises ConfigError for what `load` would refuse.
     """
-    for name, part in state.items():
-        try:
-            check_plain(part)
-        except plain_data.NotPlainError as error:
-            raise CheckpointError(
-                f"{path} cannot be saved: {error}, in {name}",
-                fix="return tensors and plain Python values from state_dict",
-            ) from error
+    check_plain(state)
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **state}, buffer)
     content = sealed(buffer.getvalue())
     atomic.write(path, lambda stream: stream.write(content), before_rename=lambda: rotate(path, keep))
+
+
+def check_plain(state: Any, place: str = "") -> None:
+    """Raises ConfigError, naming the place, for a value that is neither a tensor nor plain, e.g. a number of NumPy: no
+    checkpoint with it could be read."""
+    if type(state) in (dict, OrderedDict):
+        for name, value in state.items():
+            check_plain(name, place)
+            if type(value) not in PLAIN:
+                check_plain(value, f"{place}.{name}".strip("."))
+    elif type(state) in (list, tuple):
+        for index, value in enumerate(state):
+            if type(value) not in PLAIN:
+                check_plain(value, f"{place}.{index}")
+    elif not isinstance(state, Tensor) and type(state) not in PLAIN and not (type(state) is bytes and state):
+        raise ConfigError(
+            f"a checkpoint is to hold {place}, a {type(state).__name__}, expected tensors, numbers, texts, and lists, "
+            "tuples and dicts of them",
+            fix="let state_dict return such, e.g. float(x) of a number and torch.from_numpy(x) of an array of NumPy",
+        )
 
 
 def older(path: Path, age: int) -> Path:
@@ -184,15 +200,14 @@ def check_directory(archive: bytes) -> None:
         raise ValueError("another directory")
 
 
-def check_plain(state: Any) -> None:
-    """Raises NotPlainError for what is no tree of tensors and plain values."""
-    leaves = (Tensor, nn.Parameter, bytes, torch.Size, torch.device, torch.dtype)
-    plain_data.check(state, leaves=leaves, tuples=True, values=VALUES)
-
-
 def check_state(state: Any) -> None:
     """Raises ValueError if walking through or copying a state would cost far more than its bytes in the file."""
-    check_plain(state)
+    plain_data.check(
+        state,
+        leaves=(Tensor, nn.Parameter, bytes, torch.Size, torch.device, torch.dtype),
+        tuples=True,
+        values=VALUES,
+    )
     copied = 0
     for tensor in tensors(state):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:

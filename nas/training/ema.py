@@ -21,13 +21,6 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
-        """Raises ConfigError for weights in 16 bits, whose rounding is larger than what an update adds."""
-        for name, weight in network.named_parameters():
-            if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
-                raise ConfigError(
-                    f"retrain.average={decay} is of weights in float32 or wider, got {name} in {str(weight.dtype)[6:]}",
-                    fix="hold the weights in float32, e.g. with runtime.precision=bf16, or set retrain.average=0",
-                )
         self.network = copied(network)
         self.decay = decay
         self.updates = 0
@@ -59,6 +52,17 @@ class Average:
                     persistent = name not in other._non_persistent_buffers_set
                     module.register_buffer(name, None if live is None else live.clone(), persistent=persistent)
         return found
+
+
+def check_averaged(network: nn.Module) -> None:
+    """Raises ConfigError for weights in 16 bits: their average would not move, as an update adds less than rounding
+    takes away."""
+    for name, weight in network.named_parameters():
+        if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
+            raise ConfigError(
+                f"retrain.average takes weights in float32 or wider, got {name} in {str(weight.dtype)[6:]}",
+                fix="hold the weights in float32, e.g. with runtime.precision=bf16, or set retrain.average=0",
+            )
 
 
 def form(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

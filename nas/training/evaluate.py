@@ -1,6 +1,7 @@
 """Scores a network, and counts its parameters and multiply-accumulates."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,17 +44,16 @@ def score(
     scored: Callable[[Score], None] = lambda score: None,
 ) -> Score:
     """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end. The
-    task's state stays as it is, e.g. the running statistics of its loss.
+    modes of the network and the state of the task stay as they are, e.g. the running statistics of its loss.
 
     look: is called with the outputs and targets of every batch, if given.
     scored: is called with metric and loss before the other measures are put together, which may take memory.
     """
-    network.eval()
     metric: Tensor | float = 0.0
     loss = MeanLoss(task)
     examples = 0
     measures = Optional(lambda: task.measures(spec))
-    with buffers_kept(task):
+    with buffers_kept(task), evaluating(network):
         for inputs, targets in loader.epoch(0):
             outputs = network(*each(inputs))
             of_each = task.measure(outputs, targets)
@@ -66,6 +66,18 @@ def score(
     found = Score(float(metric) / examples, loss.result(), examples)
     scored(found)
     return replace(found, measures=measures.results())
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode. Its modes are restored."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
@@ -87,10 +99,9 @@ def count_macs(network: nn.Module, spec: DataSpec) -> int:
 
     Counts convolutions and matrix products as torch's own FLOP counter does (two operations each).
     """
-    network.eval()
     tensors = (*network.parameters(), *network.buffers())
     device = tensors[0].device if tensors else torch.device("cpu")
-    with MacCounter() as counter:
+    with MacCounter() as counter, evaluating(network):
         network(*each(spec.zeros(device=device)))
     return counter.total
 

@@ -37,9 +37,15 @@ def build_optimizer(make: Callable[..., Any], network: nn.Module, *, device: tor
         arguments["fused"] = True
     optimizer: Optimizer = complete(make, **arguments)
     check_optimizer(optimizer, setting=setting, device=device.type)
+    for group in optimizer.param_groups:  # numbers of NumPy, which no checkpoint can hold, as Python's
+        group.update({name: float(one) for name, one in group.items() if isinstance(one, Real) and not is_plain(one)})
     check_parameters(optimizer, network, setting=setting)
     keep_ratios(optimizer)
     return optimizer
+
+
+def is_plain(number: Any) -> bool:
+    return type(number) in (bool, int, float)
 
 
 def check_optimizer(optimizer: Any, *, setting: str, device: str) -> None:

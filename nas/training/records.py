@@ -13,6 +13,7 @@ from nas.settings.building import complete
 from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
 from nas.settings.names import NAME
 from nas.spaces.published import to_text
+from nas.storage import checkpoint_file
 from nas.storage.checkpointing import Checkpoints
 from nas.storage.command_line import choice
 from nas.storage.metrics_log import JsonLines, Silent
@@ -131,6 +132,8 @@ class StageRecords:
                 check(saved, kept.path)
             state.load_state_dict(saved, source=kept.path)
             self._check_epochs(state, saved["config"])
+        elif kept is not None:
+            checkpoint_file.check_plain(state.state_dict())  # now, not at the first save
         self._note_epoch(loader)
         if (genotype := getattr(state, "genotype", None)) is not None:
             records.tracker.derived(genotype.choices)  # for the last epoch, if a crash kept it from being logged

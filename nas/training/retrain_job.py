@@ -21,7 +21,7 @@ from nas.spaces.cell import DropPath, set_drop_path
 from nas.supernet.genotype import Genotype, check_chosen
 from nas.training.batch_norm import frozen_norms, recalibrate, synchronised
 from nas.training.distillation import attached
-from nas.training.ema import Average
+from nas.training.ema import Average, check_averaged
 from nas.training.evaluate import Score, score
 from nas.training.inheritance import SCRATCH, SupernetWeights, check_alike, inherit
 from nas.training.job import Job, check_learns, taking, two_examples, two_of
@@ -107,6 +107,8 @@ class RetrainJob:
             job.check_parts(outputs, whole[1])
             check_drop_path(network, options.drop_path)
             check_learns(network, what="the derived network")
+            if options.average > 0:
+                check_averaged(network)
             if next(network.parameters(), None) is not None:
                 optimizer = self.optimizer(network)
                 watched = {"network": network, "task": job.task, "augment": job.data.augment, "optim": optimizer}

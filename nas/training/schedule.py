@@ -291,7 +291,7 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """
     first = initial_lr(optimizer)
     for group in optimizer.param_groups:
-        scaled = lr * (group["initial_lr"] / first) if first else lr
+        scaled = float(lr * (group["initial_lr"] / first) if first else lr)  # of NumPy, it would be in checkpoints
         if isinstance(group["lr"], Tensor):  # CUDA graphs read the rate from this tensor, so it is changed in place
             group["lr"].fill_(scaled)
         else:

@@ -23,7 +23,7 @@ from nas.settings.building import built
 from nas.spaces.space import Space
 from nas.storage import checkpoint_file
 from nas.supernet.genotype import Genotype
-from nas.training.evaluate import Score, count_parameters, macs_or_reason, score
+from nas.training.evaluate import Score, count_parameters, evaluating, macs_or_reason, score
 from nas.training.inheritance import SUPERNET
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as
@@ -111,8 +111,7 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
         first = torch.arange(len(data.test))[:2]
         inputs, targets = next(iter(data.test.batches([first], device=runtime.device)))
         inputs = trained.spec.preparation(None, runtime.device)(inputs, torch.Generator())
-        trained.network.eval()
-        with torch.no_grad(), buffers_kept(trained.task):
+        with torch.no_grad(), evaluating(trained.network), buffers_kept(trained.task):
             trained.task.check(trained.network(*each(inputs)), targets, data.spec)
     return Loader(
         data.test,

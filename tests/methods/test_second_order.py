@@ -181,6 +181,11 @@ def test_a_sampler_that_is_not_relaxed_is_refused(sampler):
 def test_settings_that_cannot_work():
     with pytest.raises(ConfigError, match=r"searcher\.method must be one of difference, exact, got 'finite'"):
         make(Network(), method="finite")
+    with pytest.raises(
+        ConfigError, match=r"method=difference shifts weights by less than 16 bits resolve, got .* in 16"
+    ):
+        make(Network().bfloat16(), method="difference")
+    make(Network().bfloat16(), method="exact")
     arch = ArchParams.from_model(network := Network())
     with pytest.raises(ConfigError, match="unrolls a step of SGD, got Adam"):
         build_searcher(

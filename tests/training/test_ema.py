@@ -5,7 +5,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nas.errors import ConfigError
-from nas.training.ema import Average
+from nas.training.ema import Average, check_averaged
 
 
 def network():
@@ -58,9 +58,9 @@ def test_once_warm_it_is_torchs_averaged_model():
 
 def test_weights_in_16_bits_are_refused_as_their_average_would_not_move():
     model = nn.Linear(2, 2).bfloat16()
-    with pytest.raises(ConfigError, match="is of weights in float32 or wider, got weight in bfloat16"):
-        Average(model, decay=0.9)
-    Average(model.requires_grad_(False), decay=0.9)
+    with pytest.raises(ConfigError, match="takes weights in float32 or wider, got weight in bfloat16"):
+        check_averaged(model)
+    check_averaged(model.requires_grad_(False))
 
 
 def test_counts_are_copied_and_the_network_is_left_alone():

@@ -45,6 +45,7 @@ def test_score_of_a_network_made_by_hand(spec):
     )
     result = score(network, loader, Classification(), dataclasses.replace(spec, class_names=("a", "b")))
     assert result.examples == 3
+    assert network.training
     assert result.measures["negative_log_likelihood"] == pytest.approx(result.loss)
     assert result.measures["confusion"] == {"a": {"a": 1, "b": 1}, "b": {"b": 1}}
     assert result.metric == pytest.approx(2 / 3)
