@@ -45,24 +45,26 @@ def save(path: Path, kind: str, state: dict[str, Any], *, keep: int = 1) -> None
     atomic.write(path, lambda stream: stream.write(content), before_rename=lambda: rotate(path, keep))
 
 
-def check_plain(state: Any, place: str = "") -> None:
+def check_plain(state: Any) -> None:
     """Raises ConfigError, naming the place, for a value that is neither a tensor nor plain, e.g. a number of NumPy: no
     checkpoint with it could be read."""
-    if type(state) in (dict, OrderedDict):
-        for name, value in state.items():
-            check_plain(name, place)
-            if type(value) not in PLAIN:
-                check_plain(value, f"{place}.{name}".strip("."))
-    elif type(state) in (list, tuple):
-        for index, value in enumerate(state):
-            if type(value) not in PLAIN:
-                check_plain(value, f"{place}.{index}")
-    elif not isinstance(state, Tensor) and type(state) not in PLAIN and not (type(state) is bytes and state):
-        raise ConfigError(
-            f"a checkpoint is to hold {place}, a {type(state).__name__}, expected tensors, numbers, texts, and lists, "
-            "tuples and dicts of them",
-            fix="let state_dict return such, e.g. float(x) of a number and torch.from_numpy(x) of an array of NumPy",
-        )
+    waiting, met = [(state, "")], set()
+    while waiting:
+        node, place = waiting.pop()
+        if type(node) in (dict, OrderedDict, list, tuple):
+            if id(node) in met:  # a state may hold one list at many places
+                continue
+            met.add(id(node))
+            inner = node.items() if isinstance(node, dict) else enumerate(node)
+            waiting += [(one, f"{place}.{name}".lstrip(".")) for name, one in inner if type(one) not in PLAIN]
+            if isinstance(node, dict):
+                waiting += [(name, place) for name in node if type(name) not in PLAIN]
+        elif not isinstance(node, Tensor) and type(node) not in PLAIN and not (type(node) is bytes and node):
+            raise ConfigError(
+                f"a checkpoint is to hold {place}, a {type(node).__name__}, expected tensors, numbers, texts, and "
+                "lists, tuples and dicts of them",
+                fix="let state_dict return such, e.g. float(x) of a number and torch.from_numpy(x) of NumPy's array",
+            )
 
 
 def older(path: Path, age: int) -> Path:

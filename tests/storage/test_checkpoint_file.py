@@ -220,6 +220,13 @@ def test_what_could_not_be_read_again_is_not_saved(value, tmp_path):
         checkpoint_file.save(tmp_path / "checkpoint.pt", "search", {"sampler": [{"seen": value}]})
 
 
+def test_a_list_at_many_places_is_walked_through_once():
+    node = [torch.ones(1)]
+    for _ in range(60):
+        node = [node, node]
+    checkpoint_file.check_plain({"a": node})
+
+
 def test_restored_weights_have_their_own_types():
     """The model may be built under another default type than the one of the weights."""
     weights = torch.nn.BatchNorm1d(3).state_dict() | {"weight": torch.tensor([1 / 3, 1 / 5, 1 / 7])}
