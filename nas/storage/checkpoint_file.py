@@ -247,7 +247,7 @@ def restore(model: nn.Module, weights: dict[str, Any], *, source: str | Path) ->
 
     A model gets its types from torch's default, which may have been another one when the weights were saved.
     """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()) if isinstance(weights, dict) else ():
         saved = weights.get(name)
         if isinstance(saved, Tensor) and saved.is_floating_point() and tensor.is_floating_point():
             tensor.data = tensor.data.to(saved.dtype)
