@@ -17,8 +17,10 @@ Answer = tuple[str, str]  # yes or no, and what that rests on
 def checklist(
     plan: Plan, runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], *, baselines: Collection[str]
 ) -> list[dict[str, str]]:
-    """Returns one row for each point. configs: the resolved configurations of the runs that have one. baselines: the
-    names of those that a benchmark's table gives in this study."""
+    """Returns one row for each point.
+
+    configs: the resolved configurations of the runs that have one. baselines: names of the baselines in the report.
+    """
     manifests = [run.manifest for run in runs if run.manifest]
     commits = {str(manifest.get("commit")) for manifest in manifests}
     clean = len(commits) == 1 and all(c not in ("None",) and not c.endswith("-dirty") for c in commits)
