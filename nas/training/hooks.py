@@ -42,19 +42,7 @@ class Hooks(Hook):
         with torch.enable_grad():
             for hook in self._hooks:
                 hook.after_epoch(state)
-                state.metrics = {name: number(name, value) for name, value in state.metrics.items()}
-
-
-def number(name: str, value: Any) -> int | float:
-    """Returns a metric as a number of Python. Raises ConfigError for what is no number."""
-    if type(value) in (int, float):
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"the metric {name} is a {type(value).__name__}, expected a number", fix="let the hook add float(value)"
-        ) from error
+                state.metrics = {name: plain_number(name, value) for name, value in state.metrics.items()}
 
 
 def in_training_mode(model: nn.Module) -> None:
@@ -103,7 +91,6 @@ class Saving(Hook):
         self._checkpoints.after_step(self._everything)
 
     def after_epoch(self, state: Any) -> None:
-        state.metrics = {name: plain_number(name, value) for name, value in state.metrics.items()}
         self._on_epoch()
         self._checkpoints.after_epoch(self._everything, last=self._last())
         self._tracker.log(self._stage, state.epoch - 1, state.metrics)
