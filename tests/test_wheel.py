@@ -32,6 +32,7 @@ def test_wheel_holds_the_package_and_nothing_at_the_top(wheel: Path) -> None:
     assert {"nas/py.typed", "nas/report/style.css", "nas/report/sort.js"} <= set(names)
 
 
+@pytest.mark.long
 def test_installed_wheel_searches_from_an_empty_directory(wheel: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

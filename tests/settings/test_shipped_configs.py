@@ -143,7 +143,7 @@ def test_every_option_builds(case: list[tuple[str, str]], tmp_path: Path) -> Non
             SearchStage(Setup.from_config(cfg))
         return
     setup = Setup.from_config(cfg)
-    if case[0][0] not in ("keep", "searcher"):
+    if case[0][0] not in ("keep", "ops", "searcher"):
         RetrainStage(setup)
     if case[0][0] != "retrain":
         SearchStage(setup)
