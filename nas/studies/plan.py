@@ -12,6 +12,7 @@ import yaml
 
 from nas.errors import ConfigError
 from nas.settings.dotted import leaves
+from nas.storage.command_line import hydra_value
 from nas.untrusted import plain_data, regular_file
 
 SIZE_LIMIT = 250_000  # bytes
@@ -88,11 +89,16 @@ class Plan:
             for method, settings in self.methods.items()
         ]
 
+    @property
+    def scored_by_supernet(self) -> bool:
+        """Says whether nothing scores what is derived but the supernet itself."""
+        return self.command == "search" and self.benchmark is None and self.retrain is None
+
     def of_all(self) -> list[str]:
         """Returns the settings that all jobs share."""
         common = [MAY_CHANGE, *self.common]
         if self.benchmark is not None:
-            common += ["benchmark=nas_bench_201", f'benchmark.table="{self.benchmark.table}"']
+            common += ["benchmark=nas_bench_201", f"benchmark.table={hydra_value(self.benchmark.table)}"]
         return common
 
 
