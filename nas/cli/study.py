@@ -91,7 +91,7 @@ def held(directory: Path) -> Iterator[None]:
     """A context that holds a study. Raises OutputError if another process holds it."""
     from nas.storage.run_directory import locked
 
-    descriptor = locked(directory)
+    descriptor = locked(directory, setting="--out")
     try:
         yield
     finally:

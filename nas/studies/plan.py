@@ -24,6 +24,7 @@ FILES = ("study.json", "study.md", "study.html", "begun.json", "sweep.json")
 # Settings that the study makes itself, by seeds, engine, --out and --retry-failed; a dry run would leave no runs.
 OWN_SETTINGS = ("seed", "resume", "retry_failed", "dry_run")
 MAY_CHANGE = "may_change=[runtime.device,runtime.threads,runtime.profile]"  # of the engine, while the study goes on
+ABSENT = "not there"  # of a setting; null is a value, as of a method with the common settings alone
 OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives
 
 
@@ -291,7 +292,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns a line for each setting that changed, with the value before and the value now."""
     old, new = leaves(dict(before)), leaves(dict(now))
     return [
-        f"{name}={new.get(name)} (was {old.get(name)})"
+        f"{name}={new.get(name, ABSENT)} (was {old.get(name, ABSENT)})"
         for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
+        if old.get(name, ABSENT) != new.get(name, ABSENT)
     ]

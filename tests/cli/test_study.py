@@ -183,7 +183,9 @@ def test_two_processes_on_one_study(nas: Nas) -> None:
     write(STUDY)
     study = importlib.import_module("nas.cli.study")
     with study.held(Path("out").absolute()):
-        assert "is being written by another process" in nas("study", "study.yaml", "--out", "out").err
+        told = nas("study", "study.yaml", "--out", "out").err
+        assert "is being written by another process" in told
+        assert "wait for it, or set --out to another" in told
 
 
 @pytest.mark.long

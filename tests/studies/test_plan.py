@@ -87,3 +87,5 @@ def test_two_methods_of_one_name(tmp_path: Path) -> None:
 
 def test_differences_name_both_values() -> None:
     assert differences(PLAIN, PLAIN | {"seeds": [0]}) == ["seeds=[0] (was [0, 7])"]
+    more = PLAIN | {"methods": PLAIN["methods"] | {"plain": None}}
+    assert differences(PLAIN, more) == ["methods.plain=None (was not there)"]
