@@ -14,6 +14,7 @@ from nas.api.arguments import from_start
 from nas.errors import ConfigError, DataError, NasError, OutputError
 from nas.methods import BestOf, CollapseMonitor
 from nas.methods.regulariser import Regulariser
+from nas.storage.run_directory import RunDirectory
 from nas.training.hooks import Hook, plain_number
 from nas.training.schedule import Linear
 
@@ -133,7 +134,7 @@ def test_numbers_are_for_regression_and_a_run_is_loaded_by_its_function(tmp_path
     }  # fmt: skip
 
 
-def test_a_search_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
+def test_a_search_that_is_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     settings = SHORT | FILES | {"epochs": 3, "saving": nas.storage.Checkpoints}
 
     class Stop(Hook):
@@ -144,7 +145,10 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_bits(tmp_path):
     whole = nas.search(small, images(), directory=tmp_path / "whole", **settings)
     with pytest.raises(RuntimeError, match="stopped"):
         nas.search(small, images(), directory=tmp_path / "part", hooks=[Stop()], **settings)
+    recorded, record = [], RunDirectory.record
+    monkeypatch.setattr(RunDirectory, "record", lambda self, **facts: recorded.append(facts) or record(self, **facts))
     rest = nas.search(small, images(), directory=tmp_path / "part", resume=True, **settings)
+    assert recorded.count({}) == 2 + 2  # the time at both ends, and with each checkpoint: a kill would lose it
     states = [
         torch.load(tmp_path / name / "search" / "checkpoint.pt", weights_only=True)["arch"]
         for name in ("whole", "part")

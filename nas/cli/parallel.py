@@ -37,6 +37,7 @@ def in_job_process() -> bool:
 
 
 _stopped: list[JobStoppedError] = []  # by which this process's last job has ended
+_relays: list["Relay"] = []  # of this process, while joblib runs jobs
 
 
 @contextlib.contextmanager
@@ -45,7 +46,12 @@ def job() -> Iterator[None]:
 
     Raises JobStoppedError if a signal has stopped the previous job of this process.
     """
-    if not in_job_process() or threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if main and _relays:  # joblib runs jobs in the launching process if it may use only one
+        with _relays[-1].paused():
+            yield
+        return
+    if not in_job_process() or not main:
         yield
         return
     if _stopped:
@@ -88,6 +94,7 @@ def signals_reach_jobs() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     relay = Relay()
     relay.start()
+    _relays.append(relay)
     try:
         yield
     except JobStoppedError as stop:
@@ -98,22 +105,39 @@ def signals_reach_jobs() -> Iterator[None]:
         print(f"error: the sweep was stopped by {relay.received.name}", file=sys.stderr)
         sys.exit(128 + relay.received)
     finally:
+        _relays.remove(relay)
         relay.end()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - before)
 
 
-class Relay(threading.Thread):
+class Relay:
     """Sends the first signal on to all processes that this one has started or will start.
 
     A second Ctrl-C kills them.
     """
 
     def __init__(self) -> None:
-        super().__init__(name="nas-signals", daemon=True)
         self.received: signal.Signals | None = None
-        self._ended = threading.Event()
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nas-signals", daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context for a job in this process, which receives the signals. Raises JobStoppedError after a signal."""
+        self.end()
+        try:
+            if self.received is not None:
+                raise JobStoppedError(128 + self.received)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            self.start()
+
+    def _run(self) -> None:
         reached: set[int] = set()
         while not self._ended.is_set():
             taken = signal.sigtimedwait(SIGNALS, LOOK)
@@ -132,4 +156,4 @@ class Relay(threading.Thread):
 
     def end(self) -> None:
         self._ended.set()
-        self.join()
+        self._thread.join()

@@ -14,6 +14,7 @@ from nas.cli import output, sweep
 from nas.cli.command import explain_lost, launched, stoppable
 from nas.cli.exits import USER_ERROR, fail, shown_anywhere
 from nas.cli.mistakes import explain
+from nas.cli.study_supernet import SUPERNET, supernet_agreement
 from nas.cli.task import Task, register
 from nas.errors import ConfigError, NasError
 from nas.storage import atomic
@@ -22,7 +23,6 @@ from nas.studies.plan import Plan, differences, directory_of, read
 
 BEGUN = "begun.json"  # what the study is, and of which code, since its first job
 REPORT = "study.json"
-SUPERNET = "supernet.json"  # how a job's supernet agrees with the benchmark
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def held(directory: Path) -> Iterator[None]:
     """A context that holds a study. Raises OutputError if another process holds it."""
     from nas.storage.run_directory import locked
 
-    descriptor = locked(directory)
+    descriptor = locked(directory, setting="--out")
     try:
         yield
     finally:
@@ -162,7 +162,7 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace, code: str | None
     jobs = [[*settings, f"hydra.sweep.subdir='{directory_of(method, seed)}'"] for method, seed, settings in plan.jobs()]
 
     def launch() -> None:
-        launch_jobs(task, [*plan.of_all(), *engine], jobs, directory, first=0)
+        launch_jobs(task, [*plan.of_all(), *engine], jobs, directory, first=0, by_supernet=plan.scored_by_supernet)
         if plan.retrain is not None:
             launch_retraining(plan, directory, engine, given)
         write_report(plan, directory, baselines, code)
@@ -173,6 +173,7 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace, code: str | None
 def launch_retraining(plan: Plan, directory: Path, engine: Sequence[str], given: argparse.Namespace) -> None:
     """Retrains what every finished search derived, with every retraining seed."""
     from nas.cli import retrain
+    from nas.storage.command_line import hydra_value
 
     assert plan.retrain is not None
     jobs = []
@@ -184,7 +185,7 @@ def launch_retraining(plan: Plan, directory: Path, engine: Sequence[str], given:
             continue
         for own in plan.retrain.seeds:
             place = directory_of(method, seed, own)
-            chosen = [*settings[:-1], *plan.retrain.settings, f"seed={own}", f'genotype="{genotype}"']
+            chosen = [*settings[:-1], *plan.retrain.settings, f"seed={own}", f"genotype={hydra_value(str(genotype))}"]
             jobs.append([*chosen, f"hydra.sweep.subdir='{place}'"])
     if jobs:
         task = Task("retrain", retrain.run, shared=True, debug=given.debug, base=directory)
@@ -192,8 +193,14 @@ def launch_retraining(plan: Plan, directory: Path, engine: Sequence[str], given:
         launch_jobs(task, [*plan.of_all(), *engine], jobs, directory, first=first)
 
 
-def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]], home: Path, *, first: int) -> None:
-    """Gives jobs to Hydra's launcher, each as the settings in which it differs. first: the number of the first job."""
+def launch_jobs(
+    task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]], home: Path, *, first: int,
+    by_supernet: bool = False,
+) -> None:  # fmt: skip
+    """Gives jobs to Hydra's launcher, each as the settings in which it differs. first: the number of the first job.
+
+    by_supernet: see `compose_all`. Raises what has ended a job without a record of it: a signal, or a full disk.
+    """
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -216,10 +223,10 @@ def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]]
                 run_mode=RunMode.MULTIRUN,
                 with_log_configuration=False,
             )
-            varied = {setting.partition("=")[0].lstrip("+~").partition("@")[0] for job in own for setting in job}
+            varied = {setting.partition("=")[0].lstrip("+~") for job in own for setting in job}
             sweep.begin(config, varied=varied)
             if not any(home.rglob(sweep.RECORD)):
-                compose_all(hydra, config, jobs)
+                compose_all(hydra, config, jobs, by_supernet=by_supernet)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(explain(error, task.config_name), fix="correct the study") from error
         launcher = Plugins.instance().instantiate_launcher(
@@ -227,17 +234,28 @@ def launch_jobs(task: Task, common: Sequence[str], jobs: Sequence[Sequence[str]]
             hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
             task_function=stoppable(task),
         )
-        launcher.launch(jobs, initial_job_idx=first)
+        for ended in launcher.launch(jobs, initial_job_idx=first):
+            if isinstance(raised := ended._return_value, Exception):  # return_value would print a line of Hydra's
+                raise raised
 
 
-def compose_all(hydra: Any, config: Any, jobs: Sequence[Sequence[str]]) -> None:
-    """Composes the configuration of one job of each method. So a mistake is found before the first job begins."""
+def compose_all(hydra: Any, config: Any, jobs: Sequence[Sequence[str]], *, by_supernet: bool) -> None:
+    """Composes the configuration of one job of each method. So a mistake is found before the first job begins.
+
+    by_supernet: whether the methods are compared by scores inside their supernets, which each has to measure.
+    """
     seen = set()
     for job in jobs:
         settings = tuple(job[:-2])  # without seed and directory
         if settings not in seen:
             seen.add(settings)
-            hydra.config_loader.load_sweep_config(config, list(job))
+            of_job = hydra.config_loader.load_sweep_config(config, list(job))
+            if by_supernet and not of_job.search.gap_batches:
+                raise ConfigError(
+                    "without benchmark and retrain, methods are compared by scores inside their supernets, got "
+                    f"search.gap_batches=0 for {' '.join(job[:-1])}, which measures none",
+                    fix="set search.gap_batches=4 under common, or add a benchmark or retrain",
+                )
 
 
 def compose_retraining(plan: Plan, engine: Sequence[str]) -> None:
@@ -273,14 +291,15 @@ def write_report(plan: Plan, directory: Path, baselines: Any, code: str | None) 
 
     table = None if baselines is None else baselines.table
     runs = collect(plan, directory, record=sweep.RECORD, table=table)
-    configs = [to_plain(read_yaml(run.directory / "config.yaml")) for run in runs if run.manifest]
-    agreement = {
-        f"{run.method}, seed {run.seed}": supernet_agreement(plan, run, baselines)
-        for run in runs
-        if plan.supernet is not None
-        and run.status == "finished"
-        and (commit() == code or (run.directory / SUPERNET).is_file())  # measured by the code that has trained it
-    }
+    configs, agreement = [], {}
+    for run in runs:
+        with left_out_if_lost(run):
+            if run.manifest:
+                configs.append(to_plain(read_yaml(run.directory / "config.yaml")))
+            # Measured by the code that has trained it.
+            own = commit() == code or (run.directory / SUPERNET).is_file()
+            if plan.supernet is not None and run.status == "finished" and own:
+                agreement[f"{run.method}, seed {run.seed}"] = supernet_agreement(plan, run, baselines)
     known = report(plan, runs, configs, home=directory, baselines=baselines, agreement=agreement, commit=code)
     if commit() != code:
         known["reported_by"] = commit()
@@ -291,47 +310,13 @@ def write_report(plan: Plan, directory: Path, baselines: Any, code: str | None) 
     print(f"\n{text}\nThe study is in {directory}: {REPORT}, study.md, study.html")
 
 
-def allowed_by(settings: Sequence[str]) -> list[str]:
-    """Returns what the settings of a job allow. A run's own config.yaml may be anybody's."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(settings))
-    return next((list(one.value()) for one in reversed(parsed) if one.key_or_group == "allow_targets"), [])  # type: ignore[arg-type]
-
-
-def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
-    """Compares how a run's supernet ranks sampled cells with how the benchmark ranks them.
-
-    Keeps the result in the run.
-    """
-    from nas.cli.stages.search import SearchStage
-    from nas.cli.stages.setup import Setup
-    from nas.settings.configuration import read_yaml
-    from nas.storage import checkpoint_file
-    from nas.studies.statistics import rank_agreement
-    from nas.untrusted.plain_data import dict_in
-
-    assert plan.supernet is not None
-    directory = run.directory
-    kept = directory / SUPERNET
-    if found := dict_in(kept):
-        return found
-    cfg = read_yaml(directory / "config.yaml")
-    cfg.allow_targets, cfg.resume = allowed_by([*plan.common, *plan.methods[run.method]]), None
-    stage = SearchStage(Setup.from_config(cfg))
-    path = directory / "search" / "checkpoint.pt"
-    stage.state.load_state_dict(checkpoint_file.load(path, "search"), source=path)
-    judge = stage.judge(plan.supernet.batches)
-    rows = baselines.sampled(plan.supernet.cells)
-    truths = baselines.all_cells()[rows].tolist()
-    agreement: dict[str, Any] = {}
-    for name, recalibrated in (("recalibrated", True), ("as trained", False)):
-        scores = [
-            -judge.decided(baselines.table.cell(row).choices, recalibrated=recalibrated).loss for row in rows.tolist()
-        ]
-        agreement[name] = rank_agreement(scores, truths)
-    atomic.write_json(kept, agreement)
-    return agreement
+@contextmanager
+def left_out_if_lost(run: Run) -> Iterator[None]:
+    """A context that names what a run has lost. The report of the others is made without it."""
+    try:
+        yield
+    except NasError as error:
+        print(f"warning: {run.method}, seed {run.seed}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
         directory = directory if given else names.claimed(directory)
         home[:] = [directory]
     raw = OverridesParser.create().parse_overrides(task)
-    sweeps = {str(override.key_or_group): override.is_sweep_override() for override in raw}  # the last one counts
+    sweeps = {place(override): override.is_sweep_override() for override in raw}  # the last one counts
     common = [f'"{key}"' for key, varies in sweeps.items() if not varies and key not in varied]
     text = "\n".join(one for one in task if "retry_failed=" not in one)
     command[:] = [hashlib.sha256(text.encode()).hexdigest()[:12]]
@@ -143,8 +143,13 @@ def differing() -> list[str]:
 
     common = set(hydra().job.config.override_dirname.exclude_keys)
     parsed = OverridesParser.create().parse_overrides(list(hydra().overrides.task))
-    last = {override.get_key_element(): str(override.input_line) for override in parsed}  # the last of a key counts
-    return [line for key, line in last.items() if key.lstrip("+~").partition("@")[0] not in common]
+    last = {place(override): str(override.input_line) for override in parsed}  # the last of a key counts
+    return [line for key, line in last.items() if key not in common]
+
+
+def place(override: Any) -> str:
+    """Returns the setting or the group of an override, with the place of a group that is chosen at several places."""
+    return str(override.get_key_element()).lstrip("+~")
 
 
 def job_directory() -> str:

@@ -15,6 +15,7 @@ from nas.settings.dotted import OWN, among, leaves
 # Settings that make no other group of runs.
 APART = (*OWN, "seed", "name", "experiment", "formats", "saving", "tracker")
 HUES = 8  # colours of groups; more groups share the last
+MOST_TILES = 40  # of groups
 MOST_COLUMNS = 6  # of settings in the table of runs
 MOST_SIDE_BY_SIDE = 16  # genotypes
 MOST_LINES = 120  # single runs in a chart
@@ -107,7 +108,9 @@ def summary(groups: Groups) -> Html | None:
                 class_="tile",
             )
         )  # fmt: skip
-    return el("dl", rows[:HUES], class_="tiles") if rows else None
+    left = f"{len(rows) - MOST_TILES} more groups are not shown: give fewer runs." if len(rows) > MOST_TILES else None
+    tiles = el("dl", rows[:MOST_TILES], class_="tiles")
+    return el("div", tiles, el("p", left, class_="note") if left else None) if rows else None
 
 
 def table(groups: Groups) -> Html:

@@ -231,8 +231,10 @@ def check_new(path: Path, *, config: str | None = None) -> None:
     names.check_empty(path)
 
 
-def locked(path: Path) -> int:
+def locked(path: Path, *, setting: str = "hydra.run.dir") -> int:
     """Locks a directory and returns its descriptor. The system releases the lock when this process ends in any way.
+
+    setting: by which a user chooses the directory.
 
     Raises OutputError if another process has the lock, or if there are no locks.
     """
@@ -242,7 +244,7 @@ def locked(path: Path) -> int:
         with contextlib.suppress(OutputError):
             owner = str(read_manifest(path).get("process", owner))
         raise OutputError(
-            f"{path} is being written by another process ({owner})", fix="wait for it, or set hydra.run.dir to another"
+            f"{path} is being written by another process ({owner})", fix=f"wait for it, or set {setting} to another"
         )
     forks.close_in_children(descriptor)  # otherwise workers of a killed run would keep the lock
     return descriptor

@@ -21,7 +21,7 @@ def checklist(
 
     configs: the resolved configurations of the runs that have one. baselines: names of the baselines in the report.
     """
-    manifests = [run.manifest for run in runs if run.manifest]
+    manifests = [one for run in runs for one in (run.manifest, *run.retrainings) if one]
     commits = {str(manifest.get("commit")) for manifest in manifests}
     clean = len(commits) == 1 and all(c not in ("None",) and not c.endswith("-dirty") for c in commits)
     of_code = yes(clean, f"commit {', '.join(sorted(commits)) or 'unknown'}")
@@ -31,7 +31,10 @@ def checklist(
     none = ("no", "no final network is trained")
     tuned = [name for name in plan.methods if name in plan.tuning]
     comparison: list[tuple[str, Answer]] = [
-        ("all methods see the same data and splits", same(configs, ("data", "search.weight_fraction"))),
+        (
+            "all methods see the same data and splits",
+            same(configs, ("data", "search.weight_fraction", "search.one_level")),
+        ),
         ("all methods search the same space", same(configs, ("space", "ops", "keep"))),
         (
             "the final networks are trained alike",
@@ -53,7 +56,7 @@ def checklist(
         ("the seeds are given", ("yes", f"search {listed(plan.seeds)}" + of_retraining(plan))),
         ("all settings are given", settings),
     ]
-    timed = all(run.seconds.get("search") for run in runs)
+    timed = all(run.seconds.get("search") and len(run.retrainings) >= len(run.retrained) for run in runs)
     cost: list[tuple[str, Answer]] = [
         ("the time of every run is given", yes(timed, "see the costs")),
         (

@@ -20,7 +20,8 @@ class Run:
     status: finished, failed, or another state that the job recorded. value: the number that the study compares; None
     until there is one. curve: epoch, from 1 -> the looked-up value of the cell derived after this epoch. seconds:
     stage -> device time in seconds. retrained: retraining seed -> the score on the test split, of retrainings that have
-    finished. epochs: of a training in which a network sees as many images as the search did.
+    finished. retrainings: their manifests, also of those that have not finished. epochs: of a training in which a
+    network sees as many images as the search did.
     """
 
     method: str
@@ -34,11 +35,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     retrained: dict[int, float] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    retrainings: list[dict[str, Any]] = field(default_factory=list)
     epochs: float = 0
-
-    @property
-    def failed(self) -> str:
-        return self.error or self.status
 
 
 def collect(plan: Plan, directory: Path, *, record: str, table: NasBench201Table | None) -> list[Run]:
@@ -67,16 +65,18 @@ def collect_run(
     refused = str(job.get("refused") or "")
     error = str(job.get("error") or refused)
     retrained: dict[int, float] = {}
-    seconds = costs(manifest, lines)
+    seconds, retrainings = costs(manifest, lines), list[dict[str, Any]]()
     for one in () if plan.retrain is None else plan.retrain.seeds:
         other = directory / directory_of(method, seed, one)
         again, score = dict_in(other / record), tested(dict_in(other / "result.json"))
+        if of_retraining := dict_in(other / "manifest.json"):
+            retrainings.append(of_retraining)
         if score is not None and again.get("status") == "finished" and not again.get("refused"):
             retrained[one] = score
         elif status == "finished" and not error:
             why = again.get("error") or again.get("refused") or again.get("status", "not begun")
             error = f"the retraining with seed {one} gave no score ({why})"
-        seconds["retraining"] += number(dict_in(other / "manifest.json").get("wall_seconds")) or 0.0
+        seconds["retraining"] += number(of_retraining.get("wall_seconds")) or 0.0
     genotype = dict_at(result, "genotype") or None
     value: float | None = None
     if status != "finished" or refused:  # or it is the run of other settings
@@ -90,9 +90,11 @@ def collect_run(
         value = recalibrated(result)
     elif len(retrained) == len(plan.retrain.seeds):
         value = sum(retrained.values()) / len(retrained)
+    if status == "finished" and value is None:
+        error = error or "its result.json does not have what is compared"
     return Run(
         method, seed, place, status, error, value, genotype, curve, seconds, retrained,
-        manifest, epochs_of_images(manifest, len(searched)),
+        manifest, retrainings, epochs_of_images(manifest, len(searched)),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from nas.errors import ConfigError
 from nas.settings.dotted import leaves
+from nas.storage.command_line import hydra_value
 from nas.untrusted import plain_data, regular_file
 
 SIZE_LIMIT = 250_000  # bytes
@@ -23,6 +24,7 @@ FILES = ("study.json", "study.md", "study.html", "begun.json", "sweep.json")
 # Settings that the study makes itself, by seeds, engine, --out and --retry-failed; a dry run would leave no runs.
 OWN_SETTINGS = ("seed", "resume", "retry_failed", "dry_run")
 MAY_CHANGE = "may_change=[runtime.device,runtime.threads,runtime.profile]"  # of the engine, while the study goes on
+ABSENT = "not there"  # of a setting; null is a value, as of a method with the common settings alone
 OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives
 
 
@@ -88,11 +90,16 @@ class Plan:
             for method, settings in self.methods.items()
         ]
 
+    @property
+    def scored_by_supernet(self) -> bool:
+        """Says whether nothing scores what is derived but the supernet itself."""
+        return self.command == "search" and self.benchmark is None and self.retrain is None
+
     def of_all(self) -> list[str]:
         """Returns the settings that all jobs share."""
         common = [MAY_CHANGE, *self.common]
         if self.benchmark is not None:
-            common += ["benchmark=nas_bench_201", f'benchmark.table="{self.benchmark.table}"']
+            common += ["benchmark=nas_bench_201", f"benchmark.table={hydra_value(self.benchmark.table)}"]
         return common
 
 
@@ -285,7 +292,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns a line for each setting that changed, with the value before and the value now."""
     old, new = leaves(dict(before)), leaves(dict(now))
     return [
-        f"{name}={new.get(name)} (was {old.get(name)})"
+        f"{name}={new.get(name, ABSENT)} (was {old.get(name, ABSENT)})"
         for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
+        if old.get(name, ABSENT) != new.get(name, ABSENT)
     ]

@@ -115,8 +115,8 @@ def rank_agreement(
     """Compares the ranks of scores with the ranks of true values. In both, higher is better.
 
     kendall: tau-b. weighted_tau: a tau in which the best items weigh most. precision_at k: the share of the k best
-    scores that is among the k best true values. If all scores are equal, the correlations are None. A score of NaN is
-    the worst.
+    scores that is among the k best true values, expected over the orders of equal scores. If all scores are equal, the
+    correlations are None. A score of NaN is the worst.
     """
     scores = [-math.inf if math.isnan(score) else score for score in scores]
     found: dict[str, Any] = {"cells": len(scores)}
@@ -124,6 +124,12 @@ def rank_agreement(
         constant = len(set(scores)) == 1 or len(set(truths)) == 1
         value = math.nan if constant else float(getattr(stats(), measure)(scores, truths).statistic)
         found[name] = None if math.isnan(value) else value
-    best = [sorted(range(len(scores)), key=lambda index: -of[index]) for of in (scores, truths)]
-    found["precision_at"] = {str(k): len(set(best[0][:k]) & set(best[1][:k])) / k for k in at if k <= len(scores)}
+    found["precision_at"] = {str(k): precision(np.array(scores), np.array(truths), k) for k in at if k <= len(scores)}
     return found
+
+
+def precision(scores: np.ndarray, truths: np.ndarray, k: int) -> float:
+    hit = truths >= np.sort(truths)[-k]
+    least = np.sort(scores)[-k]
+    above, equal = scores > least, scores == least
+    return float((hit[above].sum() + hit[equal].mean() * (k - above.sum())) / k)

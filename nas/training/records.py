@@ -179,6 +179,12 @@ class StageRecords:
         have run. on_epoch: see `Saving`.
         """
         records, hooks = self._records, list[Hook]()
+
+        def everything() -> dict[str, Any]:
+            if records.directory is not None:
+                records.directory.record()  # the time until now: a kill loses that of the steps that it loses
+            return {"config": dict(records.settings), **content, **state.state_dict()}
+
         with contextlib.ExitStack() as stack:
             if records.directory is not None:
                 profiled = records.profile and records.directory.writes
@@ -189,7 +195,7 @@ class StageRecords:
                     self._stage,
                     checkpoints=stack.enter_context(self._checkpoints),
                     tracker=records.tracker,
-                    everything=lambda: {"config": dict(records.settings), **content, **state.state_dict()},
+                    everything=everything,
                     last=lambda: state.ended(epochs),
                     on_epoch=on_epoch,
                 )

@@ -1,5 +1,6 @@
 """nas-study: what it leaves, that it goes on, and what it refuses."""
 
+import argparse
 import importlib
 import json
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 import yaml
 from cli.conftest import TINY, Outcome
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nas.cli.stages.setup import Setup
+from nas.cli.sweep import Job
 from nas.cli.task import register
-from nas.errors import ConfigError
+from nas.errors import ConfigError, OutputError
 from nas.storage import run_directory
 from nas.studies.collected import Run
 from nas.studies.plan import from_plain
@@ -64,6 +67,11 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (reported.code, reported.err) == (0, "")
     assert "Code: abc. This report: another." in reported.out
     assert read(home / "study.json") == known | {"reported_by": "another"}
+    (home / "gdas" / "seed_3" / "config.yaml").write_text("{")
+    reported = nas("study", "study.yaml", "--report-only")
+    assert (reported.code, reported.err.count("\n")) == (0, 1)
+    assert "warning: gdas, seed 3: " in reported.err
+    assert "| all settings are given | no | 0 of 2 runs left a config.yaml |" in reported.out
     nothing = nas("study", "study.yaml", "--report-only", "--out", "nowhere")
     assert (nothing.code, Path("nowhere").exists()) == (2, False)
     assert "nowhere holds no job of a study" in nothing.err
@@ -76,6 +84,10 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"retrain": {"seeds": [0], "settings": "nothing=1"}}, "retrain: nothing is not a setting"),
         ({"retrain": {"seeds": [0], "settings": "retrain.epochs=0"}}, "retrain.epochs must be at least 1, got 0"),
         ({"engine": "hydra/launcher=ray_local"}, "pip install 'gumbel-nas[ray]'"),
+        (
+            {"common": [*TINY, "search.gap_batches=0"]},
+            "compared by scores inside their supernets, got search.gap_batches=0",
+        ),
         ({"benchmark": {"table": "absent.csv", "column": "cifar10_test_200"}}, "absent.csv cannot be read"),
     ],
 )
@@ -142,11 +154,38 @@ def test_classes_of_ones_own_that_the_study_allows(nas: Nas, monkeypatch: pytest
     assert built == [["mine"], []]
 
 
+def test_a_job_that_leaves_no_record_is_not_passed_over(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError("the disk is full", fix="free some space")
+
+    monkeypatch.setattr(Job, "record", full)
+    write(STUDY)
+    ended = nas("study", "study.yaml", "--out", "out")
+    assert (ended.code, Path("out/study.json").exists()) == (2, False)
+    assert "error: the sweep could not begin: the disk is full; free some space" in ended.err
+
+
+def test_a_retraining_finds_its_genotype_in_any_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    study = importlib.import_module("nas.cli.study")
+    launched: list[list[str]] = []
+    monkeypatch.setattr(study, "launch_jobs", lambda *given, first: launched.extend(given[2]))
+    home = tmp_path / 'a "b" \\'
+    (home / "gdas" / "seed_3").mkdir(parents=True)
+    (home / "gdas" / "seed_3" / ".job.json").write_text('{"number": 0, "status": "finished"}')
+    (home / "gdas" / "seed_3" / "genotype.json").touch()
+    plan = from_plain(STUDY | {"methods": {"gdas": ""}, "retrain": {"seeds": [0]}})
+    study.launch_retraining(plan, home, [], argparse.Namespace(debug=False))
+    (given,) = OverridesParser.create().parse_overrides([next(one for one in launched[0] if "genotype" in one)])
+    assert given.value() == str(home / "gdas" / "seed_3" / "genotype.json")
+
+
 def test_two_processes_on_one_study(nas: Nas) -> None:
     write(STUDY)
     study = importlib.import_module("nas.cli.study")
     with study.held(Path("out").absolute()):
-        assert "is being written by another process" in nas("study", "study.yaml", "--out", "out").err
+        told = nas("study", "study.yaml", "--out", "out").err
+        assert "is being written by another process" in told
+        assert "wait for it, or set --out to another" in told
 
 
 @pytest.mark.long

@@ -18,14 +18,17 @@ import pytest
 from bits import of_search
 from cli.conftest import TINY, Outcome
 from omegaconf import OmegaConf
+from torch import nn
 
 from nas.cli import sweep, sweep_table, task
 from nas.cli.stages.objective import Objective
+from nas.data.spec import DataSpec
 from nas.data.split import TensorSplit
 from nas.data.synthetic import Synthetic
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DivergenceError
 from nas.methods.first_order import FirstOrder
 from nas.storage import lock
+from nas.training.evaluate import Score
 from nas.training.task import Metric
 
 Nas = Callable[..., Outcome]
@@ -152,11 +155,19 @@ def test_a_damaged_record_is_none(text: str, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_is_no_job_that_has_finished(nas: Nas) -> None:
-    assert nas("search", "-m", *SHORT, "seed=0,1", "dry_run=true", "hydra.sweep.dir=sweep").code == 0
-    assert not list(Path().iterdir())
+    optimisers = ("optim@weight_optim=sgd,adam", "optim@arch_optim=adam")  # one group, of which one place varies
+    ended = nas("search", "-m", *SHORT, *optimisers, "dry_run=true", "hydra.sweep.dir=sweep")
+    assert (ended.code, list(Path().iterdir())) == (0, [])
+    assert [f"job {number} (optim@weight_optim={of})" in ended.out for number, of in enumerate(("sgd", "adam"))] == [
+        True
+    ] * 2
 
 
-def test_a_signal_names_the_sweep(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+# joblib with one process runs the jobs in the launching process.
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1")])
+def test_a_signal_names_the_sweep(launcher: tuple[str, ...], nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    if launcher:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
     taken, step = [], FirstOrder.weight_step
 
     def third(*arguments: Any) -> Any:
@@ -166,12 +177,12 @@ def test_a_signal_names_the_sweep(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> 
         return step(*arguments)
 
     monkeypatch.setattr(FirstOrder, "weight_step", third)
-    ended = nas("search", "-m", *SHORT, "hydra.sweep.dir=sweep")
+    ended = nas("search", "-m", *SHORT, *launcher, "hydra.sweep.dir=sweep")
     assert ended.code == 128 + signal.SIGTERM
     told = f"the same command, of a sweep with hydra.sweep.dir={Path('sweep').absolute()}, goes on"
     assert ended.err == f"error: stopped by SIGTERM, all that was done is saved; {told}\n"
     monkeypatch.setattr(FirstOrder, "weight_step", step)
-    assert nas("search", "-m", *SHORT, "hydra.sweep.dir=sweep").code == 0
+    assert nas("search", "-m", *SHORT, *launcher, "hydra.sweep.dir=sweep").code == 0
 
 
 @pytest.mark.parametrize("place", ["file", "/proc/nothing"])
@@ -282,6 +293,10 @@ def test_the_sweeper_looks_for_the_better_end() -> None:
     objective = Objective(("score", "macs"), True, ACCURACY)
     objective.check_directions(["maximize", "minimize"])
     assert objective.value({"macs": 3.0, "score": 0.5}) == [0.5, 3.0]
+    with pytest.raises(DivergenceError, match="the objective loss is inf, expected a number"):
+        Objective(("loss",), False, ACCURACY).measured(
+            nn.Identity, DataSpec(name="mine", input_shapes=((1,),)), Score(0.1, float("inf"), 8)
+        )
     for wrong in (["minimize", "minimize"], ["maximize"]):
         with pytest.raises(ConfigError, match=r"set hydra.sweeper.direction=\[maximize,minimize\]"):
             objective.check_directions(wrong)

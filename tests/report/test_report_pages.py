@@ -18,7 +18,7 @@ from nas.report.charts import heat_png, pareto, thinned, ticks
 from nas.report.markup import Html, el
 from nas.report.page import page_of_one, page_of_several, report
 from nas.report.run_files import RunFiles, read_run
-from nas.report.several_runs import Groups, overlaid
+from nas.report.several_runs import MOST_TILES, Groups, overlaid, summary
 
 
 class Texts(HTMLParser):
@@ -268,6 +268,15 @@ def test_runs_of_other_settings_are_no_group(tmp_path):
     assert groups(retrained, retrained | {"seed": 1}, choices="aa") == [("all runs", 2)]
     searched = retrained | {"search": {"epochs": 5}}
     assert groups(searched, searched | {"seed": 1}) == [("all runs", 2)]
+
+
+def test_means_of_many_groups_are_shown_or_counted(tmp_path):
+    def shown(count):
+        scored = {"metric": {"name": "accuracy"}, "test_accuracy": 0.5}
+        return str(summary(Groups([RunFiles(tmp_path / str(i), config={"a": i}, result=scored) for i in range(count)])))
+
+    assert (shown(9).count('class="tile"'), "not shown" in shown(9)) == (9, False)
+    assert "2 more groups are not shown: give fewer runs." in shown(MOST_TILES + 2)
 
 
 def test_scores_of_other_metrics_are_named_and_in_no_common_chart(tmp_path):

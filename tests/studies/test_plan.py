@@ -28,9 +28,9 @@ def test_jobs_are_methods_by_seeds() -> None:
 
 
 def test_a_table_is_looked_up_in_by_every_job() -> None:
-    plan = from_plain(PLAIN | {"benchmark": {"table": "a.csv", "column": "cifar10_test_200"}})
+    plan = from_plain(PLAIN | {"benchmark": {"table": 'a "b".csv', "column": "cifar10_test_200"}})
     assert plan.of_all()[:2] == [MAY_CHANGE, "experiment=quickstart"]
-    assert plan.of_all()[-2:] == ["benchmark=nas_bench_201", 'benchmark.table="a.csv"']
+    assert plan.of_all()[-2:] == ["benchmark=nas_bench_201", r'benchmark.table="a \"b\".csv"']
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,5 @@ def test_two_methods_of_one_name(tmp_path: Path) -> None:
 
 def test_differences_name_both_values() -> None:
     assert differences(PLAIN, PLAIN | {"seeds": [0]}) == ["seeds=[0] (was [0, 7])"]
+    more = PLAIN | {"methods": PLAIN["methods"] | {"plain": None}}
+    assert differences(PLAIN, more) == ["methods.plain=None (was not there)"]

@@ -48,7 +48,11 @@ def baselines(table: str, **settings: Any) -> Baselines:
 
 def test_random_search_chooses_by_validation_and_reports_the_other_column(table: str) -> None:
     of = baselines(table, chosen_by="cifar10_valid_12")
+    # The benchmark trains on half of the images of CIFAR-10 for these: 6 times all images a cell.
+    assert [of.cells_at_cost(epochs) for epochs in (50, 20, 12, 3)] == [8, 3, 2, None]
+    of.benchmark = replace(of.benchmark, chosen_by="cifar100_valid_12")
     assert [of.cells_at_cost(epochs) for epochs in (50, 12, 3)] == [4, 1, None]
+    of.benchmark = replace(of.benchmark, chosen_by="cifar10_valid_12")
     assert baselines(table).cells_at_cost(50) is None
     one, many = of.random_search(1), of.random_search(500)
     assert one.keys() == {0, 1, 2}
@@ -107,10 +111,13 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
         ("good", 0, "finished", False), ("good", 1, "finished", False), ("good", 2, "finished", False),
         ("bad", 0, "failed", True), ("bad", 1, "finished", False), ("bad", 2, "not begun", True),
     ]  # fmt: skip
+    (tmp_path / "bad" / "seed_1" / "result.json").write_text('{"genotype": {"sp')
+    lost = collect(plan, tmp_path, record=".job.json", table=of.table)[4]
+    assert (lost.value, lost.error) == (None, "its result.json does not have what is compared")
     assert {run[0] for run in listed[6:]} == {"random cell", "random search"}
     assert known["methods"]["good"]["std"] == 0.0
     assert known["methods"]["bad"]["n"] == 1
-    assert known["random_search"]["cells"] == 2
+    assert known["random_search"]["cells"] == 4
     short = report(
         plan, [replace(run, epochs=2) for run in runs], [], home=tmp_path, baselines=of, agreement={}, commit="abc"
     )
@@ -186,6 +193,9 @@ def test_the_checklist_says_no_where_it_is_no(tmp_path: Path) -> None:
         "the final networks are trained alike", "all runs had the same hardware and software",
     ]  # fmt: skip
     assert answers("abc", 5, "original")["the final networks are trained alike"] == "no"
+    whole, half = {"search": {"one_level": True}}, {"search": {"one_level": False}}  # all images, or half of them
+    rows = checklist(plan, [], [whole, half], baselines=())
+    assert "all methods see the same data and splits" in [row["point"] for row in rows if "one_level" in row["why"]]
 
 
 def test_a_method_that_draws_uniformly_is_a_random_baseline() -> None:
@@ -231,6 +241,19 @@ def test_a_retraining_that_failed_gives_no_score(tmp_path: Path) -> None:
     (place / ".job.json").write_text(json.dumps({"number": 0, "status": "finished"}))
     (run,) = collect(plan, tmp_path, record=".job.json", table=None)
     assert (run.value, run.error) == (0.5, "")
+
+    def answers(*points: str) -> list[str]:
+        (run,) = collect(plan, tmp_path, record=".job.json", table=None)
+        rows = checklist(plan, [run], [], baselines=())
+        return [row["answer"] for row in rows for point in points if point in row["point"]]
+
+    asked = ("the same hardware", "the time of every run")
+    assert answers(*asked) == ["yes", "yes"]
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"device": "cuda"}))
+    assert answers(*asked) == ["no", "yes"]
+    (place / "manifest.json").unlink()
+    assert answers(*asked) == ["yes", "no"]
 
 
 def test_a_study_that_trains_no_network_says_so(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def test_rank_agreement() -> None:
     assert swapped["weighted_tau"] < swapped["kendall"]  # among the best
     assert swapped["precision_at"]["1"] == 0.0
     assert statistics.rank_agreement([1.0] * 5, truths)["kendall"] is None
+    # Of equal scores each order is as likely. Of equal truths each is among the best.
+    assert statistics.rank_agreement([1.0] * 5, truths)["precision_at"] == {"1": 0.2, "5": 1.0}
+    assert statistics.rank_agreement([3.0, 2.0, 2.0, 1.0], [9.0, 9.0, 1.0, 9.0], at=(1, 2))["precision_at"] == {
+        "1": 1.0, "2": 0.75,
+    }  # fmt: skip
     broken = statistics.rank_agreement([5.0, float("nan"), 4.0, 3.0, 2.0], truths)
     assert broken == statistics.rank_agreement([5.0, 1.0, 4.0, 3.0, 2.0], truths)  # NaN is the worst
 

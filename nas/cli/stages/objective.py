@@ -1,5 +1,6 @@
 """The objective that a job returns to a sweeper: never the score on the test split."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ class Objective:
         network: called, if it is needed, for the network in eval mode. score: on examples that the
         network has not seen; None if no name needs it.
 
-        Raises DivergenceError if a value is not a number.
+        Raises DivergenceError if a value is not a finite number.
         """
         found: dict[str, float] = {}
         for name in self.names:
@@ -83,7 +84,7 @@ class Objective:
                 found[name] = score.metric if name == "score" else score.loss
             else:
                 found[name] = MEASURED[name](network(), spec)
-            if found[name] != found[name]:
+            if not math.isfinite(found[name]):  # infinity is none either in the record of a job
                 raise DivergenceError(f"the objective {name} is {found[name]}, expected a number", fix="see the losses")
         return found
 
