@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,16 @@ def test_the_page_of_a_run(tmp_path):
         "confidence 50 %: 25 % of 4 right", "relaxed 80.00 %, derived 30.00 %, recalibrated 70.00 %, retrained 90.00 %",
     ):  # fmt: skip
         assert expected in shown, expected
+
+
+def test_a_run_that_only_retrains_shows_no_sampler(tmp_path):
+    run = write_run(tmp_path / "a")
+    config = json.loads((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(json.dumps(config | {"genotype": "DARTS_V2"}))
+    shown = texts(report([run]))
+    assert "genotype\nDARTS_V2\n" in shown
+    assert "nas_bench_201, digits\n" in shown
+    assert not re.search(r"^(sampler|searcher|deriver)$", shown, re.MULTILINE)
 
 
 def test_the_page_says_what_a_benchmark_knows_of_the_derived_cell(tmp_path):
