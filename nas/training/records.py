@@ -26,6 +26,18 @@ from nas.training.task import Metric
 
 NUMBERS = {"search": ("epochs", "batch_size"), "retrain": ("epochs", "batch_size")}
 LONGEST = 100  # characters of a value
+OF_SEARCH = (
+    "search",
+    "sampler",
+    "temperature",
+    "searcher",
+    "regulariser",
+    "monitor",
+    "deriver",
+    "weight_optim",
+    "arch_optim",
+    "lr",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +221,12 @@ def description(settings: Mapping[str, Any], *, text: str, command: Sequence[str
 
 
 def compared(settings: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """The choice of every group, the seed, and the sizes of both stages."""
+    """The choice of every group, the seed, and the sizes of both stages. Of nas-retrain, which searches nothing, the
+    genotype in place of the search."""
     found: dict[str, str | int | float] = {"seed": settings["seed"]}
+    if genotype := settings.get("genotype"):
+        found["genotype"] = str(genotype)[:LONGEST]
+        settings = {group: node for group, node in settings.items() if group not in OF_SEARCH}
     for group, node in settings.items():
         if isinstance(node, dict) and NAME in node:
             found[group] = str(node[NAME])[:LONGEST]
