@@ -245,7 +245,7 @@ def settings(run: RunFiles) -> Html | None:
         for name, two in ((name, items(of)) for name, of in changed.items())
         if len(two) == 2
     ]
-    head = el("tr", [el("th", one, scope="col") for one in ("setting", "this run", "default")])
+    head = el("tr", [el("th", one, scope="col") for one in ("setting", "this run", "nas-run alone")])
     table = el("table", el("thead", head), el("tbody", rows), class_="settings")
     return scrolled(table, "Settings that differ from the defaults")
 

@@ -119,7 +119,7 @@ class RunFiles:
             notes.append(
                 f"Written by release {version}; this page is made by {__version__} and lacks what it did not record."
             )
-        elif version and "changed" not in self.manifest:
+        elif version and not {"changed", "made_in"} & self.manifest.keys():  # Python records no defaults
             notes.append("Written by an older release, which recorded less.")
         return notes + self.damaged
 

@@ -124,6 +124,9 @@ def test_a_run_that_is_not_as_usual_says_so(tmp_path, manifest, expected):
     directory = write_run(tmp_path / "a")
     (directory / "manifest.json").write_text(json.dumps(manifest))
     assert expected in texts(report([directory]))
+    made_in_python = {"status": "finished", "versions": {"gumbel-nas": "0.1.0"}, "made_in": "Python"}
+    (directory / "manifest.json").write_text(json.dumps(made_in_python))
+    assert "older release" not in texts(report([directory]))
 
 
 # -- whatever is there instead
