@@ -93,11 +93,10 @@ def description_list(pairs: Sequence[tuple[str, object]]) -> Html:
 def asked_for(run: RunFiles) -> list[tuple[str, object]]:
     config = run.config
     pairs: list[tuple[str, object]] = []
-    genotype = text(config.get("genotype"))  # of nas-retrain, which searches nothing
-    for group in ("space", "data") if genotype else ("space", "sampler", "searcher", "deriver", "data"):
+    for group in ("space", "sampler", "searcher", "deriver", "data"):
         if name := text(mapping(config.get(group)).get("_name_")) or text(mapping(config.get(group)).get("_target_")):
             pairs.append((group, name))
-    if genotype:
+    if genotype := text(config.get("genotype")):
         pairs.append(("genotype", genotype))
     if not pairs and run.space:
         pairs.append(("space", run.space))

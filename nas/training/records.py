@@ -10,7 +10,7 @@ from nas.data.bundle import DataBundle
 from nas.data.loader import Loader
 from nas.errors import ConfigError, DataError, GenotypeError
 from nas.settings.building import complete
-from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
+from nas.settings.dotted import FETCH, LINKS, OF_SEARCH, OWN, PLACES, among, leaves
 from nas.settings.names import NAME
 from nas.spaces.published import to_text
 from nas.storage import checkpoint_file
@@ -26,18 +26,6 @@ from nas.training.task import Metric
 
 NUMBERS = {"search": ("epochs", "batch_size"), "retrain": ("epochs", "batch_size")}
 LONGEST = 100  # characters of a value
-OF_SEARCH = (
-    "search",
-    "sampler",
-    "temperature",
-    "searcher",
-    "regulariser",
-    "monitor",
-    "deriver",
-    "weight_optim",
-    "arch_optim",
-    "lr",
-)
 
 
 @dataclass(frozen=True, kw_only=True)

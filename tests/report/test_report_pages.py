@@ -74,6 +74,14 @@ def test_a_run_that_only_retrains_shows_no_sampler(tmp_path):
     assert "genotype\nDARTS_V2\n" in shown
     assert "nas_bench_201, digits\n" in shown
     assert not re.search(r"^(sampler|searcher|deriver)$", shown, re.MULTILINE)
+    evaluation = tmp_path / "nas-evaluate_evaluation"  # no run, but beside the runs
+    evaluation.mkdir()
+    shutil.copy(run / "result.json", evaluation)
+    searched = write_run(tmp_path / "b")
+    shown = texts(report([tmp_path]))
+    assert "2 finished" in shown
+    assert "sampler\nnot set\ngdas\n" in shown
+    assert "3 runs" in texts(report([run, searched, evaluation]))
 
 
 def test_the_page_says_what_a_benchmark_knows_of_the_derived_cell(tmp_path):
