@@ -25,7 +25,9 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield ""
     yield f"# {markdown(metadata['title'])}"
     yield ""
-    yield f"A network of the search space {code(genotype.space)}, found by differentiable architecture search."
+    searched = "search" in metadata["settings"]  # in the run itself; otherwise the genotype was given
+    found = ", found by differentiable architecture search" if searched else ""
+    yield f"A network of the search space {code(genotype.space)}{found}."
     yield ""
     yield from intended_use(data, results)
     yield "## Results"
@@ -33,7 +35,8 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     if not any(name.startswith("test_") for name in results):
         yield "Not scored on a test split:"
     elif (tested := results.get("data", data["name"])) == data["name"]:
-        yield f"On the test split of {code(tested)}, which neither the search nor the training saw:"
+        unseen = "neither the search nor the training saw" if searched else "the training did not see"
+        yield f"On the test split of {code(tested)}, which {unseen}:"
     else:
         trained_on = code(data["name"])
         yield f"On the test split of {code(tested)}, another data set than {trained_on}, which it was trained on:"

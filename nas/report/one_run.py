@@ -96,6 +96,8 @@ def asked_for(run: RunFiles) -> list[tuple[str, object]]:
     for group in ("space", "sampler", "searcher", "deriver", "data"):
         if name := text(mapping(config.get(group)).get("_name_")) or text(mapping(config.get(group)).get("_target_")):
             pairs.append((group, name))
+    if genotype := text(config.get("genotype")):
+        pairs.append(("genotype", genotype))
     if not pairs and run.space:
         pairs.append(("space", run.space))
     if not config and text(run.result.get("data")):
@@ -242,7 +244,7 @@ def settings(run: RunFiles) -> Html | None:
         for name, two in ((name, items(of)) for name, of in changed.items())
         if len(two) == 2
     ]
-    head = el("tr", [el("th", one, scope="col") for one in ("setting", "this run", "default")])
+    head = el("tr", [el("th", one, scope="col") for one in ("setting", "this run", "nas-run alone")])
     table = el("table", el("thead", head), el("tbody", rows), class_="settings")
     return scrolled(table, "Settings that differ from the defaults")
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from nas import __version__
 from nas.errors import OutputError
+from nas.settings.dotted import OF_SEARCH
 from nas.storage.metrics_log import DERIVED, LINES, STAGES, Line, parsed, read_derived
 from nas.untrusted import plain_data, regular_file
 
 KNOWN = ("manifest.json", "metrics.jsonl", "result.json")  # by one of which a directory is a run's
+SEARCHED_FOR = KNOWN[:2]  # below a directory that is given; nas-evaluate leaves result.json alone, beside the runs
 DEPTH = 3  # levels of directories in which runs are looked for
 LARGEST_CONFIG = 250_000  # bytes of config.yaml, whose reading takes a second a million; one takes about eight thousand
 LARGEST_METRICS = 200_000_000  # bytes of metrics.jsonl
@@ -119,7 +121,7 @@ class RunFiles:
             notes.append(
                 f"Written by release {version}; this page is made by {__version__} and lacks what it did not record."
             )
-        elif version and "changed" not in self.manifest:
+        elif version and not {"changed", "made_in"} & self.manifest.keys():  # Python records no defaults
             notes.append("Written by an older release, which recorded less.")
         return notes + self.damaged
 
@@ -159,14 +161,14 @@ def find(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def below(path: Path, depth: int) -> Iterable[Path]:
-    if any((path / name).is_file() for name in KNOWN):
+def below(path: Path, depth: int, names: Sequence[str] = KNOWN) -> Iterable[Path]:
+    if any((path / name).is_file() for name in names):
         yield path
     elif depth > 0:
         with contextlib.suppress(OSError):
             for child in sorted(path.iterdir()):
                 if child.is_dir() and not child.is_symlink():
-                    yield from below(child, depth - 1)
+                    yield from below(child, depth - 1, SEARCHED_FOR)
 
 
 def read_run(path: Path, *, points: int) -> RunFiles:
@@ -183,6 +185,8 @@ def read_run(path: Path, *, points: int) -> RunFiles:
         pass
     except (OSError, ValueError) as error:
         run.damaged.append(f"config.yaml cannot be read ({reason(error)}).")
+    if run.config.get("genotype"):
+        run.config = {group: node for group, node in run.config.items() if group not in OF_SEARCH}
     read_metrics(run, points)
     run.derived = [(line["epoch"] + 1, line["choices"]) for line in read_derived(path / DERIVED)]
     return run

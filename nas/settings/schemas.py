@@ -107,10 +107,8 @@ class RunConfig:
 
 @dataclass
 class RetrainConfig(RunConfig):
-    """The settings of nas-retrain. Merged after run.yaml: a None here would replace what run.yaml chose."""
+    """The settings of nas-retrain. Merged after run.yaml, so it is registered without values: see `without_values`."""
 
-    benchmark: Any = MISSING
-    teacher: Any = MISSING
     genotype: str = MISSING
 
 
@@ -185,6 +183,16 @@ class Shared(dict[str, Any]):
         return self
 
 
+def without_values(node: DictConfig) -> None:
+    """Leaves only the types of a schema, in place. A value would replace what recipes and presets have chosen."""
+    for key in node:
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(child, DictConfig):
+            without_values(child)
+        else:
+            node[key] = MISSING
+
+
 def register_schemas() -> None:
     """Registers the schemas with Hydra under the names that the root YAML files use."""
     OmegaConf.register_new_resolver("nas.file_name", file_name, replace=True)
@@ -205,6 +213,8 @@ def register_schemas() -> None:
         if issubclass(schema, RunConfig):
             # The keys are the fields of the chosen space, so a schema cannot list them.
             OmegaConf.set_struct(node.retrain.network, False)
+        if schema is RetrainConfig:
+            without_values(node)
         store.store(name, node)
     # The same holds for the arguments of a factory, the places of the space `inserted`, and a teacher's features.
     for name, keys in (

@@ -269,4 +269,7 @@ def commit() -> str | None:
 
 
 def command_line() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """Returns the command of this process as a person types it, also after ``python -m nas.cli.run``."""
+    started = Path(sys.argv[0])
+    module = started.parts[-3:-1] == ("nas", "cli")
+    return [f"nas-{started.stem}" if module else started.name, *sys.argv[1:]]

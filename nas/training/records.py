@@ -10,7 +10,7 @@ from nas.data.bundle import DataBundle
 from nas.data.loader import Loader
 from nas.errors import ConfigError, DataError, GenotypeError
 from nas.settings.building import complete
-from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
+from nas.settings.dotted import FETCH, LINKS, OF_SEARCH, OWN, PLACES, among, leaves
 from nas.settings.names import NAME
 from nas.spaces.published import to_text
 from nas.storage import checkpoint_file
@@ -215,8 +215,12 @@ def description(settings: Mapping[str, Any], *, text: str, command: Sequence[str
 
 
 def compared(settings: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """The choice of every group, the seed, and the sizes of both stages."""
+    """The choice of every group, the seed, and the sizes of both stages. Of nas-retrain, which searches nothing, the
+    genotype in place of the search."""
     found: dict[str, str | int | float] = {"seed": settings["seed"]}
+    if genotype := settings.get("genotype"):
+        found["genotype"] = str(genotype)[:LONGEST]
+        settings = {group: node for group, node in settings.items() if group not in OF_SEARCH}
     for group, node in settings.items():
         if isinstance(node, dict) and NAME in node:
             found[group] = str(node[NAME])[:LONGEST]

@@ -56,6 +56,10 @@ def test_it_says_which_images_for_what_and_each_class(spec):
     of_python = model_card(metadata(spec, **seen), Genotype("darts", {}))
     left_out = "of which the last training left out 10% for validation"
     assert f"- Data: `tiny`, 90 examples for training, {left_out}\n" in of_python
+    assert "which the training did not see:" in of_python
+    assert ", found by" not in of_python
+    searched = model_card(metadata(spec, settings={"search": {}}), Genotype("darts", {}))
+    assert "`darts`, found by differentiable architecture search." in searched
     many = {f"c{index}": {"accuracy": index / 1000, "examples": 1} for index in range(300, 0, -1)}
     text = model_card(metadata(spec, results={"test_per_class": many, "data": "tiny"}), Genotype("darts", {}))
     assert f"The {MOST_CLASSES} worst of 300 classes" in text

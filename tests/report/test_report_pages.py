@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def test_the_page_of_a_run(tmp_path):
         assert expected in shown, expected
 
 
+def test_a_run_that_only_retrains_shows_no_sampler(tmp_path):
+    run = write_run(tmp_path / "a")
+    config = json.loads((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(json.dumps(config | {"genotype": "DARTS_V2"}))
+    shown = texts(report([run]))
+    assert "genotype\nDARTS_V2\n" in shown
+    assert "nas_bench_201, digits\n" in shown
+    assert not re.search(r"^(sampler|searcher|deriver)$", shown, re.MULTILINE)
+    evaluation = tmp_path / "nas-evaluate_evaluation"  # no run, but beside the runs
+    evaluation.mkdir()
+    shutil.copy(run / "result.json", evaluation)
+    searched = write_run(tmp_path / "b")
+    shown = texts(report([tmp_path]))
+    assert "2 finished" in shown
+    assert "sampler\nnot set\ngdas\n" in shown
+    assert "3 runs" in texts(report([run, searched, evaluation]))
+
+
 def test_the_page_says_what_a_benchmark_knows_of_the_derived_cell(tmp_path):
     run = write_run(tmp_path / "a")
     assert "benchmark" not in texts(report([run]))
@@ -113,6 +132,9 @@ def test_a_run_that_is_not_as_usual_says_so(tmp_path, manifest, expected):
     directory = write_run(tmp_path / "a")
     (directory / "manifest.json").write_text(json.dumps(manifest))
     assert expected in texts(report([directory]))
+    made_in_python = {"status": "finished", "versions": {"gumbel-nas": "0.1.0"}, "made_in": "Python"}
+    (directory / "manifest.json").write_text(json.dumps(made_in_python))
+    assert "older release" not in texts(report([directory]))
 
 
 # -- whatever is there instead

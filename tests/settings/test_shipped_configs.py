@@ -98,6 +98,19 @@ def test_every_command_composes(root: str) -> None:
     assert HydraConfig.get().job.name == f"nas-{root}"
 
 
+def test_nas_retrain_reads_presets_as_nas_run_does(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    chosen = "retrain: {start: supernet, validation: 0.25}\ncap: {macs: 0.5}\nmay_change: [seed]\nlock: false\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{chosen}")
+    mine = (f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    run, retrain = composed("run", *mine), composed("retrain", *mine, "genotype=DARTS_V2")
+    assert (run.retrain.start, run.lock) == ("supernet", False)
+    of_run, of_retrain = OmegaConf.to_container(run), OmegaConf.to_container(retrain)
+    assert isinstance(of_run, dict)
+    assert isinstance(of_retrain, dict)
+    assert {name for name in of_retrain if of_retrain[name] != of_run.get(name)} == {"genotype", "name"}
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_is_in_the_table_of_settings(group: str) -> None:
     text = (ROOT / "README.md").read_text()

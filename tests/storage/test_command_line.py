@@ -1,10 +1,14 @@
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import nas
 from nas.storage.command_line import choice, pasted, setting
+from nas.storage.run_directory import command_line
 
 TEXTS = (
     *("runs/2026-01-01_a.b", "a b, lr=1", "null", "True", "12", "1e3", "", "-x", "x:y", "a=b", "a{b}", "(a)", "[a]"),
@@ -55,3 +59,16 @@ def test_a_printed_command_is_the_one_that_was_given() -> None:
 )
 def test_no_more_quotes_than_it_takes(got: str, expected: str) -> None:
     assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [
+        ("/usr/bin/nas-run", "nas-run"),
+        (Path(nas.__file__).parent / "cli" / "run.py", "nas-run"),
+        ("my/run.py", "run.py"),
+    ],
+)
+def test_the_recorded_command_is_one_that_a_person_types(started, name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(started), "seed=1"])
+    assert command_line() == [name, "seed=1"]

@@ -14,6 +14,7 @@ from nas.storage.metrics_log import JsonLines, read_derived
 from nas.storage.tensorboard_tracker import TensorBoard, wall_times
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
+from nas.training.records import compared
 
 TRACKERS = ("jsonl", "tensorboard")  # the others need a client each: test_other_trackers.py
 
@@ -308,3 +309,11 @@ def test_a_directory_with_the_name_of_an_event_file_stays(tmp_path):
     (tmp_path / "events.out.tfevents.1.x.nas").mkdir()
     TensorBoard(directory=tmp_path).close()
     assert (tmp_path / "events.out.tfevents.1.x.nas").is_dir()
+
+
+def test_a_retraining_is_compared_by_its_genotype_and_not_by_a_search():
+    loop = {"epochs": 5, "batch_size": 8}
+    settings = {"seed": 0, "sampler": {"_name_": "gdas"}, "data": {"_name_": "digits"}, "search": loop, "retrain": loop}
+    of_both = {"seed": 0, "data": "digits", "retrain.epochs": 5, "retrain.batch_size": 8}
+    assert compared(settings) == of_both | {"sampler": "gdas", "search.epochs": 5, "search.batch_size": 8}
+    assert compared(settings | {"genotype": "DARTS_V2"}) == of_both | {"genotype": "DARTS_V2"}
