@@ -29,7 +29,8 @@ def build_optimizer(make: Callable[..., Any], network: nn.Module, *, device: tor
     which torch has for real ones only.
     Raises ConfigError for an optimiser whose steps need more than gradients.
     """
-    arguments: dict[str, Any] = {"params": network.parameters()}
+    # A list, as what a person writes may go through it once for each group.
+    arguments: dict[str, Any] = {"params": list(network.parameters())}
     given = make.keywords if isinstance(make, functools.partial) else {}
     fuses = device.type in ("cpu", "cuda") and not given.get("dampening")  # see begin_momentum
     fuses &= not any(parameter.is_complex() for parameter in network.parameters())
