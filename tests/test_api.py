@@ -596,12 +596,21 @@ def test_metrics_of_a_hook_are_numbers_of_python(tmp_path):
         SEARCH(hooks=[Measuring()])
 
 
+def by_numpy(arch):
+    """A deriver whose names are texts of NumPy."""
+    return {key: np.array(list(probs))[np.argmax(list(probs.values()))] for key, probs in arch.named_probs().items()}
+
+
 def test_settings_may_be_numbers_of_numpy(tmp_path):
     optim = functools.partial(torch.optim.SGD, lr=np.float64(0.1), momentum=np.float32(0.5))
     settings = SHORT | FILES | {"directory": tmp_path, "saving": nas.storage.Checkpoints, "weight_optim": optim}
-    settings |= {"cap": {"macs": np.float64(0.99)}, "lr": lambda progress: np.float32(0.1)}
-    nas.search(small, images(), **settings)
-    assert nas.search(small, images(), resume=True, may_change=["epochs"], **settings | {"epochs": 2}).genotype
+    settings |= {"lr": lambda progress: np.float32(0.1)}
+    settings |= {"arch_optim": functools.partial(torch.optim.Adam, betas=(np.float64(0.5), 0.75))}
+    for own in ({"cap": {"macs": np.float64(0.99)}}, {"deriver": by_numpy}):
+        settings["directory"] = tmp_path / str(*own)
+        nas.search(small, images(), **settings | own)
+        found = nas.search(small, images(), resume=True, may_change=["epochs"], **settings | own | {"epochs": 2})
+        assert {type(name) for pair in found.genotype.choices.items() for name in pair} == {str}
 
 
 def test_states_that_no_checkpoint_can_hold_are_found_before_the_first_step(tmp_path):

@@ -1,6 +1,5 @@
 """A search space around a network that has weights: choices put into it by the names of makers."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from nas.data.inputs import each
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, NasError, described
 from nas.spaces.custom import Custom
+from nas.supernet.copying import copied
 from nas.supernet.genotype import Genotype
 
 MAKERS: dict[str, Callable[..., Maker]] = {
@@ -62,7 +62,7 @@ class Inserted(Custom):
         if not self._built or self._built[0][0] != spec:
             with torch.random.fork_rng(devices=[]):
                 self._built[:] = [(spec, self._with_choices(super().build(spec, affine=True), spec))]
-        return copy.deepcopy(self._built[0][1])
+        return copied(self._built[0][1])
 
     def supernet(self, spec: DataSpec) -> nn.Module:
         return self._trained(spec)

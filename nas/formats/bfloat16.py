@@ -4,7 +4,6 @@ Not int8: torch.ao.quantization is deprecated, and torch.export cannot save its 
 separate package.
 """
 
-import copy
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from nas.formats.format import Artefact, Subject
 from nas.formats.program import WARNING, program_code, write_program
+from nas.supernet.copying import copied
 
 
 class InBFloat16(nn.Module):
@@ -19,7 +19,7 @@ class InBFloat16(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).to(torch.bfloat16)
+        self.network = copied(network).to(torch.bfloat16)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         cast = (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for tensor in inputs)

@@ -1,6 +1,5 @@
 """A trained network as files that run without this project."""
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -58,9 +57,7 @@ def export_trained(
         if loader is None:
             return {}
         device = next(loader.epoch(0))[1].device
-        return {
-            f"test_{metric.name}": score(copy.deepcopy(network).to(device), loader, trained.task, trained.spec).metric
-        }
+        return {f"test_{metric.name}": score(copied(network).to(device), loader, trained.task, trained.spec).metric}
 
     def remade() -> nn.Module:
         space: Space = built(config["space"], "space", allow=made_of)

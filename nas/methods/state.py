@@ -20,6 +20,7 @@ from nas.runtime.rng import random_state, set_random_state
 from nas.storage import checkpoint_file
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
+from nas.training.frozen_parts import FrozenParts
 from nas.training.meter import Meter
 from nas.training.own_generators import OwnGenerators
 from nas.training.task_state import TaskState
@@ -59,8 +60,10 @@ class SearchState:
     timed: TimedLimit | None = None  # a cap on measured time, whose measurements the architecture learns from
     weights_meter: Meter = field(init=False)
     arch_meter: Meter = field(init=False)
+    frozen: FrozenParts = field(init=False)  # of the supernet, since then
 
     def __post_init__(self) -> None:
+        self.frozen = FrozenParts(self.supernet)
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -97,6 +100,7 @@ class SearchState:
             "metrics": self.metrics,
             "weights_meter": self.weights_meter.state_dict(),
             "arch_meter": self.arch_meter.state_dict(),
+            "frozen": self.frozen.state_dict(),
             **({} if self.task is None else {"task": distributed.of_all(self.task.state_dict())}),
             **({} if self.generators is None else {"generators": distributed.of_all(self.generators.state_dict())}),
             **({} if self.timed is None else {"timed": self.timed.state_dict()}),
@@ -126,6 +130,8 @@ class SearchState:
             if self.generators is not None and "generators" in state:
                 self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
             self.generator.set_state(state["generator"])
+            if "frozen" in state:  # not in checkpoints of earlier releases
+                self.frozen.load_state_dict(state["frozen"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])
             self.collapsed, self.stopped, self.metrics = state["collapsed"], state["stopped"], state["metrics"]

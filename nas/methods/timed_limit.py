@@ -4,14 +4,13 @@ The prediction is a sum of times of single candidates, so it is off by some fact
 the derived network is timed, the prediction is corrected by what was measured, and the network is derived again.
 """
 
-import copy
 import functools
 import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import nn
@@ -27,6 +26,7 @@ from nas.runtime import distributed
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices
+from nas.supernet.copying import copied
 from nas.supernet.freezing import freeze
 from nas.supernet.genotype import Genotype
 
@@ -158,7 +158,7 @@ class Clock:
         assert isinstance(run, functools.partial)
         kind = (attributes(run.func), shapes_of(run.args, run.keywords))
         if kind not in self._known:
-            module: Any = copy.deepcopy(run.func)
+            module: Any = copied(cast(nn.Module, run.func))
             if any(isinstance(one, Choice) for one in module.modules()):
                 module = freeze(module, {key: sharing[0].names[0] for key, sharing in choices(module).items()})
             self._known[kind] = self._times.of_call(module.eval(), run.args, run.keywords)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nas.errors import SpaceError
 from nas.supernet.dropped_edge import OutputForm, first_tensor
+from nas.supernet.dropped_edge import copied as copies
 from nas.supernet.hard_gate import HardGate, transformed
 from nas.supernet.recomputation import refuse_reentrant
 from nas.supernet.unregistered import refuse_unregistered
@@ -118,6 +119,7 @@ class Choice(nn.Module):
         # Whether what follows writes into the output; None until a backward pass has told.
         self.overwritten: bool | None = None
         self._in_place: list[bool] | None = None  # see `begins_in_place`, once it has been asked
+        self._writes: dict[int, bool] = {}  # candidate -> whether it writes into its input, once it has run
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor | int:
         gate = self._open_gate()
@@ -148,12 +150,23 @@ class Choice(nn.Module):
         if gate.hard is None:
             output: Tensor = candidate(*inputs, **named)
         else:
-            output = gate.hard.run(candidate, *inputs, **named)
+            output = self._hard(gate.hard, index, *inputs, **named)
             if self.overwritten is not False and not transformed() and gate.hard.keeps_output(candidate):
                 output = self._copied(output)
         if gate.others is None:
             return output
         return output + sum(gate.others[i] for i in range(len(self.names)) if i != index)
+
+    def _hard(self, hard: HardGate, index: int, *inputs: Any, **named: Any) -> Tensor:
+        """The output of a candidate, which gets a copy of its input if it writes into it, or may: the choice that the
+        input comes from may have met candidates only that do not."""
+        candidate = self._candidate(index)
+        if transformed() or not self._writes.get(index, True):
+            return hard.run(candidate, *inputs, **named)
+        own, others = copies(inputs), dict(zip(named, copies(named.values()), strict=True))
+        output = hard.run(candidate, *own, **others)
+        self._writes[index] = any(one._version for one in tensors_in((*own, *others.values())))
+        return output
 
     def _zeros(self, *inputs: Any, **named: Any) -> Tensor:
         """Of the form of the output. The first candidate runs once for each form of the input."""
@@ -195,7 +208,7 @@ class Choice(nn.Module):
         before = [one._version for one in given]
         # The row of gates may be longer than this choice's candidates: see the padding in nas.supernet.arch_params.
         for weight, op, in_place in zip(weights, self.candidates, self._in_place, strict=False):
-            own = [one.clone() if isinstance(one, Tensor) else one for one in inputs] if in_place else inputs
+            own = copies(inputs) if in_place else inputs
             yield weight * op(*own, **named)
             if before != [one._version for one in given]:
                 name = self.names[list(self.candidates).index(op)]

@@ -33,7 +33,8 @@ class Genotype:
                 "candidate name",
                 fix="let the deriver return e.g. {'cell/0-1': 'skip_connect'}",
             )
-        object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
+        chosen = {python_text(key): python_text(name) for key, name in self.choices.items()}
+        object.__setattr__(self, "choices", MappingProxyType(chosen))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Genotype, (self.space, dict(self.choices))  # the view of the choices can be neither pickled nor copied
@@ -102,6 +103,11 @@ class Genotype:
         if other is None:
             return len(self.choices)
         return sum(other.choices.get(key) != name for key, name in self.choices.items())
+
+
+def python_text(value: Any) -> Any:
+    """Returns a text of NumPy, which no checkpoint can hold, as Python's; anything else as it is."""
+    return str(value) if isinstance(value, str) else value
 
 
 def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequence[str]]) -> None:

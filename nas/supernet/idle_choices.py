@@ -13,6 +13,7 @@ from nas.supernet.choice import Gate, choices, gates
 from nas.supernet.undisturbed import undisturbed
 
 NAMED = 3  # choices that a warning lists
+PASSES = 4  # in which a choice may run
 
 
 def warn_of_idle_choices(model: nn.Module, inputs: Inputs) -> None:
@@ -31,8 +32,9 @@ def idle_choices(model: nn.Module, inputs: Inputs) -> list[str]:
     """Returns the keys of the choices from which no gradient can come: those that do not run, and those that run
     without gradients.
 
-    inputs: a small batch. Runs the model once with all candidates, in eval mode, and changes nothing. Follows the graph
-    of the outputs and computes no gradient. Returns nothing if the model does not run in this way.
+    inputs: a small batch. Runs the model with all candidates, in training mode, as only those passes have gradients:
+    once, and again where a choice may have been left out at random. Changes nothing. Follows the graph of the outputs
+    and computes no gradient. Returns nothing if the model does not run in this way.
     """
     found = choices(model)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
@@ -40,14 +42,20 @@ def idle_choices(model: nn.Module, inputs: Inputs) -> list[str]:
         key: [torch.full((), 1 / len(sharing[0].names), device=device, requires_grad=True) for _ in sharing[0].names]
         for key, sharing in found.items()
     }
-    outputs: object = None
-    opened = gates(found, {key: Gate(tuple(row), None) for key, row in weights.items()})
-    with contextlib.suppress(Exception), torch.enable_grad(), undisturbed(model, seed=0), opened:
-        outputs = model(*(tensor.clone() for tensor in each(inputs)))
-    if not isinstance(outputs, Tensor) or not outputs.requires_grad:
-        return []
-    reached = {id(leaf) for leaf in leaves(outputs)}
-    return [key for key, row in weights.items() if not any(id(weight) in reached for weight in row)]
+    by_key = {key: Gate(tuple(row), None) for key, row in weights.items()}
+    idle = list(found)
+    for seed in range(PASSES):
+        outputs: object = None
+        opened = gates(found, by_key)
+        with contextlib.suppress(Exception), torch.enable_grad(), undisturbed(model, seed=seed), opened:
+            outputs = model.train()(*(tensor.clone() for tensor in each(inputs)))
+        if not isinstance(outputs, Tensor) or not outputs.requires_grad:
+            return []
+        reached = {id(leaf) for leaf in leaves(outputs)}
+        idle = [key for key in idle if not any(id(weight) in reached for weight in weights[key])]
+        if not idle:
+            break
+    return idle
 
 
 def leaves(output: Tensor) -> Iterator[Tensor]:

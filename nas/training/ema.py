@@ -1,5 +1,7 @@
 """A moving average of a network's weights."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -12,7 +14,7 @@ class Average:
     """The exponential moving average of a network's weights over its training steps.
 
     network: a copy of the trained network, with the averaged weights. Batch-norm statistics are averaged too. Buffers
-    of integers are copied, and so are buffers whose shape or type has changed.
+    of integers are copied, and so are buffers whose shape or type has changed, and what get_extra_state returns.
     decay: in [0, 1), the part of the average that an update keeps. Update t = 0, 1, ... keeps min(decay, (1 + t) / (10
     + t)), so that a short run does not end on an average of its first steps.
 
@@ -38,6 +40,9 @@ class Average:
             else:
                 mine.copy_(live)
         get_ema_multi_avg_fn(kept)(list(pairs), list(pairs.values()), self.updates)
+        for module, other in self._modules:
+            if type(other).get_extra_state is not nn.Module.get_extra_state:
+                module.set_extra_state(copy.deepcopy(other.get_extra_state()))
         self.updates += 1
 
     def _buffers(self) -> list[tuple[Tensor, Tensor]]:

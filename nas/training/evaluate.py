@@ -12,6 +12,7 @@ from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import described
+from nas.runtime.buffers import Buffers
 from nas.spaces.darts import auxiliary_heads
 from nas.supernet.mac_counter import MacCounter
 from nas.training.metrics import Optional, single
@@ -44,7 +45,7 @@ def score(
     scored: Callable[[Score], None] = lambda score: None,
 ) -> Score:
     """Runs the network in eval mode on every example of the loader, once. Waits for the device only at the end. The
-    modes of the network and the state of the task stay as they are, e.g. the running statistics of its loss.
+    modes and buffers of the network and the state of the task stay as they are, e.g. running statistics of its loss.
 
     look: is called with the outputs and targets of every batch, if given.
     scored: is called with metric and loss before the other measures are put together, which may take memory.
@@ -70,14 +71,16 @@ def score(
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode. Its modes are restored."""
+    """Inside, the network is in eval mode. Its modes are restored, and buffers that it changes in eval mode too."""
     modes = [(module, module.training) for module in network.modules()]
+    buffers = Buffers(network)
     network.eval()
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        buffers.put_back()
 
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:

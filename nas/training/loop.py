@@ -23,6 +23,7 @@ from nas.runtime.rng import random_state, set_random_state
 from nas.spaces.cell import set_drop_path
 from nas.storage import checkpoint_file
 from nas.training.ema import Average
+from nas.training.frozen_parts import FrozenParts
 from nas.training.hooks import Hook, Hooks, in_training_mode
 from nas.training.meter import Meter, StepResult
 from nas.training.metrics import single
@@ -55,8 +56,10 @@ class RetrainState:
     metrics: dict[str, float] = field(default_factory=dict)  # of the last epoch done
     steps: int = 0  # an epoch has
     meter: Meter = field(init=False)
+    frozen: FrozenParts = field(init=False)  # since then
 
     def __post_init__(self) -> None:
+        self.frozen = FrozenParts(self.network)
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -102,6 +105,7 @@ class RetrainState:
             "seconds": self.seconds,
             "metrics": self.metrics,
             "meter": self.meter.state_dict(),
+            "frozen": self.frozen.state_dict(),
         }
         if self.task is not None:
             state["task"] = distributed.of_all(self.task.state_dict())
@@ -131,6 +135,8 @@ class RetrainState:
                 self.task.load_state_dict(distributed.of_this_process(state["task"]))
             if self.generators is not None and "generators" in state:
                 self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
+            if "frozen" in state:
+                self.frozen.load_state_dict(state["frozen"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.metrics = state["metrics"]
             self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)
@@ -222,7 +228,6 @@ def retrain(
     """
     every, epochs = Hooks(hooks), plan.epochs
     state.steps = steps = len(loader)
-    state.network.train()
     while state.epoch < epochs:
         epoch, rate = state.epoch, plan.drop_path(progress(state.epoch, epochs))
         set_drop_path(state.network, rate)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,7 +29,8 @@ def build_optimizer(make: Callable[..., Any], network: nn.Module, *, device: tor
     which torch has for real ones only.
     Raises ConfigError for an optimiser whose steps need more than gradients.
     """
-    arguments: dict[str, Any] = {"params": network.parameters()}
+    # A list, as what a person writes may go through it once for each group.
+    arguments: dict[str, Any] = {"params": list(network.parameters())}
     given = make.keywords if isinstance(make, functools.partial) else {}
     fuses = device.type in ("cpu", "cuda") and not given.get("dampening")  # see begin_momentum
     fuses &= not any(parameter.is_complex() for parameter in network.parameters())
@@ -38,14 +40,19 @@ def build_optimizer(make: Callable[..., Any], network: nn.Module, *, device: tor
     optimizer: Optimizer = complete(make, **arguments)
     check_optimizer(optimizer, setting=setting, device=device.type)
     for group in optimizer.param_groups:  # numbers of NumPy, which no checkpoint can hold, as Python's
-        group.update({name: float(one) for name, one in group.items() if isinstance(one, Real) and not is_plain(one)})
+        group.update({name: plain(one) for name, one in group.items() if name != "params"})
     check_parameters(optimizer, network, setting=setting)
     keep_ratios(optimizer)
     return optimizer
 
 
-def is_plain(number: Any) -> bool:
-    return type(number) in (bool, int, float)
+def plain(value: Any) -> Any:
+    """Returns numbers of NumPy as Python's, those in a tuple or a list too, as the betas of Adam."""
+    if type(value) in (tuple, list):
+        return type(value)(map(plain, value))
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, bool | int | float) or not isinstance(value, Real) else float(value)
 
 
 def check_optimizer(optimizer: Any, *, setting: str, device: str) -> None:

@@ -89,6 +89,7 @@ def of_value(value: Any, seen: set[int], depth: int = DEEPEST) -> Iterator[PutBa
         yield lambda: np.copyto(value, numbers)
     elif isinstance(value, Optimizer):
         yield of_optimizer(value)
+        held = [one for name, one in vars(value).items() if name not in ("state", "param_groups")]
     elif isinstance(value, nn.Module):
         yield from of_module(value, seen)
     elif isinstance(value, dict | set):
@@ -135,17 +136,15 @@ def of_optimizer(optimizer: Optimizer) -> PutBack:
     """Returns a function that restores an optimiser's state, the settings of its groups, and its attributes."""
     state = {weight: copy.deepcopy(held) for weight, held in optimizer.state.items()}
     groups = [
-        {name: value if name == "params" else copy.deepcopy(value) for name, value in group.items()}
+        {name: one if name == "params" else copy.deepcopy(one) for name, one in group.items()}
         for group in optimizer.param_groups
     ]
-    attributes = {name: value for name, value in vars(optimizer).items() if name not in ("state", "param_groups")}
+    attributes = dict(vars(optimizer))
 
     def put_back() -> None:
-        optimizer.state.clear()
-        optimizer.state.update(state)
+        refill(vars(optimizer), attributes)
+        refill(optimizer.state, state)
         for group, before in zip(optimizer.param_groups, groups, strict=True):
-            group.clear()
-            group.update(before)
-        vars(optimizer).update(attributes)
+            refill(group, before)
 
     return put_back

@@ -178,7 +178,7 @@ class RetrainJob:
             network = self.started(genotype, supernet() if options.inherits and supernet is not None else None)
         distributed.start_alike(network)
         state = RetrainState(
-            network,
+            network.train(),
             self.optimizer(network),
             Average(network, decay=options.average) if options.average > 0 else None,
             scaler=job.runtime.precision.scaler(),

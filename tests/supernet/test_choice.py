@@ -253,6 +253,26 @@ def test_an_output_that_nobody_writes_into_is_not_copied():
     assert copied == [True, False, False]
 
 
+class Writing(nn.Module):
+    def forward(self, x):
+        x *= 3
+        return x.sin()
+
+
+@pytest.mark.parametrize("op", [nn.ReLU(inplace=True), nn.Sequential(nn.Identity(), nn.ELU(inplace=True)), Writing()])
+def test_a_candidate_may_write_into_the_output_of_a_choice_that_was_not_written_into_before(op):
+    model = nn.Sequential(Choice({"a": nn.Linear(4, 4), "b": nn.Tanh()}), Choice({"plain": nn.Tanh(), "op": op}))
+    found, x = choices(model), torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    for index in (0, 0, 1, 1):
+        gate = torch.ones((), requires_grad=True)
+        with gates(found, {"0": Gate(None, 0, HardGate(gate)), "1": Gate(None, index, HardGate(torch.ones(())))}):
+            output = model(x)
+        output.square().sum().backward()
+        factor = torch.ones((), requires_grad=True)
+        model[1].candidates[index](factor * model[0].candidates[0](x)).square().sum().backward()
+        assert torch.allclose(gate.grad, factor.grad)
+
+
 BEGINS_IN_PLACE = {
     "relu": nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)),
     "nested": nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout(0.0, inplace=True), nn.ELU(inplace=True))),

@@ -38,6 +38,9 @@ def without_gradients(other, x):
         (lambda other, x: x, ["other"]),
         (lambda other, x: other(x).detach(), ["other"]),
         (without_gradients, ["other"]),
+        (lambda other, x: other(x) if other.training else x, []),
+        (lambda other, x: x if other.training else other(x), ["other"]),
+        (lambda other, x: other(x) if torch.rand(()) > 0.5 else x, []),  # in the second pass
     ],
 )
 def test_choices_that_no_gradient_comes_from_are_idle(run, idle):

@@ -124,3 +124,32 @@ def test_buffers_that_a_step_replaces_are_averaged_too():
     assert torch.equal(ours.last, torch.ones(4))
     assert ours.none is None
     assert ours.state_dict().keys() == model.state_dict().keys()
+
+
+class Counting(nn.Linear):
+    """Keeps a number and a list in the extra state of its state dict."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.seen, self.sizes = 0, []
+
+    def get_extra_state(self):
+        return {"seen": self.seen, "sizes": self.sizes}
+
+    def set_extra_state(self, state):
+        self.seen, self.sizes = state["seen"], state["sizes"]
+
+    def forward(self, x):
+        self.seen += len(x)
+        self.sizes.append(len(x))
+        return super().forward(x)
+
+
+def test_extra_state_is_that_of_the_network():
+    model = nn.Sequential(Counting())
+    average = Average(model, decay=0.9)
+    model(torch.ones(3, 2))
+    average.update()
+    (mine,), (live,) = average.network, model
+    assert (mine.seen, mine.sizes) == (live.seen, live.sizes) == (3, [3])
+    assert mine.sizes is not live.sizes

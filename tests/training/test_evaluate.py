@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from nas.data.spec import DataSpec
 from nas.spaces.darts import PUBLISHED
 from nas.supernet.genotype import Genotype
 from nas.supernet.mac_counter import MacCounter, recurrent
@@ -86,6 +87,26 @@ def test_a_score_leaves_the_loss_as_it_was(spec):
     one, again = (score(nn.Flatten(), Batches((torch.randn(4, 3), torch.zeros(4))), task, spec) for _ in range(2))
     assert task.described()["loss"].running_var.tolist() == [1, 1, 1]
     assert one.loss != 1 != again.loss
+
+
+class Drifting(nn.Linear):
+    """Follows the mean of its inputs in eval mode too."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x):
+        self.mean = 0.5 * self.mean + 0.5 * x.mean(0)
+        return super().forward(x - self.mean)
+
+
+def test_scores_and_counts_leave_the_buffers_of_a_network_as_they_were():
+    network, loader = Drifting(), Batches((torch.ones(2, 2), torch.tensor([0, 1])))
+    two = DataSpec(name="two", input_shapes=((2,),), class_names=("a", "b"))
+    first, _ = score(network, loader, Classification(), two), count_macs(network, two)
+    assert score(network, loader, Classification(), two).loss == first.loss
+    assert not network.mean.any()
 
 
 def test_the_device_is_waited_for_at_the_end_only(spec, monkeypatch):

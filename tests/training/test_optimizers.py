@@ -81,6 +81,16 @@ def test_what_is_no_optimiser():
         check_optimizer(nn.Linear(1, 1), setting="weight_optim", device="cpu")
 
 
+def test_groups_may_be_made_by_going_through_the_parameters_twice(capsys):
+    def grouped(params):
+        decayed = {"params": [one for one in params if one.ndim > 1], "weight_decay": 0.1}
+        return torch.optim.SGD([decayed, {"params": [one for one in params if one.ndim <= 1]}], lr=0.1)
+
+    made = build_optimizer(grouped, nn.Linear(3, 2), device=torch.device("cpu"), setting="weight_optim")
+    assert [len(group["params"]) for group in made.param_groups] == [1, 1]
+    assert not capsys.readouterr().err
+
+
 def test_parameters_that_the_optimiser_lacks_and_those_of_something_else(capsys):
     network = nn.Linear(3, 2)
 

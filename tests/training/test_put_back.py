@@ -68,3 +68,28 @@ def test_modules_and_optimisers_in_plain_objects_come_back():
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert layer.weight.grad is None
     assert not optimizer.state
+
+
+class Around(torch.optim.Optimizer):
+    """An optimiser around another one, as Lookahead is, with counts of its own."""
+
+    def __init__(self, params):
+        self.inner, self.counts = torch.optim.SGD(params, lr=0.1, momentum=0.9), {"steps": 0}
+        super().__init__(self.inner.param_groups, {})
+        self.param_groups = self.inner.param_groups
+
+    def step(self, closure=None):
+        self.inner.step(closure)
+        self.counts["steps"] += 1
+        self.made = True
+
+
+def test_an_optimiser_in_an_optimiser_comes_back():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = Around([weight])
+    with all_put_back([optimizer], device=torch.device("cpu")):
+        weight.sum().backward()
+        optimizer.step()
+    assert not optimizer.inner.state
+    assert optimizer.counts == {"steps": 0}
+    assert not hasattr(optimizer, "made")

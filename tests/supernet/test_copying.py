@@ -1,0 +1,69 @@
+"""Copies of modules: what is shared with the original, and what is not."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from nas.supernet.copying import copied
+
+
+class Own(nn.Module):
+    """Runs its layer by a function, in one of several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.layer, self.scale, self.calls = nn.Linear(2, 2), nn.Parameter(torch.ones(2)), []
+        run, layer, calls = self.layer.forward, self.layer, self.calls
+
+        def inner(x):
+            calls.append(x)
+            return self.layer(x)
+
+        self.run = {
+            "self": lambda x: self.layer(x),
+            "variable": lambda x: layer(x),
+            "default": lambda x, layer=layer: layer(x),
+            "keyword": functools.partial(lambda x, *, factor, run=run: factor * run(x), factor=1),
+            "function": lambda x: inner(x),
+            "method": lambda x: run(x),
+            "list": lambda x: [self.layer][0](x),
+            "hook": self.layer,
+        }[way]
+        if way == "hook":
+            self.layer.register_forward_hook(lambda module, given, output: output * self.scale)
+
+    def forward(self, x):
+        return self.run(x)
+
+
+@pytest.mark.parametrize("way", ["self", "variable", "default", "keyword", "function", "method", "list", "hook"])
+def test_functions_of_a_copy_use_its_own_parts(way):
+    model = Own(way)
+    twice = copied(copied(model))
+    twice(torch.ones(1, 2)).sum().backward()
+    assert twice.layer.weight.grad is not None
+    assert model.layer.weight.grad is None
+    assert (twice.scale.grad is None) == (way != "hook")
+    assert model.scale.grad is None
+    assert not model.calls
+    assert len(twice.calls) == (way == "function")
+
+
+def test_a_copy_shares_functions_and_what_they_note_for_others():
+    seen, count = [], 0
+
+    def note(module, given, output):
+        nonlocal count
+        count += 1
+        seen.append(module is layer)
+
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(note)
+    layer.act = torch.relu
+    copy = copied(layer)
+    copy(torch.ones(1, 2))
+    assert seen == [True]
+    assert count == 1
+    assert copy.act is torch.relu
