@@ -22,9 +22,9 @@ class FrozenParts:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, bool]]) -> None:
         for name, weight in self._model.named_parameters():
-            weight.requires_grad_(state["weights"].get(name, weight.requires_grad))
+            weight.requires_grad_(bool(state["weights"].get(name, weight.requires_grad)))
         for name, module in self._model.named_modules():
-            module.training = state["modules"].get(name, module.training)
+            module.training = bool(state["modules"].get(name, module.training))
 
 
 def learning(model: nn.Module) -> dict[str, dict[str, bool]]:
