@@ -129,6 +129,7 @@ def rank_agreement(
 
 
 def precision(scores: np.ndarray, truths: np.ndarray, k: int) -> float:
+    """Returns the expected share of the k best scores that is among the k best truths, with all that equal the k-th."""
     hit = truths >= np.sort(truths)[-k]
     least = np.sort(scores)[-k]
     above, equal = scores > least, scores == least
