@@ -232,6 +232,7 @@ def examples():
     }
 
 
+@pytest.mark.long
 def test_exported_programs_run_in_a_process_without_nas(finished, examples, tmp_path):
     torch.save(
         {name: (str(finished(name) / "export" / "model.pt2"), inputs) for name, inputs in examples.items()},
@@ -262,6 +263,7 @@ def test_metadata_says_how_to_make_inputs_and_read_outputs(finished):
     assert metadata["nested"]["input"].startswith("float32 (batch, channels, height, width): pixels")
 
 
+@pytest.mark.long
 def test_nas_export_exports_two_inputs(finished, examples, tmp_path):
     checkpoint = finished("two inputs") / "retrain" / "checkpoint.pt"
     arguments = (f"checkpoint={checkpoint}", "runtime.device=cpu", f"hydra.run.dir={tmp_path / 'out'}")

@@ -144,9 +144,7 @@ def test_s1_fits_only_what_it_was_published_for(space, key):
         space(load_ops("s1")).options(tiny_spec())
 
 
-@pytest.mark.parametrize(
-    "name", ["s1", pytest.param("s2", marks=pytest.mark.long), "s3", pytest.param("s4", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("name", ["s1", *(pytest.param(name, marks=pytest.mark.long) for name in ("s2", "s3", "s4"))])
 def test_search_derive_and_freeze(name, tmp_path):
     torch.manual_seed(0)
     setup = Setup.from_config(composed("search", [*DARTS, f"ops={name}"]))
