@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +19,7 @@ from nas.spaces.published import resolve
 from nas.storage.command_line import choice
 from nas.storage.run_directory import check_processes, read_manifest
 from nas.supernet.genotype import Genotype
+from nas.training.inheritance import SCRATCH
 
 
 def has_finished(directory: Path) -> bool:
@@ -50,7 +51,7 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
                 fix="give the directory that a run of this command left",
             ) from error
     check_processes(read_manifest(Path(given.resume)), torchrun.started(), may_change=given.may_change)
-    before, now, default = (leaves(to_plain(config)) for config in (stored, given, untouched))
+    before, now, default = map(settings_of, (stored, given, untouched))
     named = [override.partition("=")[0].lstrip("+~").rpartition("@")[2].replace("/", ".") for override in overrides]
     named = [name.replace(TARGET, NAME) for name in named]
     changed = {
@@ -83,6 +84,14 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     return stored
 
 
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """Returns dotted name -> value. A retrain.start of None, which nas-retrain had by default once, is scratch."""
+    found = leaves(to_plain(config))
+    if found.get("retrain.start", SCRATCH) is None:
+        found["retrain.start"] = SCRATCH
+    return found
+
+
 def check_same(cfg: DictConfig, directory: Path) -> None:
     """Raises ConfigError, with a list, if settings differ from those of the run in a directory.
 
@@ -92,7 +101,7 @@ def check_same(cfg: DictConfig, directory: Path) -> None:
     path = directory / "config.yaml"
     if not path.is_file():
         return
-    before, now = leaves(to_plain(read_yaml(path))), leaves(to_plain(cfg))
+    before, now = settings_of(read_yaml(path)), settings_of(cfg)
     may = (*OWN, FETCH, *PLACES, *same_genotype(cfg, directory), *cfg.may_change)
     differing = [name for name in now | before if before.get(name) != now.get(name) and not among(name, may)]
     if differing:
