@@ -106,8 +106,8 @@ class Genotype:
 
 
 def python_text(value: Any) -> Any:
-    """Returns a text of NumPy, which no checkpoint can hold, as Python's; anything else as it is."""
-    return str(value) if isinstance(value, str) else value
+    """Returns a text of another class, as of NumPy, which no checkpoint can hold, as a str; anything else as it is."""
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def check_chosen(chosen: Mapping[str, str | None], options: Mapping[str, Sequence[str]]) -> None:

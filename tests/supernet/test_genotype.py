@@ -1,8 +1,10 @@
 import copy
 import dataclasses
+import enum
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 from nas.errors import GenotypeError
@@ -158,3 +160,9 @@ def test_a_genotype_is_copied_pickled_and_hashed(again):
 def test_choices_that_are_no_mapping_are_refused(choices):
     with pytest.raises(GenotypeError, match="expected a dict of key -> candidate name; let the deriver return"):
         Genotype("mine", choices)
+
+
+def test_choices_of_other_classes_of_texts_are_plain_texts():
+    chosen = Genotype("x", {np.str_("a"): np.str_("b"), "c": enum.Enum("Names", {"D": "d"}, type=str).D}).choices
+    assert [type(text) for pair in chosen.items() for text in pair] == [str] * 4
+    assert dict(chosen) == {"a": "b", "c": "d"}
