@@ -41,7 +41,7 @@ class Average:
                 mine.copy_(live)
         get_ema_multi_avg_fn(kept)(list(pairs), list(pairs.values()), self.updates)
         for module, other in self._modules:
-            if type(other).get_extra_state is not nn.Module.get_extra_state:
+            if has_extra_state(type(other)):
                 module.set_extra_state(copy.deepcopy(other.get_extra_state()))
         self.updates += 1
 
@@ -72,3 +72,8 @@ def check_averaged(network: nn.Module) -> None:
 
 def form(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return tensor.shape, tensor.dtype, tensor.device
+
+
+def has_extra_state(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class return an extra state and take it back, which torch asks of neither."""
+    return all(getattr(kind, name) is not getattr(nn.Module, name) for name in ("get_extra_state", "set_extra_state"))

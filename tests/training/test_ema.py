@@ -153,3 +153,13 @@ def test_extra_state_is_that_of_the_network():
     (mine,), (live,) = average.network, model
     assert (mine.seen, mine.sizes) == (live.seen, live.sizes) == (3, [3])
     assert mine.sizes is not live.sizes
+
+
+def test_extra_state_that_is_never_taken_back_stays():
+    class Told(nn.Linear):
+        def get_extra_state(self):
+            return {"made": "by hand"}
+
+    average = Average(Told(2, 2), decay=0.9)
+    average.update()
+    assert average.updates == 1
