@@ -2,13 +2,13 @@
 
 import copy
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from nas.supernet.unregistered import DEEPEST, PLAIN, held_in, held_plainly
+from nas.supernet.unregistered import DEEPEST, PLAIN, held_plainly
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -23,16 +23,14 @@ def copied(module: Module) -> Module:
     """
     held = (tensor for _, _, tensor in held_plainly(module, Tensor) if not tensor.is_leaf)
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in held}
-    functions = list(dict.fromkeys(functions_of(module)))
+    functions = functions_of(module)
     for one in functions:
         cells = tuple(memo.setdefault(id(cell), cell if plain(cell) else CellType()) for cell in one.__closure__ or ())
         memo[id(one)] = FunctionType(one.__code__, one.__globals__, one.__name__, None, cells)
     made = copy.deepcopy(module, memo)
 
     def own(value: Any) -> Any:
-        if isinstance(value, MethodType):
-            return MethodType(value.__func__, own(value.__self__))
-        return memo.get(id(value), value)
+        return copy.deepcopy(value, memo) if any(id(one) in memo for one in members(value)) else value
 
     for one in functions:
         function = own(one)
@@ -50,28 +48,41 @@ def plain(cell: CellType) -> bool:
     return cell == CellType() or type(cell.cell_contents) in PLAIN
 
 
-def functions_of(module: nn.Module) -> Iterator[FunctionType]:
-    """Yields the functions in attributes and hooks of a module, and in other such functions, that use parts of it."""
+def functions_of(module: nn.Module) -> list[FunctionType]:
+    """Returns the functions in attributes and hooks of a module, and in other such functions, that use parts of it."""
     parts = {id(part) for part in module.modules()}
+    held: dict[FunctionType, list[Any]] = {}
+    waiting: list[Any] = []
     for part in module.modules():
         inside = (*vars(part).values(), *part._parameters.values(), *part._buffers.values())
         parts |= {id(value) for value in inside if type(value) not in PLAIN}
-    for part in module.modules():
-        for _, function in held_in(vars(part), (FunctionType, functools.partial), DEEPEST):
-            yield from using(function, parts, set())
+        waiting += vars(part).values()
+    while waiting:
+        for one in members(waiting.pop()):
+            if isinstance(one, FunctionType) and one not in held:
+                cells = [cell.cell_contents for cell in one.__closure__ or () if not plain(cell)]
+                values = (*cells, *(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values())
+                held[one] = [inner for value in values for inner in members(value)]
+                waiting += values
+    found: list[FunctionType] = []
+    while more := [one for one in held.keys() - set(found) if any(id(inner) in parts for inner in held[one])]:
+        found += more
+        parts |= {id(one) for one in more}
+    return found
 
 
-def using(value: Any, parts: Collection[int], seen: set[int]) -> Iterator[FunctionType]:
-    """Yields a function if it, or a function that it calls by a variable, uses one of the parts; and those functions.
-    parts: their ids."""
-    if isinstance(value, functools.partial):
-        value = value.func
-    if not isinstance(value, FunctionType) or id(value) in seen:
-        return
-    seen.add(id(value))
-    cells = [cell.cell_contents for cell in value.__closure__ or () if not plain(cell)]
-    held = [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    inner = [function for one in held for function in using(one, parts, seen)]
-    if inner or any(id(one.__self__ if isinstance(one, MethodType) else one) in parts for one in held):
-        yield value
-    yield from inner
+def members(value: Any, depth: int = DEEPEST) -> Iterator[Any]:
+    """Yields a value and what is in it, if it is a container, a method or a functools.partial."""
+    yield value
+    held: Iterable[Any] = ()
+    if isinstance(value, MethodType):
+        held = (value.__self__,)
+    elif isinstance(value, functools.partial):
+        held = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, Mapping):
+        held = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        held = value
+    for one in held if depth else ():
+        if type(one) not in PLAIN:
+            yield from members(one, depth - 1)

@@ -16,6 +16,13 @@ class Own(nn.Module):
         super().__init__()
         self.layer, self.scale, self.calls = nn.Linear(2, 2), nn.Parameter(torch.ones(2)), []
         run, layer, calls = self.layer.forward, self.layer, self.calls
+        several, later = {"layers": [self.layer]}, functools.partial(self.layer)
+
+        def innermost(x):
+            return layer(x)
+
+        def between(x):
+            return innermost(x)
 
         def inner(x):
             calls.append(x)
@@ -29,6 +36,11 @@ class Own(nn.Module):
             "function": lambda x: inner(x),
             "method": lambda x: run(x),
             "list": lambda x: [self.layer][0](x),
+            "dict": lambda x: several["layers"][0](x),
+            "partial": lambda x: later(x),
+            "argument": functools.partial(lambda x, run: run(x), run=lambda x: self.layer(x)),
+            "two ways": lambda x: (between(x) + innermost(x)) / 2,
+            "two ways, the other first": lambda x, first=innermost, second=between: (first(x) + second(x)) / 2,
             "hook": self.layer,
         }[way]
         if way == "hook":
@@ -38,7 +50,10 @@ class Own(nn.Module):
         return self.run(x)
 
 
-@pytest.mark.parametrize("way", ["self", "variable", "default", "keyword", "function", "method", "list", "hook"])
+WAYS = ("self", "variable", "default", "keyword", "function", "method", "list", "dict", "partial", "argument", "hook")
+
+
+@pytest.mark.parametrize("way", [*WAYS, "two ways", "two ways, the other first"])
 def test_functions_of_a_copy_use_its_own_parts(way):
     model = Own(way)
     twice = copied(copied(model))
