@@ -85,11 +85,9 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """Returns dotted name -> value. A retrain.start of None, which nas-retrain had by default once, is scratch."""
+    """Returns dotted name -> value. Where retrain.start is missing or None, as it once was by default, it is scratch."""
     found = leaves(to_plain(config))
-    if found.get("retrain.start", SCRATCH) is None:
-        found["retrain.start"] = SCRATCH
-    return found
+    return found | {"retrain.start": found.get("retrain.start") or SCRATCH}
 
 
 def check_same(cfg: DictConfig, directory: Path) -> None:

@@ -365,11 +365,12 @@ def test_a_genotype_that_has_moved_is_the_same_and_another_one_in_its_place_is_n
         check(before, "/gone/other.json")
 
 
-def test_a_retraining_of_an_earlier_release_whose_start_was_none_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("retrain: {start: null}\n")
+@pytest.mark.parametrize("before", ["epochs: 1, start: null", "epochs: 1"])
+def test_a_retraining_of_an_earlier_release_whose_start_was_none_goes_on(before: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"retrain: {{{before}}}\nmay_change: []\n")
 
     def check(start: str) -> None:
-        check_same(OmegaConf.create({"retrain": {"start": start}, "may_change": []}), tmp_path)
+        check_same(OmegaConf.create({"retrain": {"epochs": 1, "start": start}, "may_change": []}), tmp_path)
 
     check("scratch")
     with pytest.raises(ConfigError, match=r"retrain\.start=supernet \(was scratch\)"):
