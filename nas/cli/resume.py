@@ -85,7 +85,7 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """Returns dotted name -> value. Where retrain.start is missing or None, as it once was by default, it is scratch."""
+    """Returns dotted name -> value. Where retrain.start is missing or None, as it once was, it is scratch."""
     found = leaves(to_plain(config))
     return found | {"retrain.start": found.get("retrain.start") or SCRATCH}
 

@@ -165,7 +165,8 @@ class Choice(nn.Module):
             return hard.run(candidate, *inputs, **named)
         own, others = copies(inputs), dict(zip(named, copies(named.values()), strict=True))
         output = hard.run(candidate, *own, **others)
-        self._writes[index] = any(one._version for one in tensors_in((*own, *others.values())))
+        # In evaluation mode nothing is learnt of it: dropout, for one, writes in training only.
+        self._writes[index] = not self.training or any(one._version for one in tensors_in((*own, *others.values())))
         return output
 
     def _zeros(self, *inputs: Any, **named: Any) -> Tensor:

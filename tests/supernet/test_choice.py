@@ -273,6 +273,17 @@ def test_a_candidate_may_write_into_the_output_of_a_choice_that_was_not_written_
         assert torch.allclose(gate.grad, factor.grad)
 
 
+def test_a_candidate_that_did_not_write_in_evaluation_mode_may_write_in_training_mode():
+    dropout = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Tanh())
+    model = nn.Sequential(Choice({"a": nn.Linear(4, 4), "b": nn.Tanh()}), Choice({"plain": nn.Tanh(), "op": dropout}))
+    for training, index in ((True, 0), (False, 1), (True, 1)):
+        gate = torch.ones((), requires_grad=True)
+        drawn = {"0": Gate(None, 0, HardGate(gate)), "1": Gate(None, index, HardGate(torch.ones(())))}
+        with gates(choices(model), drawn):
+            model.train(training)(torch.ones(3, 4)).sum().backward()
+        assert gate.grad is not None
+
+
 BEGINS_IN_PLACE = {
     "relu": nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)),
     "nested": nn.Sequential(nn.Identity(), nn.Sequential(nn.Dropout(0.0, inplace=True), nn.ELU(inplace=True))),
