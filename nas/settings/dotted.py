@@ -7,9 +7,9 @@ from typing import Any
 OWN = ("resume", "may_change", "allow_targets", "lock", "retry_failed", "dry_run")
 # The groups of a search, which nas-retrain has and does not use.
 OF_SEARCH = (
-    *("search", "sampler", "temperature", "searcher", "regulariser", "monitor", "deriver"),
-    *("weight_optim", "arch_optim", "lr"),
-)
+    "search", "sampler", "temperature", "searcher", "regulariser", "monitor", "deriver",
+    "weight_optim", "arch_optim", "lr",
+)  # fmt: skip
 # Where the data and the first weights lie. A resumed run may use another place: the training examples and the teacher's
 # weights are compared, and the first weights are in its checkpoints by then.
 PLACES = ("data.root", "space.weights", "teacher.weights")

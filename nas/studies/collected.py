@@ -20,8 +20,8 @@ class Run:
     status: finished, failed, or another state that the job recorded. value: the number that the study compares; None
     until there is one. curve: epoch, from 1 -> the looked-up value of the cell derived after this epoch. seconds:
     stage -> device time in seconds. retrained: retraining seed -> the score on the test split, of retrainings that have
-    finished. retrainings: their manifests, also of those that have not finished. epochs: of a training in which a
-    network sees as many images as the search did.
+    finished. retrainings: the manifests of all retrainings that have begun. epochs: the number of epochs in which a
+    training sees as many images as the search saw.
     """
 
     method: str
