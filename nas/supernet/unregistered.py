@@ -8,10 +8,11 @@ from torch import nn
 from nas.errors import SpaceError
 
 DEEPEST = 4  # the number of nested containers that are searched
-PLAIN = frozenset(
-    {bool, int, float, str, type(None)}
-)  # most attributes: passed over first, or this takes twice as long
 OF_TORCH = ("_parameters", "_buffers", "_modules")
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # these and its hooks
+# Most attributes are of these, or lists of them, as a stride is. Without passing over them first, this would take three
+# times as long, and a command walks through a model ten times.
+PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 def refuse_unregistered(model: nn.Module, kind: type[nn.Module]) -> None:
@@ -46,7 +47,10 @@ def held_plainly(model: nn.Module, kinds: Any) -> Iterator[tuple[str, nn.Module,
     """Yields (place, module that holds it, object) for each object of `kinds` outside of torch's registers."""
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if type(value) in PLAIN or attribute in OF_TORCH or attribute.endswith("_hooks"):
+            kind = type(value)
+            if kind in PLAIN or attribute in OF_EVERY_MODULE:
+                continue
+            if (kind is tuple or kind is list) and PLAIN.issuperset(map(type, value)):
                 continue
             for place, held in held_in(value, kinds, DEEPEST):
                 yield ".".join(filter(None, (path, attribute))) + place, module, held
@@ -61,5 +65,4 @@ def held_in(value: Any, kinds: Any, depth: int) -> Iterator[tuple[str, Any]]:
             yield from ((f"[{key!r}]{place}", held) for place, held in held_in(one, kinds, depth - 1))
     elif depth and isinstance(value, list | tuple | set | frozenset):
         for index, one in enumerate(value):
-            if type(one) not in PLAIN:  # as in a stride, which every convolution has
-                yield from ((f"[{index}]{place}", held) for place, held in held_in(one, kinds, depth - 1))
+            yield from ((f"[{index}]{place}", held) for place, held in held_in(one, kinds, depth - 1))

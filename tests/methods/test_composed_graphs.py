@@ -287,7 +287,7 @@ MEMORY = {
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("moment", [0, 1, 2, 3, 100])
+@pytest.mark.parametrize("moment", [0, 2, 100, *(pytest.param(moment, marks=pytest.mark.long) for moment in (1, 3))])
 @pytest.mark.parametrize("error", MEMORY)
 def test_out_of_memory_at_any_moment(supernet, moment, error, capsys):
     expected = steps(searcher(supernet, GDAS()), 5)

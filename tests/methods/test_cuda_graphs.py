@@ -46,7 +46,7 @@ def supernet(request, spec):
     return request.getfixturevalue(request.param).supernet(spec).double()
 
 
-@pytest.mark.parametrize("sampler", [GDAS(), GDAS(samples=2), pytest.param(Uniform(), marks=pytest.mark.long)])
+@pytest.mark.parametrize("sampler", [GDAS(), *(pytest.param(sampler, marks=pytest.mark.long) for sampler in (GDAS(samples=2), Uniform()))])
 def test_a_search_is_the_same(supernet, sampler):
     """But for the order in which float64 sums are taken. What was not drawn rests: it has no momentum."""
     recorder = Again()
@@ -335,6 +335,7 @@ def test_other_shapes_and_types_are_recorded_anew(spec, nas_bench_201):
         assert_same(steps(one, 2, size=size), steps(two, 2, size=size), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("supernet", ["nas_bench_201", "custom"], indirect=True)
 @pytest.mark.parametrize("unrecorded", ["forward", "backward"])
 def test_what_cannot_be_recorded_runs_each_time(supernet, unrecorded, capsys):
     class Sometimes(Again):

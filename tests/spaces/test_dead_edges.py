@@ -94,7 +94,7 @@ def gradients(searcher):
 
 
 def steps(space, spec, plan_of, monkeypatch, **kwargs):
-    """Losses, gradients and forward passes of 20 draws, from weights that stay as they are."""
+    """Losses, gradients and forward passes of 12 draws, from weights that stay as they are."""
     monkeypatch.setattr(planned_cell, "living", plan_of)
     torch.manual_seed(0)
     searcher = make(space.supernet(spec).double(), lr=0.0, momentum=0.0, weight_decay=0.0, arch_lr=0.0, **kwargs)
@@ -110,7 +110,7 @@ def steps(space, spec, plan_of, monkeypatch, **kwargs):
         if not list(module.children()):
             module.register_forward_hook(count)
     losses, found = [], []
-    for _ in range(10):
+    for _ in range(6):
         losses.append(searcher.weight_step(batch, 1.0).loss)
         found.append(gradients(searcher))
         losses.append(searcher.arch_step(batch, batch, 1.0).loss)

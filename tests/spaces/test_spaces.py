@@ -74,7 +74,7 @@ def test_parameters_of_nas_bench_201(architecture, parameters, ops_tables, spec)
     [
         ("DARTS_V1", 3_169_414, True),
         pytest.param("DARTS_V2", 3_349_342, True, marks=pytest.mark.long),
-        ("DARTS_V2", 3_349_342, False),
+        pytest.param("DARTS_V2", 3_349_342, False, marks=pytest.mark.long),
     ],
 )
 def test_parameters_of_darts(name, parameters, auxiliary, ops_tables, spec):
@@ -390,7 +390,7 @@ def test_other_edges_are_dropped_in_training_only(name, op, request, spec):
 # -- sizes of images
 
 
-@pytest.mark.parametrize("size", [(7, 7), (15, 15), (28, 28), (7, 10), (1, 1), (2, 3)])
+@pytest.mark.parametrize("size", [(7, 7), (28, 28), (7, 10), (1, 1), (2, 3)])
 def test_any_size_of_image(size, space, spec):
     spec = dataclasses.replace(spec, input_shapes=((1, *size),), mean=(0.5,), std=(0.5,))
     supernet = space.supernet(spec)
