@@ -151,7 +151,9 @@ def test_a_killed_run_ends_as_it_would_have(stopped: Path, nas: Nas, undisturbed
     assert result(stopped) == result(undisturbed)
 
 
-@pytest.mark.parametrize("lacking", [["metadata.json", "MODEL_CARD.md"], ["metadata.json"], []])
+@pytest.mark.parametrize(
+    "lacking", [["metadata.json", "MODEL_CARD.md"], pytest.param(["metadata.json"], marks=pytest.mark.long), []]
+)
 def test_a_run_that_was_killed_while_it_exported(
     undisturbed: Path, tmp_path: Path, nas: Nas, lacking: list[str]
 ) -> None:

@@ -41,7 +41,7 @@ def test_several_regularisers_and_their_metrics(nas: Nas, tmp_path: Path) -> Non
 
 
 def test_a_regulariser_moves_the_logits(nas: Nas, tmp_path: Path) -> None:
-    pull = ("regulariser=entropy", "regulariser.entropy.weight.start=100", "search.epochs=4")
+    pull = ("regulariser=entropy", "regulariser.entropy.weight.start=100", "search.epochs=4", "search.gap_batches=0")
     for name, chosen in (("with", pull), ("without", pull[2:])):
         assert nas("search", *TINY, "tracker=jsonl", *chosen, f"hydra.run.dir={name}").code == 0
     assert metrics(tmp_path / "with")[-1]["entropy/mean"] < metrics(tmp_path / "without")[-1]["entropy/mean"] - 0.001
@@ -306,7 +306,7 @@ def test_mixed_precision_and_a_compiler_through_the_command(nas: Nas, tmp_path: 
 def test_a_search_in_which_the_architecture_takes_no_step_is_told(
     nas: Nas, settings: tuple[str, ...], told: bool
 ) -> None:
-    outcome = nas("search", *TINY, *settings, "hydra.run.dir=out")
+    outcome = nas("search", *TINY, "tracker=jsonl", "search.gap_batches=0", *settings, "hydra.run.dir=out")
     assert outcome.code == 0
     assert outcome.err.startswith("warning: the architecture takes no step in 2 epochs of 3 steps with ") == told
     assert ("arch/loss" in metrics(Path("out"))[-1]) != told

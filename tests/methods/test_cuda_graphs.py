@@ -46,7 +46,9 @@ def supernet(request, spec):
     return request.getfixturevalue(request.param).supernet(spec).double()
 
 
-@pytest.mark.parametrize("sampler", [GDAS(), *(pytest.param(sampler, marks=pytest.mark.long) for sampler in (GDAS(samples=2), Uniform()))])
+@pytest.mark.parametrize(
+    "sampler", [GDAS(), *(pytest.param(sampler, marks=pytest.mark.long) for sampler in (GDAS(samples=2), Uniform()))]
+)
 def test_a_search_is_the_same(supernet, sampler):
     """But for the order in which float64 sums are taken. What was not drawn rests: it has no momentum."""
     recorder = Again()
