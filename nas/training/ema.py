@@ -1,12 +1,14 @@
 """A moving average of a network's weights."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nas.errors import ConfigError
+from nas.runtime import distributed
 from nas.supernet.copying import copied
 
 
@@ -14,7 +16,8 @@ class Average:
     """The exponential moving average of a network's weights over its training steps.
 
     network: a copy of the trained network, with the averaged weights. Batch-norm statistics are averaged too. Buffers
-    of integers are copied, and so are buffers whose shape or type has changed, and what get_extra_state returns.
+    of integers are copied, and so are buffers whose shape or type has changed, and what get_extra_state returns. Where
+    the average of a buffer is not finite, as in a mask of -inf, it is the present number.
     decay: in [0, 1), the part of the average that an update keeps. Update t = 0, 1, ... keeps min(decay, (1 + t) / (10
     + t)), so that a short run does not end on an average of its first steps.
 
@@ -34,12 +37,14 @@ class Average:
         """Updates the average with the present weights."""
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         pairs: dict[Tensor, Tensor] = {}  # of what is averaged; a tensor of two modules once
-        for mine, live in (*self._weights, *self._buffers()):
+        buffers = self._buffers()
+        for mine, live in (*self._weights, *buffers):
             if mine.is_floating_point() or mine.is_complex():
                 pairs[mine] = live
             else:
                 mine.copy_(live)
         get_ema_multi_avg_fn(kept)(list(pairs), list(pairs.values()), self.updates)
+        replace_infinite({mine: pairs[mine] for mine, _ in buffers if mine in pairs})
         for module, other in self._modules:
             if has_extra_state(type(other)):
                 module.set_extra_state(copy.deepcopy(other.get_extra_state()))
@@ -57,6 +62,19 @@ class Average:
                     persistent = name not in other._non_persistent_buffers_set
                     module.register_buffer(name, None if live is None else live.clone(), persistent=persistent)
         return found
+
+
+def replace_infinite(pairs: Mapping[Tensor, Tensor]) -> None:
+    """Gives averages that are not finite the present numbers. pairs: average -> present numbers.
+
+    A mask of -inf would become NaN, as inf - inf is. Takes a few kernels for all tensors, as networks have hundreds.
+    """
+    averages = list(pairs)
+    for bucket in distributed.buckets(averages):
+        some = [averages[position] for position in bucket]
+        mine, live = (torch.cat([one.flatten() for one in ones]) for ones in (some, [pairs[one] for one in some]))
+        finite = torch.where(mine.isfinite(), mine, live).split([one.numel() for one in some])
+        torch._foreach_copy_(some, [part.view(one.shape) for part, one in zip(finite, some, strict=True)])
 
 
 def check_averaged(network: nn.Module) -> None:

@@ -126,6 +126,18 @@ def test_buffers_that_a_step_replaces_are_averaged_too():
     assert ours.state_dict().keys() == model.state_dict().keys()
 
 
+def test_a_buffer_with_infinite_numbers_does_not_become_nan():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    model.register_buffer("highest", torch.full((2,), -torch.inf, dtype=torch.float64))  # so far
+    average = Average(model, decay=0.9)
+    for highest, expected in ((-torch.inf, -torch.inf), (2.0, 2.0), (4.0, 2 * 3 / 12 + 4 * 9 / 12)):
+        model.highest.fill_(highest)
+        average.update()
+        assert torch.equal(average.network.mask, model.mask)
+        assert average.network.highest.tolist() == pytest.approx([expected] * 2)
+
+
 class Counting(nn.Linear):
     """Keeps a number and a list in the extra state of its state dict."""
 
