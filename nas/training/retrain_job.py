@@ -35,6 +35,7 @@ from nas.training.task_state import changing, modules_of
 from nas.training.trained import EVALUATION_BATCH, Trained
 from nas.training.trial_training import check_saves_all, try_training
 from nas.training.unsaved_numbers import UnsavedNumbers
+from nas.training.weighing import weights_of
 
 CALIBRATION = 100  # batches at most that batch norms are recalibrated on
 
@@ -254,7 +255,8 @@ def check_drop_path(network: nn.Module, rate: float) -> None:
 
 
 def check_takes_probabilities(job: Job) -> None:
-    """Raises ConfigError unless targets may be probabilities of classes, which smoothing and mixing make of labels."""
+    """Raises ConfigError unless loss, metric and weights take probabilities of classes, which smoothing and mixing make
+    of labels."""
     spec = job.data.spec
     problem = "the targets are no class labels"
     if spec.class_names and not spec.target_shape:
@@ -262,10 +264,15 @@ def check_takes_probabilities(job: Job) -> None:
         outputs, targets = torch.zeros(2, classes), torch.full((2, classes), 1 / classes)
         try:
             with all_put_back([job.task, *changing(job.task)], device=targets.device):
-                shapes = (job.task.loss(outputs, targets).shape, job.task.measure(outputs, targets).shape)
-            if shapes == ((), (2,)):
+                got = {
+                    "loss": job.task.loss(outputs, targets),
+                    "metric": job.task.measure(outputs, targets),
+                    "weights": weights_of(job.task, targets),
+                }
+            shapes = {name: tuple(value.shape) for name, value in got.items() if value is not None}
+            if shapes in ({"loss": (), "metric": (2,)}, {"loss": (), "metric": (2,), "weights": (2,)}):
                 return
-            problem = f"the task's loss and metric of them have the shapes {tuple(map(tuple, shapes))}"
+            problem = f"of two of them the task's shapes are {shapes}"
         except Exception as error:  # whatever a user's own loss or metric makes of them
             problem = f"the task refuses them ({described(error)})"
     raise ConfigError(

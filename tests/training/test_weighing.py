@@ -19,6 +19,7 @@ from nas.settings import configuration
 from nas.training.evaluate import score
 from nas.training.job import Job
 from nas.training.loop import RetrainState, TrainingStep
+from nas.training.retrain_job import check_takes_probabilities
 from nas.training.task import Classification, Custom, Regression
 from nas.training.weighing import OnDevice, how_parts_add_up, known_weights, weights_of
 
@@ -272,6 +273,27 @@ def test_functions_that_fail_are_told_in_one_line(task, message):
     spec = DataSpec(name="x", input_shapes=((3,),), target_shape=(), class_names=("a", "b", "c"))
     with pytest.raises(ConfigError, match=message):
         task.check(torch.randn(2, 3), torch.tensor([0, 1]), spec)
+
+
+@pytest.mark.parametrize(
+    ("weight", "problem"),
+    [
+        (lambda targets: torch.ones(3)[targets], r"the task refuses them \(IndexError: "),
+        (lambda targets: targets != 0, r"the task's shapes are .*'weights': \(2, 3\)"),
+    ],
+)
+def test_weights_that_take_labels_only_are_told_before_labels_are_smoothed(weight, problem):
+    spec = DataSpec(name="x", input_shapes=((3,),), class_names=("a", "b", "c"))
+    job = Job(
+        runtime=Runtime(device="cpu"),
+        space=None,
+        data=types.SimpleNamespace(augment=None, spec=spec),
+        task=Custom(loss=F.cross_entropy, metric=lambda o, t: o[:, 0], name="x", higher_is_better=True, weight=weight),
+    )
+    with pytest.raises(ConfigError, match=r"retrain.label_smoothing, .* make probabilities of classes .*" + problem):
+        check_takes_probabilities(job)
+    job.task._weight = None
+    check_takes_probabilities(job)
 
 
 def test_a_loss_of_all_pairs_of_outputs_and_targets_is_told_before_a_run(capsys):
