@@ -122,7 +122,7 @@ def start_alike(model: nn.Module) -> None:
     if world() > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             flat = tensor.flatten().clone()
-            dist.broadcast(flat, src=0)
+            dist.broadcast(flat.view(torch.uint8), src=0)  # as bytes: gloo does not know all types
             tensor.copy_(flat.view_as(tensor))
 
 

@@ -58,11 +58,13 @@ def main(directory):
         torch.manual_seed(rank)
         model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
         model[1].num_batches_tracked += 7 - rank
+        model.register_buffer("steps", torch.full((2, 3), 4 - rank, dtype=torch.int16).t())
         distributed.start_alike(model)
         torch.manual_seed(0)
         expected = nn.Conv2d(3, 4, 1)
         assert torch.equal(model[0].weight, expected.weight)
         assert model[1].num_batches_tracked == 7
+        assert model.steps.unique().tolist() == [4]
 
         logits, generator = torch.tensor([0.1, 0.2]), torch.Generator().manual_seed(3)
         distributed.check_equal_gates([logits, generator.get_state()])
