@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from nas.methods.sampler import LossSampler, Sampler, Stateful, refuse_nan
 from nas.methods.timed_limit import TimedLimit
 from nas.runtime import distributed
-from nas.runtime.buffers import restore_unsaved, unsaved
+from nas.runtime.buffers import of_processes, restore_unsaved, unsaved
 from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, Guard, naming
 from nas.runtime.precision import Precision
 from nas.runtime.rng import random_state, set_random_state
@@ -81,6 +81,7 @@ class SearchState:
         return {
             "supernet": self.supernet.state_dict(),
             "supernet_buffers": unsaved(self.supernet),
+            "buffers_of_processes": of_processes(self.supernet),
             "arch": self.arch.state_dict(),
             "weight_optim": self.weight_optim.state_dict(),
             "arch_optim": self.arch_optim.state_dict(),
@@ -112,6 +113,8 @@ class SearchState:
             device = self.arch.logits.device
             checkpoint_file.restore(self.supernet, state["supernet"], source=source)
             restore_unsaved(self.supernet, state.get("supernet_buffers", {}))
+            if buffers := state.get("buffers_of_processes"):
+                restore_unsaved(self.supernet, distributed.of_this_process(buffers))
             checkpoint_file.restore(self.arch, state["arch"], source=source)
             self.weight_optim.load_state_dict(state["weight_optim"])
             self.arch_optim.load_state_dict(state["arch_optim"])

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nas.runtime import distributed
+
 
 class Buffers:
     """A copy of the buffers of a module at construction."""
@@ -38,9 +40,24 @@ def unsaved(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach() for name, buffer in model.named_buffers() if name not in saved}
 
 
+def of_processes(model: nn.Module) -> list[dict[str, Tensor]]:
+    """The buffers of each process that are not the same in all, as each saw its share of the batches: name -> buffer.
+
+    Several processes call it together. Returns an empty list in a single process.
+    """
+    if distributed.world() == 1:
+        return []
+    mine = {name: buffer.detach() for name, buffer in model.named_buffers()}
+    digests = dict(zip(mine, distributed.digest_each([*mine.values(), torch.zeros(1)]).tolist(), strict=False))
+    everywhere = distributed.of_all(digests)
+    return distributed.of_all(
+        {name: one.cpu() for name, one in mine.items() if any(of.get(name) != digests[name] for of in everywhere)}
+    )
+
+
 @torch.no_grad()
 def restore_unsaved(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Writes the buffers that `unsaved` returned into another model of the same structure.
+    """Writes the buffers that `unsaved` or `of_processes` returned into another model of the same structure.
 
     Copies into the model's tensor if shape and dtype agree, and otherwise registers a new buffer.
     Raises AttributeError for a name whose module does not exist.

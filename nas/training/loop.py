@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from nas.data.inputs import Batch, Inputs, each
 from nas.data.loader import Loader, between_steps
 from nas.runtime import distributed
-from nas.runtime.buffers import restore_unsaved, unsaved
+from nas.runtime.buffers import of_processes, restore_unsaved, unsaved
 from nas.runtime.fused_step import zero_gradients
 from nas.runtime.nonfinite import RETRAINING, Guard, naming
 from nas.runtime.precision import Precision, take_step
@@ -106,6 +106,7 @@ class RetrainState:
             "metrics": self.metrics,
             "meter": self.meter.state_dict(),
             "frozen": self.frozen.state_dict(),
+            "buffers_of_processes": of_processes(self.network),
         }
         if self.task is not None:
             state["task"] = distributed.of_all(self.task.state_dict())
@@ -128,6 +129,8 @@ class RetrainState:
                 checkpoint_file.restore(self.network, state["trained_network"], source=source)
                 restore_unsaved(self.network, state.get("trained_network_buffers", {}))
                 self.average.updates = state["average_updates"]
+            if buffers := state.get("buffers_of_processes"):
+                restore_unsaved(self.network, distributed.of_this_process(buffers))
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])

@@ -12,6 +12,7 @@ from torch import nn
 from nas.cli import torchrun
 from nas.errors import DivergenceError
 from nas.runtime import distributed
+from nas.runtime.buffers import of_processes
 from nas.runtime.precision import Precision, take_step
 from nas.training.meter import Meter, StepResult
 
@@ -65,6 +66,12 @@ def main(directory):
         assert torch.equal(model[0].weight, expected.weight)
         assert model[1].num_batches_tracked == 7
         assert model.steps.unique().tolist() == [4]
+
+        model[1].running_mean.fill_(rank)
+        apart = of_processes(model)
+        assert [{name: one.tolist() for name, one in own.items()} for own in apart] == [
+            {"1.running_mean": [float(number)] * 4} for number in range(2)
+        ]
 
         logits, generator = torch.tensor([0.1, 0.2]), torch.Generator().manual_seed(3)
         distributed.check_equal_gates([logits, generator.get_state()])
