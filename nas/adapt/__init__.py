@@ -15,7 +15,7 @@ _public = {
     "insertions": "insertion",
     "depthwise": "makers",
     "factorised": "makers",
-    "fewer_heads": "narrowing",
+    "fewer_heads": "heads",
     "narrower": "narrowing",
     "other": "makers",
     "skip": "makers",

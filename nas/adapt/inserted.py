@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas.adapt.heads import fewer_heads
 from nas.adapt.insertion import Maker, insert
 from nas.adapt.makers import depthwise, factorised, skip, smaller_kernel
-from nas.adapt.narrowing import fewer_heads, narrower
+from nas.adapt.narrowing import narrower
 from nas.adapt.trained_weights import load_weights
 from nas.data.inputs import each
 from nas.data.spec import DataSpec

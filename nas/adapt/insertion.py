@@ -24,6 +24,7 @@ from nas.adapt.same_function import Example, called, outputs_of, refuse_changed,
 from nas.errors import SpaceError, described
 from nas.runtime import distributed
 from nas.supernet.choice import Choice
+from nas.supernet.returned_inputs import drops_in_place
 from nas.supernet.undisturbed import undisturbed
 
 KEEP = "keep"  # the name of the module itself among the candidates
@@ -34,7 +35,7 @@ class Place:
     """A module of the network, and what it was given and returned in one forward pass of the example.
 
     path: of the module in the network. inputs, named: its arguments by position and by name. output: what it returned.
-    overwritten: whether the network wrote into the output later, as nn.ReLU(inplace=True) does.
+    overwritten: whether the network wrote into the output later, as nn.ReLU(inplace=True) does, or may in training.
     """
 
     path: str
@@ -302,7 +303,10 @@ def _observed(
                 f"the module at {path} returns a {type(seen[0].output).__name__}, expected one tensor",
                 fix="use a module inside of it, or around it, that returns one tensor",
             )
-    return [replace(seen[0], overwritten=version(seen[0].output) > written[path]) for path, seen in calls.items()]
+    drops = drops_in_place(model)
+    return [
+        replace(seen[0], overwritten=drops or version(seen[0].output) > written[path]) for path, seen in calls.items()
+    ]
 
 
 def version(output: Any) -> int:

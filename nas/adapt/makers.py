@@ -66,10 +66,10 @@ def factorised(*fractions: float) -> Maker:
         if not is_plain(layer) or has_hooks(layer):
             return {}
         if isinstance(layer, nn.Linear):
-            ranks = [max(1, math.ceil(fraction * min(layer.weight.shape))) for fraction in fractions]
+            ranks = [share(fraction, min(layer.weight.shape)) for fraction in fractions]
             return {f"rank_{rank}": _factorised_linear(layer, rank) for rank in ranks}
         if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-            ranks = [max(1, math.ceil(fraction * min(layer.weight.flatten(1).shape))) for fraction in fractions]
+            ranks = [share(fraction, min(layer.weight.flatten(1).shape)) for fraction in fractions]
             return {f"rank_{rank}": _factorised_conv(layer, rank) for rank in ranks}
         return {}
 
@@ -159,6 +159,12 @@ def _check_fractions(maker: str, fractions: tuple[Any, ...]) -> None:
             f"{maker} takes fractions between 0 and 1, got {', '.join(map(repr, fractions)) or 'none'}",
             fix=f"use {maker}(0.5)",
         )
+
+
+def share(fraction: float, count: int, step: int = 1) -> int:
+    """A fraction of the count, rounded up to a multiple of the step. 0.55 of 100 is 55, though the product of the
+    floats is above 55."""
+    return max(1, math.ceil(round(fraction * count / step, 9))) * step
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

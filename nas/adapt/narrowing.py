@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.adapt.insertion import Maker, Place, fits
-from nas.adapt.makers import _check_fractions, is_plain
+from nas.adapt.makers import _check_fractions, is_plain, share
 from nas.errors import SpaceError
 from nas.supernet.copying import copied
 
@@ -72,8 +72,7 @@ class Channels:
 
     def width(self, fraction: float, multiple_of: int) -> int:
         """How many channels are kept of a fraction of them: a multiple of the number, and whole blocks."""
-        step = math.lcm(multiple_of, self.block)
-        return min(self.count, math.ceil(fraction * self.count / step) * step)
+        return min(self.count, share(fraction, self.count, math.lcm(multiple_of, self.block)))
 
     def largest(self, kept: int) -> Tensor:
         """(kept,): the indices of the most important channels, ascending."""
@@ -293,46 +292,3 @@ def _over_places(node: fx.Node) -> bool:
     arguments = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
     dims: Any = arguments.get("dim")
     return bool(arguments.get("keepdim")) and dims in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2])
-
-
-def fewer_heads(*fractions: float) -> Maker:
-    """Candidates ``heads_N``: copies of an attention module with N of its heads, those with the largest weights.
-
-    fractions: of the heads, each > 0 and < 1. For attention as in timm: linear layers `qkv` and `proj`, and the
-    numbers `num_heads` and `head_dim`. Other modules get no candidate.
-    """
-    _check_fractions("fewer_heads", fractions)
-
-    def make(place: Place) -> Mapping[str, nn.Module]:
-        attention = place.module
-        parts = getattr(attention, "qkv", None), getattr(attention, "proj", None)
-        heads, width = getattr(attention, "num_heads", None), getattr(attention, "head_dim", None)
-        if not all(isinstance(part, nn.Linear) and is_plain(part) for part in parts) or not isinstance(heads, int):
-            return {}
-        if not isinstance(width, int) or parts[0].out_features != 3 * heads * width:  # type: ignore[union-attr]
-            return {}
-        if parts[1].in_features != heads * width:  # type: ignore[union-attr]
-            return {}
-        kept = {max(1, round(fraction * heads)) for fraction in fractions} - {heads}
-        made = {f"heads_{count}": _with_heads(attention, count) for count in sorted(kept, reverse=True)}
-        return {name: candidate for name, candidate in made.items() if fits(place, candidate)}
-
-    return make
-
-
-def _with_heads(attention: nn.Module, count: int) -> nn.Module:
-    narrow: Any = copied(attention)
-    heads, width = narrow.num_heads, narrow.head_dim
-    squares = _squares(narrow.qkv.weight).sum(1).reshape(3, heads, width).sum((0, 2))
-    squares += _squares(narrow.proj.weight).sum(0).reshape(heads, width).sum(1)
-    best = squares.topk(count).indices.sort().values
-    channels = (best[:, None] * width + torch.arange(width, device=best.device)).flatten()  # of one of q, k and v
-    rows = torch.cat([part * heads * width + channels for part in range(3)])
-    _cut(narrow.qkv, "weight", rows, 0)
-    _cut(narrow.qkv, "bias", rows, 0)
-    _cut(narrow.proj, "weight", channels, 1)
-    narrow.qkv.out_features, narrow.proj.in_features = len(rows), len(channels)
-    narrow.num_heads = count
-    if hasattr(narrow, "attn_dim"):
-        narrow.attn_dim = count * width
-    return narrow

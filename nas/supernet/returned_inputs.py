@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
 from nas.data.inputs import Inputs, each
@@ -34,7 +35,8 @@ class ReturnedInputs:
         given = tensors_in((*part.args, *part.kwargs.values()))
         before = [one._version for one in given]
         output = run()
-        if part.choice and part.key and part.name and before != [one._version for one in given]:
+        writes = before != [one._version for one in given] or drops_in_place(part.module)
+        if part.choice and part.key and part.name and writes:
             self._writing.append((part.choice, part.key, part.name))
         return output
 
@@ -49,8 +51,9 @@ class ReturnedInputs:
 
     def refuse_overwritten(self, model: nn.Module, inputs: Inputs) -> None:
         """Raises SpaceError for a candidate with which the model would return other outputs if it returned a copy."""
+        drops = drops_in_place(model)
         for part, watched, versions in self._noted:
-            if [one._version for one in watched] == versions:
+            if not drops and [one._version for one in watched] == versions:
                 continue
             assert part.choice is not None  # of a candidate
             drawn, hook = dict(part.condition), (part.choice, copies_output)
@@ -101,15 +104,27 @@ def outputs(
     drawn: Mapping[str, str],
     hooks: Sequence[tuple[Choice, Callable[[Choice], RemovableHandle]]] = (),
 ) -> list[Tensor]:
-    """What the model returns with these candidates drawn, elsewhere the first. hooks: choices, with what hooks them."""
+    """What the model returns with these candidates drawn, elsewhere the first, in eval mode but for its dropouts.
+    hooks: choices, with what hooks them."""
     found = choices(model)
     by_key = {
         key: Gate(None, sharing[0].names.index(drawn.get(key, sharing[0].names[0]))) for key, sharing in found.items()
     }
     with undisturbed(model, seed=0), torch.no_grad(), gates(found, by_key), contextlib.ExitStack() as hooked:
+        for one in dropouts(model):
+            one.training = True
         for choice, register in hooks:
             hooked.enter_context(register(choice))
         return tensors_in([model(*(one.clone() for one in each(inputs)))])
+
+
+def dropouts(model: nn.Module) -> list[_DropoutNd]:
+    return [module for module in model.modules() if isinstance(module, _DropoutNd)]
+
+
+def drops_in_place(model: nn.Module) -> bool:
+    """Whether a dropout of the model writes into its input, which it does in training only."""
+    return any(one.inplace for one in dropouts(model))
 
 
 def memory(tensors: Iterable[Any]) -> set[int]:

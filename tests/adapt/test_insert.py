@@ -57,8 +57,11 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = num_heads, width // num_heads
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
+    def parts(self, x):
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
     def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.parts(x)
         return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -195,6 +198,17 @@ def test_fewer_heads_leave_out_the_smallest():
     narrow = model[0].candidates[1]
     assert (model[0].names, narrow.num_heads, narrow.qkv.out_features) == (("keep", "heads_3"), 3, 27)
     assert torch.allclose(narrow(tokens), attention(tokens), atol=1e-4)
+
+
+class HeadsFirst(Attention):
+    def parts(self, x):
+        return self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
+
+
+def test_attention_whose_heads_are_in_another_order_keeps_them_all():
+    makers, tokens = [skip(), fewer_heads(0.75)], torch.zeros(2, 5, 12)
+    assert candidates(nn.Sequential(HeadsFirst()), {"0": makers}, tokens)["0"].keys() == {"keep", "skip"}
+    assert "heads_3" in candidates(nn.Sequential(Attention()), {"0": makers}, tokens)["0"]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -493,6 +507,15 @@ def test_the_branch_that_the_module_takes_decides():
     assert model[0].training
 
 
+def test_a_fraction_of_a_count_is_exact():
+    makers = [factorised(0.55, 0.07), narrower(0.55, 1e-12, multiple_of=1)]
+    block = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
+    made = candidates(block, {"0": makers}, torch.randn(2, 100))["0"]
+    assert made.keys() == {"keep", "rank_55", "rank_7"}
+    made = candidates(nn.Sequential(block), {"0": makers}, torch.randn(2, 100))["0"]
+    assert [made[f"width_{share}"][0].out_features for share in ("0.55", "1e-12")] == [55, 1]
+
+
 def test_equal_widths_are_one_candidate():
     block = nn.Sequential(nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1))
     made = candidates(nn.Sequential(block), {"0": narrower(0.5, 0.45, 0.3)}, torch.randn(2, 4, 6, 6))["0"]
@@ -652,3 +675,13 @@ def test_a_candidate_that_returns_its_input_gives_a_copy_where_the_model_writes_
     assert torch.equal(freeze(model, {"mid": model.mid.names[1]})(x), x + x.relu())
     apart = insert(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), {"0": skip()}, example=x)[0].candidates[1]
     assert apart(x) is x  # nobody writes into it, so nothing is copied
+
+
+def test_dropout_that_writes_in_training_alone_spares_what_a_skipped_module_is_given():
+    class Dropped(Rewritten):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.Dropout(0.5, inplace=True)
+
+    x, model = torch.ones(2, 4, 3, 3), insert(Dropped(), {"mid": skip()}, example=torch.ones(2, 4, 3, 3))
+    assert set(freeze(model, {"mid": "skip"}).train()(x).unique().tolist()) == {1.0, 3.0}

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -109,13 +111,13 @@ def test_every_candidate_of_the_spaces_that_ship(space, spec):
 class Rewriting(nn.Module):
     """Writes into the output of its choice. again: whether it needs the input of the choice afterwards."""
 
-    def __init__(self, again, name="skip"):
+    def __init__(self, again, name="skip", act=torch.relu_):
         super().__init__()
-        self.again, self.choice = again, Choice({"linear": nn.Linear(6, 6), name: nn.Identity()})
+        self.again, self.choice, self.act = again, Choice({"linear": nn.Linear(6, 6), name: nn.Identity()}), act
 
     def forward(self, x):
         x = x - 1
-        after = self.choice(x).relu_()
+        after = self.act(self.choice(x))
         return after + x if self.again else after
 
 
@@ -131,6 +133,18 @@ def test_a_candidate_that_returns_an_input_that_is_written_into_and_needed_again
     inner = Rewriting(again=True)
     with pytest.raises(SpaceError, match=r"^the candidate 'skip' of the choice at '0\.candidates\.1\.choice' returns"):
         check_shapes(nn.Sequential(Choice({"linear": nn.Linear(6, 6), "inner": inner})), torch.zeros(2, 6))
+
+
+def test_dropout_that_writes_in_training_alone_counts():
+    x, dropout = torch.full((2, 6), 2.0), functools.partial(nn.Dropout, 0.5)
+    with pytest.raises(SpaceError, match=r"^the candidate 'skip' of the choice at '0\.choice' returns its input, and"):
+        check_shapes(nn.Sequential(Rewriting(True, act=dropout(inplace=True))), x)
+    with pytest.raises(
+        SpaceError, match=r"^the candidate 'relu' of the choice at '0\.choice' writes into its input, wh"
+    ):
+        check_shapes(nn.Sequential(Residual(dropout(inplace=True))), x)
+    check_shapes(nn.Sequential(Rewriting(True, act=dropout()), Residual(dropout())), x)
+    check_shapes(nn.Sequential(Rewriting(False, act=dropout(inplace=True))), x)
 
 
 class Residual(nn.Module):
