@@ -140,11 +140,16 @@ def is_plain(layer: nn.Module) -> bool:
     """Whether a layer computes what the layer of `PLAIN` does that it is of, with a weight of its own: not a
     subclass that changes this, nor a layer whose weight is computed, e.g. by weight norm or pruning.
     """
-    kind = next((kind for kind in PLAIN if isinstance(layer, kind)), None)
-    if kind is None or layer._parameters.keys() != {"weight", "bias"} or layer._modules:
-        return False
-    names = ("forward", "_conv_forward", "__call__")
-    return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in names)
+    return computes_as(layer, PLAIN) and layer._parameters.keys() == {"weight", "bias"} and not layer._modules
+
+
+def computes_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is of one of the kinds, and runs its code: neither its class nor the module itself has other."""
+    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+    return kind is not None and not any(
+        name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None)
+        for name in ("forward", "_conv_forward", "__call__")
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.adapt.insertion import Maker, Place, fits
-from nas.adapt.makers import _check_fractions, is_plain, share
+from nas.adapt.makers import _check_fractions, computes_as, is_plain, share
 from nas.errors import SpaceError
 from nas.supernet.copying import copied
 
@@ -157,7 +157,7 @@ class _Tracer(fx.Tracer):
     """Takes every layer, norm and activation as one node, also those of other libraries."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (Layer, _BatchNorm, nn.LayerNorm, nn.GroupNorm, *ALIKE))
+        known = isinstance(m, (Layer, _BatchNorm, nn.LayerNorm, nn.GroupNorm)) or computes_as(m, ALIKE)
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -223,7 +223,8 @@ def _followed(
     first = inputs[0] if inputs else None
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        if isinstance(module, ALIKE) and (first is None or first.all().places == 2 or not isinstance(module, POOLS)):
+        pools = isinstance(module, POOLS) and first is not None and first.all().places != 2
+        if computes_as(module, ALIKE) and not pools:
             return first
         if runs[module] == 1:
             if isinstance(module, Layer) and is_plain(module):

@@ -170,6 +170,11 @@ def test_both_layers_of_a_product_are_narrowed():
     assert torch.equal(narrow.down.weight, whole.down.weight[:, kept])
 
 
+class Flipped(nn.Identity):
+    def forward(self, x):
+        return x.flip(1)
+
+
 def test_channels_that_the_module_shows_or_that_are_reshaped_stay():
     class Shown(nn.Module):
         def __init__(self, then):
@@ -182,6 +187,7 @@ def test_channels_that_the_module_shows_or_that_are_reshaped_stay():
     assert inner_channels(Shown(lambda y, two: two(y) + y)) == []  # a residual connection to the output
     assert inner_channels(Shown(lambda y, two: two(y.flatten(2).unflatten(2, (2, -1))))) == []
     assert inner_channels(Shown(lambda y, two: two(two(y)))) == []  # one layer twice
+    assert inner_channels(nn.Sequential(nn.Conv2d(4, 6, 1), Flipped(), nn.Conv2d(6, 4, 1))) == []
     assert inner_channels(Shown(lambda y, two: two(y) if y.sum() > 0 else y)) == []  # not to be followed
     assert [one.count for one in inner_channels(Shown(lambda y, two: two(y.relu())))] == [6]
 
@@ -362,9 +368,15 @@ def pruned(layer):
     return layer
 
 
+def patched(layer):
+    layer.forward = lambda x: functional.conv2d(x, layer.weight.flip(0), layer.bias, padding=1)
+    return layer
+
+
 @pytest.mark.parametrize(
     "layer",
     [
+        lambda: patched(nn.Conv2d(8, 8, 3, padding=1)),
         lambda: Other(8, 8, 3, padding=1),
         lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
         lambda: parametrizations.orthogonal(nn.Conv2d(8, 8, 3, padding=1)),
