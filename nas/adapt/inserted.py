@@ -1,5 +1,6 @@
 """A search space around a network that has weights: choices put into it by the names of makers."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +12,14 @@ from nas.adapt.heads import fewer_heads
 from nas.adapt.insertion import Maker, insert
 from nas.adapt.makers import depthwise, factorised, skip, smaller_kernel
 from nas.adapt.narrowing import narrower
-from nas.adapt.trained_weights import load_weights
+from nas.adapt.trained_weights import load_weights, read_state
 from nas.data.inputs import each
 from nas.data.spec import DataSpec
-from nas.errors import ConfigError, NasError, described
+from nas.errors import CheckpointError, ConfigError, NasError, described
 from nas.spaces.custom import Custom
 from nas.supernet.copying import copied
 from nas.supernet.genotype import Genotype
+from nas.training.distillation import digest_of
 
 MAKERS: dict[str, Callable[..., Maker]] = {
     "depthwise": depthwise,
@@ -84,6 +86,12 @@ class Inserted(Custom):
         # YAML reads the path 1 as a number.
         places |= {str(where): makers_of(where, makers) for where, makers in self.places.items()}
         return insert(network, places, example=each(spec.zeros(device=device, batch=2)))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        with contextlib.suppress(CheckpointError):  # a network that is trained already does not need the file
+            return {} if self.weights is None else {"space_weights": digest_of(read_state(self.weights))}
+        return {}
 
     def described(self) -> dict[str, object]:
         return {**super().described(), "places": dict(self.places), "weights": self.weights}

@@ -47,6 +47,12 @@ class Space(ABC):
         """The network of a genotype with the weights that its training begins with."""
         return self.network(spec, genotype)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests of files that the space reads, which a run that is resumed compares; by the names in
+        `nas.training.records.CONTENTS`."""
+        return {}
+
     def check(self, genotype: Genotype) -> None:
         """Raises GenotypeError if the genotype is of another space."""
         if genotype.space != self.name:

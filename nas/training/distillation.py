@@ -54,12 +54,7 @@ class Distillation:
     @property
     def digest(self) -> str:
         """Returns the SHA-256 of the teacher's weights and buffers: it is in no checkpoint itself."""
-        digest = hashlib.sha256()
-        for name, tensor in self.teacher.state_dict().items():
-            if isinstance(tensor, Tensor):  # not what a module adds by get_extra_state
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.teacher.state_dict())
 
     def check(self, network: nn.Module, inputs: Inputs, outputs: Tensor) -> None:
         """Raises SpaceError if the network cannot learn from the teacher. inputs: two examples. outputs: of the
@@ -143,6 +138,16 @@ class Distillation:
         mine, its = ((scores.float() / self.temperature).log_softmax(dim=1) for scores in (outputs, taught))
         divergence = F.kl_div(mine, its, reduction="none", log_target=True).sum(dim=1).mean()
         return self.temperature**2 * divergence
+
+
+def digest_of(state: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of the tensors of a state dict, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor):  # not what a module adds by get_extra_state
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def versions_of(values: Sequence[Any]) -> list[int]:

@@ -65,9 +65,9 @@ class Job:
 
     @property
     def seen(self) -> dict[str, Any]:
-        """Returns what a checkpoint records about the training examples and the teacher."""
+        """Returns what a checkpoint records about the training examples, the files of the space and the teacher."""
         taught = {} if self.distillation is None else {"teacher": self.distillation.digest}
-        return {**self.data.seen, **taught}
+        return {**self.data.seen, **self.space.digests, **taught}
 
     def build_optimizer(self, make: Callable[..., Any], network: nn.Module, *, setting: str) -> Optimizer:
         """See `nas.training.optimizers.build_optimizer`."""

@@ -95,6 +95,7 @@ class Records:
 # What a checkpoint has the digest of: name -> the setting that names it, and what to say if it has changed.
 CONTENTS = {
     "teacher": ("teacher", "the teacher has other weights"),
+    "space_weights": ("space.weights", "the file of space.weights has other weights"),
     "latency_table": ("regulariser.latency", "the table of latencies has other times"),
 }
 

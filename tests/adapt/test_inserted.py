@@ -180,6 +180,9 @@ def test_a_search_under_a_cap_that_is_stopped_goes_on_with_the_same_bits(origina
     assert results[0] == results[1]
     with pytest.raises(ConfigError, match=r"another configuration: cap\.macs=0\.9 \(was 0\.8\)"):
         nas.search(space, images(), resume=tmp_path / "part", **settings | {"cap": {"macs": 0.9}})
+    torch.save(residual().state_dict(), tmp_path / "w.pt")  # others, from which a retraining would start
+    with pytest.raises(ConfigError, match=r"^the file of space\.weights has other weights than when .* was written; "):
+        nas.search(space, images(), resume=tmp_path / "part", **settings)
 
 
 class WithExtra(nn.Linear):
