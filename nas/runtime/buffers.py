@@ -43,16 +43,17 @@ def unsaved(model: nn.Module) -> dict[str, Tensor]:
 def of_processes(model: nn.Module) -> list[dict[str, Tensor]]:
     """The buffers of each process that are not the same in all, as each saw its share of the batches: name -> buffer.
 
-    Several processes call it together. Returns an empty list in a single process.
+    Several processes call it together. Returns an empty list where nothing differs, as in a single process.
     """
     if distributed.world() == 1:
         return []
     mine = {name: buffer.detach() for name, buffer in model.named_buffers()}
     digests = dict(zip(mine, distributed.digest_each([*mine.values(), torch.zeros(1)]).tolist(), strict=False))
     everywhere = distributed.of_all(digests)
-    return distributed.of_all(
+    found = distributed.of_all(
         {name: one.cpu() for name, one in mine.items() if any(of.get(name) != digests[name] for of in everywhere)}
     )
+    return found if any(found) else []
 
 
 @torch.no_grad()
