@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Shape = Sequence[int]
 
@@ -24,6 +23,8 @@ class NoModules:
 
 
 def attention(query: Shape, key: Shape, value: Shape, *others: Any, **named: Any) -> int:
+    from torch.utils.flop_counter import sdpa_flop_count  # imports Triton, which takes most of a second
+
     flops: int = sdpa_flop_count(query, key, value)
     return flops
 
@@ -65,6 +66,8 @@ class MacCounter:
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
         self._mode = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
         self._mode.mod_tracker = NoModules()  # type: ignore[assignment]
         self._fastpath = True
