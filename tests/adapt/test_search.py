@@ -204,4 +204,5 @@ def test_a_model_that_keeps_tensors_of_its_last_pass_is_copied():
     assert torch.equal(copy.seen["map"][0], model.seen["map"][0])
     net = nas.retrain(model, None, images(), teacher=model, average=0.5, **RUN)
     net.network(x)
-    assert torch.equal(on_cpu(net.network)(x), net.network(x))
+    # In another memory format, in which a convolution may round in another way.
+    torch.testing.assert_close(on_cpu(net.network)(x), net.network(x))
