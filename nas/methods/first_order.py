@@ -22,7 +22,7 @@ from nas.runtime.nonfinite import ARCHITECTURE, WEIGHTS, naming
 from nas.runtime.precision import Precision, take_step
 from nas.supernet.choice import Gate, choices, gates
 from nas.training.meter import StepResult
-from nas.training.metrics import single
+from nas.training.metrics import single_sum
 from nas.training.task import Task
 from nas.training.weighing import WeighedLoss
 
@@ -168,7 +168,6 @@ class FirstOrder:
             self.scaler.scale(self.regulariser(self.arch, progress)).backward()
         if samples == 1:
             ((loss, metric),) = passes
-            metric = metric / samples  # a float for an integer, as below
         else:
             loss, metric = (torch.stack(values).sum() / samples for values in zip(*passes, strict=True))
         watch = self.guard.watch(ARCHITECTURE, loss, self.arch.naming)
@@ -210,10 +209,10 @@ class FirstOrder:
         return loss.detach(), metric
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss and the metric of a batch, under the current gates."""
+        """The loss and the metric of a batch, under the current gates. The metric is a float, summed over the batch."""
         inputs, targets = batch
         whole = WeighedLoss(self.task, targets)
         with self.precision.autocast():
             outputs = self.supernet(*each(inputs))
             loss = whole.loss(outputs, targets)
-        return loss, single(self.task.measure(outputs.detach(), targets)).sum()
+        return loss, single_sum(self.task.measure(outputs.detach(), targets))

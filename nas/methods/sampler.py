@@ -6,6 +6,7 @@ y = softmax((log p + g) / tau) is the Gumbel-Softmax sample (Jang et al. 2017; M
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +17,8 @@ from torch import Tensor
 from nas.errors import ConfigError, DivergenceError
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Gate
-from nas.supernet.hard_gate import HardGate
+from nas.supernet.hard_gate import GateValues, HardGate
+from nas.training.metrics import single
 
 TINY = torch.finfo(torch.float32).tiny
 ROUNDING = 0.01  # of a weight that is 1, in bfloat16
@@ -54,10 +56,10 @@ class Gates:
         shares: Sequence[Tensor | None] = nothing
         if self.shares is not None:
             shares = (self.shares if differentiable else self.shares.detach()).unbind()
-        # unbind, because indexing in every choice would add one gradient of full size per choice.
         if self.drawn is None:
             if weights.device.type == "cpu":
                 refuse_nan(keys, weights.detach().isnan().any(dim=-1).tolist())
+            # unbind, because indexing in every choice would add one gradient of full size per choice.
             rows = [row.unbind() for row in weights.unbind()]
             return {key: Gate(row, None, share=share) for key, row, share in zip(keys, rows, shares, strict=True)}
         drawn, ones, sums = self.host or read_on_host([self])[0].host or ([], [], [])
@@ -66,8 +68,8 @@ class Gates:
         hard: Sequence[HardGate | None] = nothing
         others: Sequence[tuple[Tensor, ...] | None] = nothing
         if weights.requires_grad:
-            chosen = weights.gather(-1, self.drawn[:, None]).squeeze(-1)
-            hard = [HardGate(value, all_values=chosen, index=i) for i, value in enumerate(chosen.unbind())]
+            chosen = GateValues(weights.gather(-1, self.drawn[:, None]).squeeze(-1))
+            hard = [HardGate(chosen, index=i) for i in range(len(keys))]
             if self.undrawn_as_ones:
                 others = [row.unbind() for row in weights.unbind()]
         return {
@@ -84,14 +86,16 @@ def read_on_host(several: Sequence[Gates]) -> list[Gates]:
     drawn = [gates.drawn for gates in several if gates.drawn is not None]
     if len(drawn) < len(several):
         return list(several)
-    weights, indices = torch.stack([gates.weights.detach() for gates in several]).float(), torch.stack(drawn)
-    chosen = weights.gather(-1, indices[..., None]).squeeze(-1)
     # One .tolist() for all choices: one .item() per choice would synchronise a GPU as often as there are edges.
-    rows = torch.stack([indices, chosen, weights.sum(dim=-1)], dim=1).tolist()
-    return [
-        dataclasses.replace(gates, host=([int(index) for index in places], ones, sums))
-        for gates, (places, ones, sums) in zip(several, rows, strict=True)
-    ]
+    numbers = iter(torch.cat([*drawn, *(single(gates.weights.detach()).reshape(-1) for gates in several)]).tolist())
+    places = [list(map(int, itertools.islice(numbers, len(one)))) for one in drawn]
+    read = []
+    for gates, indices in zip(several, places, strict=True):
+        candidates = gates.weights.shape[1]
+        rows = [list(itertools.islice(numbers, candidates)) for _ in indices]
+        ones = [row[index] for index, row in zip(indices, rows, strict=True)]
+        read.append(dataclasses.replace(gates, host=(indices, ones, list(map(sum, rows)))))
+    return read
 
 
 def refuse_nan(keys: Sequence[str], broken: Sequence[int]) -> None:
@@ -215,7 +219,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generato
 
     The index is an exact draw from p. Computes in float32 or wider, and returns y in the dtype of the logits.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = single(logits)
     perturbed = wide.log_softmax(dim=-1) + gumbel_noise(wide, generator)
     # argmax of the perturbed logits, not of y: at a high temperature softmax rounds different values to ties.
     return (perturbed / temperature).softmax(dim=-1).to(logits), perturbed.argmax(dim=-1)

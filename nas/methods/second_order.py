@@ -15,7 +15,7 @@ from nas.runtime import distributed
 from nas.runtime.rng import Randomness
 from nas.supernet.choice import gates
 from nas.training.batch_norm import batch_norms, on_cpu
-from nas.training.metrics import single
+from nas.training.metrics import single_sum
 from nas.training.weighing import WeighedLoss
 
 METHODS = ("difference", "exact")
@@ -109,7 +109,7 @@ class SecondOrder(FirstOrder):
 
         product = self._exact if self.method == "exact" else self._difference
         gates_and_shares.backward(factor * (direct + product(leaf, slopes, by_name, weight_batch, noise)))
-        return loss.detach(), single(self.task.measure(outputs.detach(), batch[1])).sum()
+        return loss.detach(), single_sum(self.task.measure(outputs.detach(), batch[1]))
 
     def _exact(
         self, leaf: Tensor, slopes: dict[str, Tensor], vector: dict[str, Tensor], weight_batch: Batch, noise: Randomness

@@ -21,7 +21,7 @@ from nas.supernet.genotype import check_chosen
 from nas.supernet.undisturbed import undisturbed
 from nas.training.batch_norm import batch_statistics, frozen_norms, recalibrate
 from nas.training.evaluate import Score
-from nas.training.metrics import single
+from nas.training.metrics import single_sum
 from nas.training.task import Task
 from nas.training.task_state import buffers_kept
 from nas.training.weighing import MeanLoss, mean
@@ -141,7 +141,7 @@ class Judge:
                 with gates(self.choices, gates_now), self.precision.autocast():
                     outputs = self.supernet(*each(inputs))
                     loss.add(self.task.loss(outputs, targets), targets)
-                metric += single(self.task.measure(outputs, targets)).sum()
+                metric += single_sum(self.task.measure(outputs, targets))
                 examples += len(targets)
         metrics, losses, weights = distributed.averaged([float(metric), *loss.sums()])
         return Score(metrics / examples, mean(losses, weights), distributed.world() * examples)

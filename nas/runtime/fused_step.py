@@ -45,7 +45,6 @@ def clip(optimizer: Optimizer, learning: list[Tensor], gradients: list[Tensor], 
         nn.utils.clip_grads_with_norm_(learning, limit, total_norm=norm)
 
 
-@torch.no_grad()
 def fused_step(optimizer: Optimizer, learning: list[Tensor], gradients: list[Tensor]) -> bool:
     """Takes the step of a fused SGD, Adam or AdamW, to the last bit as its own ``step`` does.
 
@@ -59,7 +58,8 @@ def fused_step(optimizer: Optimizer, learning: list[Tensor], gradients: list[Ten
         return False
     states = [optimizer.state[parameter] for parameter in learning]
     take = with_momentum if type(optimizer) is SGD else with_moments
-    return take(group, states, learning, gradients)
+    with torch.no_grad():
+        return take(group, states, learning, gradients)
 
 
 def with_momentum(

@@ -94,10 +94,7 @@ def take_step(
     over the processes, so that all processes report the same numbers.
     Raises ConfigError if the optimiser cannot take its first step.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    distributed.complete(parameters)
-    pairs = [(p, gradient) for p in parameters if (gradient := p.grad) is not None]
-    learning, gradients = [p for p, _ in pairs], [gradient for _, gradient in pairs]
+    learning, gradients = with_gradients(optimizer)
     # Average before any check, so that all processes decide and step alike, to the last bit.
     counted = [one for one in measured if one.is_floating_point()]  # integer sums stay exact without a mean here
     distributed.average([*gradients, *([] if watch is None else [watch.loss]), *counted])
@@ -125,6 +122,19 @@ def take_step(
         scaler.step(optimizer)
     scaler.update()
     return Taken(norm)
+
+
+def with_gradients(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the parameters that have a gradient in some process, and their gradients."""
+    if distributed.world() > 1:
+        distributed.complete([p for group in optimizer.param_groups for p in group["params"]])
+    learning, gradients = [], []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if (gradient := p.grad) is not None:
+                learning.append(p)
+                gradients.append(gradient)
+    return learning, gradients
 
 
 @contextmanager

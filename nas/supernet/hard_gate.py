@@ -4,6 +4,7 @@ The multiplication by 1 is skipped. Only the gate's gradient is computed: the in
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -19,19 +20,40 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 HOMOGENEOUS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
+class GateValues:
+    """The gates of the drawn candidates of all choices. together: (choices,), each 1."""
+
+    def __init__(self, together: Tensor) -> None:
+        self.together = together
+
+    @cached_property
+    def each(self) -> tuple[Tensor, ...]:
+        """The gate of each choice."""
+        # unbind, because indexing in every choice would add one gradient of full size per choice. Not before it is
+        # asked for: replayed passes compute the gradients of all gates at once.
+        return self.together.unbind()
+
+
 class HardGate:
     """The gate of the drawn candidates of all choices that share a row of logits.
 
-    value: () tensor, 1; or (C,) ones for a candidate that takes them as a scale, see `scaled_norm`. all_values:
-    (choices,) the gates of all choices, for code that computes the gradients of several gates at once; None if no such
-    code runs. index: the position of this gate in `all_values`.
+    value: () tensor, 1; or (C,) ones for a candidate that takes them as a scale, see `scaled_norm`; or the gates of all
+    choices. index: the position of this gate among those.
     """
 
-    def __init__(self, value: Tensor, *, all_values: Tensor | None = None, index: int = 0) -> None:
-        self._value = value
-        self.all_values = all_values
+    def __init__(self, value: Tensor | GateValues, *, index: int = 0) -> None:
+        self._given = value
         self.index = index
         self._scales: dict[tuple[int, torch.dtype, bool], Tensor] = {}
+
+    @property
+    def all_values(self) -> Tensor | None:
+        """(choices,): the gates of all choices, if they are known."""
+        return self._given.together if isinstance(self._given, GateValues) else None
+
+    @property
+    def _value(self) -> Tensor:
+        return self._given.each[self.index] if isinstance(self._given, GateValues) else self._given
 
     def run(self, candidate: nn.Module, *inputs: Any, **named: Any) -> Tensor:
         """Returns the candidate's output, differentiable in the gate."""

@@ -15,7 +15,7 @@ from nas.errors import described
 from nas.runtime.buffers import Buffers
 from nas.spaces.darts import auxiliary_heads
 from nas.supernet.mac_counter import MacCounter
-from nas.training.metrics import Optional, single
+from nas.training.metrics import Optional, single_sum
 from nas.training.task import Task
 from nas.training.task_state import buffers_kept
 from nas.training.weighing import MeanLoss
@@ -61,7 +61,7 @@ def score(
             measures.add(outputs, targets, of_each)
             if look is not None:
                 look(outputs, targets)
-            metric += single(of_each).sum()
+            metric += single_sum(of_each)
             loss.add(task.loss(outputs, targets), targets)
             examples += len(targets)
     found = Score(float(metric) / examples, loss.result(), examples)

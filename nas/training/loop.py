@@ -26,7 +26,7 @@ from nas.training.ema import Average
 from nas.training.frozen_parts import FrozenParts
 from nas.training.hooks import Hook, Hooks, in_training_mode
 from nas.training.meter import Meter, StepResult
-from nas.training.metrics import single
+from nas.training.metrics import single_sum
 from nas.training.own_generators import OwnGenerators
 from nas.training.schedule import CosineByEpoch, Schedule, learning_rate, progress, set_lr
 from nas.training.task import Task
@@ -185,7 +185,7 @@ class TrainingStep:
                 part_loss = self.loss(outputs, some_targets, whole.part(number))
             state.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
-            metric += single(task.measure(main_outputs(outputs).detach(), some_targets)).sum()
+            metric += single_sum(task.measure(main_outputs(outputs).detach(), some_targets))
         watch = state.guard.watch(RETRAINING, loss, naming(state.network))
         taken = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         if state.average is not None and not taken.skipped:

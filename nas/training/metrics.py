@@ -303,7 +303,12 @@ def precise(values: Tensor) -> Tensor:
 
 def single(values: Tensor) -> Tensor:
     """Returns the values in float32 or wider: a sum in 16 bits stops growing at some hundred times its summands."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values if values.dtype is torch.float32 else values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def single_sum(values: Tensor) -> Tensor:
+    """Returns the sum of the values in float32 or wider."""
+    return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

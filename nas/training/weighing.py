@@ -145,7 +145,7 @@ class WeighedLoss:
 
     def __init__(self, task: Any, targets: Tensor, *, count: int = 1) -> None:
         self._task = task
-        self._examples = len(targets)
+        self._examples = targets.shape[0]
         self._number = 0
         self._weights: Sequence[Tensor] | None = None
         if count == 1 and distributed.world() == 1:
@@ -167,7 +167,7 @@ class WeighedLoss:
         If no label of a part counts, its loss is 0 / 0. Such a part adds 0 and no gradient. If no label of the whole
         batch counts, the loss stays NaN. A teacher's term weighs all examples alike, see `Distilled`.
         """
-        share = len(targets) / self._examples  # the parts may differ by one example
+        share = targets.shape[0] / self._examples  # the parts may differ by one example
         if self._weights is None:
             found: Tensor = self._task.loss(outputs, targets)
             return found if share == 1 else found * share

@@ -2,9 +2,10 @@
 
     python -m step_bench.host CHECKOUT COMPOSED OVERRIDE...
 
-Runs in a process of its own, with the packages of one checkout. Each line of the input asks for an iteration, the
-answer is a line of JSON: CPU seconds of the batches, of the weight step, and of the architecture step. The line "parts"
-asks for the seconds of the parts of an iteration instead.
+Runs in a process of its own, with the packages of one checkout. Each line of the input asks for a few iterations, one
+after the other as in a search. The answer is a line of JSON with three numbers for each: CPU seconds of the batches, of
+the weight step, and of the architecture step. Other lines: "parts" asks for the seconds of the parts of an iteration,
+"operators" for the seconds that torch's operators of the two steps take alone.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import time
 from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SMALL = [
     "space=nas_bench_201",
@@ -30,6 +32,8 @@ SMALL = [
     "runtime.threads=1",
 ]
 AGAIN = 12  # draws that are taken again
+SETTLING = 3  # iterations before those that count: after a collection, or another process, the caches are empty
+COUNTING = 8
 RECORDING = 40  # iterations that compute, so that next to all operations are recorded with values that are finite
 
 # On a CPU these run a kernel for each tensor, on a GPU one for all.
@@ -80,6 +84,19 @@ class Recorder:
         return nothing if self._composed else None
 
 
+class Calls(TorchDispatchMode):
+    """Notes the operators that are called inside, with what they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, operator, types, given=(), named=None):
+        if operator.namespace == "aten" and operator is not torch.ops.aten._local_scalar_dense.default:
+            self.noted.append((operator, given, named or {}))
+        return operator(*given, **(named or {}))
+
+
 def nothing(*arguments, **named):
     pass
 
@@ -119,18 +136,37 @@ class Host:
         for _ in range(count):
             self.bench.search_times(self.bench.next_batches()[0])
 
+    def block(self, number):
+        """Returns the CPU seconds of a few iterations. number: of the block whose draws are taken again; None for new
+        ones."""
+        gc.collect()
+        gc.disable()
+        every = range(-SETTLING, COUNTING)
+        found = [self.times(None if number is None else number * COUNTING + one) for one in every]
+        gc.enable()
+        return found[SETTLING:]
+
     def times(self, number):
         """Returns the CPU seconds of an iteration. number: of the draw that is taken again; None for a new one."""
         if number is not None:
             self.bench.state.generator.set_state(self.starts[number % AGAIN])
-        gc.collect()
-        gc.disable()
         started = time.process_time()
         batches, _ = self.bench.next_batches()
         data = time.process_time() - started
         (_, weight), (_, architecture) = self.bench.search_times(batches)
-        gc.enable()
         return data, weight, architecture
+
+    def operators(self, count=60):
+        """Returns the CPU seconds that the operators of both steps take alone: the mean over the draws that are taken
+        again of the medians over calls with the same arguments."""
+        found = []
+        for start in self.starts:
+            self.bench.state.generator.set_state(start)
+            batches, _ = self.bench.next_batches()
+            with Calls() as calls:
+                self.bench.search_times(batches)
+            found.append(statistics.median(seconds_of(calls.noted) for _ in range(count)))
+        return statistics.mean(found)
 
     def parts(self, count=60):
         """Returns the CPU seconds of each part of an iteration: medians over iterations that draw again."""
@@ -146,6 +182,14 @@ class Host:
                 rows.append({"batches": batches, **{part: spent[part] for part in PARTS}, "the rest": 0.0})
                 rows[-1]["the rest"] = sum(steps) + batches - sum(rows[-1].values())
         return {part: statistics.median(row[part] for row in rows) for part in rows[0]}
+
+
+@torch.no_grad()
+def seconds_of(calls):
+    started = time.process_time()
+    for operator, given, named in calls:
+        operator(*given, **named)
+    return time.process_time() - started
 
 
 def timed(function, part, spent):
@@ -174,4 +218,4 @@ if __name__ == "__main__":
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(host.parts() if asked == "parts" else host.times(asked)), flush=True)
+        print(json.dumps(getattr(host, asked)() if isinstance(asked, str) else host.block(asked)), flush=True)

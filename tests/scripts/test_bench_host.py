@@ -22,7 +22,7 @@ def script(monkeypatch):
 
 def test_ratios_are_of_pairs(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", str(ROOT), str(ROOT), "--pairs", "1"])
-    assert script.main() == "error: --pairs must be at least 2, got 1; set --pairs 60"
+    assert script.main() == "error: --pairs must be at least 2, got 1; set --pairs 30"
     found = script.summary([1e-3, 2e-3, 8e-3], [0.5e-3, 1e-3, 2e-3])
     assert found == {"old_us": 2000, "new_us": 1000, "quartiles": [0.375, 0.5, 0.5]}
 

@@ -191,12 +191,16 @@ def own(gradient: Tensor, weight: Tensor, taken: set[int]) -> Tensor:
 class Recorded:
     """An operation's recordings.
 
-    place: its number. sources, target: numbers of nodes. places: the tensors that held their
-    values. whole: both directions are recorded; otherwise one of them runs without a recording each time.
+    place: its number. ticks, learns, ends: of the work, see there; learns: whether it has weights. sources, target:
+    numbers of nodes. places: the tensors that held their values. whole: both directions are recorded; otherwise one of
+    them runs without a recording each time.
     """
 
     place: int
     work: Work
+    ticks: Sequence[Tensor]
+    learns: bool
+    ends: bool
     forward: Replay
     backward: Replay
     whole: bool

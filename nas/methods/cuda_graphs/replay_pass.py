@@ -1,7 +1,8 @@
 """Runs one pass of a tape. Autograd sees the pass as a single function."""
 
+import itertools
 import operator
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nas.methods.cuda_graphs.recorded_op import GateOf, Recorded, Slot
+from nas.methods.cuda_graphs.recorded_op import GateOf, Recorded, Slot, Work
 from nas.methods.cuda_graphs.recorder import Launch, Recorder, Replay, one_by_one
 
 MOST_DRAWS = 4096  # that are remembered: some kB each in the published NAS-Bench-201 space
 QUIET = 20  # passes without a recording, after which what is recorded is composed
 NOTHING = -1  # the index of a place at which nothing runs
+TICKS = operator.attrgetter("ticks")
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,16 @@ class Level:
         self._quiet = 0
         self._ways: dict[tuple[int, ...], Way] = {}
 
-    def knows(self, draw: "Draw") -> bool:
-        """Says whether everything in a draw is recorded, as it has run before."""
-        return draw.indices in self._ways
-
-    def way(self, draw: "Draw", slots: Sequence[Slot]) -> "Way":
-        """Returns the `Way` of a draw of which everything is recorded."""
+    def way(self, draw: "Draw", slots: Sequence[Slot]) -> "Way | None":
+        """Returns the `Way` of a draw. Returns None if something in it is not recorded yet."""
         if (found := self._ways.get(draw.indices)) is None:
+            try:
+                ran = [of[index] for of, index in zip(self.recorded, draw.indices, strict=True) if index != NOTHING]
+            except KeyError:
+                return None
             if len(self._ways) == MOST_DRAWS:
                 self._ways.clear()
-            found = self._ways[draw.indices] = Way(self.recorded, draw, slots)
+            found = self._ways[draw.indices] = Way(ran, draw, slots)
         return found
 
     def add(self, place: int, candidate: int, one: Recorded) -> None:
@@ -153,27 +155,28 @@ class Draw:
 class WayBack:
     """The backward pass of a draw.
 
-    indices: from the last place to the first. reached: for each node, whether it receives a gradient. zeros: tensors
-    that
-    are set to 0 because gradients are added to them.
+    indices: from the last place to the first. learning: the operations that ran and have weights that learn. weights:
+    theirs. reached: for each node, whether it receives a gradient. zeros: tensors that are set to 0 because gradients
+    are added to them.
     """
 
     indices: Sequence[int]
-    ran: Sequence[Recorded]
+    learning: Sequence[Work]
+    weights: Sequence[nn.Parameter]
     reached: Sequence[bool]
     zeros: Sequence[Tensor]
 
 
 class Way:
-    """The plan of passes that run one draw. It is computed once."""
+    """The plan of passes that run one draw. It is computed once. ran: the operations in it."""
 
-    def __init__(self, recorded: Sequence[Mapping[int, Recorded]], draw: Draw, slots: Sequence[Slot]) -> None:
+    def __init__(self, ran: Sequence[Recorded], draw: Draw, slots: Sequence[Slot]) -> None:
         self.indices, self._slots = draw.indices, slots
         self.held_by: Composition | None = None  # which is known to cover it
         self.zeros = [slots[node].value for node in draw.cleared]
-        self._ran = [of[index] for of, index in zip(recorded, draw.indices, strict=True) if index != NOTHING]
-        self.ticks = [tick for one in self._ran for tick in one.work.ticks]
-        self.learns = any(one.work.weights for one in self._ran)
+        self._ran = ran
+        self.ticks = list(itertools.chain.from_iterable(map(TICKS, ran)))
+        self.learns = any(one.learns for one in ran)
         self._back: dict[tuple[int, ...], WayBack] = {}
 
     def back(self, arrived: tuple[int, ...]) -> WayBack:
@@ -183,15 +186,18 @@ class Way:
             reached = [False] * len(self._slots)
             for node in arrived:
                 reached[node] = True
-            indices, ran = [NOTHING] * len(self.indices), []
+            indices, learning = list(self.indices[::-1]), []
             for one in reversed(self._ran):
-                if reached[one.target] and not one.work.ends:
-                    ran.append(one)
-                    indices[-1 - one.place] = self.indices[one.place]
-                    for source in one.sources:
-                        reached[source] = True
+                if one.ends or not reached[one.target]:
+                    indices[-1 - one.place] = NOTHING
+                    continue
+                for source in one.sources:
+                    reached[source] = True
+                if one.learns:
+                    learning.append(one.work)
             zeros = [self._slots[node].gradient for node, is_ in enumerate(reached) if is_ and node not in arrived]
-            self._back[arrived] = WayBack(indices, ran, reached, zeros)
+            weights = [weight for one in learning for weight in one.weights]
+            self._back[arrived] = WayBack(indices, learning, weights, reached, zeros)
         return self._back[arrived]
 
 
@@ -201,10 +207,8 @@ class Run:
     ends: the number of nodes that the pass is given, which come first, and the nodes that it returns.
     """
 
-    def __init__(
-        self, ends: tuple[int, Sequence[int]], kind: Kind, level: Level, draw: Draw, recorder: Recorder
-    ) -> None:
-        self.kind, self.slots, self.way = kind, kind.slots, level.way(draw, kind.slots)
+    def __init__(self, ends: tuple[int, Sequence[int]], kind: Kind, level: Level, way: Way, recorder: Recorder) -> None:
+        self.kind, self.slots, self.way = kind, kind.slots, way
         self.inputs, self.outputs = ends
         self.of_gates = kind.of_gates if level.hard else None
         self.launches = level.launches(self.way, recorder)
@@ -245,25 +249,26 @@ class Run:
             assert self.of_gates is not None  # or there were none
             self.of_gates += scale.gradient.sum(dim=1)
         if self.way.learns:
-            kind.lent = lend(way.ran)
+            kind.lent = lend(way)
         return [slots[node].gradient if way.reached[node] else None for node in range(self.inputs)]
 
 
-def lend(ran: Sequence[Recorded]) -> list[tuple[nn.Parameter, Tensor]]:
+def lend(way: WayBack) -> list[tuple[nn.Parameter, Tensor]]:
     """Gives the weights of the operations that ran their gradients.
 
     Returns the gradients that belong to the recordings.
     """
     lent = []
-    for one in ran:
-        for weight, found in zip(one.work.weights, one.work.gradients, strict=False):
-            if found is None:
-                continue
-            if weight.grad is None:
-                weight.grad = found
-                lent.append((weight, found))
-            else:  # the module runs in other places too
-                weight.grad = weight.grad + found
+    # Read anew each time: what is not recorded makes others in each pass.
+    gradients = [gradient for one in way.learning for gradient in one.gradients]
+    for weight, found in zip(way.weights, gradients, strict=True):
+        if found is None:
+            continue
+        if weight.grad is None:
+            weight.grad = found
+            lent.append((weight, found))
+        else:  # the module runs in other places too
+            weight.grad = weight.grad + found
     return lent
 
 

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
 from nas.methods.cuda_graphs.account import MIB, Account
-from nas.methods.cuda_graphs.draws import choices_alike, drawn_of, is_of_one, shape_of
+from nas.methods.cuda_graphs.draws import Draws, is_of_one
 from nas.methods.cuda_graphs.eager_check import Reference
 from nas.methods.cuda_graphs.recorded_op import NotReplayableError, OutputUse, Recorded, Slot, Work, places_of
 from nas.methods.cuda_graphs.recorder import Recorder, is_out_of_memory
-from nas.methods.cuda_graphs.replay_pass import MOST_DRAWS, NOTHING, Draw, Kind, Level, Pass, Run, nothing
+from nas.methods.cuda_graphs.replay_pass import NOTHING, Draw, Kind, Level, Pass, Run, nothing
 from nas.methods.cuda_graphs.trace import Node, Place, Tape, tapes
 from nas.runtime.buffers import Buffers
 from nas.spaces.cell import Cell
 from nas.supernet.choice import Choice, Gate
 from nas.supernet.hard_gate import NORMS, HardGate
+
+ACTIVE = operator.attrgetter("active")
 
 
 def replay(supernet: nn.Module, recorder: Recorder) -> Account:
@@ -73,15 +75,13 @@ class Replayed:
         self._module, self._tape, self._recorder, self._account = module, tape, recorder, account
         self._token, self._weights = token, weights
         self._places = list(tape.places())  # by their numbers
-        self._alike = choices_alike(self._places)
+        self._draws = Draws(tape)
         self._drop_paths = [block.cell.drop_path for block in tape.blocks if block.cell is not None]
         self._outputs = tape.outputs()
         self._ends = tape.inputs, [node.number for node in self._outputs]
         self._norms = norms_of_one(self._places)
         self._pass: Any = None
         self._given_up = False
-        self._shapes: list[Any] = []  # of the tape's blocks, equal for cells alike, once they are in training mode
-        self._draws: dict[tuple[int | None, ...], Draw] = {}  # by what each group of choices draws
         self._kinds: dict[Any, Kind] = {}
         # What a weight step's outputs require a gradient through: the weights themselves get theirs past autograd.
         self._anchor = torch.zeros((), device=recorder.device, requires_grad=True)
@@ -109,7 +109,7 @@ class Replayed:
         """
         if self._found is not found:
             key_of = {choice: key for key, sharing in found.items() for choice in sharing}
-            asked = [*(choices[0] for choices in self._alike), self._token]
+            asked = [*(choices[0] for choices in self._draws.alike), self._token]
             self._found, self._keys = found, [key_of[choice] for choice in asked]
         self._given, self._freezes, self._ordinary = by_key, frozen, ordinary
         try:
@@ -130,7 +130,7 @@ class Replayed:
             *gates, token = gates
             try:
                 kind = self._kind(states)
-                draw = self._draw(gates)
+                draw = self._draws.of(tuple([gate.drawn or 0 for gate in gates]))  # none is None, see `_gates`
                 # Or nothing has told yet what zeros are asked for.
                 if all(kind.slots[node].made for node in draw.empty):
                     result = self._replay(states, kind, draw, gates)
@@ -146,9 +146,10 @@ class Replayed:
             return False
         if len(states) != self._tape.inputs:
             return False
-        if not all(isinstance(state, Tensor) and state.device == self._recorder.device for state in states):
-            return False
-        return not any(map(operator.attrgetter("active"), self._drop_paths))
+        for state in states:
+            if not isinstance(state, Tensor) or state.device != self._recorder.device:
+                return False
+        return not any(map(ACTIVE, self._drop_paths))
 
     def _gates(self) -> list[Gate] | None:
         """Returns the gates of the groups of choices and, at the end, that of the token.
@@ -158,11 +159,11 @@ class Replayed:
         if self._given is not None:
             found = [self._given[key] for key in self._keys]
         else:
-            for first, *others in self._alike:
+            for first, *others in self._draws.alike:
                 if any(other.gate is not first.gate for other in others):
                     self._warn_of_several()
                     return None
-            every = [*(choices[0].gate for choices in self._alike), self._token.gate]
+            every = [*(choices[0].gate for choices in self._draws.alike), self._token.gate]
             found = [gate for gate in every if gate is not None]
             if len(found) < len(every):
                 return None
@@ -202,20 +203,6 @@ class Replayed:
             self._kinds[of] = kind
         return self._kinds[of]
 
-    def _draw(self, gates: Sequence[Gate]) -> Draw:
-        """Returns what runs under the gates, which are those of the groups of choices."""
-        drawn = tuple([gate.drawn for gate in gates])
-        if (found := self._draws.get(drawn)) is None:
-            self._open()
-            if not self._shapes:
-                shapes: dict[Any, int] = {}
-                groups = {choice: number for number, choices in enumerate(self._alike) for choice in choices}
-                self._shapes = [shapes.setdefault(shape_of(block, groups), len(shapes)) for block in self._tape.blocks]
-            if len(self._draws) == MOST_DRAWS:
-                self._draws.clear()
-            found = self._draws[drawn] = drawn_of(self._tape.blocks, self._shapes)
-        return found
-
     def _replay(self, states: Sequence[Tensor], kind: Kind, draw: Draw, gates: Sequence[Gate]) -> Any:
         all_values = next((gate.hard.all_values for gate in gates if gate.hard is not None), None)
         learns = not self._freezes and any(weight.requires_grad for weight in self._weights)
@@ -230,10 +217,12 @@ class Replayed:
         if all_values is not None and kind.of_gates is None:
             kind.of_gates = torch.zeros_like(all_values)
         level = kind.levels[level_of]
-        if not level.knows(draw):
+        if (way := level.way(draw, kind.slots)) is None:
             self._open()
             self._record_all(draw.indices, kind, level)
-        run = Run(self._ends, kind, level, draw, self._recorder)
+            way = level.way(draw, kind.slots)
+            assert way is not None  # all is recorded
+        run = Run(self._ends, kind, level, way, self._recorder)
         anchor = self._anchor if level.learns else None
         values: tuple[Tensor, ...] = Pass.apply(run, anchor, all_values, *states)
         if before is not None and not before.is_like(values):
@@ -318,7 +307,17 @@ class Replayed:
             self._account.warn("buffers", not_recorded(candidate, "it does not move its buffers in place"))
         nodes = (*(source.number for source in place.sources), place.target.number)
         return Recorded(
-            place.number, work, forward, backward, whole, nodes[:-1], nodes[-1], places_of(kind.slots, nodes)
+            place.number,
+            work,
+            work.ticks,
+            bool(work.weights),
+            work.ends,
+            forward,
+            backward,
+            whole,
+            nodes[:-1],
+            nodes[-1],
+            places_of(kind.slots, nodes),
         )
 
     def _warn(self, candidate: Callable[..., Any], error: RuntimeError) -> None:
