@@ -33,7 +33,9 @@ def test_a_checkout_beside_itself(script, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["x", str(ROOT), str(ROOT), "--pairs", "4", "--parts", "--out", str(out)])
     assert script.main() is None
     found, parts = json.loads(out.read_text()).values()
-    assert [name for name in found if name.endswith("again")] == [f"{name}, again" for name in script.ROWS]
+    names = [*script.ROWS, "both steps, without operators"]
+    assert [name for name in found if name.endswith("again")] == [f"{name}, again" for name in names]
+    assert found["operators"]["new_us"] < found["both steps, again"]["new_us"]
     assert all(row["old_us"] > 0 for row in found.values())
     assert all(seconds > 0 for seconds in parts.values())
     assert capsys.readouterr().out.count("\n") == 2 + len(found) + 3 + len(parts)
