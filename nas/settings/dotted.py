@@ -10,9 +10,10 @@ OF_SEARCH = (
     "search", "sampler", "temperature", "searcher", "regulariser", "monitor", "deriver",
     "weight_optim", "arch_optim", "lr",
 )  # fmt: skip
-# Where the data and the first weights lie. A resumed run may use another place: the training examples and the teacher's
-# weights are compared, and the first weights are in its checkpoints by then.
-PLACES = ("data.root", "space.weights", "teacher.weights")
+# Where the data, the tables and the first weights lie. A resumed run may use another place: the training examples, the
+# teacher's weights and the latencies are compared, the first weights are in its checkpoints by then, and a search never
+# sees the benchmark.
+PLACES = ("data.root", "benchmark.table", "regulariser.latency.table", "space.weights", "teacher.weights")
 # Whether files are downloaded to a place that the run's configuration names: never read from the files of a run.
 FETCH = "data.download"
 # Whether folders of images may be links that lead elsewhere: never read from what a run has left, either.

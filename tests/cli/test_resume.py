@@ -367,6 +367,17 @@ def test_a_genotype_that_has_moved_is_the_same_and_another_one_in_its_place_is_n
         check(before, "/gone/other.json")
 
 
+def test_tables_that_have_moved_are_no_other_configuration(tmp_path: Path) -> None:
+    def text(place: str, name: str = "nas_bench_201") -> str:
+        benchmark, latency = f"{{_name_: {name}, table: {place}/a.csv}}", f"{{table: {place}/b.json}}"
+        return f"benchmark: {benchmark}\nregulariser: {{latency: {latency}}}\nmay_change: []\n"
+
+    (tmp_path / "config.yaml").write_text(text("/gone"))
+    check_same(OmegaConf.create(text("/here")), tmp_path)
+    with pytest.raises(ConfigError, match=r"configuration: benchmark\._name_=other \(was nas_bench_201\);"):
+        check_same(OmegaConf.create(text("/here", "other")), tmp_path)
+
+
 @pytest.mark.parametrize("before", ["epochs: 1, start: null", "epochs: 1"])
 def test_a_retraining_of_an_earlier_release_whose_start_was_none_goes_on(before: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"retrain: {{{before}}}\nmay_change: []\n")
