@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas.cli import output, sweep
+from nas.cli import output, paths, sweep
 from nas.cli.command import explain_lost, launched, stoppable
 from nas.cli.exits import USER_ERROR, fail, shown_anywhere
 from nas.cli.mistakes import explain
@@ -48,7 +49,8 @@ def main() -> None:
     register()
     try:
         plan, plain = read(given.study)
-        refuse_other_settings([*plan.engine, *given.engine])
+        plan = as_on_command_line(replace(plan, engine=tuple(given.engine) or plan.engine))
+        refuse_other_settings(plan.engine)
         directory = (given.out or output.base([]) / plan.name).absolute()
         if given.report_only:
             refuse_nothing_there(directory)
@@ -73,6 +75,23 @@ def directory_named(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty, expected a directory")
     return Path(text).expanduser()
+
+
+def as_on_command_line(plan: Plan) -> Plan:
+    """Returns the plan with every ~ expanded. Raises ConfigError for an empty path, as the other commands do."""
+
+    def words(of: Sequence[str]) -> tuple[str, ...]:
+        return tuple(paths.read(of))
+
+    table, again = plan.benchmark, plan.retrain
+    return replace(
+        plan,
+        common=words(plan.common),
+        methods={name: words(of) for name, of in plan.methods.items()},
+        retrain=again and replace(again, settings=words(again.settings)),
+        benchmark=table and replace(table, table=os.path.expanduser(table.table)),
+        engine=words(plan.engine),
+    )
 
 
 def refuse_other_settings(engine: Sequence[str]) -> None:
@@ -152,7 +171,7 @@ def run(plan: Plan, directory: Path, given: argparse.Namespace, code: str | None
     from nas.cli.run import run as run_body
 
     baselines = baselines_of(plan)
-    engine = [*(given.engine or plan.engine), f"++retry_failed={str(given.retry_failed).lower()}"]
+    engine = [*plan.engine, f"++retry_failed={str(given.retry_failed).lower()}"]
     task = Task(
         plan.command, run_body if plan.command == "run" else search.run, shared=True, debug=given.debug, base=directory
     )

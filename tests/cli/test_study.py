@@ -118,6 +118,21 @@ def test_a_directory_that_cannot_be_one_is_one_line(place: str, nas: Nas) -> Non
     assert "or --out of a study, to a directory you can write to" in told.err
 
 
+def test_paths_of_a_study_are_those_of_a_command_line(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    study = importlib.import_module("nas.cli.study")
+    given: dict[str, Any] = {"common": "data.root=~/d", "methods": {"a": ["~regulariser", "space.weights='~/a b'"]}}
+    given |= {"benchmark": {"table": "~/t.csv", "column": "c"}, "retrain": {"seeds": [0], "settings": "x=~/r"}}
+    plan = study.as_on_command_line(from_plain(STUDY | given))
+    assert (plan.common, plan.benchmark.table) == (("data.root=/home/me/d",), "/home/me/t.csv")
+    assert plan.retrain.settings == ("x=/home/me/r",)
+    assert plan.methods == {"a": ("~regulariser", 'space.weights="/home/me/a b"')}
+    write(STUDY | {"common": "data.root="})
+    told = nas("study", "study.yaml", "--out", "out")
+    assert (told.code, "error: data.root is empty, expected a path" in told.err) == (2, True)
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("word", ["search.epochs=2", "data.train=24", "+x=1", "dry_run=true"])
 def test_settings_of_jobs_are_no_engine(word: str, nas: Nas) -> None:
     write(STUDY)
