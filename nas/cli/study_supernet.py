@@ -1,8 +1,10 @@
 """How well the supernet of a study's job ranks cells, by a benchmark's table."""
 
-from collections.abc import Sequence
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from nas.cli import paths
 from nas.storage import atomic
 from nas.studies.collected import Run
 from nas.studies.plan import Plan
@@ -10,12 +12,15 @@ from nas.studies.plan import Plan
 SUPERNET = "supernet.json"  # keeps the result, in the job's directory
 
 
-def allowed_by(settings: Sequence[str]) -> list[str]:
-    """Returns what the settings of a job allow. A run's own config.yaml may be anybody's."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def composed(plan: Plan, method: str) -> DictConfig:
+    """Returns the configuration that the study's settings give for a method."""
+    from hydra import compose, initialize_config_dir
 
-    parsed = OverridesParser.create().parse_overrides(list(settings))
-    return next((list(one.value()) for one in reversed(parsed) if one.key_or_group == "allow_targets"), [])  # type: ignore[arg-type]
+    from nas.settings import configuration
+
+    where = [word for word in plan.engine if word.startswith("hydra.searchpath=")]
+    with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
+        return paths.anchored(compose(plan.command, [*where, *plan.of_all(), *plan.methods[method]]))
 
 
 def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
@@ -25,7 +30,10 @@ def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
     """
     from nas.cli.stages.search import SearchStage
     from nas.cli.stages.setup import Setup
+    from nas.cli.task import look_here
+    from nas.settings.allowed_targets import trusted_by
     from nas.settings.configuration import read_yaml
+    from nas.settings.dotted import PLACES
     from nas.storage import checkpoint_file
     from nas.studies.statistics import rank_agreement
     from nas.untrusted.plain_data import dict_in
@@ -36,7 +44,13 @@ def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
     if found := dict_in(kept):
         return found
     cfg = read_yaml(directory / "config.yaml")
-    cfg.allow_targets, cfg.resume = allowed_by([*plan.common, *plan.methods[run.method]]), None
+    given = composed(plan, run.method)
+    # As of a run that is resumed: its own config.yaml may be anybody's, so what it names is not trusted.
+    cfg.allow_targets, cfg.resume = trusted_by(given), str(directory)
+    look_here(cfg)
+    for place in PLACES:
+        if (now := OmegaConf.select(given, place)) is not None:
+            OmegaConf.update(cfg, place, now)
     stage = SearchStage(Setup.from_config(cfg))
     path = directory / "search" / "checkpoint.pt"
     stage.state.load_state_dict(checkpoint_file.load(path, "search"), source=path)

@@ -80,10 +80,7 @@ class Task:
 
         made, self.begun = directory, False
         try:
-            if allowed_targets.allowed(cfg) and (here := os.getcwd()) not in sys.path:
-                # An installed command does not look for packages where it is started. The user's own may lie there;
-                # last in the list, so that no file there stands in for an installed module.
-                sys.path.append(here)
+            look_here(cfg)
             refuse_several_options(HydraConfig.get().overrides.task)
             if unknown := next(schemas.added(cfg), None):
                 raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
@@ -228,6 +225,16 @@ class Task:
             value = recorded_objective(job.directory, several=OmegaConf.is_list(cfg.objective))
         job.record("finished", objective=value)
         return value
+
+
+def look_here(cfg: DictConfig) -> None:
+    """Lets Python find packages in the working directory if the configuration allows targets.
+
+    An installed command does not look for packages where it is started. The user's own may lie there. The directory is
+    last in the list, so that no file there stands in for an installed module.
+    """
+    if allowed_targets.allowed(cfg) and (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
 
 
 def as_value(found: Any) -> float | list[float] | None:

@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from nas.cli.stages.setup import Setup
 from nas.cli.sweep import Job
 from nas.cli.task import register
 from nas.errors import ConfigError, OutputError
+from nas.settings.allowed_targets import allowed
 from nas.storage import run_directory
 from nas.studies.collected import Run
 from nas.studies.plan import from_plain
@@ -160,13 +163,17 @@ def test_classes_of_ones_own_that_the_study_allows(nas: Nas, monkeypatch: pytest
         study.compose_retraining(plan, [])
     study.compose_retraining(plan, ["hydra.searchpath=[file://mine]"])
 
-    Path("config.yaml").write_text("allow_targets: [anything]\nresume: null\n")  # a file that anybody may have written
+    # A file that anybody may have written.
+    Path("config.yaml").write_text("allow_targets: [anything]\nresume: null\ndata: {factory: os.system}\n")
+    plan = replace(plan, engine=("hydra.searchpath=[file://mine]",))
     built = []
-    monkeypatch.setattr(Setup, "from_config", lambda cfg: built.append(list(cfg.allow_targets)) or 1 / 0)
-    for method in plan.methods:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(Path.cwd())])
+    monkeypatch.setattr(Setup, "from_config", lambda cfg: built.append((allowed(cfg), cfg.benchmark.table)) or 1 / 0)
+    for method, found in (("none", False), ("sharp", True)):
         with pytest.raises(ZeroDivisionError):
             study.supernet_agreement(plan, Run(method, 3, Path(), "finished"), None)
-    assert built == [["mine"], []]
+        assert (str(Path.cwd()) in sys.path) == found
+    assert built == [([], str(Path("t").absolute())), (["mine"], str(Path("t").absolute()))]
 
 
 def test_a_job_that_leaves_no_record_is_not_passed_over(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
