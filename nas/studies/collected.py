@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nas.errors import GenotypeError
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.storage.metrics_log import read_lines
 from nas.studies.plan import Plan, directory_of
 from nas.supernet.genotype import Genotype
-from nas.untrusted.plain_data import dict_in
+from nas.untrusted import regular_file
+from nas.untrusted.plain_data import dict_in, from_yaml
+
+SIZE_LIMIT = 1_000_000  # bytes of a run's config.yaml; one takes about five thousand
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Run:
     until there is one. curve: epoch, from 1 -> the looked-up value of the cell derived after this epoch. seconds:
     stage -> device time in seconds. retrained: retraining seed -> the score on the test split, of retrainings that have
     finished. retrainings: the manifests of all retrainings that have begun. epochs: the number of epochs in which a
-    training sees as many images as the search saw.
+    training sees as many images as the search saw in its steps.
     """
 
     method: str
@@ -83,7 +87,11 @@ def collect_run(
         pass
     elif plan.benchmark is not None:
         if table is not None and genotype is not None:
-            value = table.look_up(Genotype.from_dict(genotype, source=str(place)))[plan.benchmark.column].accuracy
+            try:
+                standing = table.look_up(Genotype.from_dict(genotype, source=str(place)))
+                value = standing[plan.benchmark.column].accuracy
+            except GenotypeError as lost:
+                error = error or str(lost)
     elif plan.command == "run":
         value = tested(result)
     elif plan.retrain is None:
@@ -94,19 +102,33 @@ def collect_run(
         error = error or "its result.json does not have what is compared"
     return Run(
         method, seed, place, status, error, value, genotype, curve, seconds, retrained,
-        manifest, retrainings, epochs_of_images(manifest, len(searched)),
+        manifest, retrainings, epochs_of_images(manifest, search_settings(place), len(searched)),
     )  # fmt: skip
 
 
-def epochs_of_images(manifest: Mapping[str, Any], epochs: int) -> float:
-    """Returns how often a search of so many epochs saw all training images, by an architecture step a weight step.
+def search_settings(place: Path) -> dict[str, Any]:
+    """Returns the settings of a run's search; {} if its configuration is lost."""
+    try:
+        config = from_yaml(regular_file.read(place / "config.yaml", limit=SIZE_LIMIT))
+    except (OSError, ValueError):
+        return {}
+    return dict_at(config, "search") if isinstance(config, dict) else {}
 
-    That is once an epoch if the weights have half of the images, and twice with search.one_level=true.
+
+def epochs_of_images(manifest: Mapping[str, Any], search: Mapping[str, Any], epochs: int) -> float:
+    """Returns how often a search of so many epochs saw all training images in its steps.
+
+    With half of the images for the weights, and an architecture step a weight step, that is once an epoch; with
+    search.one_level=true it is twice. search: its settings, which may have fewer architecture steps, see `Order`.
     """
-    examples, whole = (
-        number(dict_at(manifest, of).get(name)) for of, name in (("search_epoch", "examples"), ("data", "train"))
-    )
-    return round(epochs * round(2 * examples / whole, 2), 6) if examples and whole else epochs
+    used = dict_at(manifest, "search_epoch")
+    examples, whole = number(used.get("examples")), number(dict_at(manifest, "data").get("train"))
+    if not examples or not whole:
+        return epochs
+    steps, every = (max(1, int(number(value) or 1)) for value in (used.get("batches"), search.get("arch_every")))
+    warmup = int(number(search.get("warmup_epochs")) or 0)
+    arch_steps = max(0, epochs * steps // every - warmup * steps // every)
+    return round((epochs + arch_steps / steps) * round(2 * examples / whole, 2) / 2, 6)
 
 
 def tested(result: Mapping[str, Any]) -> float | None:

@@ -63,11 +63,17 @@ def test_random_search_chooses_by_validation_and_reports_the_other_column(table:
 
 
 def test_the_cost_of_a_search_is_counted_in_images() -> None:
-    def times(examples: int, train: int) -> float:
-        return epochs_of_images({"search_epoch": {"examples": examples}, "data": {"train": train}}, 12)
+    def times(examples: int, train: int, **search: int) -> float:
+        used = {"examples": examples, "batches": 10}
+        return epochs_of_images({"search_epoch": used, "data": {"train": train}}, search, 12)
 
     assert [times(25_000, 50_000), times(719, 1439), times(50_000, 50_000), times(40_000, 50_000)] == [12, 12, 24, 19.2]
-    assert epochs_of_images({}, 12) == 12
+    assert epochs_of_images({}, {}, 12) == 12
+    # The architecture's half is seen in its steps alone: none while the weights warm up, then in every third step.
+    assert times(25_000, 50_000, warmup_epochs=8) == 8 / 2 + 4
+    assert times(25_000, 50_000, arch_every=3) == 12 / 2 + 12 / 3 / 2
+    assert times(50_000, 50_000, warmup_epochs=8, arch_every=4) == 12 + 4 / 4
+    assert times(25_000, 50_000, warmup_epochs=13) == 6
 
 
 def test_nothing_is_chosen_by_test_accuracies(table: str) -> None:
@@ -114,6 +120,13 @@ def test_every_run_is_listed(tmp_path: Path, table: str) -> None:
     (tmp_path / "bad" / "seed_1" / "result.json").write_text('{"genotype": {"sp')
     lost = collect(plan, tmp_path, record=".job.json", table=of.table)[4]
     assert (lost.value, lost.error) == (None, "its result.json does not have what is compared")
+    (tmp_path / "bad" / "seed_1" / "result.json").write_text('{"genotype": {"x": 1}}')
+    lost = collect(plan, tmp_path, record=".job.json", table=of.table)[4]
+    assert (lost.value, "seed_1 is not a genotype" in lost.error) == (None, True)
+    (tmp_path / "good" / "seed_0" / "config.yaml").write_text("search: {warmup_epochs: 1, arch_every: 1}\n")
+    manifest = {"search_epoch": {"examples": 5, "batches": 10}, "data": {"train": 10}}
+    (tmp_path / "good" / "seed_0" / "manifest.json").write_text(json.dumps(manifest))
+    assert collect(plan, tmp_path, record=".job.json", table=of.table)[0].epochs == 1.5
     assert {run[0] for run in listed[6:]} == {"random cell", "random search"}
     assert known["methods"]["good"]["std"] == 0.0
     assert known["methods"]["bad"]["n"] == 1
