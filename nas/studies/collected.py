@@ -1,7 +1,7 @@
 """Reads what the jobs of a study left in their directories: values, curves, costs and manifests."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Run:
     until there is one. curve: epoch, from 1 -> the looked-up value of the cell derived after this epoch. seconds:
     stage -> device time in seconds. retrained: retraining seed -> the score on the test split, of retrainings that have
     finished. retrainings: the manifests of all retrainings that have begun. epochs: the number of epochs in which a
-    training sees as many images as the search saw in its steps.
+    training sees as many images as the search saw in its steps. metric: name and direction of the score, see `Metric`.
     """
 
     method: str
@@ -41,6 +41,7 @@ class Run:
     manifest: dict[str, Any] = field(default_factory=dict)
     retrainings: list[dict[str, Any]] = field(default_factory=list)
     epochs: float = 0
+    metric: dict[str, Any] = field(default_factory=dict)
 
 
 def collect(plan: Plan, directory: Path, *, record: str, table: NasBench201Table | None) -> list[Run]:
@@ -69,10 +70,12 @@ def collect_run(
     refused = str(job.get("refused") or "")
     error = str(job.get("error") or refused)
     retrained: dict[int, float] = {}
+    metric = dict_at(result, "metric")
     seconds, retrainings = costs(manifest, lines), list[dict[str, Any]]()
     for one in () if plan.retrain is None else plan.retrain.seeds:
         other = directory / directory_of(method, seed, one)
-        again, score = dict_in(other / record), tested(dict_in(other / "result.json"))
+        again, tests = dict_in(other / record), dict_in(other / "result.json")
+        score, metric = tested(tests), dict_at(tests, "metric") or metric
         if of_retraining := dict_in(other / "manifest.json"):
             retrainings.append(of_retraining)
         if score is not None and again.get("status") == "finished" and not again.get("refused"):
@@ -102,7 +105,7 @@ def collect_run(
         error = error or "its result.json does not have what is compared"
     return Run(
         method, seed, place, status, error, value, genotype, curve, seconds, retrained,
-        manifest, retrainings, epochs_of_images(manifest, search_settings(place), len(searched)),
+        manifest, retrainings, epochs_of_images(manifest, search_settings(place), len(searched)), metric,
     )  # fmt: skip
 
 
@@ -169,10 +172,14 @@ def costs(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> dict[str,
     return found
 
 
-def what_is_compared(plan: Plan) -> str:
-    """Says in a sentence what `Run.value` means."""
+def what_is_compared(plan: Plan, runs: Sequence[Run]) -> str:
+    """Says in a sentence what `Run.value` means. Names the metrics of the runs if less is better, or if they differ."""
     if plan.benchmark is not None:
         return f"{plan.benchmark.column} of the derived cell, in per cent, looked up"
+    scored = [run.metric for run in runs if run.value is not None and run.metric]
+    of = {str(metric.get("name")): metric.get("higher_is_better") for metric in scored}
+    named = [f"{name.replace('_', ' ')}{'' if higher else ', lower is better'}" for name, higher in of.items()]
+    metrics = f" ({'; '.join(named)})" if len(of) > 1 or False in of.values() else ""
     if plan.command == "run" or plan.retrain is not None:
-        return "score of the retrained network on the test split"
-    return "score of the derived operations inside the supernet, on validation examples, norms recalibrated"
+        return f"score of the retrained network on the test split{metrics}"
+    return f"score of the derived operations inside the supernet, on validation examples, norms recalibrated{metrics}"

@@ -33,12 +33,18 @@ def about(known: Mapping[str, Any]) -> str:
 
 def number(value: float | None, form: str | None = None) -> str:
     """Two decimals, or four for fractions, as accuracies without a benchmark are. No minus before a zero."""
-    return "-" if value is None else format(value, "z" + (form or (".4f" if abs(value) < 1 else ".2f")))
+    return "-" if value is None else format(value, "z" + (form or decimals(value)))
+
+
+def decimals(value: float) -> str:
+    """Returns the form of a number. Small ones, as errors may be, have three digits that say something."""
+    return ".2f" if abs(value) >= 1 else ".4f" if abs(value) >= 0.001 or value == 0 else ".2e"
 
 
 def digits(known: Mapping[str, Any]) -> str:
     """Returns the form of differences and deviations: as many digits as the means have."""
-    return ".2f" if any(abs(of["mean"]) > 1 for of in known["methods"].values()) else ".4f"
+    largest = max((abs(of["mean"]) for of in known["methods"].values()), default=0.0)
+    return ".4f" if largest == 1 else decimals(largest)
 
 
 def methods(known: Mapping[str, Any]) -> Part:

@@ -26,7 +26,7 @@ def report(
     """
     values = {m: [run.value for run in runs if run.method == m and run.value is not None] for m in plan.methods}
     values = {method: of for method, of in values.items() if of}
-    known: dict[str, Any] = {"name": plan.name, "commit": commit, "compared": what_is_compared(plan)}
+    known: dict[str, Any] = {"name": plan.name, "commit": commit, "compared": what_is_compared(plan, runs)}
     random: dict[str, dict[int, float]] = {}
     if baselines is not None:
         population = baselines.all_cells()

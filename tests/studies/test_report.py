@@ -19,7 +19,7 @@ from nas.studies.as_markdown import table as table_of
 from nas.studies.as_page import study_page
 from nas.studies.baselines import DRAWN, Baselines
 from nas.studies.checklist import checklist
-from nas.studies.collected import Run, collect, costs, epochs_of_images
+from nas.studies.collected import Run, collect, costs, epochs_of_images, what_is_compared
 from nas.studies.parts import Grid, digits, number
 from nas.studies.plan import Benchmark, from_plain
 from nas.studies.report import report
@@ -277,14 +277,38 @@ def test_a_study_that_trains_no_network_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.3125, "0.3125"), (93.3667, "93.37"), (None, "-"), (-0.00123, "-0.0012"), (-0.0, "0.0000")]
-)
+    ("value", "text"),
+    [
+        (0.3125, "0.3125"), (93.3667, "93.37"), (None, "-"), (-0.00123, "-0.0012"), (-0.0, "0.0000"),
+        (-0.0000345, "-3.45e-05"),
+    ],
+)  # fmt: skip
 def test_fractions_have_more_digits(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
 def test_deviations_of_fractions_have_as_many_digits_where_a_mean_is_one() -> None:
     assert [digits({"methods": {"a": {"mean": mean}, "b": {"mean": 0.9}}}) for mean in (1.0, 93.0)] == [".4f", ".2f"]
+    assert digits({"methods": {"a": {"mean": -0.0004}}}) == ".2e"
+    assert digits({"methods": {}}) == ".4f"
+
+
+def test_a_report_names_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
+    plan = from_plain({"name": "mine", "methods": {"a": ""}, "seeds": [0], "command": "run"})
+
+    def compared(*metrics: tuple[str, bool]) -> str:
+        runs = [
+            Run("a", 0, tmp_path, "finished", value=1.0, metric={"name": name, "higher_is_better": higher})
+            for name, higher in metrics
+        ]
+        return what_is_compared(plan, runs)
+
+    score = "score of the retrained network on the test split"
+    error, accuracy = ("mean_absolute_error", False), ("accuracy", True)
+    assert compared(accuracy, accuracy) == score
+    assert compared(error, error) == f"{score} (mean absolute error, lower is better)"
+    assert compared(accuracy, error) == f"{score} (accuracy; mean absolute error, lower is better)"
+    assert what_is_compared(plan, []) == score
 
 
 def test_names_in_headings_are_escaped() -> None:
