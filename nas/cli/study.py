@@ -24,6 +24,12 @@ from nas.studies.plan import Plan, differences, directory_of, read
 
 BEGUN = "begun.json"  # what the study is, and of which code, since its first job
 REPORT = "study.json"
+OWN = (
+    "hydra.mode",
+    "hydra.run",
+    "hydra.sweep",
+    "hydra/sweeper",
+)  # of Hydra's settings, those that a study makes itself
 
 
 def main() -> None:
@@ -98,10 +104,13 @@ def refuse_other_settings(engine: Sequence[str]) -> None:
     """Raises ConfigError for a setting that is none of where and how jobs run."""
     for word in engine:
         name = word.lstrip("+~").partition("=")[0]
-        if not name.startswith(("hydra/", "hydra.", "runtime.")):
+        own = name.startswith(OWN)
+        if own or not name.startswith(("hydra/", "hydra.", "runtime.")):
             raise ConfigError(
                 f"{word} is no setting of an engine, expected hydra/launcher=..., hydra.launcher.... or runtime....",
-                fix="put settings of the jobs into the study, under common or methods",
+                fix="leave it out: a study has --out, and no sweeper"
+                if own
+                else "put settings of the jobs into the study, under common or methods",
             )
 
 

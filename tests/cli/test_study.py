@@ -136,7 +136,9 @@ def test_paths_of_a_study_are_those_of_a_command_line(nas: Nas, monkeypatch: pyt
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("word", ["search.epochs=2", "data.train=24", "+x=1", "dry_run=true"])
+@pytest.mark.parametrize(
+    "word", ["search.epochs=2", "data.train=24", "+x=1", "dry_run=true", "hydra.sweep.dir=x", "hydra/sweeper=optuna"]
+)
 def test_settings_of_jobs_are_no_engine(word: str, nas: Nas) -> None:
     write(STUDY)
     told = nas("study", "study.yaml", "--out", "out", word)
