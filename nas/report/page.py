@@ -10,7 +10,7 @@ from nas import __version__
 from nas.drawing.canvas import COLOURS
 from nas.report import one_run, several_runs
 from nas.report.markup import Html, Section, el
-from nas.report.run_files import RunFiles, find, read_run
+from nas.report.run_files import RunFiles, find, read_run, tell_apart
 
 POINTS_OF_ALL = 30_000  # lines of metrics of a stage that are read in all, of one run or of many
 LEAST_POINTS, MOST_POINTS = 60, 500  # of one run
@@ -35,6 +35,7 @@ def page_of_one(run: RunFiles) -> str:
 
 
 def page_of_several(runs: Sequence[RunFiles]) -> str:
+    tell_apart(runs)
     name = f"{len(runs)} runs"
     heading = [el("h1", name), el("p", several_runs.states(runs))]
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes][:20]

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ class RunFiles:
 
     config: the content of ``config.yaml``. choices: the derived operations. lines: stage -> lines of metrics, thinned
     out evenly. logged: stage -> the number of lines in the file. derived: (epoch from 1, choices), for each change.
-    damaged: a sentence for each file that could not be read.
+    damaged: a sentence for each file that could not be read. parts: the number of parts of the path in the name.
     """
 
     path: Path
@@ -45,10 +46,11 @@ class RunFiles:
     logged: dict[str, int] = field(default_factory=dict)
     derived: list[tuple[int, dict[str, str | None]]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    parts: int = 1
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name or str(self.path)
+        return "/".join(self.path.resolve().parts[1:][-self.parts :]) or str(self.path)
 
     @property
     def space(self) -> str:
@@ -169,6 +171,14 @@ def below(path: Path, depth: int, names: Sequence[str] = KNOWN) -> Iterable[Path
             for child in sorted(path.iterdir()):
                 if child.is_dir() and not child.is_symlink():
                     yield from below(child, depth - 1, SEARCHED_FOR)
+
+
+def tell_apart(runs: Sequence[RunFiles]) -> None:
+    """Puts parents into the names of runs whose directories have the same name, as all seed_0 of a study have."""
+    for parts in range(2, DEPTH + 2):
+        count = Counter(run.name for run in runs)
+        for run in runs:
+            run.parts = parts if count[run.name] > 1 else run.parts
 
 
 def read_run(path: Path, *, points: int) -> RunFiles:

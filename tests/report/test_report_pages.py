@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from written_runs import KEYS, write_run
@@ -18,7 +19,7 @@ from nas.report.as_text import compact
 from nas.report.charts import heat_png, pareto, thinned, ticks
 from nas.report.markup import Html, el
 from nas.report.page import page_of_one, page_of_several, report
-from nas.report.run_files import RunFiles, read_run
+from nas.report.run_files import RunFiles, read_run, tell_apart
 from nas.report.several_runs import MOST_TILES, Groups, overlaid, summary
 
 
@@ -274,6 +275,13 @@ def test_several_runs_are_grouped_and_compared(tmp_path):
     assert "2 of 3 choices are the same in all 4 runs." in shown
     assert "3 of 4" in shown
     assert "softmax_1: 85.00 %, 1.1 k, on the Pareto front" in shown
+
+
+def test_runs_whose_directories_have_one_name_are_told_apart(tmp_path):
+    places = [tmp_path / "one" / "a" / "seed_0", tmp_path / "one" / "b" / "seed_0", tmp_path / "two" / "b" / "seed_0"]
+    runs = [RunFiles(place) for place in (*places, tmp_path / "mine", Path("/"))]
+    tell_apart(runs)
+    assert [run.name for run in runs] == ["a/seed_0", "one/b/seed_0", "two/b/seed_0", "mine", "/"]
 
 
 def test_runs_of_other_settings_are_no_group(tmp_path):
