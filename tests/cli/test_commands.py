@@ -11,6 +11,9 @@ import pytest
 import torch
 from cli.conftest import TINY, Outcome
 
+from nas.cli.mistakes import untouched
+from nas.cli.stages.for_report import changed
+
 Nas = Callable[..., Outcome]
 
 
@@ -25,6 +28,12 @@ def finished(nas: Nas, tmp_path: Path) -> Path:
     assert (outcome.code, outcome.err) == (0, "")
     assert f"Everything is in {tmp_path}/first" in outcome.out
     return tmp_path / "first"
+
+
+def test_a_setting_may_name_the_seed() -> None:
+    cfg = untouched("run")
+    cfg.name, cfg.seed, cfg.search.batch_size = "mine", 7, "${seed}"
+    assert changed(cfg) == {"search.batch_size": [64, 7]}
 
 
 def test_a_run_leaves_everything_in_one_place(finished: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from nas.cli.mistakes import untouched
 from nas.data.bundle import DataBundle
@@ -26,7 +26,7 @@ def changed(cfg: DictConfig) -> dict[str, list[Any]]:
     """Returns the settings that differ from those of nas-run without arguments: name -> [default, value]; None for
     none.
     """
-    before, now = defaults(places()), compared(cfg)
+    before, now = defaults(places()), leaves(to_plain(cfg))  # of the whole, as settings may name each other
     names = [name for name in now | before if before.get(name) != now.get(name)]
     return {name: [before.get(name), now.get(name)] for name in names if not among(name, ("genotype", *NOT_COMPARED))}
 
@@ -37,7 +37,9 @@ def defaults(places: tuple[str, ...]) -> dict[str, Any]:
 
     Composing them takes a fifth of a second, so jobs of a sweep do it once.
     """
-    return compared(untouched("run"))
+    config = untouched("run")
+    config.name = ""  # only a command can resolve it
+    return leaves(to_plain(config))
 
 
 def places() -> tuple[str, ...]:
@@ -47,12 +49,6 @@ def places() -> tuple[str, ...]:
     if not GlobalHydra.instance().is_initialized():
         return ()
     return tuple(map(str, GlobalHydra.instance().config_loader().get_search_path().get_path()))
-
-
-def compared(config: DictConfig) -> dict[str, Any]:
-    # Without the name, which only a command can resolve.
-    left = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_COMPARED])
-    return leaves(to_plain(left))
 
 
 def write_mistakes(mistakes: Mistakes, data: DataBundle, directory: Path) -> None:
