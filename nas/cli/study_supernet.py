@@ -1,12 +1,14 @@
 """How well the supernet of a study's job ranks cells, by a benchmark's table."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from nas.cli import paths
 from nas.storage import atomic
-from nas.studies.collected import Run
+from nas.studies.collected import Run, dict_at, number
+from nas.studies.parts import NORMS, TAUS
 from nas.studies.plan import Plan
 
 SUPERNET = "supernet.json"  # keeps the result, in the job's directory
@@ -21,6 +23,16 @@ def composed(plan: Plan, method: str) -> DictConfig:
     where = [word for word in plan.engine if word.startswith("hydra.searchpath=")]
     with initialize_config_dir(version_base="1.3", config_dir=str(configuration.directory())):
         return paths.anchored(compose(plan.command, [*where, *plan.of_all(), *plan.methods[method]]))
+
+
+def whole(found: Mapping[str, Any]) -> bool:
+    """Says whether a file has what a report shows. Anybody may have written it."""
+    of = [dict_at(found, norms) for norms in NORMS]
+    values = [one.get(name, "") for one in of for name in TAUS]
+    values += [value for one in of for value in dict_at(one, "precision_at").values()]
+    return all("cells" in one and isinstance(one.get("precision_at"), dict) for one in of) and all(
+        value is None or number(value) is not None for value in values
+    )
 
 
 def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
@@ -41,7 +53,7 @@ def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
     assert plan.supernet is not None
     directory = run.directory
     kept = directory / SUPERNET
-    if found := dict_in(kept):
+    if whole(found := dict_in(kept)):
         return found
     cfg = read_yaml(directory / "config.yaml")
     given = composed(plan, run.method)
@@ -58,7 +70,7 @@ def supernet_agreement(plan: Plan, run: Run, baselines: Any) -> dict[str, Any]:
     rows = baselines.sampled(plan.supernet.cells)
     truths = baselines.all_cells()[rows].tolist()
     agreement: dict[str, Any] = {}
-    for name, recalibrated in (("recalibrated", True), ("as trained", False)):
+    for name, recalibrated in zip(NORMS, (True, False), strict=True):
         scores = [
             -judge.decided(baselines.table.cell(row).choices, recalibrated=recalibrated).loss for row in rows.tolist()
         ]

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Of a supernet against a benchmark: the batch norms' statistics, and the correlations.
+NORMS, TAUS = ("recalibrated", "as trained"), ("kendall", "spearman", "weighted_tau")
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -124,10 +127,10 @@ def costs(known: Mapping[str, Any]) -> Part:
 def supernet(known: Mapping[str, Any]) -> Part | None:
     rows = []
     for name, of in known["supernet"].items():
-        for norms in ("recalibrated", "as trained"):
+        for norms in NORMS:
             found = of[norms]
             precision = ", ".join(f"{number(value, '.2f')} at {k}" for k, value in found["precision_at"].items())
-            taus = (number(found[one]) for one in ("kendall", "spearman", "weighted_tau"))
+            taus = (number(found[one]) for one in TAUS)
             rows.append((name, norms, str(found["cells"]), *taus, precision))
     headings = ("run", "norms", "cells", "Kendall", "Spearman", "weighted tau", "precision at k")
     return Part("Supernet against benchmark", [Grid(headings, rows)]) if rows else None

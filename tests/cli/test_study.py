@@ -22,6 +22,7 @@ from nas.settings.allowed_targets import allowed
 from nas.storage import run_directory
 from nas.studies.collected import Run
 from nas.studies.plan import from_plain
+from nas.studies.statistics import rank_agreement
 
 pytest.importorskip("scipy", reason="needs scipy")
 Nas = Callable[..., Outcome]
@@ -176,6 +177,19 @@ def test_classes_of_ones_own_that_the_study_allows(nas: Nas, monkeypatch: pytest
             study.supernet_agreement(plan, Run(method, 3, Path(), "finished"), None)
         assert (str(Path.cwd()) in sys.path) == found
     assert built == [([], str(Path("t").absolute())), (["mine"], str(Path("t").absolute()))]
+
+
+def test_a_damaged_comparison_of_a_supernet_is_measured_again() -> None:
+    whole = importlib.import_module("nas.cli.study_supernet").whole
+    one = rank_agreement([1.0, 2.0, 2.0], [1.0, 2.0, 3.0])
+    constant = rank_agreement([1.0, 1.0], [1.0, 2.0])  # has no correlations
+    good = {"recalibrated": one, "as trained": constant}
+    assert whole(good)
+    assert whole(json.loads(json.dumps(good)))
+    for damage in ({"kendall": "x"}, {"precision_at": []}, {"precision_at": {"1": "x"}}, {"spearman": [1]}):
+        assert not whole(good | {"recalibrated": one | damage}), damage
+    assert not whole({})
+    assert not whole({"recalibrated": one})
 
 
 def test_a_job_that_leaves_no_record_is_not_passed_over(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
