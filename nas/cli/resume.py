@@ -17,9 +17,12 @@ from nas.settings.dotted import FETCH, LINKS, OWN, PLACES, among, leaves
 from nas.settings.names import NAME, TARGET
 from nas.spaces.published import resolve
 from nas.storage.command_line import choice
-from nas.storage.run_directory import check_processes, read_manifest
+from nas.storage.run_directory import MANIFEST, check_processes, read_manifest
 from nas.supernet.genotype import Genotype
 from nas.training.inheritance import SCRATCH
+from nas.untrusted import plain_data
+
+COMMANDS = ("nas-search", "nas-retrain", "nas-run")
 
 
 def has_finished(directory: Path) -> bool:
@@ -88,6 +91,16 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     """Returns dotted name -> value. Where retrain.start is missing or None, as it once was, it is scratch."""
     found = leaves(to_plain(config))
     return found | {"retrain.start": found.get("retrain.start") or SCRATCH}
+
+
+def check_command(directory: Path, command: str) -> None:
+    """Raises ConfigError if another command made the run in a directory: a search that has finished is no nas-run."""
+    words = plain_data.dict_in(directory / MANIFEST).get("command")
+    made = words[0] if isinstance(words, list) and words else command
+    if made != command and made in COMMANDS:
+        raise ConfigError(
+            f"{directory} holds a run of {made}, got {command}", fix=f"choose another directory, or go on with {made}"
+        )
 
 
 def check_same(cfg: DictConfig, directory: Path) -> None:

@@ -176,9 +176,11 @@ class Task:
         cfg.resume = str(directory)
         if os.path.lexists(directory / "config.yaml"):
             configuration.read_yaml(directory / "config.yaml")  # what cannot be read is said at once
-        from nas.cli.resume import check_same, has_finished, resumed  # imports torch, which takes seconds
+        # Imports torch, which takes seconds.
+        from nas.cli.resume import check_command, check_same, has_finished, resumed
 
         if as_before:
+            check_command(directory, f"nas-{self.config_name}")
             check_same(cfg, directory)
         if has_finished(directory):
             print(f"The run in {directory} has finished: there is nothing to resume.")
@@ -196,8 +198,9 @@ class Task:
             )
         begun = "resume" in cfg and (job.directory / "manifest.json").exists()
         if begun:
-            from nas.cli.resume import check_same
+            from nas.cli.resume import check_command, check_same
 
+            check_command(job.directory, f"nas-{self.config_name}")
             check_same(cfg, job.directory)
         if cfg.get("dry_run"):  # nothing has been done
             return self.body(cfg, job.directory)

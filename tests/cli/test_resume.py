@@ -15,7 +15,7 @@ import torch
 from cli.conftest import TINY, Outcome
 from omegaconf import OmegaConf
 
-from nas.cli.resume import check_same
+from nas.cli.resume import check_command, check_same
 from nas.cli.stages.setup import advice_for_moved_data
 from nas.errors import ConfigError, DataError, GenotypeError
 from nas.storage import atomic, checkpoint_file
@@ -365,6 +365,15 @@ def test_a_genotype_that_has_moved_is_the_same_and_another_one_in_its_place_is_n
         check(Genotype("mine", {"a": "y"}))
     with pytest.raises(ConfigError, match=r"genotype=/gone/other\.json \(was"):
         check(before, "/gone/other.json")
+
+
+def test_the_run_of_another_command_is_no_finished_run_of_this_one(tmp_path: Path) -> None:
+    for words in (["nas-run", "seed=0"], ["my_script.py"], [], "nas-search"):
+        (tmp_path / "manifest.json").write_text(json.dumps({"command": words}))
+        check_command(tmp_path, "nas-run")
+    (tmp_path / "manifest.json").write_text('{"command": ["nas-search", "seed=0"]}')
+    with pytest.raises(ConfigError, match="holds a run of nas-search, got nas-run; choose another directory"):
+        check_command(tmp_path, "nas-run")
 
 
 def test_tables_that_have_moved_are_no_other_configuration(tmp_path: Path) -> None:
