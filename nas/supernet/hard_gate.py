@@ -30,8 +30,10 @@ class GateValues:
     def each(self) -> tuple[Tensor, ...]:
         """The gate of each choice."""
         # unbind, because indexing in every choice would add one gradient of full size per choice. Not before it is
-        # asked for: replayed passes compute the gradients of all gates at once.
-        return self.together.unbind()
+        # asked for: replayed passes compute the gradients of all gates at once. The first to ask may be a part of a
+        # model that runs without gradients.
+        with torch.inference_mode(False), torch.enable_grad():
+            return self.together.unbind()
 
 
 class HardGate:

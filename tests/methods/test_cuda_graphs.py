@@ -230,6 +230,32 @@ def test_cells_that_return_other_nodes_run_other_edges():
     assert_same(passes(model, None), passes(model, Again()), rtol=1e-5, atol=1e-6)
 
 
+def test_cells_and_choices_of_a_model_that_is_replayed_in_part():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem = nn.Conv2d(3, 4, 1)
+
+            def edge(source, node):
+                return of_choice(conv=nn.Conv2d(4, 4, 1), none=Zero(4, 4, 1, False), same=nn.Identity())
+
+            self.cell = Cell(inputs=1, nodes=2, edge=edge, outputs=[2])
+            # They have one gate, and the second one has no weights to replay.
+            self.one = of_choice(conv=nn.Conv2d(4, 4, 1), same=nn.Identity(), key="twice")
+            self.two = of_choice(conv=nn.Tanh(), same=nn.Identity(), key="twice")
+            self.head = nn.Linear(4, 10)
+
+        def forward(self, x):
+            x = self.two(self.one(self.cell([self.stem(x)])[0].sin()))  # sin cannot be traced
+            return self.head(x.mean(dim=(2, 3)))
+
+    supernet = Branches().double()
+    assert replayed(copy.deepcopy(supernet)) == {"stem", "cell", "one", "head"}
+    expected = steps(searcher(supernet, GDAS()), 8)
+    assert_same(expected, steps(searcher(supernet, GDAS(), Again()), 8), rtol=1e-9, atol=1e-12)
+
+
 def test_weights_that_were_frozen_meanwhile():
     model = Model(lambda m, x: m.choice(m.stem(x)), stem=nn.Conv2d(4, 4, 1)).train()
     replay(model, Again())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nas.spaces.ops import FactorizedReduce, ReLUConvBN, SepConv
-from nas.supernet.hard_gate import HardGate, inner_product, last_norm, pass_through
+from nas.supernet.hard_gate import GateValues, HardGate, inner_product, last_norm, pass_through
 
 
 def ops():
@@ -69,13 +69,21 @@ def test_candidates_that_share_a_gate_add_up_in_its_gradient():
     assert found[0] > 1
 
 
-def test_a_part_that_runs_without_gradients_leaves_the_others_theirs():
-    gate, x = torch.ones((), requires_grad=True), torch.randn(5, 4, 6, 6)
-    hard, module = HardGate(gate), ReLUConvBN(4, 4, 1, False, kernel_size=1)
-    with torch.no_grad():
-        hard.run(module, x)
-    (hard.run(module, x) * x).sum().backward()
-    assert gate.grad != 0
+@pytest.mark.parametrize("name", ["relu conv norm", "identity", "maximum"])
+@pytest.mark.parametrize("aside", ["no_grad", "inference_mode", "transform"])
+def test_a_part_that_runs_without_gradients_leaves_the_others_theirs(aside, name):
+    gates, x, module = torch.ones(2, requires_grad=True), torch.randn(5, 4, 6, 6), ops()[name]
+    values = GateValues(gates)
+    first, second = HardGate(values), HardGate(values, index=1)
+    if aside == "transform":
+        torch.func.grad(lambda x: first.run(module.eval(), x).sum())(x)
+        module.train()
+    else:
+        with getattr(torch, aside)():
+            first.run(module, x)
+    (first.run(module, x) * x + 2 * second.run(module, x) * x).sum().backward()
+    assert gates.grad[0] != 0
+    assert torch.allclose(gates.grad[1], 2 * gates.grad[0], rtol=1e-4)
 
 
 def test_which_norms_take_the_gate():

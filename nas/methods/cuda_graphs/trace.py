@@ -140,7 +140,8 @@ class Writer:
             raise UntraceableError("it has no weights")
         if isinstance(module, Cell):
             given = [self._node() for _ in range(module.inputs)]
-            return Tape(len(given), self._nodes, self._blocks, result=self._module(module, given))
+            result = self._module(module, given)  # first, as it adds nodes
+            return Tape(len(given), self._nodes, self._blocks, result)
         if whole(module):
             result = self._module(module, self._node())
             return Tape(1, self._nodes, self._blocks, result)
