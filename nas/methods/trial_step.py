@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.data.inputs import Batch
-from nas.errors import DivergenceError, SpaceError
+from nas.errors import ConfigError, DivergenceError, SpaceError
 from nas.methods.estimate import Measured
 from nas.methods.first_order import FirstOrder
 from nas.methods.sampler import Gates, Uniform, draw, read_on_host
@@ -131,7 +131,14 @@ def each_candidate(searcher: FirstOrder, temperature: float) -> Iterator[Gates]:
     """
     arch = searcher.arch
     with torch.no_grad():
-        if draw(searcher.sampler, arch, temperature, searcher.generator).drawn is None:
+        gates = draw(searcher.sampler, arch, temperature, searcher.generator)
+        if gates.weights[arch.padding].count_nonzero():  # no choice would read them
+            raise ConfigError(
+                f"the sampler {type(searcher.sampler).__name__} gives weights to the padding of choices with fewer "
+                "candidates, expected 0 where the logits are -inf",
+                fix="spread the weights over logits != -inf, e.g. by softmax(dim=-1)",
+            )
+        if gates.drawn is None:
             return
         sizes = arch.mask.sum(dim=-1)
         for index in range(min(MOST_CANDIDATES, arch.mask.shape[-1])):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.errors import SpaceError
+from nas.errors import ConfigError, SpaceError
 from nas.supernet.dropped_edge import OutputForm, first_tensor
 from nas.supernet.dropped_edge import copied as copies
 from nas.supernet.hard_gate import HardGate, transformed
@@ -226,7 +226,7 @@ class Choice(nn.Module):
         gate = self.gate
         if gate is None or gate.drawn is None or gate.others is not None:
             return None
-        return tuple(self.candidates._modules.values())[gate.drawn]  # as `_candidate`, for many edges in every step
+        return self._candidate(gate.drawn)
 
     def instead(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The choice's output where it is known to be that of one candidate (see `alone`): of call(x) in its place."""
@@ -241,7 +241,13 @@ class Choice(nn.Module):
 
     def _candidate(self, index: int) -> nn.Module:
         # ModuleList's own indexing takes four times as long, for some hundred choices in a step.
-        candidate = tuple(self.candidates._modules.values())[index]
+        candidates = tuple(self.candidates._modules.values())
+        if index >= len(candidates):
+            raise ConfigError(
+                f"candidate {index} of a Choice between {', '.join(self.names)} is drawn, which has {len(candidates)}",
+                fix="let the sampler draw no candidate whose logit is -inf: it pads the rows of choices with fewer",
+            )
+        candidate = candidates[index]
         assert candidate is not None  # as a Choice was given it
         return candidate
 

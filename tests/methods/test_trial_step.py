@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.data.spec import ImageSpec
-from nas.errors import SpaceError
+from nas.errors import ConfigError, SpaceError
 from nas.methods.estimate import Measured, duration
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import GDAS, Softmax, Stateful
+from nas.methods.sampler import GDAS, Gates, Softmax, Stateful
 from nas.methods.score_function import ScoreFunction
 from nas.methods.second_order import SecondOrder
 from nas.methods.trial_step import try_search
@@ -25,7 +25,7 @@ from nas.runtime.nonfinite import Guard, OnNonfinite
 from nas.runtime.precision import Precision
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.supernet.arch_params import ArchParams
-from nas.supernet.choice import Choice
+from nas.supernet.choice import Choice, Gate, gates
 from nas.training.task import Classification
 
 
@@ -227,6 +227,31 @@ def test_outputs_that_are_a_pair_in_training():
 
     with pytest.raises(SpaceError, match="in training the model returns a tuple"):
         try_search(searcher_of(Pair()), batch(), batch())
+
+
+class Smoothed(Softmax):
+    def __call__(self, logits, temperature, generator):
+        return Gates(0.9 * logits.softmax(-1) + 0.1 / logits.shape[1])
+
+
+def test_a_sampler_that_uses_the_padding_of_logits_is_refused():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = Choice({name: layer() for name in "abc"})
+            self.narrow = Choice({name: nn.Linear(6, 3) for name in "ab"})
+
+        def forward(self, x):
+            return self.narrow(self.wide(x))
+
+    searcher = searcher_of(Two(), sampler=Smoothed())
+    with pytest.raises(ConfigError, match="the sampler Smoothed gives weights to the padding"):
+        try_search(searcher, batch(), batch())
+    with (
+        gates(searcher.choices, dict.fromkeys(searcher.choices, Gate(None, 2))),
+        pytest.raises(ConfigError, match="candidate 2 of a Choice between a, b is drawn, which has 2"),
+    ):
+        searcher.supernet(batch()[0])
 
 
 def test_the_estimate_in_words():
