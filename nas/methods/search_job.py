@@ -301,6 +301,7 @@ class SearchJob:
             precision=self.job.runtime.precision,
             arch_loader=self.arch_loader,
             arch_optim=self.state.arch_optim,
+            guard=self.state.guard,
         )
 
     def validated(self, genotype: Genotype) -> Score:

@@ -14,6 +14,7 @@ from nas.data.inputs import Batch, each
 from nas.data.loader import Loader
 from nas.errors import ConfigError
 from nas.runtime import distributed
+from nas.runtime.nonfinite import Guard
 from nas.runtime.precision import Precision
 from nas.runtime.runtime import seed_of_process
 from nas.supernet.choice import LEFT_OUT, Gate, choices, gates
@@ -35,8 +36,8 @@ class Judge:
     without augmentation. The judge has no access to the test split. batches: the largest number of batches of each
     kind, which are read once. None: all validation batches, read again for every score, as they may not fit in memory.
     start: the number of the first validation batch. seed: the seed of all random numbers. precision: of the forward
-    passes, as in the search. arch_loader, arch_optim: training batches and optimiser of the logits, for derivers that
-    tune the logits.
+    passes, as in the search. arch_loader, arch_optim, guard: training batches and optimiser of the logits, and what
+    checks steps, for derivers that tune.
 
     Each of several processes scores its share of the batches with its own noise. The result covers all processes.
 
@@ -55,6 +56,7 @@ class Judge:
     precision: Precision = field(default_factory=Precision)
     arch_loader: Loader | None = None
     arch_optim: torch.optim.Optimizer | None = None
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         self.noise = seed_of_process(self.seed, "noise")

@@ -13,12 +13,15 @@ from nas.errors import ConfigError
 from nas.methods.first_order import weights_frozen
 from nas.methods.sampler import Gates
 from nas.methods.supernet_score import Judge
+from nas.runtime.nonfinite import ARCHITECTURE, Level, naming
 from nas.runtime.precision import take_step
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import LEFT_OUT, Gate, gates
 from nas.supernet.undisturbed import undisturbed
 from nas.training.schedule import CosineByEpoch, set_lr
 from nas.training.weighing import WeighedLoss
+
+TUNING = Level("weights in tuning", "deriver.tune_lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,12 @@ class Tuning:
         }
 
     def run(self, decided: Mapping[str, int | None], *, steps: int) -> None:
-        judge = self.judge
-        with undisturbed(judge.supernet, seed=judge.noise):
-            judge.supernet.train()
+        judge, supernet = self.judge, self.judge.supernet
+        # As in the search, in which parts of a model may be frozen in evaluation mode.
+        training = [module for module in supernet.modules() if module.training or not supernet.training]
+        with undisturbed(supernet, seed=judge.noise):
+            for module in training:
+                module.training = True
             while steps > 0:
                 epoch, start = divmod(self.done, judge.steps)
                 if self.recipe.lr_end is not None and self.optim is not None:
@@ -91,6 +97,7 @@ class Tuning:
                     self.done, steps = self.done + 1, steps - 1
         if self.optim is not None:
             self.optim.zero_grad(set_to_none=True)
+        judge.guard.check(TUNING, self.weights, naming(supernet))
 
     def _tunes_logits(self, step: int) -> bool:
         return self.arch_optim is not None
@@ -106,16 +113,19 @@ class Tuning:
             loss = self._loss(batch)
             if loss.requires_grad:  # False if every choice is decided
                 self.arch_scaler.scale(loss).backward()
-        take_step(optim, self.arch_scaler)
+        take_step(optim, self.arch_scaler, watch=self.judge.guard.watch(ARCHITECTURE, loss, self.arch.naming))
 
     def _weight_step(self, decided: Mapping[str, int | None], batch: Batch, optim: torch.optim.Optimizer) -> None:
         optim.zero_grad(set_to_none=True)
         with gates(self.judge.choices, self.mixture(decided)):
-            self.scaler.scale(self._loss(batch)).backward()
-        take_step(optim, self.scaler, max_norm=self.recipe.grad_clip)
+            loss = self._loss(batch)
+            self.scaler.scale(loss).backward()
+        watch = self.judge.guard.watch(TUNING, loss, naming(self.judge.supernet))
+        take_step(optim, self.scaler, max_norm=self.recipe.grad_clip, watch=watch)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         inputs, targets = batch
+        self.judge.guard.begin(self.judge.supernet)
         whole = WeighedLoss(self.judge.task, targets)
         with self.judge.precision.autocast():
             return whole.loss(self.judge.supernet(*each(inputs)), targets)

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from small_judge import BATCH, Node, arch_with, four_classes, judge_of
 from torch import nn
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DivergenceError
 from nas.methods.perturbation import Perturbation, abreast
 from nas.methods.tuning import Recipe, Tuning
+from nas.runtime.nonfinite import Guard, OnNonfinite
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
 from nas.training.task import Classification, Metric, Regression
@@ -196,3 +197,33 @@ def test_without_an_optimiser_the_logits_cannot_be_tuned():
     arch = arch_with(supernet, low=[0, 0], high=[0, 0], idle=[0, 0])
     with pytest.raises(ConfigError, match=r"set deriver\.tune_logits=false"):
         Perturbation().judged(arch, judge_of(supernet, *four_classes(40), classes=4))
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_a_step_whose_loss_is_no_number_stops_the_tuning_or_is_skipped(logits):
+    supernet, (inputs, labels) = Two(), four_classes(3 * BATCH)
+    inputs[5] = torch.nan  # of one batch of each split
+    arch = ArchParams.from_model(supernet)
+    arch_optim = torch.optim.SGD(arch.parameters(), lr=0.1)
+
+    def tuned(action):
+        guard = Guard(OnNonfinite(action))
+        judge = judge_of(supernet, inputs, labels, classes=4, arch_optim=arch_optim, guard=guard)
+        tuning = Tuning(judge, arch, Recipe(logits=logits), total=judge.steps)
+        tuning.run({}, steps=judge.steps)
+        assert all(one.isfinite().all() for one in (tuning.arch.logits, *supernet.parameters()))
+        return guard
+
+    assert tuned("skip").skipped == 1 + logits
+    with pytest.raises(DivergenceError, match="the loss is nan"):
+        tuned("stop")
+
+
+def test_parts_that_the_search_keeps_in_evaluation_mode_stay_in_it():
+    supernet, seen = Two().train(), set()
+    supernet.two.candidates[0].eval()
+    for name, module in supernet.named_modules():
+        module.register_forward_pre_hook(lambda module, inputs, name=name: seen.add((name, module.training)))
+    judge = judge_of(supernet, *four_classes(3 * BATCH), classes=4)
+    Tuning(judge, ArchParams.from_model(supernet), Recipe(logits=False), total=1).run({}, steps=1)
+    assert {name for name, training in seen if not training} == {"two.candidates.0"}
