@@ -81,6 +81,13 @@ class SecondOrder(FirstOrder):
             name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad
         }
         self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
+        # One name for each module that holds a weight: see `_loss`.
+        self.places: dict[str, str] = {
+            f"{path}.{name}".lstrip("."): self.name_of[weight]
+            for path, module in self.supernet.named_modules()
+            for name, weight in module._parameters.items()
+            if weight is not None and weight in self.name_of
+        }
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
         gates_and_shares = packed(drawn)
@@ -150,12 +157,14 @@ class SecondOrder(FirstOrder):
         Weights and gates are unset again before the backward pass. So activation checkpointing raises an error instead
         of using other weights.
         """
+        # With tie_weights=True, a module that has two names would not get its own weights back.
+        placed = {place: weights[name] for place, name in self.places.items() if name in weights}
         inputs, targets = batch
         unpacked = Gates(leaf) if self.arch.share_logits is None else Gates(leaf[:, :-1], shares=leaf[:, -1])
         by_key = unpacked.by_key(self.arch.keys, differentiable=True)
         whole = WeighedLoss(self.task, targets)
         with gates(self.choices, by_key), self.precision.autocast():
-            outputs = functional_call(self.supernet, weights, each(inputs))
+            outputs = functional_call(self.supernet, placed, each(inputs), tie_weights=False)
             return whole.loss(outputs, targets), outputs
 
     def _gradients(self, loss: Tensor, *, create_graph: bool) -> dict[str, Tensor]:

@@ -68,13 +68,15 @@ def test_closed_form_of_a_quadratic(method, tolerance):
 
 
 class Network(nn.Module):
-    """Two choices between non-linear maps."""
+    """Two choices between non-linear maps, of which two share a layer and two a weight."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
-        self.one = Choice({name: nn.Sequential(nn.Linear(3, 4), nn.Tanh()) for name in "abc"})
+        self.one = Choice({name: nn.Sequential(nn.Linear(3, 4), nn.Tanh()) for name in "ab"} | {"c": nn.Sequential()})
+        self.one.candidates[2].extend([self.one.candidates[1][0], nn.Sigmoid()])
         self.two = Choice({name: nn.Linear(4, 2) for name in "de"})
+        self.two.candidates[1].weight = self.two.candidates[0].weight
         self.double()
 
     def forward(self, x):
@@ -127,11 +129,13 @@ def test_the_gradient_is_that_of_the_loss_after_a_step_of_torchs_sgd(method, tol
         expected[tuple(index)] = difference / 2e-5
 
     before = searcher.arch.logits.detach().clone()
-    weights = copy.deepcopy(searcher.supernet.state_dict())
+    weights, held = copy.deepcopy(searcher.supernet.state_dict()), dict(searcher.supernet.named_parameters())
     searcher.arch_step(val, train, 1.0)
     got = before - searcher.arch.logits.detach()
     assert torch.allclose(got, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-9)
     assert all(torch.equal(weights[name], value) for name, value in searcher.supernet.state_dict().items())
+    assert all(held[name] is weight for name, weight in searcher.supernet.named_parameters())
+    assert isinstance(network.one.candidates[2][0].weight, nn.Parameter)
     frozen = {weight for weight in searcher.weights if not weight.requires_grad}
     assert frozen == (set() if learns else set(network.one.candidates[0].parameters()))
 
