@@ -76,20 +76,21 @@ class SecondOrder(FirstOrder):
             )
         self.method = method
         self.radius = radius
-        # Only weights that learn: a frozen weight has no step to unroll.
-        self.named_weights: dict[str, Tensor] = {
-            name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad
-        }
-        self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.named_weights.items()}
+        self.name_of: dict[Tensor, str] = {weight: name for name, weight in self.supernet.named_parameters()}
+        self.named_weights: dict[str, Tensor] = {}  # that learn: see `_add_gradient`
         # One name for each module that holds a weight: see `_loss`.
         self.places: dict[str, str] = {
             f"{path}.{name}".lstrip("."): self.name_of[weight]
             for path, module in self.supernet.named_modules()
             for name, weight in module._parameters.items()
-            if weight is not None and weight in self.name_of
+            if weight is not None
         }
 
     def _add_gradient(self, batch: Batch, weight_batch: Batch, drawn: Gates, factor: float) -> tuple[Tensor, Tensor]:
+        # A frozen weight has no step to unroll. A hook may freeze others meanwhile.
+        self.named_weights = {name: weight for weight, name in self.name_of.items() if weight.requires_grad}
+        if not self.named_weights:
+            return super()._add_gradient(batch, weight_batch, drawn, factor)
         gates_and_shares = packed(drawn)
         # The passes below end at this leaf between the logits and the gates. The backward pass through the sampler's
         # own graph runs once, at the end.
@@ -183,7 +184,7 @@ class SecondOrder(FirstOrder):
         for group in self.weight_optim.param_groups:
             momentum, nesterov = group["momentum"], group["nesterov"]
             for weight in group["params"]:
-                if (name := self.name_of.get(weight)) is None:
+                if (name := self.name_of.get(weight)) not in gradients:
                     continue
                 step = gradients[name] + group["weight_decay"] * weight.detach()
                 buffer = self.weight_optim.state[weight].get("momentum_buffer")

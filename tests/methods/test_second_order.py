@@ -98,16 +98,17 @@ SGD = {
 }
 
 
-@pytest.mark.parametrize("learns", [True, False], ids=["all learn", "one is frozen"])
+@pytest.mark.parametrize("frozen_at", [None, "first", "meanwhile"])
 @pytest.mark.parametrize("steps_before", [0, 2], ids=["first step", "with momentum built up"])
 @pytest.mark.parametrize("sgd", SGD)
 @pytest.mark.parametrize(("method", "tolerance"), [("exact", 1e-6), ("difference", 1e-3)])
-def test_the_gradient_is_that_of_the_loss_after_a_step_of_torchs_sgd(method, tolerance, sgd, steps_before, learns):
+def test_the_gradient_is_that_of_the_loss_after_a_step_of_torchs_sgd(method, tolerance, sgd, steps_before, frozen_at):
     network = Network()
-    network.one.candidates[0][0].requires_grad_(learns)
+    network.one.candidates[0][0].requires_grad_(frozen_at != "first")
     searcher = make(network, method=method, task=Classification(), lr=0.3, **SGD[sgd])
     for step in range(steps_before):
         searcher.weight_step(data(10 + step), 1.0)
+    network.one.candidates[0][0].requires_grad_(frozen_at is None)
     train, val = data(0), data(1)
 
     def loss_after_a_real_step(logits):
@@ -137,7 +138,18 @@ def test_the_gradient_is_that_of_the_loss_after_a_step_of_torchs_sgd(method, tol
     assert all(held[name] is weight for name, weight in searcher.supernet.named_parameters())
     assert isinstance(network.one.candidates[2][0].weight, nn.Parameter)
     frozen = {weight for weight in searcher.weights if not weight.requires_grad}
-    assert frozen == (set() if learns else set(network.one.candidates[0].parameters()))
+    assert frozen == (set() if frozen_at is None else set(network.one.candidates[0].parameters()))
+
+
+def test_where_no_weight_learns_the_gradient_is_first_order():
+    network = Network()
+    searcher = make(network, method="exact", task=Classification(), lr=0.3)
+    network.requires_grad_(False)
+    logits = searcher.arch.masked().detach().requires_grad_()
+    with gates(searcher.choices, Gates(logits.softmax(dim=-1)).by_key(searcher.arch.keys, differentiable=True)):
+        Classification().loss(network(data(1)[0]), data(1)[1]).backward()
+    searcher.arch_step(data(1), data(0), 1.0)
+    torch.testing.assert_close(searcher.arch.logits.grad, logits.grad)
 
 
 @pytest.mark.parametrize("sampler", [GumbelSoftmax(), Dirichlet()])
