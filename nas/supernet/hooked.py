@@ -37,11 +37,13 @@ def with_hooks_of(other: nn.Module, module: nn.Module) -> nn.Module:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module runs more than its forward method: hooks or a compiled version."""
+    """Whether a call of the module runs more than the forward method of its class: hooks, a compiled version, or a
+    forward of the module's own."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or module._compiled_call_impl
+        or "forward" in module.__dict__
     )

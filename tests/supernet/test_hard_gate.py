@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nas.spaces.ops import FactorizedReduce, ReLUConvBN, SepConv
@@ -12,7 +13,15 @@ from nas.supernet.hard_gate import GateValues, HardGate, inner_product, last_nor
 
 def ops():
     shared = nn.BatchNorm2d(4, affine=False)
+    replaced = {
+        "norm": nn.BatchNorm2d(4, affine=False),
+        "pool": nn.MaxPool2d(3, 1, 1),
+        "sequence": nn.Sequential(shared),
+    }
+    for module in replaced.values():
+        module.forward = lambda x: F.batch_norm(x, None, None, training=True) + 1
     return {
+        **{f"{name} with another forward": module for name, module in replaced.items()},
         "norm alone": nn.BatchNorm2d(4, affine=False),
         "relu conv norm": ReLUConvBN(4, 4, 1, False, kernel_size=3),
         "separable": SepConv(4, 4, 2, False, kernel_size=3),
