@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nas.supernet.hooked import is_watched
+
 
 class CentreConv2d(nn.Conv2d):
     """A convolution whose kernel is the centre of a larger convolution's kernel.
@@ -60,7 +62,7 @@ def entangle(candidates: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         parts = dict(candidate.named_modules())
         structure = tuple((path, type(part)) for path, part in parts.items())
         for path, part in parts.items():
-            if type(part) is nn.Conv2d and not isinstance(part.padding, str):
+            if type(part) is nn.Conv2d and not isinstance(part.padding, str) and not is_watched(part):
                 kept = {key: value for key, value in settings(part).items() if key not in ("kernel_size", "padding")}
                 alike.setdefault((structure, path, *kept.values()), []).append((name, path, part))
     for places in alike.values():

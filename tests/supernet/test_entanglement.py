@@ -72,6 +72,10 @@ def test_operations_of_another_kind_or_dilation_share_nothing():
     # The same, but for the place of the smaller kernel, which is not the centre.
     off = {"a": nn.Conv2d(4, 4, 1, padding=1, bias=False), "b": nn.Conv2d(4, 4, 3, padding=1, bias=False)}
     assert not shares_weights(entangle(off))
+    # A convolution that takes the place of the smaller one would not have its hook.
+    hooked = {f"{k}x{k}": nn.Conv2d(4, 4, k, padding=k // 2) for k in (1, 3)}
+    hooked["1x1"].register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert entangle(hooked) == hooked
 
 
 def test_three_sizes_share_the_largest_and_a_candidate_may_be_a_bare_convolution():
