@@ -86,6 +86,7 @@ class SearchJob:
             met=self.derived.met,
         )
         self.measurements = self._measurements()
+        self.last_hooks: list[Hook] = []
         self._replay()
 
     def _build_state(self, parts: SearchParts) -> None:
@@ -195,11 +196,12 @@ class SearchJob:
             others = "cannot record what a teacher needs to see"
         if runtime.cuda_graphs and not others:
             from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
-            from nas.methods.cuda_graphs.replayed_module import replay
+            from nas.methods.cuda_graphs.replayed_module import Renewal, replay
 
             composes = runtime.cuda_graphs == "composed"
             recorder = CudaGraphs(runtime.device, composes=composes, triton=runtime.triton)
             self.measurements.append(replay(self.state.supernet, recorder))
+            self.last_hooks.append(Renewal(self.state.supernet))
         elif (why := runtime.no_cuda_graphs or (runtime.cuda_graphs and others)) and distributed.first():
             print(f"warning: runtime.cuda_graphs {why}; the steps run as without", file=sys.stderr)
 
@@ -274,7 +276,7 @@ class SearchJob:
                 arch_loader=self.arch_loader,
                 plan=self.plan,
                 derive=self.derivation,
-                hooks=[*self.measurements, *hooks],
+                hooks=[*self.measurements, *hooks, *self.last_hooks],
             )
         records.record(**self.ending())
         return genotype

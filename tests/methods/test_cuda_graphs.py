@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.methods import first_order
 from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs
-from nas.methods.cuda_graphs.replayed_module import Replayed, replay
+from nas.methods.cuda_graphs.replayed_module import Renewal, Replayed, replay
 from nas.methods.sampler import GDAS, Softmax, Uniform
 from nas.runtime.precision import Precision
 from nas.spaces.cell import Cell, DropPath
@@ -263,6 +263,21 @@ def test_weights_that_were_frozen_meanwhile():
     with gates(choices(model), {"choice": Gate(None, 0)}):
         model(torch.randn(2, 4, 6, 6)).sum().backward()
     assert model.choice.candidates[0].weight.grad is not None
+
+
+def test_what_a_hook_freezes_after_an_epoch_is_recorded_anew(spec, nas_bench_201):
+    supernet = nas_bench_201.supernet(spec).double()
+    found = []
+    for recorder in (None, Again()):
+        made = searcher(supernet, GDAS(), recorder)
+        renewal = Renewal(made.supernet)
+        for learns in (True, False, True):
+            for part in (made.supernet.stem, *made.choices["cell/0-1"]):
+                part.requires_grad_(learns).train(learns)
+            renewal.after_epoch(None)
+            found.append(steps(made))
+    for expected, replayed in zip(found[:3], found[3:], strict=True):
+        assert_same(expected, replayed, rtol=1e-9, atol=1e-12)
 
 
 def test_a_type_may_turn_out_wider():

@@ -12,7 +12,8 @@ Requirements on a model:
 - Its forward pass can be traced (see `nas.methods.cuda_graphs.trace`). Otherwise the parts that can be traced are
   replayed.
 - A module computes the same whenever it is called, from its input, weights and buffers. Anything else it depends on,
-  such as the mode of a part or a Python number, keeps the value of the recording. Buffers are changed in place.
+  such as a Python number, keeps the value of the recording. Buffers are changed in place. Weights that a hook freezes
+  and modes of parts are followed from the next epoch on.
 - Weights and buffers keep their place in memory: no ``.to()``, no ``load_state_dict(assign=True)``.
 - Hooks inside the model need not run.
 
