@@ -188,6 +188,16 @@ def conv_relu(inplace):
     return nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=inplace))
 
 
+def without_gradients(part, x):
+    with torch.no_grad():
+        return part(x)
+
+
+def at_full_precision(part, x):
+    with torch.autocast("cpu", enabled=False):
+        return part(x.float())
+
+
 CONV = nn.Conv2d(4, 4, 1)
 MODELS = {
     "another way": Model(lambda m, x: m.choice(x) if isinstance(x, torch.Tensor) else m.choice(x) + 1),
@@ -197,6 +207,7 @@ MODELS = {
     "alias": Model(lambda m, x: m.shifts(m.choice(x)), shifts=Shifts()),
     "in place": Model(lambda m, x: m.relu(m.stem(m.choice(x)) + 1), stem=conv_relu(True), relu=nn.ReLU(inplace=True)),
     "functional": Model(lambda m, x: torch.nn.functional.relu(m.choice(x) + 1, inplace=True)),
+    "without gradients": Model(lambda m, x: m.choice(x) * without_gradients(m.stem, x), stem=conv_relu(False)),
     "tuple": Model(lambda m, x: m.gru(m.choice(x).flatten(2))[0], gru=nn.GRU(36, 3)),
     "pair": Model(lambda m, x: (m.choice(x), x)[0]),
 }
@@ -278,6 +289,14 @@ def test_what_a_hook_freezes_after_an_epoch_is_recorded_anew(spec, nas_bench_201
             found.append(steps(made))
     for expected, replayed in zip(found[:3], found[3:], strict=True):
         assert_same(expected, replayed, rtol=1e-9, atol=1e-12)
+
+
+def test_a_part_at_a_precision_of_its_own_keeps_it():
+    model = Model(lambda m, x: at_full_precision(m.stem, m.choice(x)), stem=nn.Conv2d(4, 4, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = (passes(model, recorder, lr=0.0) for recorder in (None, Again()))
+    assert_same(expected, found, rtol=1e-5, atol=1e-6)
+    assert found["output 0"].dtype == torch.float32
 
 
 def test_a_type_may_turn_out_wider():

@@ -117,8 +117,25 @@ def whole(module: nn.Module) -> bool:
 
 
 class Tracer(fx.Tracer):
+    """Raises UntraceableError for what runs inside of a context such as `torch.no_grad`: a trace does not hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if modes() != self._modes:
+            raise UntraceableError("a part of it runs without gradients or at a precision of its own")
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return whole(m)
+
+
+def modes() -> tuple[Any, ...]:
+    """Returns what contexts set: whether gradients are computed, and the precision."""
+    precisions = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *precisions
 
 
 class Writer:
@@ -146,7 +163,9 @@ class Writer:
             result = self._module(module, self._node())
             return Tape(1, self._nodes, self._blocks, result)
         try:
-            graph = Tracer().trace(module)
+            # Under autocast, so that a part shows that turns it off.
+            with torch.autocast(next(module.parameters()).device.type):
+                graph = Tracer().trace(module)
         except Exception as error:  # whatever code that expects tensors raises without them
             raise UntraceableError(str(error)) from error
         values: dict[fx.Node, Any] = {}
