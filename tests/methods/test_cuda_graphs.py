@@ -220,6 +220,21 @@ def test_models_of_all_kinds(name):
     assert_same(expected, passes(MODELS[name], Again()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("hooked", ["", "choice", "identity", "cell"])
+def test_hooks_change_outputs_as_without(hooked):
+    def edge(source, node):
+        return of_choice(conv=nn.Conv2d(4, 4, 1), same=nn.Identity())
+
+    cell = Cell(inputs=1, nodes=1, edge=edge, outputs=[1])
+    model = Model(lambda m, x: m.cell([m.identity(m.choice(x))])[0], identity=nn.Identity(), cell=cell)
+
+    def change(module, inputs, output):  # by less than what shows that a trace took another way
+        return [1.05 * output[0]] if hooked == "cell" else 1.05 * output
+
+    model.get_submodule(hooked).register_forward_hook(change)
+    assert_same(passes(model, None), passes(model, Again()), rtol=1e-4, atol=1e-5)
+
+
 def test_indices_are_looked_up_from_the_first_pass_on():
     model = Model(lambda m, x: m.choice(m.embedding(x).movedim(-1, 1)), embedding=nn.Embedding(5, 4))
     x = torch.randint(5, (2, 6, 6))

@@ -15,7 +15,7 @@ Requirements on a model:
   such as a Python number, keeps the value of the recording. Buffers are changed in place. Weights that a hook freezes
   and modes of parts are followed from the next epoch on.
 - Weights and buffers keep their place in memory: no ``.to()``, no ``load_state_dict(assign=True)``.
-- Hooks inside the model need not run.
+- Hooks that modules get after the beginning need not run.
 
 Restrictions on the caller: a pass is differentiated once, before the next pass, by ``backward()``. Weights receive
 their gradients in ``.grad`` without autograd; the gradients are valid until the next pass.

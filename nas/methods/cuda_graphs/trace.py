@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from nas.spaces.cell import Cell
 from nas.spaces.ops import Noise
 from nas.supernet.choice import Choice, begins_in_place
+from nas.supernet.hooked import is_watched
 
 RANDOM = (_DropoutNd, nn.RReLU, Noise)
 
@@ -162,6 +163,7 @@ class Writer:
         if whole(module):
             result = self._module(module, self._node())
             return Tape(1, self._nodes, self._blocks, result)
+        refuse_watched(module)
         try:
             # Under autocast, so that a part shows that turns it off.
             with torch.autocast(next(module.parameters()).device.type):
@@ -197,12 +199,13 @@ class Writer:
             if any(isinstance(part, Choice) for part in run.modules() if part is not run):
                 raise UntraceableError(f"{type(run).__name__} holds a choice")
             if isinstance(run, Choice):
+                refuse_watched(run)
                 candidates, choice = list(run.candidates), run
         weights = isinstance(run, nn.Module) and any(True for _ in run.parameters())
         return Place(self._places - 1, candidates, tuple(sources), target, choice, weights, in_cell)
 
     def _module(self, module: nn.Module, given: Any) -> Any:
-        if isinstance(module, nn.Identity):
+        if isinstance(module, nn.Identity) and not is_watched(module):
             return given
         if isinstance(module, Cell):
             return self._cell(module, given)
@@ -211,6 +214,7 @@ class Writer:
         return self._single(module, [given])
 
     def _cell(self, cell: Cell, given: Any) -> list[Node]:
+        refuse_watched(cell)
         if min(cell.outputs) < cell.inputs:
             raise UntraceableError("the cell returns what it is given")
         first, nodes = self._places, [*given, *(self._node() for _ in cell.edges)]
@@ -251,6 +255,11 @@ class Writer:
             return function(*filled, **filled_named)
 
         return self._single(run, sources)
+
+
+def refuse_watched(module: nn.Module) -> None:
+    if is_watched(module):
+        raise UntraceableError(f"a {type(module).__name__} has hooks, and only its parts would be replayed")
 
 
 def method(name: str) -> Callable[..., Any]:
