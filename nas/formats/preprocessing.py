@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 
 def read(path):
     """A file -> x: float32 (1, {channels}, height, width), {order}."""
-    image = ImageOps.exif_transpose(Image.open(path))  # upright, if a camera was held sideways
+    with open(path, "rb") as stream:  # of a name Pillow maps the file, and garbles a turned TIFF
+        image = ImageOps.exif_transpose(Image.open(stream))  # upright, if a camera was held sideways
     if image.mode.startswith("I"):  # 16 bits: the upper 8
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
     if image.has_transparency_data:  # laid over white

@@ -47,6 +47,20 @@ def test_the_code_on_the_card_makes_the_input_of_the_training(
     np.testing.assert_allclose(x[0], (pixels - mean) / std, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["deep", "grey"])
+def test_the_code_on_the_card_reads_a_turned_tiff(kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image(kind).save(path := tmp_path / "i.tif", exif=exif)
+    fields = preprocessing(spec(1, from_files=True))
+    assert fields is not None
+    scope: dict[str, Any] = {}
+    exec(fields["code"], scope)
+    with pillow_warnings():
+        pixels = read_pixels(path, channels=1, size=None).numpy() / 255
+    np.testing.assert_allclose(scope["read"](path)[0], (pixels - 0.4) / 0.2, atol=1e-5)
+
+
 def test_what_the_card_says() -> None:
     fields = preprocessing(spec(3, from_files=True, image_size=24))
     assert fields is not None
