@@ -76,6 +76,6 @@ class WorkerLostError(NasError):
         return "; ".join(part for part in (self.problem, self.saved, self.fix) if part)
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """An error of somebody else's code, on one line that is not too long."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

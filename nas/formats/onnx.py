@@ -37,7 +37,10 @@ def onnx_file(
             assert written is not None  # as dynamo=True
             content: bytes = written.model_proto.SerializeToString()  # one file
     except Exception as error:  # usually an operation that ONNX does not have
-        raise UnavailableError(f"torch.onnx cannot write it ({described(error)})") from error
+        first: BaseException = error  # the last says only that it failed, and how to report that to torch
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise UnavailableError(f"torch.onnx cannot write it ({described(first)})") from error
     return content
 
 

@@ -23,7 +23,7 @@ from nas.formats import subprocess_check, subprocess_main
 from nas.formats.export import export
 from nas.formats.export_trained import needed
 from nas.formats.format import TOLERANCE, Artefact, Subject, UnavailableError
-from nas.formats.onnx import Onnx
+from nas.formats.onnx import Onnx, onnx_file
 from nas.formats.program import Program
 from nas.formats.standalone import Standalone
 from nas.formats.weights import Weights
@@ -316,6 +316,18 @@ def test_a_format_that_a_network_cannot_be_had_in_is_named_and_the_others_are_wr
     with pytest.raises(OutputError, match=r"cannot be exported as program \(program: torch\.export cannot trace"):
         exported(network, spec, tmp_path / "none", program=Program())
     assert not (tmp_path / "none").exists()
+
+
+class WithoutHeads(nn.Module):
+    """Attention on three dimensions, which torch.onnx does not know."""
+
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_why_torch_cannot_write_onnx_is_said():
+    with pytest.raises(UnavailableError, match="AssertionError: only 4D query, key, and value are supported"):
+        onnx_file(WithoutHeads(), (torch.zeros(2, 3, 4),), ["x"])
 
 
 class Fails:
