@@ -422,6 +422,11 @@ def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
         (lambda: SEARCH(image_size=32), ConfigError, "^image_size was given .*, but only the images of a folder are"),
         (lambda: nas.search(small, nas.data.Digits(), classes="ab"), ConfigError, "^classes was given beside a Digits"),
         (lambda: nas.search(small, 3), DataError, "train is a int, expected a map-style data set, a pair"),
+        (
+            lambda: nas.search(small, nas.data.Digits),
+            DataError,
+            r"^train is the class Digits, expected a data set; give Digits\(\.\.\.\)$",
+        ),
         (lambda: nas.search(small, (torch.zeros(3, 1), torch.zeros(2))), DataError, "have 2, 3 examples"),
         (lambda: nas.search(small, "nowhere"), DataError, "^the folder nowhere does not exist; give the folder with"),
         (lambda: nas.evaluate(nn.Linear(1, 1), images()), ConfigError, "net is a Linear, expected what nas.retrain"),
@@ -916,5 +921,11 @@ def test_classes_may_be_named_by_numbers(tmp_path):
     net = TRAIN(classes=[3, 7], directory=tmp_path / "run", **FILES)
     assert net.spec.class_names == ("3", "7")
     assert nas.load(tmp_path / "run", allow=[small])(torch.zeros(1, 1, 6, 6)).shape == (1, 2)
-    with pytest.raises(DataError, match="classes of train are the text 'ab', expected a list of names"):
-        TRAIN(classes="ab")
+
+
+@pytest.mark.parametrize(
+    ("classes", "got"), [("ab", "the text 'ab'"), ({0: "a", 1: "b"}, "a dict"), ({"a", "b"}, "a set")]
+)
+def test_classes_are_named_in_the_order_of_their_labels(classes, got):
+    with pytest.raises(DataError, match=f"classes of train are {got}, expected a list of names"):
+        TRAIN(classes=classes)

@@ -26,7 +26,7 @@ from nas.training.task import check_targets
 from nas.training.trained import Trained, check_finite, final_result, scoring_loader
 
 
-def opened(net: Any, *, allow: Sequence[Any], device: str | Runtime) -> Trained:
+def opened(net: Any, *, allow: Sequence[Any], device: str | torch.device | Runtime) -> Trained:
     if isinstance(net, Trained):
         return net
     if not isinstance(net, str | Path):
@@ -64,7 +64,7 @@ def split_to_score(test: Any, trained: Trained) -> DataBundle:
         size = spec.image_size if isinstance(spec, ImageSpec) else None
         channels = spec.channels if isinstance(spec, ImageSpec) else None
         return bundle_to_score(ImageFolder(root=str(test), image_size=size, channels=channels), trained, same=False)
-    if isinstance(test, given.Family):
+    if given.is_family(test):
         return bundle_to_score(test, trained, same=trained.config.get("data") == plain(test))
     data = given.to_score(test, spec, given.Reading())
     if trained.trained_on is not None and data.trained_on == trained.trained_on and distributed.first():

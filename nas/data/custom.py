@@ -1,6 +1,6 @@
 """The user's own data: any pair of map-style torch Datasets, not necessarily images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -116,10 +116,9 @@ def class_names(labels: Sequence[Tensor], names: Sequence[str] | None, *, what: 
     labels: of each split, the training split first; empty if targets are values. names: the given names. what: names
     the source of the labels in errors. Raises DataError if the integers are no class labels.
     """
-    if isinstance(names, str):
-        raise DataError(
-            f"classes of {what} are the text {names!r}, expected a list of names", fix="give ['a', 'b', ...]"
-        )
+    if isinstance(names, str | Mapping | Set):  # the keys of a mapping may be labels; a set has no order
+        got = f"the text {names!r}" if isinstance(names, str) else f"a {type(names).__name__}"
+        raise DataError(f"classes of {what} are {got}, expected a list of names", fix="give ['a', 'b', ...], by label")
     names = None if names is None else tuple(map(str, names))
     if not labels:
         return names or ()

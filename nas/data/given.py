@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def training(given: Any, reading: Reading, *, augment: Augment | Preparation | N
     augment: what training batches go through; None: as the family or the folder has it, or nothing.
     Raises DataError for anything else, and for data that are not as described.
     """
-    named = isinstance(given, str | Path | Family)  # its classes have names
+    named = isinstance(given, str | Path) or is_family(given)  # its classes have names
     for argument, unused, reason in (
         ("image_size", not isinstance(given, str | Path), "only the images of a folder are scaled"),
         ("classes", named, "a folder and a data set family name their classes themselves"),
@@ -73,7 +73,7 @@ def training(given: Any, reading: Reading, *, augment: Augment | Preparation | N
             workers=reading.workers,
             memory_limit_mb=reading.memory_limit_mb,
         ).training()
-    elif isinstance(given, Family):
+    elif is_family(given):
         bundle = given.load()
         bundle = replace(bundle, test=bundle.train.subset(torch.arange(0)), held_out=False)
     else:
@@ -92,6 +92,8 @@ def of_examples(given: Any, reading: Reading, *, what: str) -> DataBundle:
     """A data set or a pair of tensors as the training split. what: the argument that it was given as."""
     if isinstance(given, tuple | list) and len(given) == 2 and all(map(is_tensors, given)):
         return of_tensors(*prepared(given[0], given[1], what), reading, what=what)
+    if isinstance(given, type):
+        raise DataError(f"{what} is the class {given.__name__}, expected a data set", fix=f"give {given.__name__}(...)")
     if not map_style(given) or isinstance(given, Tensor | tuple | list | dict):
         raise DataError(
             f"{what} is a {type(given).__name__}, expected a map-style data set, a pair (inputs, targets) of tensors, "
@@ -205,6 +207,10 @@ def prepared(inputs: Any, targets: Any, what: str) -> tuple[Inputs, Tensor]:
     if targets.is_floating_point():
         targets = targets.float()
     return (moved[0] if isinstance(inputs, Tensor) else moved), targets
+
+
+def is_family(given: Any) -> TypeGuard[Family]:
+    return isinstance(given, Family) and not isinstance(given, type)  # a class has the method, too
 
 
 def is_tensors(given: Any) -> bool:
