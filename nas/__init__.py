@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nas.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __version__ = "0.1.0"
@@ -46,7 +47,9 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load(path: str | Path, *, allow: "Sequence[str | Callable[..., Any]]" = (), device: str = "cpu") -> "nn.Module":
+def load(
+    path: str | Path, *, allow: "Sequence[str | Callable[..., Any]]" = (), device: "str | torch.device" = "cpu"
+) -> "nn.Module":
     """The trained network, in eval mode: ``nas.load("runs/my_run")``.
 
     path: the directory of a run or of an export, or a ``retrain/checkpoint.pt``.

@@ -112,7 +112,7 @@ def search(
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
     seed: int = 0,
-    device: str | Runtime = "auto",
+    device: str | torch.device | Runtime = "auto",
     directory: str | Path | None = None,
     resume: bool | str | Path = False,
     may_change: Sequence[str] = (),
@@ -211,7 +211,7 @@ def retrain(
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
     seed: int = 0,
-    device: str | Runtime = "auto",
+    device: str | torch.device | Runtime = "auto",
     directory: str | Path | None = None,
     resume: bool | str | Path = False,
     may_change: Sequence[str] = (),
@@ -278,7 +278,7 @@ def evaluate(
     *,
     batch_size: int = EVALUATION_BATCH,
     allow: Sequence[str | Callable[..., Any]] = (),
-    device: str | Runtime = "auto",
+    device: str | torch.device | Runtime = "auto",
 ) -> dict[str, Any]:
     """The score of a trained network on a test split: what ``result.json`` holds, e.g. ``test_accuracy``.
 

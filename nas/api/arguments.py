@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
+import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -168,7 +169,7 @@ def is_schedule(function: Any) -> bool:
     return "start" not in parameters and len(by_place) == len(needed) == 1
 
 
-def runtime_on(device: str | Runtime) -> Runtime:
+def runtime_on(device: str | torch.device | Runtime) -> Runtime:
     return device if isinstance(device, Runtime) else Runtime(device=device)
 
 

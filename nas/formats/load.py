@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nas.data.spec import DataSpec
@@ -26,7 +27,7 @@ SIZE_LIMIT = 10_000_000  # bytes of the metadata; a thousand classes take about 
 FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 
-def load(path: str | Path, *, allow: Allowed, device: str) -> nn.Module:
+def load(path: str | Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:
     """See `nas.load`."""
     path = Path(path).expanduser()
     if (path / METADATA).is_file():
@@ -42,7 +43,7 @@ def load(path: str | Path, *, allow: Allowed, device: str) -> nn.Module:
     return Trained.from_state(state, source=path, allow=list(allow), runtime=runtime).network
 
 
-def from_export(directory: Path, *, allow: Allowed, device: str) -> nn.Module:
+def from_export(directory: Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:
     """Loads a network from the genotype and the weights of an export. Its model.py is never run.
 
     Raises CheckpointError if these files are not those that the metadata were written for.

@@ -25,8 +25,8 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 class Runtime:
     """The device of a run and the settings of its computation.
 
-    device: ``auto`` (a GPU if the machine has one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``. With ``auto`` and ``cuda``
-    each of several processes on a machine gets its own GPU.
+    device: ``auto`` (a GPU if the machine has one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or a torch.device. With
+    ``auto`` and ``cuda`` each of several processes on a machine gets its own GPU.
     threads: torch's threads on the CPU; None keeps torch's own choice. deterministic: use only algorithms that give the
     same result every time. memory_format: ``channels_last`` or ``contiguous``. precision: see `Precision`; reported
     scores of a network are measured in fp32. compile: the back end of torch.compile for retraining, e.g. ``inductor``;
@@ -42,7 +42,7 @@ class Runtime:
     def __init__(
         self,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         threads: int | None = None,
         deterministic: bool = True,
         memory_format: str = "channels_last",
@@ -54,6 +54,7 @@ class Runtime:
         max_skipped: int = 10,
         profile: bool = False,
     ) -> None:
+        device = str(device)
         if memory_format not in MEMORY_FORMATS:
             raise ConfigError(
                 f"runtime.memory_format must be one of {', '.join(MEMORY_FORMATS)}, got {memory_format!r}",

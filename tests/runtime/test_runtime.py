@@ -34,6 +34,7 @@ def test_known_devices():
     for name in available_devices():
         assert find_device(name) == torch.device(name)
     assert find_device("auto") == torch.device([*available_devices()[1:], "cpu"][0])
+    assert Runtime(device=torch.device("cpu")).described() == Runtime(device="cpu").described()
 
 
 @pytest.mark.parametrize(
