@@ -454,6 +454,20 @@ def test_source_that_is_not_the_network_is_not_written(spec, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+class Dropping(nn.Sequential):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"), [(Dropping(*linear()), True), (nn.Sequential(nn.Dropout(), *linear()), False)]
+)
+def test_source_that_trains_otherwise_than_the_network_says_so(network, said, spec, tmp_path):
+    artefact = Standalone().write(subject(network.eval(), spec), tmp_path)
+    assert ("in training mode it computes something else" in artefact.about) == said
+    assert not network.training
+
+
 def test_of_a_random_network_there_are_no_files(spec, tmp_path):
     network = nn.Sequential(Noise(3, 3, 1, True), *linear())
     given = subject(network, spec, torch.randn(2, 3, 8, 8))
