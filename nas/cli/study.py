@@ -49,7 +49,9 @@ def main() -> None:
         help="run nothing: write the report again, of what has finished, and also if the jobs are of another commit",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("engine", nargs="*", help="launcher, e.g. hydra/launcher=joblib hydra.launcher.n_jobs=2")
+    parser.add_argument(
+        "engine", nargs="*", default=[], help="launcher, e.g. hydra/launcher=joblib hydra.launcher.n_jobs=2"
+    )
     given = parser.parse_intermixed_args()
     shown_anywhere()
     register()

@@ -30,6 +30,8 @@ FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 def load(path: str | Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:
     """See `nas.load`."""
     path = Path(path).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist", fix=FIX)
     if (path / METADATA).is_file():
         return from_export(path, allow=allow, device=device)
     if path.is_dir():

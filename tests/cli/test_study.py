@@ -42,6 +42,14 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def test_a_study_that_is_not_named_is_asked_for(nas: Nas) -> None:
+    outcome = nas("study")
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (
+        2,
+        "nas-study: error: the following arguments are required: study",
+    )
+
+
 def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_directory, "commit", lambda: "abc")
     write(STUDY)

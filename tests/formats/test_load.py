@@ -199,7 +199,7 @@ def test_what_is_no_run(tmp_path):
         CheckpointError, match="holds no run with a retrained network, and no export; give the directory"
     ):
         nas.load(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
+    with pytest.raises(CheckpointError, match="does not exist; give the directory of a run or of an export"):
         nas.load(tmp_path / "nowhere")
 
 
