@@ -9,6 +9,7 @@ import sys
 import custom_models
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import load_ops
 from torch import nn
 
@@ -210,6 +211,20 @@ def test_everything_else_that_modules_do():
     assert "def __init__(self, power):" in text
     assert "x**self.power" in text.replace("x ** self.power", "x**self.power")
     assert 'self.pair.parts["right one"]' in text
+
+
+class Functions(nn.Module):
+    """Functions of torch whose signature is not known, or that have another name than they are called by."""
+
+    def forward(self, x):
+        y = F.max_pool2d(x, 3, stride=1) + F.adaptive_max_pool2d(x, 2, return_indices=True)[0]
+        return F.logsigmoid(y) + torch.linalg.norm(y, dim=1, keepdim=True) + torch.fft.fft2(y).real + abs(y)
+
+
+def test_functions_are_called_by_their_public_names():
+    text = assert_same(Functions(), torch.randn(3, 2, 4, 4), spec=VALUES)
+    assert "F.max_pool2d(" in text
+    assert "F.logsigmoid(" in text
 
 
 class Builtins(nn.Module):

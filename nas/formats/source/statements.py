@@ -118,12 +118,16 @@ class _Writer:
             return ast.Compare(left, [COMPARISONS[target]], [right])
         if target in UNARY:
             return ast.UnaryOp(UNARY[target], self._value(args[0]))
-        name = getattr(target, "__name__", "")
+        if target is operator.abs:
+            return self._call(ast.Name("abs", ast.Load()), args, kwargs)
+        called = getattr(target, "__name__", "")
         for prefix, namespace in NAMESPACES.items():
-            if name and getattr(namespace, name, None) is target:
-                function = ast.parse(f"{prefix}.{name}", mode="eval").body
-                return self._call(function, args, without_defaults(target, kwargs))
-        raise UnsupportedError(f"it calls {name or target}, which is not a public function of torch")
+            # Its own name first; torch.linalg.norm calls itself linalg_norm, and F.logsigmoid log_sigmoid.
+            for name in (called, *vars(namespace)):
+                if name and not name.startswith("_") and getattr(namespace, name, None) is target:
+                    function = ast.parse(f"{prefix}.{name}", mode="eval").body
+                    return self._call(function, args, without_defaults(target, kwargs))
+        raise UnsupportedError(f"it calls {called or target}, which is not a public function of torch")
 
     def _call(self, function: ast.expr, args: Any, kwargs: Any) -> ast.Call:
         keywords = [ast.keyword(name, self._value(value)) for name, value in kwargs.items()]
@@ -183,7 +187,12 @@ def without_defaults(function: Any, kwargs: Any) -> dict[str, Any]:
         parameters = inspect.signature(function).parameters
     except ValueError:  # some builtins have no signature
         return dict(kwargs)
-    return {name: value for name, value in kwargs.items() if repr(parameters[name].default) != repr(value)}
+    # Of F.max_pool2d, which takes anything and passes it on, no parameter is known.
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if name not in parameters or repr(parameters[name].default) != repr(value)
+    }
 
 
 def is_name(expression: ast.expr) -> bool:
