@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.data.spec import DataSpec
-from nas.errors import ConfigError, SpaceError
+from nas.errors import CheckpointError, ConfigError, SpaceError
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.spaces.darts import AuxiliaryHead
 from nas.spaces.space import Space
@@ -74,7 +74,12 @@ def inherit(network: nn.Module, weights: SupernetWeights, *, space: Space, spec:
     space: the searched one. What the supernet has not keeps its value, see `check_alike`.
     """
     supernet = space.build(spec, affine=False)
-    checkpoint_file.restore(supernet, dict(weights.state), source=weights.source)
+    try:
+        checkpoint_file.restore(supernet, dict(weights.state), source=weights.source)
+    except CheckpointError as error:  # the file is whole, so the search had another space
+        raise SpaceError(
+            error.problem, fix="set space as in the search, sizes and operations too: its config.yaml has them"
+        ) from error
     restore_unsaved(supernet, weights.buffers)
     derived = space.derived(supernet, spec, genotype)
     check_fits(derived.state_dict(), network)

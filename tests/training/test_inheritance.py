@@ -116,3 +116,13 @@ def test_another_network_is_refused_before_the_search(space, network, message):
     with pytest.raises(SpaceError, match=message) as told:
         job(space, **network)
     assert "\n" not in str(told.value)
+
+
+def test_weights_of_a_space_of_another_size_are_refused():
+    small, wide = (NasBench201(channels=channels, cells=1) for channels in (2, 4))
+    wide_job = job(wide)
+    spec = wide_job.job.data.spec
+    weights = SupernetWeights.of(small.supernet(spec))
+    genotype = nas.Genotype(wide.name, dict.fromkeys(choices(wide.supernet(spec)), "skip_connect"))
+    with pytest.raises(SpaceError, match=r"the weights in the search do not fit .*; set space as in the search, sizes"):
+        wide_job.started(genotype, weights)
