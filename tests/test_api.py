@@ -785,12 +785,26 @@ def custom_task(loss):
 def test_labels_that_are_no_integers_are_refused_before_scoring(task):
     pixels, labels = images()
     net = TRAIN(task=task)
-    refused = pytest.raises(NasError, match=r"needs class labels|task\.(loss|metric)|has targets|has channels None")
+    refused = pytest.raises(NasError, match=r"needs class labels|task\.(loss|metric)|has targets|with class labels")
     for test in (pixels, labels.float()), (pixels, torch.eye(2)[labels]):
         with refused:
             nas.evaluate(net, test)
         with refused:
             TRAIN(task=task, test=test, hooks=[Never()])
+
+
+def test_images_are_not_scored_where_values_were_trained_on_nor_the_other_way_round():
+    pixels, labels = images()
+    values = r"inputs of float32 \(batch, 1, 6, 6\)"
+    with pytest.raises(
+        DataError, match=rf"^the data set test has {values}, expected images \(uint8 with class labels\)"
+    ):
+        nas.evaluate(TRAIN(), (pixels.float(), labels))
+    net = nas.retrain(small, nas.Genotype("custom", {"0": "wide"}), (pixels.float(), labels), **RETRAIN)
+    with pytest.raises(
+        DataError, match=rf"^the data set test has images \(uint8 with class labels\), expected {values}"
+    ):
+        nas.evaluate(net, (pixels, labels))
 
 
 def test_examples_of_the_training_that_are_scored_are_said(capsys):

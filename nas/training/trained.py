@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nas.data.bundle import DataBundle
 from nas.data.inputs import Inputs, each, mapped
 from nas.data.loader import Loader
-from nas.data.spec import DataSpec
+from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import DataError, DivergenceError
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved
@@ -99,6 +99,15 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
     Raises DataError if the data are of another kind than those of the training, or of a size that the network cannot
     take, and what the task raises for two examples.
     """
+    if isinstance(data.spec, ImageSpec) != isinstance(trained.spec, ImageSpec):
+        given, wanted = (
+            "images (uint8 with class labels)" if isinstance(spec, ImageSpec) else f"inputs of {spec.description}"
+            for spec in (data.spec, trained.spec)
+        )
+        raise DataError(
+            f"the data set {data.spec.name} has {given}, expected {wanted} as in training",
+            fix="give inputs of the type and shape that they had in training",
+        )
     for what, expected in trained.spec.must_match.items():
         got = data.spec.must_match.get(what)
         if got != expected:
