@@ -228,7 +228,8 @@ def digest(given: Sequence[Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in given:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        whole = tensor.resolve_conj().resolve_neg().contiguous()  # a lazy view has other bytes than numbers
+        found.update(whole.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -132,6 +132,14 @@ def test_a_data_set_that_grows_keeps_the_length_that_it_had():
     assert len(split) in (5, 6)
 
 
+def test_numbers_that_are_conjugated_or_negated_lazily_are_as_any():
+    signal = torch.complex(torch.arange(4.0), torch.ones(4))[:, None]
+    lazy = signal.conj()
+    assert lazy.imag.is_neg()
+    given, same = ((lazy, lazy.imag), lazy.imag), ((lazy.resolve_conj(), -signal.imag), -signal.imag)
+    assert training(given, Reading()).trained_on == training(same, Reading()).trained_on
+
+
 def test_targets_of_tensors_are_rounded_as_those_of_items():
     bundle = training((torch.zeros(2, 1), torch.zeros(2, 3, dtype=torch.float16)), Reading())
     ((_, targets),) = bundle.train.batches([torch.arange(2)], device=CPU)
