@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import load_ops
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from nas.data.spec import DataSpec, ImageSpec
 from nas.formats.load import without_auxiliary
@@ -225,6 +226,24 @@ def test_functions_are_called_by_their_public_names():
     text = assert_same(Functions(), torch.randn(3, 2, 4, 4), spec=VALUES)
     assert "F.max_pool2d(" in text
     assert "F.logsigmoid(" in text
+
+
+class Doubles(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.depth, self.doubles = nn.Linear(4, 4), StochasticDepth(0.5, "row"), Doubles()
+
+    def forward(self, x):
+        return self.doubles(self.linear(x)) + self.depth(x)
+
+
+def test_what_gives_back_its_input_is_not_looked_into_unless_it_changes_the_input():
+    assert "depth" not in assert_same(Deep(), torch.randn(3, 4), spec=VALUES)
 
 
 class Builtins(nn.Module):

@@ -27,11 +27,12 @@ class Parts:
     """What each module is.
 
     of: module -> its part. inputs: the names of the arguments of each CLASS; none if it only runs its children one
-    after the other, as nn.Sequential does.
+    after the other, as nn.Sequential does. same: each NOTHING that gives back its first argument as it was.
     """
 
     of: dict[nn.Module, Part] = field(default_factory=dict)
     inputs: dict[nn.Module, tuple[str, ...]] = field(default_factory=dict)
+    same: set[nn.Module] = field(default_factory=set)
 
 
 @dataclass
@@ -43,6 +44,8 @@ class _Calls:
 
     names: set[tuple[str, ...] | None] = field(default_factory=set)
     trivial: bool = True  # returned its input, or something without tensors
+    same: bool = True  # returned its first argument, and changed no argument in place
+    versions: list[int] = field(default_factory=list)  # of the arguments, before the call
 
 
 @torch.no_grad()
@@ -54,6 +57,9 @@ def parts(network: nn.Module, examples: tuple[Tensor, ...]) -> Parts:
     """
     seen: dict[nn.Module, _Calls] = {module: _Calls() for module in network.modules()}
 
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[module].versions = versions(args, kwargs)
+
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         calls = seen[module]
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
@@ -61,12 +67,14 @@ def parts(network: nn.Module, examples: tuple[Tensor, ...]) -> Parts:
         calls.names.add(tuple(bound) if named else None)
         given = [*args, *kwargs.values()]
         returned = list(tensors(output))
+        calls.same &= bool(args) and output is args[0] and versions(args, kwargs) == calls.versions
         calls.trivial &= not returned or all(any(out is value for value in given) for out in returned)
 
     for module in seen:
         if module._forward_hooks or module._forward_pre_hooks:
             raise UnsupportedError(f"a {type(module).__name__} has hooks, which no source shows")
     hooks = [module.register_forward_hook(look, with_kwargs=True) for module in seen]
+    hooks += [module.register_forward_pre_hook(before, with_kwargs=True) for module in seen]
     try:
         network(*examples)
     finally:
@@ -76,6 +84,8 @@ def parts(network: nn.Module, examples: tuple[Tensor, ...]) -> Parts:
     found = Parts()
     for module, calls in seen.items():
         found.of[module] = part(module, calls)
+        if found.of[module] is Part.NOTHING and calls.same:
+            found.same.add(module)
         if found.of[module] is Part.CLASS and not is_sequence(module):
             if len(calls.names) > 1:
                 raise UnsupportedError(f"a {type(module).__name__} is called with different arguments")
@@ -120,6 +130,11 @@ def is_sequence(module: nn.Module) -> bool:
 def required(module: nn.Module) -> tuple[str, ...]:
     parameters = inspect.signature(module.forward).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+
+
+def versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """Returns a number for each tensor that changes whenever the tensor is changed in place."""
+    return [tensor._version for tensor in tensors([*args, *kwargs.values()])]
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

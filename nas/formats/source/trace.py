@@ -24,6 +24,12 @@ class PartTracer(fx.Tracer):  # type: ignore[misc]
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._found.of[m] in (Part.LAYER, Part.CLASS) or isinstance(m, CONTAINERS)
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        # Not traced, as it may call what is no function of torch: StochasticDepth of torchvision does.
+        return args[0] if m in self._found.same else super().call_module(m, forward, args, kwargs)
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
