@@ -161,10 +161,8 @@ def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -
                 fix="choose formats without it, and report this; nothing was written",
             )
         expected = [artefact.network(*batch.values()) for batch in batches]
-        difference = max(
-            float((one - other).abs().max()) if one.shape == other.shape else torch.inf
-            for one, other in zip(got, expected, strict=True)
-        )
+        # Not the maximum of Python, which overlooks NaN.
+        difference = float(torch.tensor([apart(*pair) for pair in zip(got, expected, strict=True)]).max())
         if not difference <= artefact.tolerance:
             raise OutputError(
                 f"{artefact.file}, loaded in a fresh process, differs from the network by {difference:g}, expected at "
@@ -173,6 +171,14 @@ def compared(subject: Subject, artefacts: Sequence[Artefact], directory: Path) -
             )
         differences[artefact.file] = difference
     return differences
+
+
+def apart(got: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference: NaN where one alone is NaN, 0 where both are, or are the same infinity."""
+    if got.shape != expected.shape:
+        return torch.inf
+    same = (got == expected) | (got.isnan() & expected.isnan())
+    return float((got - expected).abs().masked_fill(same, 0).max())
 
 
 @torch.no_grad()

@@ -245,6 +245,22 @@ class Broken:
         return Artefact(file="a", about="", needs=("torch",), code=self.code, network=subject.network)
 
 
+def test_outputs_that_are_not_finite_are_compared_for_one_example_too(spec, tmp_path, monkeypatch):
+    def nan_for_one(alone, with_project, *, batches, directory):
+        found = subject_outputs(network, {"batches": batches})
+        found[-1][:, 0] = torch.nan
+        return dict.fromkeys(alone, found)
+
+    network = linear()
+    monkeypatch.setattr(subprocess_check, "run", nan_for_one)
+    with pytest.raises(OutputError, match="differs from the network by nan"):
+        exported(network, spec, tmp_path / "out", program=Program())
+    monkeypatch.undo()
+    network[1].bias.data[0] = -torch.inf  # a class that is never named
+    done = exported(network, spec, tmp_path / "out", program=Program())
+    assert "model.pt2" in {path.name for path in done.paths}
+
+
 def test_the_fresh_process_knows_nothing_of_this_project_and_names_what_fails(spec, tmp_path):
     batches = [{"x": torch.ones(2)}]
     results = subprocess_check.run(
