@@ -156,7 +156,7 @@ def test_a_wrong_test_fraction_is_an_error(root: Path) -> None:
         ImageFolder(root=str(root / "train"), test_fraction=0).load()
 
 
-@pytest.mark.skipif("NAS_DATA" not in os.environ, reason="NAS_DATA does not name a folder with cifar10/unpack.py")
+@pytest.mark.skipif(not os.environ.get("NAS_DATA"), reason="NAS_DATA does not name a folder with cifar10/unpack.py")
 def test_real_cifar10(tmp_path: Path) -> None:
     unpack = Path(os.environ["NAS_DATA"], "cifar10", "unpack.py")
     subprocess.run([sys.executable, str(unpack), str(tmp_path), "--limit", "1000"], check=True, capture_output=True)
