@@ -196,7 +196,8 @@ class SearchJob:
             others = "cannot record what a teacher needs to see"
         if runtime.cuda_graphs and not others:
             from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
-            from nas.methods.cuda_graphs.replayed_module import Renewal, replay
+            from nas.methods.cuda_graphs.renewal import Renewal
+            from nas.methods.cuda_graphs.replayed_module import replay
 
             composes = runtime.cuda_graphs == "composed"
             recorder = CudaGraphs(runtime.device, composes=composes, triton=runtime.triton)

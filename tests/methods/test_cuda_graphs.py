@@ -10,7 +10,8 @@ from torch import nn
 
 from nas.methods import first_order
 from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs
-from nas.methods.cuda_graphs.replayed_module import Renewal, Replayed, replay
+from nas.methods.cuda_graphs.renewal import Renewal
+from nas.methods.cuda_graphs.replayed_module import Replayed, replay
 from nas.methods.sampler import GDAS, Softmax, Uniform
 from nas.runtime.precision import Precision
 from nas.spaces.cell import Cell, DropPath

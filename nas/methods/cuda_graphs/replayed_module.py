@@ -21,8 +21,6 @@ from nas.runtime.buffers import Buffers
 from nas.spaces.cell import Cell
 from nas.supernet.choice import Choice, Gate
 from nas.supernet.hard_gate import NORMS, HardGate
-from nas.training.frozen_parts import learning
-from nas.training.hooks import Hook
 
 ACTIVE = operator.attrgetter("active")
 
@@ -54,25 +52,6 @@ def replay(supernet: nn.Module, recorder: Recorder) -> Account:
                 module, tape, recorder, account, token=token, weights=list(supernet.parameters())
             )
     return account
-
-
-class Renewal(Hook):
-    """Drops what is recorded if a hook has frozen or unfrozen weights, or put modules into another mode.
-
-    Recordings would go on as before. It looks after each epoch and has to be the last hook.
-    """
-
-    def __init__(self, supernet: nn.Module) -> None:
-        self._supernet = supernet
-        self._before = learning(supernet)
-
-    def after_epoch(self, state: Any) -> None:
-        if (now := learning(self._supernet)) == self._before:
-            return
-        self._before = now
-        for module in self._supernet.modules():
-            if isinstance(replayed := module._compiled_call_impl, Replayed):
-                replayed.forget()
 
 
 class Replayed:
