@@ -24,12 +24,8 @@ from nas.studies.plan import Plan, differences, directory_of, read
 
 BEGUN = "begun.json"  # what the study is, and of which code, since its first job
 REPORT = "study.json"
-OWN = (
-    "hydra.mode",
-    "hydra.run",
-    "hydra.sweep",
-    "hydra/sweeper",
-)  # of Hydra's settings, those that a study makes itself
+# Of Hydra's settings, those that a study makes itself.
+OWN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweeper")
 
 
 def main() -> None:
