@@ -13,14 +13,13 @@ from typing import Any
 from nas import __version__
 from nas.errors import OutputError
 from nas.settings.dotted import OF_SEARCH
-from nas.storage.metrics_log import DERIVED, LINES, STAGES, Line, parsed, read_derived
+from nas.storage.metrics_log import DERIVED, LINES, SIZE_LIMIT, STAGES, Line, parsed, read_derived
 from nas.untrusted import plain_data, regular_file
 
 KNOWN = ("manifest.json", "metrics.jsonl", "result.json")  # by one of which a directory is a run's
 SEARCHED_FOR = KNOWN[:2]  # below a directory that is given; nas-evaluate leaves result.json alone, beside the runs
 DEPTH = 3  # levels of directories in which runs are looked for
 LARGEST_CONFIG = 250_000  # bytes of config.yaml, whose reading takes a second a million; one takes about eight thousand
-LARGEST_METRICS = 200_000_000  # bytes of metrics.jsonl
 LONGEST = 10_000_000  # bytes of a line of metrics
 DRAWABLE = 1e300
 MOST_RUNS = 1000
@@ -222,7 +221,7 @@ def read_metrics(run: RunFiles, points: int) -> None:
     path, damaged = run.path / "metrics.jsonl", 0
     stages: list[str] = []
     try:
-        with regular_file.opened(path, limit=LARGEST_METRICS) as stream:
+        with regular_file.opened(path, limit=SIZE_LIMIT) as stream:
             while (line := stream.readline(LONGEST)) and len(stages) < LINES:
                 stages.append(stage_of(line))
         if line:

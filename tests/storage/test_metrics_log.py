@@ -188,6 +188,15 @@ def test_a_file_of_metrics_that_cannot_be_read(tmp_path):
         JsonLines(directory=tmp_path)
 
 
+def test_a_long_log_of_many_candidates_is_resumed(tmp_path):
+    text = json.dumps({"stage": "search", "epoch": 0, "probability/" + "x" * 1_900_000: 0.5})
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{text}\n" for _ in range(30)))  # 57 MB
+    with JsonLines(directory=tmp_path) as resumed:
+        resumed.resume("search", 1, {})
+    with (tmp_path / "metrics.jsonl").open() as stream:
+        assert sum(1 for _ in stream) == 30
+
+
 def test_event_files_of_others_are_left_alone(tmp_path):
     theirs = tmp_path / "events.out.tfevents.1.host.2.0"
     theirs.write_bytes(b"mine")
