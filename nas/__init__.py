@@ -60,7 +60,8 @@ def load(
     version, or do not belong together; ConfigError if they name a package that is not allowed.
     """
     from nas.formats import load  # here, so that importing the package takes no time
+    from nas.runtime.rng import put_back
     from nas.settings.arguments import named_as_arguments
 
-    with named_as_arguments():
+    with named_as_arguments(), put_back():
         return load.load(path, allow=allow, device=device)

@@ -240,6 +240,14 @@ def test_the_process_is_as_it_was_before():
     assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
+def test_loading_and_scoring_leave_the_random_numbers_of_a_program(tmp_path):
+    TRAIN(directory=tmp_path, **FILES)
+    before = torch.get_rng_state()
+    nas.load(tmp_path, allow=[small])
+    nas.evaluate(tmp_path, images(), allow=[small])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     "mode",
     [

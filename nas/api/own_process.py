@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import torch
 
-from nas.runtime import distributed
-from nas.runtime.rng import random_state, set_random_state
+from nas.runtime import distributed, rng
 from nas.storage.signals import Interrupted
 
 
 @contextlib.contextmanager
 def own_modes() -> Iterator[None]:
     """Sets what a program may have set for all that follows as it is at its start: gradients are recorded, no autocast,
-    tensors are made on the CPU."""
+    tensors are made on the CPU. Puts the global random generators back at its end."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(rng.put_back())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda", "mps"):
@@ -39,7 +39,7 @@ def own_process() -> Iterator[None]:
             "torchrun -m nas.cli.run shares every batch between them",
             file=sys.stderr,
         )
-    state, threads = random_state(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled, benchmarks = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark  # type: ignore[attr-defined]
@@ -55,4 +55,3 @@ def own_process() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmarks
         torch.set_num_threads(threads)
-        set_random_state(state)

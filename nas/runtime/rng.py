@@ -46,6 +46,17 @@ def own_state() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def put_back() -> Iterator[None]:
+    """Puts the state of this process back at its end: building a network draws numbers, which a program may not expect
+    of what only loads or scores one."""
+    state = own_state()
+    try:
+        yield
+    finally:
+        set_own_state(state)
+
+
 def gpu_states() -> list[Tensor]:
     """The state of every GPU. Each of several processes has one GPU, and returns its state only."""
     if not torch.cuda.is_initialized():
