@@ -1,5 +1,7 @@
 """Python without Hydra: what it takes, what it says of mistakes, and how a run goes on."""
 
+import copy
+import dataclasses
 import functools
 
 import numpy as np
@@ -439,11 +441,33 @@ def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
         (lambda: nas.search(small, "nowhere"), DataError, "^the folder nowhere does not exist; give the folder with"),
         (lambda: nas.evaluate(nn.Linear(1, 1), images()), ConfigError, "net is a Linear, expected what nas.retrain"),
         (lambda: nas.export("x", "y", formats=["z"]), NasError, "no checkpoint at x"),
+        (lambda: nas.load(5), ConfigError, "^path is a int, expected a path; give it as a text or a pathlib.Path$"),
+        (lambda: nas.load(""), ConfigError, "^path is '', expected a path"),
+        (lambda: nas.load("~nobody-has-it/x"), ConfigError, "^path is '~nobody-has-it/x', expected a path"),
+        (lambda: nas.export("x", None), ConfigError, "^directory is a NoneType, expected a path"),
+        (lambda: SEARCH(directory=b"x"), ConfigError, "^directory is a bytes, expected a path"),
+        (lambda: SEARCH(resume=None), ConfigError, "^resume is a NoneType, expected a path"),
+        (lambda: SEARCH(may_change=5), ConfigError, "^may_change is a int, expected a list"),
+        (lambda: nas.search(small, nas.data.ImageFolder(root=None)), ConfigError, "^the folder is a NoneType, expec"),
+        (lambda: nas.search(small, nas.data.Cifar10(root=None)), ConfigError, "^the folder is a NoneType, expected a"),
+        (lambda: nas.spaces.NasBench201Table(table=None), ConfigError, "^benchmark.table is a NoneType, expected a p"),
+        (lambda: nas.spaces.resolve(None), ConfigError, "^genotype is a NoneType, expected a path"),
+        (lambda: nas.search(small(1, 2, False).to("meta"), images()), ConfigError, r"0\.weight of the model is on"),
     ],
 )
 def test_mistakes_name_the_arguments(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize("formats", [[], {}, None, 5])
+def test_an_export_without_a_format_is_refused(tmp_path, formats):
+    net = TRAIN()
+    with pytest.raises(ConfigError, match=r"^formats is .*, expected a list of names; set formats=\['weights'"):
+        nas.export(net, tmp_path / "out", formats=formats)
+    with pytest.raises(ConfigError, match=r"0\.\w+ of the model is on torch's meta device"):
+        nas.export(dataclasses.replace(net, network=copy.deepcopy(net.network).to("meta")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 class Running(nn.Module):

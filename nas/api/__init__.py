@@ -29,7 +29,7 @@ from torch import nn
 
 from nas.adapt.file_times import FileTimes
 from nas.adapt.teacher import Teacher
-from nas.api.arguments import FORMATS, deriver_of, format_called, from_start, job_of, numbers_of
+from nas.api.arguments import FORMATS, deriver_of, formats_of, from_start, job_of, numbers_of
 from nas.api.found import Found, genotype_of, supernet_of
 from nas.api.given_parts import given_back, kept
 from nas.api.own_process import own_modes, own_process
@@ -52,7 +52,7 @@ from nas.methods.search_job import SearchJob
 from nas.methods.search_options import SearchOptions, SearchParts
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
-from nas.settings.arguments import named_as_arguments
+from nas.settings.arguments import named_as_arguments, path_of
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
 from nas.storage import atomic
@@ -304,9 +304,8 @@ def export(
     ``onnx``, ``bfloat16``), or name -> format. test: for the scores that the files state; None for those of `net`.
     """
     with named_as_arguments(), own_modes():
-        trained = opened(net, allow=allow, device="cpu")
-        names = [formats] if isinstance(formats, str) else formats
-        chosen = names if isinstance(names, Mapping) else {name: format_called(name) for name in names}
+        place, trained = path_of(directory, "directory"), opened(net, allow=allow, device="cpu")
+        chosen = formats_of(formats)
         loader, result = None, trained.result or {}
         if test is not None:
             data = data_to_score(test, trained)
@@ -318,5 +317,5 @@ def export(
             formats=chosen,
             result=result,
             run=trained.directory,
-            directory=Path(directory).expanduser(),
+            directory=place,
         )

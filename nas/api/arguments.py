@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
@@ -68,7 +68,7 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
             )
             expected, fix = "a list of objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
         elif name == "may_change":
-            right = not isinstance(value, str)
+            right = isinstance(value, Iterable) and not isinstance(value, str | bytes)
             expected, fix = "a list of names of arguments", f"give may_change=[{value!r}]"
         else:
             continue
@@ -171,6 +171,16 @@ def is_schedule(function: Any) -> bool:
 
 def runtime_on(device: str | torch.device | Runtime) -> Runtime:
     return device if isinstance(device, Runtime) else Runtime(device=device)
+
+
+def formats_of(given: Any) -> Mapping[str, Format]:
+    """Raises ConfigError for what names no format. Without any, no file would hold the network."""
+    if isinstance(given, Mapping) and given:
+        return given
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Iterable) or not (found := {name: format_called(name) for name in names}):
+        raise ConfigError(f"formats is {given!r:.60}, expected a list of names", fix=f"set formats={list(FORMATS)}")
+    return found
 
 
 def format_called(name: Any) -> Format:

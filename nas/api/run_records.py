@@ -15,10 +15,10 @@ from nas.data.image_folder import ImageFolder
 from nas.errors import ConfigError
 from nas.runtime import distributed
 from nas.runtime.user_functions import import_path
-from nas.settings.arguments import settings_of
+from nas.settings.arguments import path_of, settings_of
 from nas.settings.building import callable_itself, complete, described
 from nas.settings.names import NAME
-from nas.storage.forwarded import opened_tracker
+from nas.storage.forwarded import check_installed, opened_tracker
 from nas.storage.metrics_log import Silent
 from nas.storage.run_directory import MANIFEST, RunDirectory, command_line
 from nas.training.job import Job
@@ -70,6 +70,7 @@ def opened_records(job: Job, settings: dict[str, Any], arguments: Mapping[str, A
         return
     saving, text = arguments["saving"], yaml.safe_dump(settings, sort_keys=False, allow_unicode=False, width=120)
     complete(saving, path=Path(), kind="search")  # only tried: a mistake in it is to leave no directory
+    check_installed(arguments["tracker"])
     out = RunDirectory(
         path,
         config=text,
@@ -105,10 +106,10 @@ def directory_of(directory: Any, resume: Any) -> tuple[Path | None, bool]:
             if resume:
                 raise ConfigError("resume is True without a directory", fix="give the run's directory as directory=...")
             return None, False
-        path = Path(directory).expanduser()
+        path = path_of(directory, "directory")
         return path, resume and (path / MANIFEST).exists()
-    path = Path(resume).expanduser()
-    if directory is not None and Path(directory).expanduser() != path:
+    path = path_of(resume, "resume")
+    if directory is not None and path_of(directory, "directory") != path:
         raise ConfigError(
             f"directory is {directory} and resume is {resume}, expected one directory", fix="give resume alone"
         )

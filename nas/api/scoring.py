@@ -20,6 +20,7 @@ from nas.errors import ConfigError
 from nas.formats.export_trained import EXAMPLES
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
+from nas.settings.arguments import path_of
 from nas.training.job import Job
 from nas.training.scored import bundle_to_score
 from nas.training.task import check_targets
@@ -34,7 +35,7 @@ def opened(net: Any, *, allow: Sequence[Any], device: str | torch.device | Runti
             f"net is a {type(net).__name__}, expected what nas.retrain returned, or the directory of a run",
             fix="give the path of the run that the network was loaded from",
         )
-    path = Path(net).expanduser()
+    path = path_of(net, "net")
     path = path / "retrain" / "checkpoint.pt" if path.is_dir() else path
     trained = Trained.load(path, allow=list(allow), runtime=runtime_on(device))
     return replace(trained, directory=path.absolute().parent.parent)

@@ -12,7 +12,7 @@ from torch import nn
 from nas.data.survey import lines, warnings
 from nas.drawing.architecture import Cell, parted
 from nas.drawing.text import draw_cells
-from nas.formats.export import Exported
+from nas.formats.export import CARD, GENOTYPE, METADATA, Exported
 from nas.methods.front import Point, table
 from nas.supernet.choice import choices
 from nas.supernet.genotype import Genotype
@@ -231,6 +231,8 @@ def show_export(exported: Exported) -> None:
     """Prints the files that were written, and for each format that failed, the reason."""
     files = ", ".join(path.name for path in exported.paths)
     print(f"\nexported to {printable(exported.paths[0].parent)}: {printable(files)}")
+    if not exported.left_out and {path.name for path in exported.paths} <= {CARD, GENOTYPE, METADATA}:
+        print("none of the files holds the network, as no format was chosen; formats=[weights] does")
     for name, reason in exported.left_out.items():
         print(f"left out {printable(name)}: {printable(reason)}")
 

@@ -20,6 +20,7 @@ from nas.data.survey import copied_files, of_folder, of_headers
 from nas.data.transforms import Augment
 from nas.errors import ConfigError, DataError
 from nas.runtime import distributed
+from nas.settings.arguments import path_of
 
 STATISTICS_IMAGES = 10_000  # training images that give mean and std of a streamed data set
 STATISTICS_BYTES = 2**26  # of these images in memory at the same time
@@ -64,13 +65,13 @@ class ImageFolder:
         """Loads the data set. Raises ConfigError if a setting cannot work, DataError if something is wrong with the
         files."""
         self._check_settings()
-        root = Path(self.root).expanduser()
+        root = path_of(self.root, "data.root")
         return self._bundle(root, find_images(root, test_fraction=self.test_fraction, links=self.links))
 
     def training(self) -> DataBundle:
         """Loads the training images alone, with an empty test split: nothing is held out. Raises as `load` does."""
         self._check_settings()
-        root = Path(self.root).expanduser()
+        root = path_of(self.root, "data.root")
         return self._bundle(root, find_training(root, links=self.links))
 
     def _bundle(self, root: Path, found: Found) -> DataBundle:
@@ -124,7 +125,7 @@ class ImageFolder:
         Raises DataError and ConfigError as `load` does.
         """
         self._check_settings()
-        root = Path(self.root).expanduser()
+        root = path_of(self.root, "data.root")
         listing, account = find_to_score(root, class_names=spec.class_names, links=self.links)
         with pillow_warnings():
             if self.damaged == "skip":
@@ -152,7 +153,7 @@ class ImageFolder:
 
         Compares the names of the files. The root may have moved since then.
         """
-        root = Path(self.root).expanduser()
+        root = path_of(self.root, "data.root")
         try:
             found = find_images(root, test_fraction=self.test_fraction, links=self.links)
         except (DataError, ConfigError):

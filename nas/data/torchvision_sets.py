@@ -9,7 +9,6 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from nas.data.split import TensorSplit
 from nas.data.statistics import channel_statistics
 from nas.data.transforms import Augment
 from nas.errors import DataError
+from nas.settings.arguments import path_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class FashionMnist:
 
 def _read(title: str, split: Callable[..., Any], root: str, download: bool, files: str) -> tuple[Any, Any]:
     """Returns torchvision's (train, test) objects. files: what torchvision looks for under the root, for messages."""
-    path = Path(root).expanduser()
+    path = path_of(root, "data.root")
     for file in path.glob(files + "*" * files.endswith("/")):
         if not file.is_file():  # torchvision would wait for a pipe without end
             raise DataError(

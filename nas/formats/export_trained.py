@@ -17,6 +17,7 @@ from nas.formats.format import TOLERANCE, Format, Subject
 from nas.formats.load import without_auxiliary
 from nas.formats.preprocessing import preprocessing
 from nas.runtime.buffers import unsaved
+from nas.runtime.runtime import refuse_meta
 from nas.settings.building import built, foreign, foreign_names, private
 from nas.settings.dotted import PLACES
 from nas.spaces.space import Space
@@ -114,6 +115,7 @@ def anywhere(config: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 def on_cpu(network: nn.Module) -> nn.Module:
     """A copy that others can load anywhere: on the CPU, in the memory format of files, for inference alone."""
+    refuse_meta(network)
     made = without_auxiliary(copied(network)).cpu().eval()
     with torch.no_grad():
         for tensor in (*made.parameters(), *made.buffers()):

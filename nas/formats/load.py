@@ -13,6 +13,7 @@ from nas.formats.export import FORMAT, GENOTYPE, METADATA, VERSION
 from nas.formats.weights import FILE as WEIGHTS
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import Allowed
+from nas.settings.arguments import path_of
 from nas.settings.building import built
 from nas.spaces.darts import auxiliary_heads
 from nas.spaces.space import Space
@@ -29,7 +30,7 @@ FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 def load(path: str | Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:
     """See `nas.load`."""
-    path = Path(path).expanduser()
+    path = path_of(path, "path")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", fix=FIX)
     if (path / METADATA).is_file():

@@ -126,7 +126,8 @@ class Runtime:
         seed_everything(seed)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves the model to the device and the memory format, and returns the model."""
+        """Moves the model to the device and the memory format, and returns the model. Raises as `refuse_meta` does."""
+        refuse_meta(model)
         model.to(self.device)
         for tensor in (*model.parameters(), *model.buffers()):
             # Not Module.to(), which refuses the five dimensions of a 3-D convolution.
@@ -150,6 +151,16 @@ class Runtime:
 
     def describe(self) -> str:
         return describe(self.device)
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raises ConfigError for a model that has tensors without numbers."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ConfigError(
+                f"{name} of the model is on torch's meta device, so it has no numbers",
+                fix="build the model on the CPU, or load its weights before",
+            )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from nas.errors import NasError
+from nas.errors import ConfigError, NasError
 
 STAGES = ("search", "retrain")
 # Pattern of a setting -> what it is called in Python.
@@ -43,6 +45,20 @@ def as_arguments(text: str) -> str:
     for pattern, name in NAMES:
         text = re.sub(pattern, name, text)
     return text
+
+
+def path_of(given: Any, name: str) -> Path:
+    """A path that a person gave, with ~ as the home directory. name: what it is called.
+
+    Raises ConfigError for what is none, and for an empty text, which would be the working directory.
+    """
+    try:
+        if given != "":
+            return Path(given).expanduser()
+    except (TypeError, RuntimeError):  # RuntimeError: nobody has the name behind the ~
+        pass
+    got = repr(str(given)) if isinstance(given, str | Path) else f"a {type(given).__name__}"
+    raise ConfigError(f"{name} is {got}, expected a path", fix="give it as a text or a pathlib.Path")
 
 
 def plain(name: str) -> str:

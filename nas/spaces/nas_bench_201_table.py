@@ -12,12 +12,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from nas.errors import ConfigError, DataError, GenotypeError
+from nas.settings.arguments import path_of
 from nas.spaces import nas_bench_201_notation
 from nas.supernet.genotype import Genotype
 from nas.untrusted import regular_file
@@ -55,7 +55,7 @@ class NasBench201Table:
     """
 
     def __init__(self, *, table: str) -> None:
-        self.path = Path(table)
+        self.path = path_of(table, "benchmark.table")
         lines = self._lines()
         _, header = next(lines, (1, []))
         self.columns = self._accuracy_columns(header)

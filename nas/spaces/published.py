@@ -2,8 +2,10 @@
 
 import os.path
 import re
+from pathlib import Path
 
 from nas.errors import GenotypeError
+from nas.settings.arguments import path_of
 from nas.spaces import darts, darts_notation, nas_bench_201, nas_bench_201_notation
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.notation import Scanner
@@ -45,12 +47,14 @@ def from_text(text: str, *, source: str = "the genotype") -> Genotype:
     raise Scanner(text, spaces=False, source=source, example=example).error(f"'{{' (JSON) or {openings}")
 
 
-def resolve(genotype: str, *, benchmark: NasBench201Table | None = None) -> Genotype:
+def resolve(genotype: str | Path, *, benchmark: NasBench201Table | None = None) -> Genotype:
     """Returns the genotype that a user named.
 
     genotype: a published name, the path of a file with JSON or a published notation, such a text itself, or an index
     of the benchmark. Raises GenotypeError for anything else.
     """
+    if not isinstance(genotype, str):
+        genotype = str(path_of(genotype, "genotype"))
     if genotype in PUBLISHED:
         return PUBLISHED[genotype]
     if re.fullmatch("[0-9]{1,9}", genotype):

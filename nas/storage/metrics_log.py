@@ -16,7 +16,7 @@ from nas.untrusted import regular_file
 
 Line = dict[str, Any]
 STAGES = ("search", "retrain")
-SIZE_LIMIT = 200_000_000  # bytes of a file; 1,000 epochs of NAS-Bench-201 take 2 million, of 2,000 candidates 110 million
+SIZE_LIMIT = 200_000_000  # bytes of a file; a thousand epochs take 2 million, of 2,000 candidates 110 million
 LINES = 100_000  # of it, one an epoch
 LINE_LIMIT = 2_000_000  # bytes of one; the probabilities of 20,000 candidates take 900,000
 DERIVED = "derived.jsonl"

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nas.errors import GenotypeError
+from nas.settings.arguments import path_of
 from nas.untrusted import plain_data, regular_file
 
 FORMAT = "nas-genotype"
@@ -82,7 +83,7 @@ class Genotype:
     @classmethod
     def load(cls, path: str | Path) -> "Genotype":
         """Raises GenotypeError if the file is missing, too large, or not a genotype."""
-        return cls.from_json(read_text(path), source=str(path))
+        return cls.from_json(read_text(path_of(path, "the path of the genotype")), source=str(path))
 
     def check_same(self, raw: object, *, source: Path) -> None:
         """Raises GenotypeError unless `raw`, the genotype saved in `source`, equals this genotype.

@@ -125,7 +125,9 @@ def test_the_result_is_that_of_the_exported_network_and_of_the_checkpoint(finish
     for shown in ("95 % interval", "expected calibration error", "latency, batch of 3", "class_2", scored["device"]):
         assert shown in outcome.out
 
-    assert nas("export", checkpoint, "hydra.run.dir=exported", "formats=[]").code == 0
+    exported = nas("export", checkpoint, "hydra.run.dir=exported", "formats=[]")
+    assert exported.code == 0
+    assert "none of the files holds the network, as no format was chosen; formats=[weights] does" in exported.out
     metadata = json.loads(Path("exported/metadata.json").read_text())
     assert metadata["results"] == result
     assert json.loads((finished / "export/metadata.json").read_text())["results"] == result
