@@ -1,5 +1,6 @@
 """Runs one configuration: a run, one that is resumed, or a job of a sweep."""
 
+import functools
 import os
 import sys
 import tempfile
@@ -182,11 +183,15 @@ class Task:
         if as_before:
             check_command(directory, f"nas-{self.config_name}")
             check_same(cfg, directory)
-        if has_finished(directory):
-            print(f"The run in {directory} has finished: there is nothing to resume.")
-            return None
         untouched_settings = paths.anchored(untouched(self.config_name))
-        return self.body(resumed(cfg, untouched_settings, HydraConfig.get().overrides.task), directory)
+        continued = functools.partial(resumed, cfg, untouched_settings, HydraConfig.get().overrides.task)
+        if has_finished(directory):
+            if not as_before:
+                continued()  # refuses other settings, which would have no effect
+            change = ", or to change" if cfg.may_change else ""
+            print(f"The run in {directory} has finished: there is nothing to resume{change}.")
+            return None
+        return self.body(continued(), directory)
 
     def run_job(self, cfg: DictConfig, job: Job) -> float | list[float] | None:
         """Runs a job of a sweep. A finished job is skipped; a killed job continues."""

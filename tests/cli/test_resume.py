@@ -141,6 +141,11 @@ def test_a_finished_run_has_nothing_to_resume(undisturbed: Path, nas: Nas) -> No
     outcome = nas("run", f"resume={undisturbed}")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out == f"The run in {undisturbed} has finished: there is nothing to resume.\n"
+    changed = nas("run", f"resume={undisturbed}", "retrain.epochs=9")
+    assert changed.code == 2
+    assert "was started with another configuration: retrain.epochs=9 (was 3)" in changed.err
+    allowed = nas("run", f"resume={undisturbed}", "retrain.epochs=9", "may_change=[retrain.epochs]")
+    assert allowed.out == f"The run in {undisturbed} has finished: there is nothing to resume, or to change.\n"
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 
