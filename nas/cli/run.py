@@ -23,7 +23,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.training.records import genotype_texts, scores
     from nas.training.trained import check_finite, final_result, scoring_loader, test_score, validation_result
 
-    setup = Setup.from_config(cfg)
+    setup = Setup.from_config(cfg, directory)
     objective = Objective.from_config(cfg, setup.task.metric)
     formats = build_formats(cfg, allow=list(cfg.allow_targets))
     refuse_several_caps(to_plain(cfg.cap))

@@ -18,7 +18,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.training.records import genotype_texts
     from nas.training.trained import validation_result
 
-    setup = Setup.from_config(cfg)
+    setup = Setup.from_config(cfg, directory)
     objective = Objective.from_config(cfg, setup.task.metric)
     search = SearchStage(setup)
     search.try_derived(auxiliary_weight=search.auxiliary_weight)

@@ -213,6 +213,14 @@ def make_directory(path: Path) -> None:
         ) from error
 
 
+def check_usable(path: Path, *, config: str, lock: bool) -> None:
+    """Raises OutputError if `RunDirectory` would for a new run. Makes nothing."""
+    if path.is_dir():
+        if lock:
+            os.close(locked(path))
+        check_new(path, config=config)
+
+
 def check_new(path: Path, *, config: str | None = None) -> None:
     """Raises OutputError if a directory holds a run, or anything else that a new run would mix with.
 

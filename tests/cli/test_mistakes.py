@@ -9,6 +9,8 @@ import pytest
 from cli.conftest import TINY, Outcome
 from PIL import Image
 
+from nas.data import Synthetic
+
 Nas = Callable[..., Outcome]
 
 MISTAKES = {
@@ -543,7 +545,7 @@ def image(path: Path, size: tuple[int, int] = (8, 8)) -> None:
     Image.fromarray(np.zeros((size[1], size[0], 3), dtype=np.uint8)).save(path)
 
 
-def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> None:
+def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     outcome = nas("search", *TINY, "hydra.run.dir=mine")
@@ -554,6 +556,7 @@ def test_a_second_run_does_not_overwrite_the_first(nas: Nas, tmp_path: Path) -> 
     assert outcome.code == 2
     assert contents(tmp_path) == {"mine", "mine/thesis.txt"}
     (tmp_path / "mine" / "manifest.json").touch()
+    monkeypatch.setattr(Synthetic, "load", lambda data: pytest.fail("work is done for nothing"))
     assert nas("search", *TINY, "hydra.run.dir=mine").err == (
         f"error: the output directory {tmp_path}/mine holds a run, expected a new directory; set hydra.run.dir to "
         f"another, or go on with that run: resume={tmp_path}/mine\n"

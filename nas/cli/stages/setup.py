@@ -23,7 +23,7 @@ from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
 from nas.storage.forwarded import check_installed, opened_tracker
 from nas.storage.metrics_log import JsonLines, Silent
-from nas.storage.run_directory import RunDirectory, command_line
+from nas.storage.run_directory import RunDirectory, check_usable, command_line
 from nas.training.job import Job, check_seed
 from nas.training.records import Records, description
 from nas.training.task import Task, check_targets
@@ -37,7 +37,10 @@ class Setup(Job):
     opening: "Opening"
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> "Setup":
+    def from_config(cls, cfg: DictConfig, directory: Path | None = None) -> "Setup":
+        """directory: of the run. Raises OutputError if a new run cannot use it: now, not after seconds of work."""
+        if directory is not None and cfg.resume is None and not cfg.dry_run and distributed.first():
+            check_usable(directory, config=to_yaml(cfg), lock=cfg.lock)
         allow = allowed(cfg)
         check_seed(cfg.seed)
         runtime: Runtime = build(cfg.runtime, allow=allow)
