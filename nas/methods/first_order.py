@@ -128,7 +128,7 @@ class FirstOrder:
             self.undrawn.fill(self.weights)
         watch = self.guard.watch(WEIGHTS, loss, naming(self.supernet))
         taken = take_step(self.weight_optim, self.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
-        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
+        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped, self.scaler.is_enabled())
 
     def add_weight_gradient(self, batch: Batch, drawn: Gates) -> tuple[Tensor, Tensor]:
         """Adds the gradient of the loss under these gates to that of the weights. Returns the loss and the metric."""
@@ -174,7 +174,7 @@ class FirstOrder:
         taken = take_step(self.arch_optim, self.scaler, watch=watch, measured=[metric])
         if self.scored is not None and losses is not None and not taken.skipped:
             self.scored.learn(self.arch, drawn, losses)
-        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped)
+        return StepResult(watch.loss, metric, len(batch[1]), taken.norm, taken.skipped, self.scaler.is_enabled())
 
     def _pass(self, drawn: Gates, *, differentiable: bool, frozen: bool) -> AbstractContextManager[None]:
         """Returns the context of a pass under these gates. frozen: compute no gradients of the weights."""

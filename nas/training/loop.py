@@ -190,7 +190,7 @@ class TrainingStep:
         taken = take_step(state.optimizer, state.scaler, max_norm=self.grad_clip, watch=watch, measured=[metric])
         if state.average is not None and not taken.skipped:
             state.average.update()
-        return StepResult(watch.loss, metric, len(targets), taken.norm, taken.skipped)
+        return StepResult(watch.loss, metric, len(targets), taken.norm, taken.skipped, state.scaler.is_enabled())
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task | WeighedLoss) -> Tensor:
         """Of what a network returned: an auxiliary head adds a weighted second loss."""

@@ -1,5 +1,6 @@
 """Averages what the steps of an epoch measure, without waiting for the device at each step."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ class StepResult:
     """What a step measured, still on the device. Reading a value waits for the device.
 
     loss: mean over the batch. metric: the task's metric, summed over the batch. examples: number in the batch.
-    grad_norm: before clipping. skipped: a value was not finite, so the step is not counted.
+    grad_norm: before clipping. skipped: a value was not finite, so the step is not counted. scaled: by a scaler, which
+    takes no step where the norm is not finite: the norm is not counted then.
     """
 
     loss: Tensor
@@ -23,6 +25,7 @@ class StepResult:
     examples: int
     grad_norm: Tensor
     skipped: bool = False
+    scaled: bool = False
 
 
 class Meter:
@@ -35,6 +38,7 @@ class Meter:
         self._examples = 0
         self._name = metric
         self._steps = 0
+        self._norms: Tensor | int = 0  # that are counted
         self._loss: Tensor | float = 0.0
         self._metric: Tensor | float = 0.0
         self._grad_norm: Tensor | float = 0.0
@@ -49,7 +53,13 @@ class Meter:
             return
         self._examples += result.examples
         self._steps += 1
-        values = [single(result.loss) * result.examples, single(result.metric), single(result.grad_norm)]
+        norm: Tensor = single(result.grad_norm)
+        counted: Tensor | int = 1
+        if result.scaled:
+            finite = norm.isfinite()
+            norm, counted = norm.where(finite, 0.0), finite.long()
+        self._norms = self._norms + counted
+        values = [single(result.loss) * result.examples, single(result.metric), norm]
         sums = [one for one in (self._loss, self._metric, self._grad_norm) if isinstance(one, Tensor)]
         if sums:
             torch._foreach_add_(sums, values)  # one kernel on a GPU
@@ -62,12 +72,13 @@ class Meter:
         if (world := distributed.world()) > 1:
             loss, metric, grad_norm = distributed.means(value.double() for value in sums)
             sums = [world * loss, world * metric, grad_norm]  # grad_norm is the same in all processes
-        return {"examples": self.examples, "steps": self._steps, "sums": sums}
+        return {"examples": self.examples, "steps": self._steps, "norms": int(self._norms), "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
         """Loads the sums. device: where the next steps are measured."""
         world = distributed.world()
         self._examples, self._steps = state["examples"] // world, state["steps"]
+        self._norms = state.get("norms", self._steps)
         loss, metric, grad_norm = (value.to(device) for value in state["sums"])
         if world > 1:  # in the type of the steps, for the same rounding as before
             loss, metric, grad_norm = (loss / world).float(), (metric / world).float(), grad_norm.float()
@@ -76,14 +87,15 @@ class Meter:
     def summary(self, prefix: str) -> dict[str, float]:
         """Returns ``<prefix>/loss`` and ``<prefix>/<metric>`` per example, and ``<prefix>/grad_norm`` per step.
 
-        Returns nothing before the first step.
+        Steps that a scaler left out have no norm. Returns nothing before the first step.
         """
         if not self._steps:
             return {}
         sums = [float(self._loss), float(self._metric), float(self._grad_norm)]
         loss, metric, grad_norm = distributed.averaged(sums)
+        norms = int(self._norms)
         return {
             f"{prefix}/loss": loss / self._examples,
             f"{prefix}/{self._name}": metric / self._examples,
-            f"{prefix}/grad_norm": grad_norm / self._steps,
+            f"{prefix}/grad_norm": grad_norm / norms if norms else math.nan,
         }

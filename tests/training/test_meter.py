@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,6 +9,15 @@ from nas.training.meter import Meter, StepResult
 
 def result(loss, correct, examples, grad_norm):
     return StepResult(torch.tensor(loss), torch.tensor(correct), examples, torch.tensor(grad_norm))
+
+
+def test_the_mean_norm_is_of_the_steps_that_a_scaler_takes():
+    meter = Meter("accuracy")
+    for norm in (math.inf, 2.0, math.nan, 4.0):
+        meter.add(replace(result(1.0, 1, 1, norm), scaled=True))
+    resumed = Meter("accuracy")
+    resumed.load_state_dict(meter.state_dict(), device=torch.device("cpu"))
+    assert meter.summary("w") == resumed.summary("w") == {"w/loss": 1.0, "w/accuracy": 1.0, "w/grad_norm": 3.0}
 
 
 def test_loss_and_accuracy_are_means_over_examples_and_the_norm_over_steps():
