@@ -532,6 +532,50 @@ class Growing(Regulariser):
         self.calls = state["calls"]
 
 
+class Stronger:
+    """A policy that is stronger with each batch."""
+
+    def __init__(self):
+        self.batches, self.own = 0, np.random.default_rng(1)
+
+    def __call__(self, images, generator):
+        self.batches += 1
+        return images // self.batches + int(self.own.integers(3))
+
+    def state_dict(self):
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state):
+        self.batches = state["batches"]
+
+
+@pytest.mark.parametrize(
+    ("run", "given"),
+    [
+        (SEARCH, lambda: {"augment": nas.data.Augment(policy=Stronger())}),
+        (TRAIN, lambda: {"augment": nas.data.Augment(policy=Stronger())}),
+        (TRAIN, lambda: {"policy": Stronger()}),
+    ],
+)
+def test_the_state_of_an_augmentation_is_that_of_the_steps_and_is_resumed(tmp_path, run, given):
+    def loss(found):
+        return torch.load(tmp_path / found / "checkpoint.pt", weights_only=True)["metrics"]["weights/loss"]
+
+    class Stop(Hook):
+        def after_step(self, state):
+            assert state.epoch == 0, "stopped"
+
+    settings = FILES | {"saving": nas.storage.Checkpoints, "epochs": 2}
+    stage, used = "search" if run is SEARCH else "retrain", given()
+    run(directory=tmp_path / "whole", **given(), **settings)
+    with pytest.raises(AssertionError, match="stopped"):
+        run(directory=tmp_path / "part", hooks=[Stop()], **given(), **settings)
+    run(resume=tmp_path / "part", **used, **settings)
+    assert loss(f"part/{stage}") == loss(f"whole/{stage}")
+    policy = used.get("policy") or used["augment"].policy
+    assert policy.batches == 0
+
+
 @pytest.mark.parametrize("made", [Sharpening, Hardening])
 def test_the_state_of_a_loss_a_sampler_and_a_regulariser_is_that_of_the_steps_and_is_resumed(tmp_path, made):
     class Stop(Hook):

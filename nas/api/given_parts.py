@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nas.methods.sampler import Stateful
+from nas.training.held_objects import Stateful
 from nas.training.job import Job
 from nas.training.own_generators import OwnGenerators
 from nas.training.put_back import all_put_back
@@ -26,7 +26,7 @@ def given_back(arguments: Mapping[str, Any]) -> Iterator[None]:
     """
     terms = arguments.get("regulariser")
     parts = {name: arguments.get(name) for name in HELD} | (dict(terms) if isinstance(terms, Mapping) else {})
-    task, generators = TaskState(parts["task"]), OwnGenerators(parts)
+    task, generators = TaskState(parts["task"], augment=(parts["augment"], parts["policy"])), OwnGenerators(parts)
     states = generators.state_dict()
     stateful = [parts[name] for name in ("sampler", "deriver", *(terms if isinstance(terms, Mapping) else ()))]
     try:

@@ -137,15 +137,6 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
-class Stateful(Protocol):
-    """A sampler, a searcher or a regulariser with a state, which the checkpoint of a search holds."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
 class LossSampler(Sampler, Protocol):
     """A sampler whose logits learn only from the losses of the drawn networks.
 

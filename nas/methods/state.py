@@ -10,7 +10,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from nas.methods.sampler import LossSampler, Sampler, Stateful, refuse_nan
+from nas.methods.sampler import LossSampler, Sampler, refuse_nan
 from nas.methods.timed_limit import TimedLimit
 from nas.runtime import distributed
 from nas.runtime.buffers import of_processes, restore_unsaved, unsaved
@@ -21,6 +21,7 @@ from nas.storage import checkpoint_file
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.genotype import Genotype
 from nas.training.frozen_parts import FrozenParts
+from nas.training.held_objects import Stateful
 from nas.training.meter import Meter
 from nas.training.own_generators import OwnGenerators
 from nas.training.task_state import TaskState

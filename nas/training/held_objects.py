@@ -4,13 +4,22 @@ import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 DEEPEST = 4  # objects in objects that are searched
 LONGEST = 100  # of a list that is searched; longer ones hold data
 OF_TORCH = ("_parameters", "_buffers", "_modules")
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An object with a state, which a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 def held(value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[str, Any]]:

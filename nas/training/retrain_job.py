@@ -47,6 +47,7 @@ class RetrainJob:
         self.job = job
         self.options = options
         self.parts = parts
+        job.task_state.hold("policy", parts.policy)
         self.space = job.space.resized(options.network)
         self.step = TrainingStep(
             auxiliary_weight=options.auxiliary_weight,
@@ -186,7 +187,9 @@ class RetrainJob:
             metric=job.task.metric.name,
             guard=job.runtime.guard(),
             task=job.task_state,
-            generators=OwnGenerators({"network": network, "task": job.task, "augment": job.data.augment}),
+            generators=OwnGenerators(
+                {"network": network, "task": job.task, "augment": job.data.augment, "policy": self.parts.policy}
+            ),
         )
         seed_layers(job.seed)
         job.task_state.reset()

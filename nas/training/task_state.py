@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.training.held_objects import held
+from nas.training.held_objects import Stateful, held
 from nas.training.own_generators import OwnGenerators
 from nas.training.weighing import OnDevice
 
+OTHERS = " others"  # the key of the states of other objects than the task
 AT_FIRST = " at first"  # after the name of a buffer whose shape has changed: what it was at construction
 
 
@@ -35,7 +36,8 @@ class TaskState:
 
     So a checkpoint holds the running statistics of a loss, but not its class weights. A task with `state_dict` and
     `load_state_dict` of its own says itself what is saved: numbers, texts, tensors, and lists and dicts of such.
-    augment: another object that stages share; `reset` restores its random generators as well.
+    augment: another object that stages share; `reset` restores its random generators as well, and the objects in it
+    that have `state_dict` and `load_state_dict` are saved too, see `hold`.
     """
 
     def __init__(self, task: Any, *, augment: Any = None) -> None:
@@ -47,6 +49,15 @@ class TaskState:
         self._modules = modules_of(task)
         self.modules = tuple(self._modules.values())
         self._before = {name: on_cpu(getattr(part, leaf)) for name, part, leaf in self._held()}
+        self._others: dict[str, Stateful] = {}
+        self._others_before: dict[str, dict[str, Any]] = {}
+        self.hold("augment", augment)
+
+    def hold(self, name: str, value: Any) -> None:
+        """Takes in what else has a state: the objects in `value`, without modules, which may be large and not learn."""
+        found = {f"{name}.{place}".strip("."): one for place, one in held(value, (Stateful,)) if saves_itself(one)}
+        self._others |= found
+        self._others_before |= {place: copy.deepcopy(one.state_dict()) for place, one in found.items()}
 
     def _held(self) -> Iterator[tuple[str, nn.Module, str]]:
         """Yields (name, module, attribute) for every parameter and every buffer. Either may be None."""
@@ -56,6 +67,10 @@ class TaskState:
                     yield ".".join(filter(None, (place, path, leaf))), part, leaf
 
     def state_dict(self) -> dict[str, Any]:
+        others = {place: state for place, one in self._others.items() if (state := one.state_dict())}
+        return self._of_task() | ({OTHERS: others} if others else {})
+
+    def _of_task(self) -> dict[str, Any]:
         if self._itself:
             state: dict[str, Any] = self._task.state_dict()
             return state
@@ -76,6 +91,8 @@ class TaskState:
         """Restores the numbers and the random generators of the construction, with which each stage of a run begins."""
         if self._itself:
             self._task.load_state_dict(copy.deepcopy(self._own_before))
+        for place, one in self._others.items():
+            one.load_state_dict(copy.deepcopy(self._others_before[place]))
         self._generators.load_state_dict(self._drawn)
         for name, part, leaf in self._held():
             if name in self._before:
@@ -84,6 +101,10 @@ class TaskState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned. Ignores tensors that the task does not have, or that had another shape
         at the construction: a run may be continued with another loss."""
+        for place, of_other in state.get(OTHERS, {}).items():
+            if place in self._others:
+                self._others[place].load_state_dict(of_other)
+        state = {name: value for name, value in state.items() if name != OTHERS}
         if self._itself:
             self._task.load_state_dict(state)
             return

@@ -15,7 +15,7 @@ from nas.data.spec import ImageSpec
 from nas.errors import ConfigError, SpaceError
 from nas.methods.estimate import Measured, duration
 from nas.methods.first_order import FirstOrder
-from nas.methods.sampler import GDAS, Gates, Softmax, Stateful
+from nas.methods.sampler import GDAS, Gates, Softmax
 from nas.methods.score_function import ScoreFunction
 from nas.methods.second_order import SecondOrder
 from nas.methods.trial_step import try_search
@@ -26,6 +26,7 @@ from nas.runtime.precision import Precision
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, Gate, gates
+from nas.training.held_objects import Stateful
 from nas.training.task import Classification
 
 
