@@ -75,7 +75,15 @@ class Derivation:
 def decided(deriver: Deriver, arch: ArchParams, judge: Callable[[int | None], Judge]) -> dict[str, str | None]:
     """What a deriver decides after the last epoch. judge: as in `Derivation`."""
     if isinstance(deriver, JudgingDeriver):
-        return deriver.judged(arch, judge(deriver.batches))
+        asked = judge(deriver.batches)
+        chosen = deriver.judged(arch, asked)
+        if asked.undefined == asked.scores > 0 and distributed.first():
+            print(
+                f"warning: the losses of all {asked.scores} networks that the deriver compared are NaN or infinite, so "
+                "they decided nothing; lower weight_optim.lr, or derive by the logits alone with another deriver",
+                file=sys.stderr,
+            )
+        return chosen
     return deriver(arch)
 
 

@@ -57,6 +57,8 @@ class Judge:
     arch_loader: Loader | None = None
     arch_optim: torch.optim.Optimizer | None = None
     guard: Guard = field(default_factory=Guard)
+    scores: int = 0  # given until now
+    undefined: int = 0  # of these, with a loss that is not finite
 
     def __post_init__(self) -> None:
         self.noise = seed_of_process(self.seed, "noise")
@@ -146,7 +148,9 @@ class Judge:
                 metric += single_sum(self.task.measure(outputs, targets))
                 examples += len(targets)
         metrics, losses, weights = distributed.averaged([float(metric), *loss.sums()])
-        return Score(metrics / examples, mean(losses, weights), distributed.world() * examples)
+        found = Score(metrics / examples, mean(losses, weights), distributed.world() * examples)
+        self.scores, self.undefined = self.scores + 1, self.undefined + (not math.isfinite(found.loss))
+        return found
 
     @torch.no_grad()
     def _run_calibration(self, by_key: Mapping[str, Gate], batches: int | None) -> None:

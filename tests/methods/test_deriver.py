@@ -10,6 +10,7 @@ from nas.data.spec import DataSpec
 from nas.errors import ConfigError, SpaceError
 from nas.methods.best_of import BestOf
 from nas.methods.deriver import Argmax, JudgingDeriver, TopPredecessors
+from nas.methods.hooks import decided
 from nas.methods.perturbation import Perturbation
 from nas.methods.supernet_score import Judge
 from nas.methods.tuning import Tuning
@@ -188,6 +189,16 @@ def test_the_edges_that_are_needed_are_found_where_the_logits_prefer_another(der
     assert TopPredecessors()(arch) == deriver(arch) == {"low": "use", "high": None, "idle": "use"}
     expected = {"low": "use", "high": "use", "idle": None}
     assert deriver.judged(arch, judge_of(supernet, *four_classes(), classes=4)) == expected
+
+
+@both
+def test_a_comparison_of_losses_that_are_nan_is_said(deriver, capsys):
+    supernet, (inputs, targets) = OneBest(), four_classes()
+    arch = arch_with(supernet, op=[0.5, 1.0, 0.0])
+    for factor, count in ((1.0, 0), (torch.nan, 1)):
+        decided(deriver, arch, lambda batches, by=factor: judge_of(supernet, inputs * by, targets, classes=4))
+        said = capsys.readouterr().err
+        assert said.count("warning: the losses of all 3 networks that the deriver compared are NaN") == count
 
 
 def test_without_a_count_every_edge_is_kept():
