@@ -20,7 +20,7 @@ from nas.cli.task import Task, register
 from nas.errors import ConfigError, NasError
 from nas.storage import atomic
 from nas.studies.collected import Run
-from nas.studies.plan import Plan, differences, directory_of, read
+from nas.studies.plan import Plan, differences, directory_of, meaning, read
 
 BEGUN = "begun.json"  # what the study is, and of which code, since its first job
 REPORT = "study.json"
@@ -134,8 +134,8 @@ def refuse_nothing_there(directory: Path) -> None:
 def begin(directory: Path, plain: dict[str, Any], *, any_commit: bool) -> str | None:
     """Records what a new study is, and returns the commit of its jobs.
 
-    Settings of where and how jobs run may change. Raises ConfigError if the directory holds a study with other
-    settings, or one of another commit unless `any_commit`.
+    Where and how jobs run may change, the notes, and how the file writes it all. Raises ConfigError if the directory
+    holds a study with other settings, or one of another commit unless `any_commit`.
     """
     from nas.storage.run_directory import commit
     from nas.untrusted.plain_data import dict_in
@@ -145,22 +145,23 @@ def begin(directory: Path, plain: dict[str, Any], *, any_commit: bool) -> str | 
     if not any(directory.rglob(sweep.RECORD)):  # no job has begun
         atomic.write_json(directory / BEGUN, {"study": plain, "commit": code})
         return code
-    if not isinstance(before.get("study"), dict) or "commit" not in before:
+    try:
+        old, commit_before = meaning(before["study"]), before["commit"]
+    except (KeyError, AttributeError, ConfigError) as error:
         raise ConfigError(
             f"{directory / BEGUN} is damaged, so nothing tells which study has begun there", fix="give another --out"
-        )
-    old, new = ({name: value for name, value in of.items() if name != "engine"} for of in (before["study"], plain))
-    if changed := differences(old, new):
+        ) from error
+    if changed := differences(old, meaning(plain)):
         raise ConfigError(
             f"the study in {directory} was begun with other settings: {', '.join(changed[:5])}",
             fix="undo the change, or give another --out",
         )
-    if before["commit"] != code and not any_commit:
+    if commit_before != code and not any_commit:
         raise ConfigError(
-            f"the study in {directory} was begun with the code of commit {before['commit']}, got {code}",
+            f"the study in {directory} was begun with the code of commit {commit_before}, got {code}",
             fix="check that commit out, give another --out, or write the report alone with --report-only",
         )
-    return before["commit"]
+    return commit_before
 
 
 def baselines_of(plan: Plan) -> Any:

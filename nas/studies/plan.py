@@ -1,10 +1,11 @@
 """Reads the YAML file that says what a study runs: methods x seeds, and retraining seeds."""
 
+import json
 import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ FILES = ("study.json", "study.md", "study.html", "begun.json", "sweep.json")
 OWN_SETTINGS = ("seed", "resume", "retry_failed", "dry_run")
 MAY_CHANGE = "may_change=[runtime.device,runtime.threads,runtime.profile]"  # of the engine, while the study goes on
 ABSENT = "not there"  # of a setting; null is a value, as of a method with the common settings alone
+NOTES = ("tuning", "ablations", "confounders")  # that the report repeats
 OWN_NAMES = (RANDOM_CELL, "random search")  # of the baselines that a table gives
 
 
@@ -286,6 +288,15 @@ def file_name(name: Any, where: str) -> str:
             f"{where} has {name!r:.120}, expected a name that can be one of a directory", fix="write my_method"
         )
     return name
+
+
+def meaning(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a study runs and compares, as plain data that do not depend on how its file writes it.
+
+    Leaves out where its jobs run, and the notes. Raises as `from_plain` does.
+    """
+    found: dict[str, Any] = json.loads(json.dumps(asdict(from_plain(plain))))
+    return {name: value for name, value in found.items() if name not in ("engine", *NOTES)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -66,6 +66,7 @@ def test_a_study(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "one run has no interval" in ended.out
     assert (home / "study.md").read_text() in ended.out
 
+    write(STUDY | {"common": " ".join(STUDY["common"]), "confounders": "one machine for gdas"})  # says the same
     again = nas("study", "study.yaml")
     assert "job 0 (sampler=gdas, seed=3) has finished before" in again.out
     assert "job 1 (search.arch_every=0, seed=3) has failed before" in again.err
