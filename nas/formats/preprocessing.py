@@ -91,4 +91,4 @@ def sentences(fields: Mapping[str, Any]) -> Iterator[str]:
         else:
             side = size["shorter_side"]
             yield f"Size: the shorter side scaled to {side}, {size['filter']}; the centre cropped to {side}x{side}."
-    yield "Numbers: pixels from 0 to 255, divided by 255, less mean, divided by std, for each channel."
+    yield "Numbers: pixels from 0 to 255, divided by 255 first."
