@@ -41,6 +41,13 @@ def program_code(file: str, subject: Subject) -> str:
 
 def write_program(network: nn.Module, examples: tuple[Tensor, ...], path: Path) -> None:
     program = exported(network, examples)
+    try:
+        program.module()  # as whoever loads it does
+    except SyntaxError as error:
+        raise UnavailableError(
+            f"torch.export cannot load its own program ({described(error)}); rename a part of the network whose name "
+            "is a keyword of Python, such as class"
+        ) from error
     content = io.BytesIO()
     with warnings.catch_warnings():
         # torch.export's serialiser warns about its own code. A user can do nothing about that.

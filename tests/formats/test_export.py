@@ -25,7 +25,7 @@ from nas.formats.export import export
 from nas.formats.export_trained import needed
 from nas.formats.format import TOLERANCE, Artefact, Subject, UnavailableError
 from nas.formats.onnx import Onnx, onnx_file
-from nas.formats.program import Program
+from nas.formats.program import Program, write_program
 from nas.formats.standalone import Standalone
 from nas.formats.weights import Weights
 from nas.runtime.runtime import Runtime
@@ -333,6 +333,14 @@ def test_a_format_that_a_network_cannot_be_had_in_is_named_and_the_others_are_wr
     with pytest.raises(OutputError, match=r"cannot be exported as program \(program: torch\.export cannot trace"):
         exported(network, spec, tmp_path / "none", program=Program())
     assert not (tmp_path / "none").exists()
+
+
+def test_a_program_that_torch_itself_cannot_load_is_left_out(tmp_path):
+    network = nn.Sequential()
+    network.add_module("class", nn.Linear(3, 2))
+    with pytest.raises(UnavailableError, match=r"cannot load its own program \(SyntaxError: .*; rename a part of the"):
+        write_program(network.eval(), (torch.zeros(2, 3),), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 class WithoutHeads(nn.Module):
