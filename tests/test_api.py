@@ -950,6 +950,17 @@ def test_parameters_of_a_sampler_or_a_regulariser_that_do_not_learn_are_said(cap
     ]
 
 
+def test_a_regulariser_that_exponentiated_gradients_normalise_away_is_said(capsys):
+    settings = {"sampler": nas.Softmax(), "arch_optim": nas.methods.ExponentiatedGradient, "init_std": 1.0}
+    decay = {"decay": nas.methods.BetaDecay(weight=Linear(50.0, 50.0))}
+    expected = SEARCH(**settings).metrics["entropy/mean"]
+    assert SEARCH(**settings, regulariser=decay).metrics["entropy/mean"] == pytest.approx(expected, rel=1e-5)
+    assert "warning: regulariser.decay has no effect with exponentiated gradients" in capsys.readouterr().err
+    entropy = {"entropy": nas.methods.Entropy(weight=Linear(1.0, 1.0))}
+    assert SEARCH(**settings, regulariser=entropy).metrics["entropy/mean"] != pytest.approx(expected, rel=1e-5)
+    assert "no effect" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("term", "message"),
     [
