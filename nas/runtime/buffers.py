@@ -26,7 +26,8 @@ class Buffers:
     def put_back(self) -> None:
         """Restores the values. Also restores rebound buffer objects, and removes buffers that have been made since."""
         for buffer, before in self._values:
-            buffer.copy_(before)
+            # Past autograd's count of changes: a pass that began before has saved these very values.
+            buffer.data.copy_(before)
         for owner, held in self._found:
             if owner._buffers or held:
                 owner._buffers.clear()

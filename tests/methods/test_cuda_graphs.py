@@ -199,10 +199,13 @@ def at_full_precision(part, x):
         return part(x.float())
 
 
-CONV = nn.Conv2d(4, 4, 1)
+CONV, NORM = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
 MODELS = {
     "another way": Model(lambda m, x: m.choice(x) if isinstance(x, torch.Tensor) else m.choice(x) + 1),
     "tied": Model(lambda m, x: m.conv(m.seq(m.choice(x)).sin()), conv=CONV, seq=nn.Sequential(CONV, nn.Tanh())),
+    "tied norm": Model(
+        lambda m, x: m.seq(m.choice(m.norm(x).sin()).sin()), norm=NORM, seq=nn.Sequential(nn.Conv2d(4, 4, 1), NORM)
+    ),
     "buffer": Model(lambda m, x: m.average(m.choice(x)), average=Average()),
     "layout": Model(lambda m, x: m.mixing(m.choice(x)), mixing=Mixing()),
     "alias": Model(lambda m, x: m.shifts(m.choice(x)), shifts=Shifts()),
