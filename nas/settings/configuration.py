@@ -13,7 +13,7 @@ from nas.settings.dotted import leaves
 from nas.settings.names import to_names, to_targets
 from nas.untrusted import plain_data, regular_file
 
-SIZE_LIMIT = 50_000  # bytes of a run's config.yaml; one takes about eight thousand
+SIZE_LIMIT = 250_000  # bytes of a run's config.yaml, read in a second; one takes about eight thousand
 
 
 def directory() -> Path:

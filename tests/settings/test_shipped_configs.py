@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nas.cli.stages.retrain import RetrainStage
 from nas.cli.stages.search import SearchStage
-from nas.cli.stages.setup import Setup
-from nas.errors import DataError
+from nas.cli.stages.setup import Opening, Setup
+from nas.errors import ConfigError, DataError
 from nas.settings import configuration, schemas
 from nas.storage.metrics_log import JsonLines
 from nas.studies.plan import read as read_study
@@ -73,6 +73,16 @@ def composed(root: str, *overrides: str) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     return cfg
+
+
+def test_settings_that_a_resumed_run_could_not_read_are_refused(tmp_path: Path) -> None:
+    cfg = composed("search")
+    cfg.may_change = ["x" * 100] * 1000
+    (tmp_path / "config.yaml").write_text(Opening.from_config(cfg).text)
+    assert configuration.read_yaml(tmp_path / "config.yaml").may_change == cfg.may_change
+    cfg.may_change = ["x" * 100] * 3000
+    with pytest.raises(ConfigError, match=r"the settings take .* bytes, expected at most 250000"):
+        Opening.from_config(cfg)
 
 
 def two_steps(cfg: DictConfig, directory: Path, *, retrains: bool) -> None:

@@ -13,12 +13,12 @@ from nas.cli.report import show_data
 from nas.cli.stages.for_report import changed
 from nas.data.bundle import DataBundle
 from nas.data.survey import facts
-from nas.errors import DataError
+from nas.errors import ConfigError, DataError
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import allowed
 from nas.settings.building import complete
-from nas.settings.configuration import build, to_plain, to_yaml
+from nas.settings.configuration import SIZE_LIMIT, build, to_plain, to_yaml
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.spaces.space import Space
 from nas.storage.forwarded import check_installed, opened_tracker
@@ -129,14 +129,19 @@ class Opening:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Opening":
-        """Raises ConfigError if the tracker or the checkpoints cannot be built."""
-        allow = allowed(cfg)
+        """Raises ConfigError if the tracker or the checkpoints cannot be built, or if there are too many settings."""
+        allow, text = allowed(cfg), to_yaml(cfg)
+        if len(text) > SIZE_LIMIT:
+            raise ConfigError(
+                f"the settings take {len(text)} bytes, expected at most {SIZE_LIMIT}, which a resumed run reads",
+                fix="put long lists into a file, and give its path to a factory of your own",
+            )
         tracker, saving = build(cfg.tracker, allow=allow), build(cfg.saving, allow=allow)
         check_installed(tracker)
         complete(saving, path=Path(), kind="search")  # only tried: a mistake in it is to leave no directory
         return cls(
             settings=to_plain(cfg),
-            text=to_yaml(cfg),
+            text=text,
             changed=changed(cfg),
             objective=cfg.objective is not None,
             resume=cfg.resume is not None,
