@@ -442,6 +442,8 @@ def test_modules_that_models_of_a_factory_share_are_said_once(capsys, learns):
         (lambda: nas.evaluate(nn.Linear(1, 1), images()), ConfigError, "net is a Linear, expected what nas.retrain"),
         (lambda: nas.export("x", "y", formats=["z"]), NasError, "no checkpoint at x"),
         (lambda: nas.load(5), ConfigError, "^path is a int, expected a path; give it as a text or a pathlib.Path$"),
+        (lambda: nas.load("x", allow="mine"), ConfigError, r"^allow is a str, expected a list; give allow=\['mine'\]$"),
+        (lambda: nas.evaluate("x", images(), allow=None), ConfigError, "^allow is a NoneType, expected a list"),
         (lambda: nas.load(""), ConfigError, "^path is '', expected a path"),
         (lambda: nas.load("~nobody-has-it/x"), ConfigError, "^path is '~nobody-has-it/x', expected a path"),
         (lambda: nas.export("x", None), ConfigError, "^directory is a NoneType, expected a path"),

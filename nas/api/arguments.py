@@ -18,6 +18,7 @@ from nas.formats.format import Format
 from nas.methods.deriver import Argmax, Deriver, TopPredecessors
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
+from nas.settings.arguments import list_of
 from nas.settings.building import callable_itself
 from nas.settings.names import TABLE
 from nas.spaces.custom import Custom
@@ -68,8 +69,8 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
             )
             expected, fix = "a list of objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
         elif name == "may_change":
-            right = isinstance(value, Iterable) and not isinstance(value, str | bytes)
-            expected, fix = "a list of names of arguments", f"give may_change=[{value!r}]"
+            list_of(value, name)
+            continue
         else:
             continue
         if not right:

@@ -20,7 +20,7 @@ from nas.errors import ConfigError
 from nas.formats.export_trained import EXAMPLES
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
-from nas.settings.arguments import path_of
+from nas.settings.arguments import list_of, path_of
 from nas.training.job import Job
 from nas.training.scored import bundle_to_score
 from nas.training.task import check_targets
@@ -37,7 +37,7 @@ def opened(net: Any, *, allow: Sequence[Any], device: str | torch.device | Runti
         )
     path = path_of(net, "net")
     path = path / "retrain" / "checkpoint.pt" if path.is_dir() else path
-    trained = Trained.load(path, allow=list(allow), runtime=runtime_on(device))
+    trained = Trained.load(path, allow=list_of(allow, "allow"), runtime=runtime_on(device))
     return replace(trained, directory=path.absolute().parent.parent)
 
 

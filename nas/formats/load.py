@@ -13,7 +13,7 @@ from nas.formats.export import FORMAT, GENOTYPE, METADATA, VERSION
 from nas.formats.weights import FILE as WEIGHTS
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import Allowed
-from nas.settings.arguments import path_of
+from nas.settings.arguments import list_of, path_of
 from nas.settings.building import built
 from nas.spaces.darts import auxiliary_heads
 from nas.spaces.space import Space
@@ -30,7 +30,7 @@ FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 def load(path: str | Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:
     """See `nas.load`."""
-    path = path_of(path, "path")
+    path, allow = path_of(path, "path"), list_of(allow, "allow")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", fix=FIX)
     if (path / METADATA).is_file():
@@ -43,7 +43,7 @@ def load(path: str | Path, *, allow: Allowed, device: str | torch.device) -> nn.
     with checkpoint_file.taken_from(path):
         kept = state["config"]["runtime"]["memory_format"]
     runtime = Runtime(device=device, memory_format=kept)
-    return Trained.from_state(state, source=path, allow=list(allow), runtime=runtime).network
+    return Trained.from_state(state, source=path, allow=allow, runtime=runtime).network
 
 
 def from_export(directory: Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:

@@ -1,7 +1,7 @@
 """Settings of a command line and the arguments of Python that they are: errors name those that a person wrote."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,13 @@ def path_of(given: Any, name: str) -> Path:
         pass
     got = repr(str(given)) if isinstance(given, str | Path) else f"a {type(given).__name__}"
     raise ConfigError(f"{name} is {got}, expected a path", fix="give it as a text or a pathlib.Path")
+
+
+def list_of(given: Any, name: str) -> list[Any]:
+    """Raises ConfigError for a text, whose letters are not meant, and for what is no list."""
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        return list(given)
+    raise ConfigError(f"{name} is a {type(given).__name__}, expected a list", fix=f"give {name}=[{given!r:.80}]")
 
 
 def plain(name: str) -> str:
