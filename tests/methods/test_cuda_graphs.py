@@ -10,8 +10,10 @@ from torch import nn
 
 from nas.methods import first_order
 from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs
+from nas.methods.cuda_graphs.draws import Draws
 from nas.methods.cuda_graphs.renewal import Renewal
 from nas.methods.cuda_graphs.replayed_module import Replayed, replay
+from nas.methods.cuda_graphs.trace import tapes
 from nas.methods.sampler import GDAS, Softmax, Uniform
 from nas.runtime.precision import Precision
 from nas.spaces.cell import Cell, DropPath
@@ -447,6 +449,22 @@ def test_a_model_is_replayed_as_a_whole_or_in_its_largest_parts(spec, nas_bench_
     noisy = Custom()
     noisy.after = Choice({"noise": Noise(4, 4, 1, False), "conv": nn.Conv2d(4, 4, 1)})
     assert replayed(noisy) == {"stem", "twice", "drop.0", "head"}
+
+
+def test_all_draws_of_a_small_space_are_remembered(spec, nas_bench_201, darts):
+    """5^6 = 15,625 of NAS-Bench-201. Of a large space only some are, and what was forgotten is made again."""
+    supernet = nas_bench_201.supernet(spec)
+    replay(supernet, Again())
+    draws = supernet._compiled_call_impl._draws
+    assert draws.most >= 5**6
+    assert Draws(next(tapes(darts.supernet(spec)))[1]).most < 5**6
+    first, draws.most = draws.of((2, 0, 1, 3, 0, 4)), 2
+    for drawn in ((2, 2, 1, 3, 0, 4), (2, 0, 2, 3, 0, 4)):
+        draws.of(drawn)
+    again = draws.of((2, 0, 1, 3, 0, 4))
+    assert again is not first
+    assert again == first
+    assert draws.of((2, 0, 1, 3, 0, 4)) is again
 
 
 def test_a_gradient_cannot_be_differentiated():

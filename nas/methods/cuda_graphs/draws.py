@@ -1,16 +1,21 @@
 """What runs at each place of a replayed module when its choices have drawn."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from nas.methods.cuda_graphs.replay_pass import MOST_DRAWS, NOTHING, Draw
+from nas.methods.cuda_graphs.replay_pass import NOTHING, Draw
 from nas.methods.cuda_graphs.trace import Block, Place, Tape
 from nas.spaces.cell import Cell
 from nas.spaces.dead_edges import keeps_zeros, living
 from nas.spaces.ops import Zero
 from nas.supernet.choice import Choice, Gate
+
+# The draws that are remembered, at some 10 kB of the host's memory each. All of a space with as many draws: these come
+# again. Of a larger space only some, for the end of a search.
+MOST, SOME = 16384, 4096
 
 
 def is_of_one(gate: Gate) -> bool:
@@ -23,12 +28,13 @@ def is_of_one(gate: Gate) -> bool:
 class Draws:
     """What runs at each place of a tape, by what its choices draw.
 
-    alike: the choices in groups that have one key, and so draw the same.
+    alike: the choices in groups that have one key, and so draw the same. most: the number of draws to remember.
     """
 
     def __init__(self, tape: Tape) -> None:
         places = list(tape.places())  # by their numbers
         self.alike = choices_alike(places)
+        self.most = MOST if math.prod(len(choices[0].names) for choices in self.alike) <= MOST else SOME
         self._groups = {choice: number for number, choices in enumerate(self.alike) for choice in choices}
         self._group_of = [None if place.choice is None else self._groups[place.choice] for place in places]
         self._blocks = tape.blocks
@@ -38,7 +44,7 @@ class Draws:
     def of(self, drawn: tuple[int, ...]) -> Draw:
         """Returns what runs. drawn: by the groups of choices. Valid while the module is in training mode."""
         if (found := self._known.get(drawn)) is None:
-            if len(self._known) == MOST_DRAWS:
+            if len(self._known) == self.most:
                 self._known.clear()
             # A module that is no choice is its own candidate.
             found = self._known[drawn] = self._new([0 if group is None else drawn[group] for group in self._group_of])

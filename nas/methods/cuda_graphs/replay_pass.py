@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 from nas.methods.cuda_graphs.recorded_op import GateOf, Recorded, Slot, Work
 from nas.methods.cuda_graphs.recorder import Launch, Recorder, Replay, one_by_one
 
-MOST_DRAWS = 4096  # that are remembered: some kB each in the published NAS-Bench-201 space
 QUIET = 20  # passes without a recording, after which what is recorded is composed
 NOTHING = -1  # the index of a place at which nothing runs
 TICKS = operator.attrgetter("ticks")
@@ -37,10 +36,11 @@ class Composition:
 class Level:
     """The recordings for weight steps (learns), or for architecture steps, in which gates receive a gradient (hard).
 
-    needs: for each node, whether it receives a gradient. places: the number of places.
+    needs: for each node, whether it receives a gradient. places: the number of places. most: the number of draws that
+    are remembered.
     """
 
-    def __init__(self, *, learns: bool, hard: bool, needs: Sequence[bool], places: int) -> None:
+    def __init__(self, *, learns: bool, hard: bool, needs: Sequence[bool], places: int, most: int) -> None:
         self.learns, self.hard, self.needs = learns, hard, needs
         self.recorded: list[dict[int, Recorded]] = [{} for _ in range(places)]  # of each place, by candidate
         self._forward: list[dict[int, Replay]] = [{} for _ in range(places)]
@@ -48,6 +48,7 @@ class Level:
         self._each = one_by_one(self._forward), one_by_one(self._backward)
         self._composition: Composition | None = None
         self._quiet = 0
+        self._most = most
         self._ways: dict[tuple[int, ...], Way] = {}
 
     def way(self, draw: "Draw", slots: Sequence[Slot]) -> "Way | None":
@@ -57,7 +58,7 @@ class Level:
                 ran = [of[index] for of, index in zip(self.recorded, draw.indices, strict=True) if index != NOTHING]
             except KeyError:
                 return None
-            if len(self._ways) == MOST_DRAWS:
+            if len(self._ways) == self._most:
                 self._ways.clear()
             found = self._ways[draw.indices] = Way(ran, draw, slots)
         return found

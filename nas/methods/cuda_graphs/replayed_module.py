@@ -218,7 +218,9 @@ class Replayed:
             before = Reference(self._module, states)
         if level_of not in kind.levels:
             needs = self._needs(*level_of, [state.requires_grad for state in states])
-            kind.levels[level_of] = Level(learns=level_of[0], hard=level_of[1], needs=needs, places=len(self._places))
+            kind.levels[level_of] = Level(
+                learns=level_of[0], hard=level_of[1], needs=needs, places=len(self._places), most=self._draws.most
+            )
         if all_values is not None and kind.of_gates is None:
             kind.of_gates = torch.zeros_like(all_values)
         level = kind.levels[level_of]
