@@ -63,13 +63,15 @@ RETRAINING = Level("weights", "retrain.optim.lr")
 class Reading:
     """The loss and gradient norms of one step.
 
-    place: epoch and step, from 0. values: the loss, the norm of each parameter's gradient, and the norm of all
-    gradients. copied: an event that marks the end of the transfer to the host, or None without a transfer.
+    place: epoch and step, from 0. values: (2,) the loss, and the norm of all gradients. norms: that of each parameter's
+    gradient, which come to the host only if there is a problem. copied: an event that marks the end of the transfer of
+    the values to the host, or None without a transfer.
     """
 
     place: tuple[int, int]
     level: Level
     values: Tensor
+    norms: Tensor
     parameters: Sequence[Tensor]
     naming: Naming
     copied: torch.cuda.Event | None = None
@@ -78,18 +80,15 @@ class Reading:
         """Describes the first value that is not finite. Returns None if all values are finite."""
         if self.copied is not None:
             self.copied.synchronize()
-        values = self.values.tolist()
-        if math.isfinite(sum(values)):
+        loss, total = self.values.tolist()
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if math.isfinite(total):  # so is each norm
             return None
-        for index, value in enumerate(values):
-            if math.isfinite(value):
-                continue
-            if index == 0:
-                return f"the loss is {value}"
-            if index <= len(self.parameters):
-                return f"the gradient of {self.naming(self.parameters[index - 1])} has the norm {value}"
-            return f"the norm of all gradients is {value}"
-        return None
+        for parameter, norm in zip(self.parameters, self.norms.tolist(), strict=True):
+            if not math.isfinite(norm):
+                return f"the gradient of {self.naming(parameter)} has the norm {norm}"
+        return f"the norm of all gradients is {total}"
 
     def sent(self) -> "Reading":
         """Starts the transfer of the values to the host, and returns the new reading without waiting."""
@@ -118,7 +117,8 @@ class Guard:
 
     def watch(self, level: Level, loss: Tensor, naming: Naming) -> "Watch":
         """A `Watch` for one optimiser step. loss: the loss whose gradients the step uses."""
-        return Watch(self, level, loss.detach().float().clone(), naming)
+        own = loss.detach().float()
+        return Watch(self, level, own.clone() if distributed.world() > 1 else own, naming)
 
     @contextmanager
     def at(self, epoch: int, step: int) -> Iterator[None]:
@@ -152,10 +152,10 @@ class Guard:
         if self._late:
             self._unread.append(reading.sent())
             return True
-        if reading.values.isfinite().all():
+        if (problem := reading.problem()) is None:
             return True
         # The step has not changed the parameters yet.
-        problem = broken(reading.parameters, reading.naming) or reading.problem()
+        problem = broken(reading.parameters, reading.naming) or problem
         if not self.skips or self.skipped >= self.do.max_skipped:
             raise self._error(reading.level, problem)
         for buffers in self._buffers:
@@ -198,7 +198,7 @@ class Guard:
             if (problem := reading.problem()) is not None:
                 raise located(self._error(reading.level, problem), reading.place)
 
-    def _error(self, level: Level, problem: str | None) -> DivergenceError:
+    def _error(self, level: Level, problem: str) -> DivergenceError:
         if self.skips:
             return DivergenceError(
                 f"{level.name}: {problem} after {self.skipped} skipped steps, expected at most {self.do.max_skipped}",
@@ -221,8 +221,8 @@ class Watch:
 
     def passes(self, parameters: Sequence[Tensor], norms: Tensor, total: Tensor) -> bool:
         """Calls `Guard.passes`. norms: (n,) the gradient norm of each parameter. total: () the norm of all together."""
-        values = torch.cat([self.loss[None], norms, total[None]])
-        return self.guard.passes(Reading(self.guard.place, self.level, values, parameters, self.naming))
+        values = torch.stack([self.loss, total])
+        return self.guard.passes(Reading(self.guard.place, self.level, values, norms, parameters, self.naming))
 
 
 def located(error: DivergenceError, place: tuple[int, int]) -> DivergenceError:
