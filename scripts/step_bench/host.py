@@ -2,10 +2,8 @@
 
     python -m step_bench.host CHECKOUT COMPOSED OVERRIDE...
 
-Runs in a process of its own, with the packages of one checkout. Each line of the input asks for a few iterations, one
-after the other as in a search. The answer is a line of JSON with three numbers for each: CPU seconds of the batches, of
-the weight step, and of the architecture step. Other lines: "parts" asks for the seconds of the parts of an iteration,
-"operators" for the seconds that torch's operators of the two steps take alone.
+Runs in a process of its own, with the packages of one checkout. Each line of the input names a method of `Host` and its
+arguments, as JSON. The answer is what it returns, as a line of JSON.
 """
 
 import contextlib
@@ -134,11 +132,16 @@ class Host:
 
     def _iterations(self, count):
         for _ in range(count):
-            self.bench.search_times(self.bench.next_batches()[0])
+            self.times()
+
+    def search(self, count):
+        """Goes on searching. Returns the CPU seconds of an iteration, the mean, in a list like that of `block`."""
+        found = [self.times() for _ in range(count)]
+        return [[statistics.mean(part) for part in zip(*found, strict=True)]]
 
     def block(self, number):
-        """Returns the CPU seconds of a few iterations. number: of the block whose draws are taken again; None for new
-        ones."""
+        """Returns the CPU seconds of a few iterations, one after the other. number: of the block whose draws are taken
+        again; None for new ones."""
         gc.collect()
         gc.disable()
         every = range(-SETTLING, COUNTING)
@@ -146,24 +149,34 @@ class Host:
         gc.enable()
         return found[SETTLING:]
 
-    def times(self, number):
-        """Returns the CPU seconds of an iteration. number: of the draw that is taken again; None for a new one."""
-        if number is not None:
-            self.bench.state.generator.set_state(self.starts[number % AGAIN])
-        started = time.process_time()
-        batches, _ = self.bench.next_batches()
-        data = time.process_time() - started
-        (_, weight), (_, architecture) = self.bench.search_times(batches)
+    def times(self, number=None):
+        """Returns the CPU seconds of the batches, of the weight step, and of the architecture step of an iteration.
+
+        number: of the draw that is taken again; None for another.
+        """
+        with contextlib.nullcontext() if number is None else self._drawn_again(number):
+            started = time.process_time()
+            batches, _ = self.bench.next_batches()
+            data = time.process_time() - started
+            (_, weight), (_, architecture) = self.bench.search_times(batches)
         return data, weight, architecture
+
+    @contextlib.contextmanager
+    def _drawn_again(self, number):
+        """Inside, an iteration draws what one before has drawn. Afterwards the draws go on from where they were."""
+        generator = self.bench.state.generator
+        now = generator.get_state()
+        generator.set_state(self.starts[number % AGAIN])
+        yield
+        generator.set_state(now)
 
     def operators(self, count=60):
         """Returns the CPU seconds that the operators of both steps take alone: the mean over the draws that are taken
         again of the medians over calls with the same arguments."""
         found = []
-        for start in self.starts:
-            self.bench.state.generator.set_state(start)
+        for number in range(AGAIN):
             batches, _ = self.bench.next_batches()
-            with Calls() as calls:
+            with self._drawn_again(number), Calls() as calls:
                 self.bench.search_times(batches)
             found.append(statistics.median(seconds_of(calls.noted) for _ in range(count)))
         return statistics.mean(found)
@@ -217,5 +230,5 @@ if __name__ == "__main__":
         host = Host(overrides, composed=composed == "True")
     print("ready", flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(getattr(host, asked)() if isinstance(asked, str) else host.block(asked)), flush=True)
+        method, *arguments = json.loads(line)
+        print(json.dumps(getattr(host, method)(*arguments)), flush=True)
