@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nas.adapt.insertion import Maker, Place
 from nas.errors import SpaceError
-from nas.supernet.copying import copied
+from nas.supernet.copying import copied, gradient_hooks
 
 
 class Skip(nn.Module):
@@ -127,7 +127,7 @@ def smaller_kernel(size: int) -> Maker:
         if layer.padding_mode != "zeros":
             smaller._reversed_padding_repeated_twice = [one for one in reversed(padding) for _ in range(2)]
         centre = layer.weight.detach()[:, :, cut[0] : cut[0] + size, cut[1] : cut[1] + size]
-        smaller.weight = nn.Parameter(centre.clone(), requires_grad=layer.weight.requires_grad)
+        smaller.weight = in_place_of(layer.weight, centre.clone())
         return {f"{size}x{size}": smaller}
 
     return make
@@ -137,10 +137,19 @@ PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what the layer of `PLAIN` does that it is of, with a weight of its own: not a
-    subclass that changes this, nor a layer whose weight is computed, e.g. by weight norm or pruning.
+    """Whether a layer computes what the layer of `PLAIN` does that it is of, with a weight of its own.
+
+    Not a subclass that changes this, nor a layer whose weight is computed, e.g. by weight norm or pruning, or whose
+    gradient a hook changes.
     """
-    return computes_as(layer, PLAIN) and layer._parameters.keys() == {"weight", "bias"} and not layer._modules
+    if not computes_as(layer, PLAIN) or layer._parameters.keys() != {"weight", "bias"} or layer._modules:
+        return False
+    return not any(map(is_hooked, layer.parameters()))
+
+
+def is_hooked(parameter: nn.Parameter) -> bool:
+    """Whether a function of others runs with its gradient, which another parameter would not have."""
+    return any(gradient_hooks(parameter))
 
 
 def computes_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
@@ -155,6 +164,13 @@ def computes_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Whether functions of others run with the module, which new layers would not have."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def in_place_of(parameter: Tensor, values: Tensor) -> nn.Parameter:
+    """Returns a parameter of these values that learns as another one does, and has its attributes."""
+    made = nn.Parameter(values, requires_grad=parameter.requires_grad)
+    vars(made).update(vars(parameter))
+    return made
 
 
 def _check_fractions(maker: str, fractions: tuple[Any, ...]) -> None:

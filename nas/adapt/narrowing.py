@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.adapt.insertion import Maker, Place, fits
-from nas.adapt.makers import _check_fractions, computes_as, is_plain, share
+from nas.adapt.makers import _check_fractions, computes_as, in_place_of, is_hooked, is_plain, share
 from nas.errors import SpaceError
 from nas.supernet.copying import copied
 
@@ -114,8 +114,7 @@ def _cut(module: nn.Module, name: str, index: Tensor, axis: int) -> None:
     if not isinstance(tensor, Tensor):
         return
     part = tensor.detach().index_select(axis, index.to(tensor.device))
-    is_weight = isinstance(tensor, nn.Parameter)
-    setattr(module, name, nn.Parameter(part, requires_grad=tensor.requires_grad) if is_weight else part)
+    setattr(module, name, in_place_of(tensor, part) if isinstance(tensor, nn.Parameter) else part)
 
 
 def narrower(*fractions: float, multiple_of: int = 8) -> Maker:
@@ -189,7 +188,8 @@ def inner_channels(module: nn.Module, place: Place | None = None) -> list[Channe
     flat = bool(given) and all(one.ndim == 2 for one in given)
     for channels in map(Channels.all, found):
         layers = [*channels.written, *channels.read, *channels.along]
-        tied = any(owners[parameter] > 1 for layer in layers for parameter in layer.parameters(recurse=False))
+        parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+        tied = any(owners[parameter] > 1 or is_hooked(parameter) for parameter in parameters)
         # Behind a linear layer a batch norm has the channels only if there are no axes between.
         channels.fixed |= tied or (
             channels.axis == -1 and not flat and any(isinstance(m, _BatchNorm) for m in channels.along)

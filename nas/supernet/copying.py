@@ -19,7 +19,7 @@ def copied(module: Module) -> Module:
     copy.deepcopy alone fails for a module that keeps a tensor with a history, like an attention map, or the weight of
     torch.nn.utils.weight_norm. The copy gets such a tensor without its history. copy.deepcopy also shares functions: a
     hook or an attribute like ``lambda x: self.layer(x)`` would run the layer of the original. The copy gets functions
-    that use its own parts.
+    that use its own parts. Of parameters, copy.deepcopy leaves out attributes and hooks on their gradients.
     """
     held = (tensor for _, _, tensor in held_plainly(module, Tensor) if not tensor.is_leaf)
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in held}
@@ -40,7 +40,32 @@ def copied(module: Module) -> Module:
         function.__defaults__ = one.__defaults__ and tuple(map(own, one.__defaults__))
         function.__kwdefaults__ = one.__kwdefaults__ and {name: own(it) for name, it in one.__kwdefaults__.items()}
         function.__dict__.update({name: own(it) for name, it in one.__dict__.items()})
+    for parameter in module.parameters():
+        if (other := memo.get(id(parameter))) is None:  # of a module that copies itself in another way
+            continue
+        vars(other).update(
+            {name: copy.deepcopy(it, memo) for name, it in vars(parameter).items() if not hasattr(other, name)}
+        )
+        hook_gradients(other, *copy.deepcopy(gradient_hooks(parameter), memo))
     return made
+
+
+def gradient_hooks(parameter: Tensor) -> tuple[list[Any], list[Any]]:
+    """Returns the hooks that change the gradient of a parameter, and those that run once it is accumulated."""
+    accumulated: Any = parameter._post_accumulate_grad_hooks
+    return list((parameter._backward_hooks or {}).values()), list((accumulated or {}).values())
+
+
+def hook_gradients(parameter: Tensor, changing: Iterable[Any], accumulated: Iterable[Any]) -> None:
+    learns = parameter.requires_grad
+    for register, hooks in (
+        (parameter.register_hook, changing),
+        (parameter.register_post_accumulate_grad_hook, accumulated),
+    ):
+        for hook in hooks:
+            parameter.requires_grad_()  # torch asks for it; the parameter may have been frozen since
+            register(hook)
+    parameter.requires_grad_(learns)
 
 
 def plain(cell: CellType) -> bool:
@@ -57,6 +82,7 @@ def functions_of(module: nn.Module) -> list[FunctionType]:
         inside = (*vars(part).values(), *part._parameters.values(), *part._buffers.values())
         parts |= {id(value) for value in inside if type(value) not in PLAIN}
         waiting += vars(part).values()
+    waiting += [hooks for parameter in module.parameters() for hooks in gradient_hooks(parameter)]
     while waiting:
         for one in members(waiting.pop()):
             if isinstance(one, FunctionType) and one not in held:

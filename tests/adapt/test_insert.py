@@ -15,6 +15,7 @@ from nas.adapt.narrowing import inner_channels
 from nas.errors import SpaceError
 from nas.supernet import choices, freeze
 from nas.supernet.choice import Gate, gates
+from nas.supernet.copying import copied
 
 
 class Block(nn.Module):
@@ -373,9 +374,15 @@ def patched(layer):
     return layer
 
 
+def masked(layer):
+    layer.weight.register_hook(lambda gradient: gradient.tril())
+    return layer
+
+
 @pytest.mark.parametrize(
     "layer",
     [
+        lambda: masked(nn.Conv2d(8, 8, 3, padding=1)),
         lambda: patched(nn.Conv2d(8, 8, 3, padding=1)),
         lambda: Other(8, 8, 3, padding=1),
         lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
@@ -384,11 +391,19 @@ def patched(layer):
         lambda: pruned(nn.Conv2d(8, 8, 3, padding=1)),
     ],
 )
-def test_layers_that_compute_something_else_get_no_candidate(layer):
+def test_layers_that_compute_or_learn_something_else_get_no_candidate(layer):
     x, makers = torch.randn(2, 8, 6, 6), [skip(), factorised(0.5), depthwise(), smaller_kernel(1)]
     assert candidates(nn.Sequential(layer()), {"0": makers}, x)["0"].keys() == {"keep", "skip"}
     block = nn.Sequential(layer(), nn.ReLU(), nn.Conv2d(8, 8, 1))
     assert "width_0.5" not in candidates(nn.Sequential(block), {"0": [skip(), narrower(0.5, multiple_of=1)]}, x)["0"]
+
+
+def test_cut_weights_keep_their_attributes():
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1))
+    block[0].weight.decays = False
+    makers = [smaller_kernel(1), narrower(0.5, multiple_of=1)]
+    made = [candidates(nn.Sequential(copied(block)), {at: makers}, torch.randn(2, 8, 6, 6))[at] for at in ("0", "0.0")]
+    assert made[0]["width_0.5"][0].weight.decays is made[1]["1x1"].weight.decays is False
 
 
 def test_layers_with_hooks_are_replaced_by_their_copies_alone():

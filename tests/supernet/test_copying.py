@@ -82,3 +82,21 @@ def test_a_copy_shares_functions_and_what_they_note_for_others():
     assert seen == [True]
     assert count == 1
     assert copy.act is torch.relu
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_parameters_of_a_copy_keep_their_attributes_and_the_hooks_on_their_gradients(frozen):
+    model, seen = Own("self"), []
+    model.layer.weight.decays = False
+    model.layer.weight.register_hook(lambda gradient: gradient * model.scale)
+    model.layer.weight.register_post_accumulate_grad_hook(seen.append)
+    model.layer.requires_grad_(not frozen)
+    copy = copied(copied(model))
+    assert copy.layer.weight.requires_grad is not frozen
+    assert copy.layer.weight.decays is False
+    copy.layer.requires_grad_(True)
+    nn.init.constant_(copy.scale, 3)  # of the copy, which the hook of the copy reads
+    copy(torch.ones(1, 2)).sum().backward()
+    torch.testing.assert_close(copy.layer.weight.grad, torch.full((2, 2), 3.0))
+    assert [one is copy.layer.weight for one in seen] == [True]
+    assert model.layer.weight.grad is None
