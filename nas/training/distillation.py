@@ -230,12 +230,13 @@ def attached(task: Task, network: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def noting(model: nn.Module, paths: Any, found: dict[str, Any]) -> Iterator[None]:
-    """A context in which `found` gets the outputs of the modules at the paths."""
+    """A context in which `found` gets the outputs of the modules at the paths, as they are returned: what follows may
+    write into them, as nn.ReLU(inplace=True) does."""
     handles: list[RemovableHandle] = []
 
     def noted(path: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            found[path] = output
+            found[path] = output.clone() if isinstance(output, Tensor) else output
 
         return note
 
