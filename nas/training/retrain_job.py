@@ -33,7 +33,7 @@ from nas.training.retrain_options import RetrainOptions, RetrainParts
 from nas.training.schedule import Linear, initial_lr, learning_rates
 from nas.training.task_state import changing, modules_of
 from nas.training.trained import EVALUATION_BATCH, Trained
-from nas.training.trial_training import check_saves_all, try_training
+from nas.training.trial_training import check_one_example, check_saves_all, try_training
 from nas.training.unsaved_numbers import UnsavedNumbers
 from nas.training.weighing import weights_of
 
@@ -123,6 +123,7 @@ class RetrainJob:
                 def then() -> None:
                     numbers.say_which_changed()
                     check_saves_all(network, build, inputs)
+                    check_one_example(network, (inputs, targets), job.task)
 
                 with job.runtime.guard().on_trial():
                     try_training(

@@ -113,6 +113,30 @@ def check_saves_all(network: nn.Module, build: Callable[[], nn.Module], inputs: 
         )
 
 
+@torch.no_grad()
+def check_one_example(network: nn.Module, batch: Batch, task: Task) -> None:
+    """Raises SpaceError for a network that leaves out the dimension of the examples if there is one, as squeeze() does,
+    where the task needs it: the last batch of a score may have one example."""
+    network.eval()
+    inputs, targets = batch
+    several: Tensor = network(*each(inputs))
+    try:
+        one: Tensor = network(*(tensor[:1] for tensor in each(inputs)))
+    except Exception:  # of any code: a network may need several examples
+        return
+    if one.ndim == several.ndim:
+        return
+    try:
+        task.loss(one, targets[:1])
+        task.measure(one, targets[:1])
+    except Exception as error:  # whatever a loss makes of it
+        raise SpaceError(
+            f"the model gives outputs of shape {tuple(one.shape)} for one example, expected {(1, *several.shape[1:])} "
+            f"({described(error)})",
+            fix="name the dimension to remove, e.g. squeeze(-1) or flatten(1) in place of squeeze()",
+        ) from error
+
+
 def smallest_that_counts(task: Task, batch: Batch, accumulation: int) -> Batch:
     """Returns the last part of a batch in which some label has a weight; the last part if there is none.
 
@@ -148,5 +172,6 @@ def try_small(build: Callable[[], nn.Module], batch: Batch, *, task: Task, step:
 
     def then() -> None:
         check_saves_all(network, build, few[0])
+        check_one_example(network, few, task)
 
     try_training(network, few, task=task, optimizer=optimizer, step=step, then=then)

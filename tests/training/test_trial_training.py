@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import nas
 from nas.errors import ConfigError, DivergenceError, SpaceError
 from nas.spaces.cell import DropPath
 from nas.supernet.choice import Choice
@@ -148,7 +149,30 @@ def test_two_examples_are_enough_for_a_network_by_itself(count):
     seen = []
     network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     try_small(lambda: network, batch(count), task=Classification(), step=TrainingStep())
-    assert seen == [2, 2, 2]  # one of training, two to compare what is saved
+    assert seen == [2, 2, 2, 2, 1]  # one of training, two to compare what is saved, two to compare with one example
+
+
+class Squeezed(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+def test_a_network_that_squeezes_one_example_is_refused_where_the_task_needs_its_dimension():
+    step, values = TrainingStep(), (batch()[0], torch.randn(8))
+
+    def errors(outputs, targets):
+        return (outputs - targets).abs()
+
+    task = functools.partial(Custom, metric=errors, name="error", higher_is_better=False)
+    mean = task(loss=lambda outputs, targets: errors(outputs, targets).mean())
+    try_small(lambda: Squeezed(6, 1), values, task=mean, step=step)  # () and (1,) give the right number
+    with pytest.raises(SpaceError, match=r"outputs of shape \(\) for one example, expected \(1,\).*squeeze\(-1\)"):
+        try_small(lambda: Squeezed(6, 1), values, task=task(loss=nn.BCEWithLogitsLoss()), step=step)
+    with pytest.raises(SpaceError, match=r"outputs of shape \(3,\) for one example, expected \(1, 3\)"):
+        try_small(lambda: Squeezed(6, 3), batch(), task=Classification(), step=step)
+    targets = torch.arange(257) % 3
+    with pytest.raises(SpaceError, match=r"outputs of shape \(3,\) for one example"):
+        nas.retrain(Squeezed(6, 3), None, (torch.randn(257, 6), targets), epochs=1, progress=False)
 
 
 def test_dropping_paths_where_there_are_none_is_refused():
