@@ -976,28 +976,38 @@ def test_a_regulariser_returns_one_number_that_depends_on_the_logits(term, messa
         SEARCH(regulariser={"term": lambda **known: term})
 
 
-@pytest.mark.parametrize(("what", "made"), [("measure", torch.ones(())), ("weights", torch.ones(2, 2))])
-def test_a_task_of_ones_own_measures_and_weighs_each_example(what, made):
-    """A mean over the batch would be divided by the examples once more."""
+@pytest.mark.parametrize(
+    ("what", "made", "got"),
+    [
+        ("measure", torch.ones(()), r"shape \(\)"),  # a mean over the batch would be divided by the examples once more
+        ("measure", 0.5, "float"),
+        ("weights", torch.ones(2, 2), r"shape \(2, 2\)"),
+        ("weights", 1.0, "float"),
+        ("loss", torch.ones(2), r"shape \(2,\)"),
+        ("loss", (torch.ones(()), {}), "tuple"),
+    ],
+)
+def test_a_task_of_ones_own_returns_numbers_of_the_right_shape(what, made, got):
+    own = type("Own", (nas.training.Classification,), {what: lambda self, *given: made})
+    with pytest.raises(ConfigError, match=rf"task.{what} returned {got} for 2 examples, expected a tensor of shape"):
+        SEARCH(task=own())
 
-    class Own(nas.training.Classification):
-        pass
 
-    setattr(Own, what, lambda self, *given: made)
-    with pytest.raises(ConfigError, match=rf"task.{what} returned a tensor of shape .* for 2 examples, expected"):
-        SEARCH(task=Own())
+def test_a_task_of_ones_own_that_fails_or_lacks_a_part_is_told():
+    def fails(self, outputs, targets):
+        raise KeyError("weights")
 
-
-def test_a_task_of_ones_own_returns_one_number():
-    class Each(type(custom_task(nn.CrossEntropyLoss()))):
-        def loss(self, outputs, targets):
-            return nn.functional.cross_entropy(outputs, targets, reduction="none")
-
-        def check(self, outputs, targets, spec):
-            pass
-
-    with pytest.raises(NasError, match="let the loss return its mean over the batch"):
-        SEARCH(task=Each(loss=nn.CrossEntropyLoss(), metric=hits, name="hits", higher_is_better=True))
+    for attribute, made, message in (
+        ("measure", fails, r"^task.measure fails on outputs and targets of float32 \(2, 2\) and int64 .*KeyError"),
+        ("metric", "accuracy", r"^task.metric is 'accuracy', expected a nas.training.task.Metric; set metric = Metric"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            SEARCH(task=type("Own", (nas.training.Classification,), {attribute: made})())
+    with pytest.raises(SpaceError, match=r"^a step of the search fails \(KeyError: 'weights'\)"):
+        SEARCH(task=type("Own", (nas.training.Classification,), {"loss": fails})())
+    parts = {name: getattr(nas.training.Classification, name) for name in ("loss", "measure", "metric")}
+    with pytest.raises(ConfigError, match="expected an object with loss, measure, metric, check"):
+        SEARCH(task=type("Own", (), parts)())
 
 
 def test_a_sampler_that_is_used_again_begins_anew():

@@ -35,7 +35,7 @@ OBJECTS = {
     "sampler": ("__call__", "samples", "relaxed"),
     "temperature": ("__call__",),
     "deriver": ("__call__",),
-    "task": ("loss", "measure", "metric"),
+    "task": ("loss", "measure", "metric", "check"),
     "benchmark": ("metrics", "check"),
     "regulariser": ("items",),
 }
@@ -56,6 +56,8 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
             expected = f"an object with {', '.join(OBJECTS[name])}"
             right = not isinstance(value, type) and all(hasattr(value, one) for one in OBJECTS[name])
             fix = f"give {name}={value.__name__}(...)" if isinstance(value, type) else f"see nas.search for {name}"
+            if name == "task" and not isinstance(value, type):
+                fix = "give nas.training.Custom(loss=..., metric=..., name=...), or a class like nas.training.task.Task"
             if name == "regulariser":
                 expected, fix = "a dict of name -> object", "give e.g. regulariser={'mine': nas.methods.Entropy(...)}"
         elif name in MAKERS:

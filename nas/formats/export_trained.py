@@ -24,6 +24,7 @@ from nas.spaces.space import Space
 from nas.storage.run_directory import found_data, recorded
 from nas.supernet.copying import copied
 from nas.training.evaluate import score
+from nas.training.task import Custom
 from nas.training.trained import Trained
 
 EXAMPLES = 16  # that every file is compared on
@@ -90,7 +91,7 @@ def export_trained(
         metadata={
             "title": title,
             "input": spec.description,
-            "output": trained.task.output,
+            "output": getattr(trained.task, "output", Custom.output),
             "data": spec.to_dict(),
             "preprocessing": preprocessing(spec),
             "network": {

@@ -27,7 +27,7 @@ from nas.training.network_size import at_most
 from nas.training.optimizers import build_optimizer
 from nas.training.put_back import all_put_back
 from nas.training.step_failure import place
-from nas.training.task import Task
+from nas.training.task import Metric, Task, check_value
 from nas.training.task_state import TaskState, changing, parameters_of
 from nas.training.weighing import how_parts_add_up
 
@@ -55,6 +55,11 @@ class Job:
     task_state: TaskState = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.task.metric, Metric):
+            raise ConfigError(
+                f"task.metric is {self.task.metric!r:.80}, expected a nas.training.task.Metric",
+                fix='set metric = Metric("score", higher_is_better=True) in the class',
+            )
         # Now, as the checks of a stage may use the task.
         object.__setattr__(self, "task_state", TaskState(self.task, augment=self.data.augment))
 
@@ -133,17 +138,13 @@ class Job:
 
 
 def check_each(task: Task, outputs: Tensor, targets: Tensor) -> None:
-    """Raises ConfigError unless the metric and the weights of a task have one number for each example, as means over
-    examples are computed of them."""
-    weigh = getattr(task, "weights", None)
-    found = {"measure": task.measure(outputs, targets), "weights": None if weigh is None else weigh(targets)}
-    for what, value in found.items():
-        if isinstance(value, Tensor) and value.shape != targets.shape[:1]:
-            raise ConfigError(
-                f"task.{what} returned a tensor of shape {tuple(value.shape)} for {len(targets)} examples, expected "
-                f"{tuple(targets.shape[:1])}",
-                fix="let it return a number for each example, not their mean",
-            )
+    """Raises ConfigError unless the loss of a task is a scalar, and its metric and weights have one number for each
+    example, as means over examples are computed of them."""
+    # A loss may need more than two examples. A step on trial has a whole batch.
+    check_value("loss", task.loss, outputs, targets, expected=(), may_fail=True)
+    check_value("measure", task.measure, outputs, targets, expected=targets.shape[:1])
+    if (weigh := getattr(task, "weights", None)) is not None:
+        check_value("weights", weigh, targets, expected=targets.shape[:1])
 
 
 def warn_of_parameters(what: str, part: Any, *, but: Collection[Tensor] = ()) -> None:

@@ -3,7 +3,7 @@
 A task is any class with the methods of `Task`. Both levels of a search, retraining and the final score use it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -222,32 +222,40 @@ class Custom:
         return MetricInterval(self.metric.name)
 
     def check(self, outputs: Tensor, targets: Tensor, spec: DataSpec) -> None:
-        checks: list[tuple[str, Callable[..., Any], tuple[Tensor, ...], tuple[int, ...]]] = [
-            ("loss", self.loss, (outputs, targets), ()),
-            ("metric", self.measure, (outputs, targets), (len(targets),)),
-        ]
+        check_value("loss", self.loss, outputs, targets, expected=())
+        check_value("metric", self.measure, outputs, targets, expected=(len(targets),))
         if self._weight is not None:
-            checks.append(("weight", self._weight, (targets,), (len(targets),)))
-        for what, function, given, expected in checks:
-            try:
-                value: Any = function(*given)
-            except NasError:
-                raise
-            except Exception as error:  # a user's own function may raise any error
-                forms = " and ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in given)
-                raise ConfigError(
-                    f"task.{what} fails on {'targets' if what == 'weight' else 'outputs and targets'} of {forms} "
-                    f"({described(error)})",
-                    fix=f"correct task.{what} or its arguments; --debug shows where it stopped",
-                ) from error
-            if not isinstance(value, Tensor) or value.shape != expected:
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ConfigError(
-                    f"task.{what} returned {got} for {len(targets)} examples, expected a tensor of shape {expected}",
-                    fix="let task.weight return a number for each example"
-                    if what == "weight"
-                    else "let the loss return its mean over the batch, and the metric a value for each example",
-                )
+            check_value("weight", self._weight, targets, expected=(len(targets),))
+
+
+def check_value(
+    what: str, function: Callable[..., Any], *given: Tensor, expected: Sequence[int], may_fail: bool = False
+) -> None:
+    """Raises ConfigError unless a function of a task, task.`what` in messages, returns a tensor of the expected shape.
+    given: outputs and targets, or targets alone. may_fail: do nothing about an error that the function raises."""
+    of = "outputs and targets" if len(given) > 1 else "targets"
+    try:
+        value = function(*given)
+    except NasError:
+        raise
+    except Exception as error:  # a user's own function may raise any error
+        if may_fail:
+            return
+        forms = " and ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in given)
+        raise ConfigError(
+            f"task.{what} fails on {of} of {forms} ({described(error)})",
+            fix=f"correct task.{what} or its arguments; --debug shows where it stopped",
+        ) from error
+    if value is None and what == "weights":  # all are equal
+        return
+    if not isinstance(value, Tensor) or value.shape != tuple(expected):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(
+            f"task.{what} returned {got} for {len(given[-1])} examples, expected a tensor of shape {tuple(expected)}",
+            fix=f"let task.{what} return a number for each example"
+            if len(given) == 1
+            else "let the loss return its mean over the batch, and the metric a value for each example",
+        )
 
 
 def check_targets(task: Task, spec: DataSpec, **splits: Split) -> None:
