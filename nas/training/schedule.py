@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -259,28 +260,22 @@ def values(schedule: Any, what: str, *, points: int) -> list[float]:
     return [float(value) for value in found]
 
 
-def keep_ratios(optimizer: Optimizer) -> None:
-    """Stores the learning rates that an optimiser's parameter groups were made with, for `set_lr`.
+# The learning rates that an optimiser's parameter groups were made with. A checkpoint replaces the groups, by those of
+# an earlier release or of other settings; and an optimiser around another one may have no hooks that put rates back.
+INITIAL: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()
 
-    Loading a checkpoint does not change them: checkpoints of earlier releases lack them, or have those of other
-    settings.
-    """
-    initial = [float(group["lr"]) for group in optimizer.param_groups]
 
-    def remember(optimizer: Optimizer) -> None:
-        for group, lr in zip(optimizer.param_groups, initial, strict=True):
-            group["initial_lr"] = lr
-
-    remember(optimizer)
-    optimizer.register_load_state_dict_post_hook(remember)
+def keep_ratios(optimizer: Optimizer) -> list[float]:
+    """Returns the learning rates that an optimiser's parameter groups were made with, for `set_lr`. Called first when
+    it is made."""
+    rates = INITIAL.setdefault(optimizer, [])
+    rates += [float(group["lr"]) for group in optimizer.param_groups[len(rates) :]]
+    return rates
 
 
 def initial_lr(optimizer: Optimizer) -> float:
     """Returns the initial learning rate of the first parameter group that learns. Schedules refer to this group."""
-    for group in optimizer.param_groups:
-        if "initial_lr" not in group:
-            group["initial_lr"] = float(group["lr"])
-    return next((float(group["initial_lr"]) for group in optimizer.param_groups if group["initial_lr"]), 0.0)
+    return next(filter(None, keep_ratios(optimizer)), 0.0)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -290,8 +285,8 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     group that learns has `lr` itself.
     """
     first = initial_lr(optimizer)
-    for group in optimizer.param_groups:
-        scaled = float(lr * (group["initial_lr"] / first) if first else lr)  # of NumPy, it would be in checkpoints
+    for group, rate in zip(optimizer.param_groups, keep_ratios(optimizer), strict=True):
+        scaled = float(lr * (rate / first) if first else lr)  # of NumPy, it would be in checkpoints
         if isinstance(group["lr"], Tensor):  # CUDA graphs read the rate from this tensor, so it is changed in place
             group["lr"].fill_(scaled)
         else:

@@ -1,6 +1,7 @@
 """Optimisers from a configuration: their steps, the learning rates of their groups, and which are refused."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -217,10 +218,40 @@ def test_ratios_survive_a_checkpoint(earlier):
     state = copy.deepcopy(saved.state_dict())
     if earlier:
         for group in state["param_groups"]:
-            del group["initial_lr"]
             group["lr"] = 0.1
     resumed = grouped(0.2, 0.02)
     keep_ratios(resumed)
     resumed.load_state_dict(state)
     set_lr(resumed, 0.1)
     assert rates(resumed) == [0.1, pytest.approx(0.01)]
+
+
+class Around(torch.optim.Optimizer):
+    """Steps by another optimiser, and does not call the constructor of torch's, as Lookahead of timm does not."""
+
+    def __init__(self, other):
+        self.other, self.param_groups, self.state, self.defaults = other, other.param_groups, {}, other.defaults
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+
+    def step(self, closure=None):
+        return self.other.step(closure)
+
+    def state_dict(self):
+        return self.other.state_dict()
+
+    def load_state_dict(self, state):
+        self.other.load_state_dict(state)
+        self.param_groups = self.other.param_groups
+
+
+def test_an_optimiser_around_another_keeps_the_ratios_of_its_groups():
+    def around(params):
+        groups = [{"params": [one], "lr": rate} for one, rate in zip(params, (0.4, 0.04), strict=True)]
+        return Around(torch.optim.SGD(groups))
+
+    device = torch.device("cpu")
+    saved, resumed = (build_optimizer(around, nn.Linear(3, 2), device=device, setting="optim") for _ in range(2))
+    set_lr(saved, 0.1)
+    resumed.load_state_dict(saved.state_dict())
+    set_lr(resumed, 0.2)
+    assert rates(resumed) == [0.2, pytest.approx(0.02)]
