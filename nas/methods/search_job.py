@@ -140,7 +140,8 @@ class SearchJob:
             )
         if type(self.searcher).__module__.startswith("nas."):  # one of the user's own may train more
             for what, part in {"sampler": self.sampler, **terms}.items():
-                warn_of_parameters(what, part, but=[*arch.parameters(), *supernet.parameters()])
+                if not isinstance(part, Pull):  # of a cap: one on time has the largest network, which is timed alone
+                    warn_of_parameters(what, part, but=[*arch.parameters(), *supernet.parameters()])
         state.others = {"searcher": self.searcher, "deriver": parts.deriver, **terms}
         random = {"supernet": supernet, "sampler": self.sampler, "task": job.task, "augment": job.data.augment}
         state.generators = OwnGenerators(random | {"deriver": parts.deriver} | terms)

@@ -152,8 +152,9 @@ def test_the_largest_network_has_the_most_multiply_accumulates():
     assert largest_of(made, space, spec) == {"1": "wide", "2": "wide"}
 
 
-def test_a_search_meets_a_cap_on_time_and_says_what_was_measured(clock):
+def test_a_search_meets_a_cap_on_time_and_says_what_was_measured(clock, capsys):
     found = nas.search(small, images(), cap={"latency_ms": 0.6}, **RUN)
+    assert "parameters that require a gradient" not in capsys.readouterr().err
     largest = count_parameters(clock.timed[0])
     network = nas.spaces.Custom(factory=small).network(given.training(images(), given.Reading()).spec, found.genotype)
     cap = found.result["cap"]["latency_ms"]
