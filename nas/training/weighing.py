@@ -203,7 +203,8 @@ def how_parts_add_up(task: Any, outputs: Tensor, targets: Tensor) -> str:
     # Of each example its own outputs: with equal halves, a loss of all pairs of outputs and targets looks like a mean.
     # Smaller numbers of the same sign stay probabilities, or their logarithms.
     scales = torch.linspace(1, 0.5, len(targets), device=outputs.device).view(-1, *[1] * (outputs.ndim - 1))
-    outputs = outputs * scales.to(outputs.dtype) if outputs.is_floating_point() else outputs
+    # In float32, as 16 bits round more than the comparison allows.
+    outputs = single(outputs) * scales if outputs.is_floating_point() else outputs
     weights = weights_of(task, targets)
     weights = torch.ones(len(targets), device=targets.device) if weights is None else weights
     first, second = (float(part.sum()) for part in weights.tensor_split(2))

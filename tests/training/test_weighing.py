@@ -105,6 +105,7 @@ OUTPUTS, TARGETS = torch.linspace(-1, 2, 24).view(8, 3).sin(), torch.tensor([0, 
 )
 def test_how_the_losses_of_halves_add_up(loss, kind):
     assert how_parts_add_up(custom(loss), OUTPUTS, TARGETS) == kind
+    assert how_parts_add_up(custom(loss), OUTPUTS.bfloat16(), TARGETS) == kind
 
 
 def test_a_loss_that_adds_up_otherwise_is_told_before_a_run(capsys):
