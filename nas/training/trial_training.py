@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas.data.inputs import Batch, Inputs, each
-from nas.errors import SpaceError, described
+from nas.errors import DivergenceError, SpaceError, described
 from nas.runtime.buffers import restore_unsaved, unsaved
 from nas.runtime.runtime import seed_layers
 from nas.supernet.choice import UngatedError
@@ -78,6 +78,11 @@ def try_training(
             raise SpaceError(
                 f"the derived network still runs a choice: {error.problem}",
                 fix="let the model reach its choices as registered children only, not through a closure or a list",
+            ) from error
+        except DivergenceError as error:  # of the first weights, so no learning rate has brought it about
+            raise DivergenceError(
+                f"{trial.step} on trial: {error.problem}",
+                fix="correct the model, the loss or the examples, or skip such steps by runtime.on_nonfinite=skip",
             ) from error
         if then is not None:
             then()

@@ -56,7 +56,7 @@ def test_a_part_in_which_no_label_counts_is_not_the_one_that_is_tried():
     for targets in (torch.tensor([0, 2, 1, 1]), torch.tensor([1, 1, 0, 1])):
         step = TrainingStep(accumulation=2)
         try_training(network, (inputs, targets), task=task, optimizer=optimizer, step=step)
-    with pytest.raises(DivergenceError):
+    with pytest.raises(DivergenceError, match=r"on trial: weights: the loss is nan, .*; correct the model, the loss"):
         try_training(network, (inputs, torch.ones(4).long()), task=task, optimizer=optimizer, step=step)
 
 
