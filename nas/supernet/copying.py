@@ -3,11 +3,12 @@
 import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from nas.errors import SpaceError, described
 from nas.supernet.unregistered import DEEPEST, PLAIN, held_plainly
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -19,15 +20,27 @@ def copied(module: Module) -> Module:
     copy.deepcopy alone fails for a module that keeps a tensor with a history, like an attention map, or the weight of
     torch.nn.utils.weight_norm. The copy gets such a tensor without its history. copy.deepcopy also shares functions: a
     hook or an attribute like ``lambda x: self.layer(x)`` would run the layer of the original. The copy gets functions
-    that use its own parts. Of parameters, copy.deepcopy leaves out attributes and hooks on their gradients.
+    that use its own parts. Of parameters, copy.deepcopy leaves out attributes and hooks on their gradients. The copy
+    shares modules of Python, as in ``self.np = numpy``. Raises SpaceError if the module holds what cannot be copied.
     """
-    held = (tensor for _, _, tensor in held_plainly(module, Tensor) if not tensor.is_leaf)
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in held}
+    held = (one for _, _, one in held_plainly(module, (Tensor, ModuleType)))
+    memo: dict[int, Any] = {
+        id(one): one.detach().clone() if isinstance(one, Tensor) else one
+        for one in held
+        if not isinstance(one, Tensor) or not one.is_leaf
+    }
     functions = functions_of(module)
     for one in functions:
         cells = tuple(memo.setdefault(id(cell), cell if plain(cell) else CellType()) for cell in one.__closure__ or ())
         memo[id(one)] = FunctionType(one.__code__, one.__globals__, one.__name__, None, cells)
-    made = copy.deepcopy(module, memo)
+    known = dict(memo)
+    try:
+        made = copy.deepcopy(module, memo)
+    except Exception as error:  # of any object's own code
+        raise SpaceError(
+            f"{uncopied(module, known)} of the {type(module).__name__} cannot be copied ({described(error)})",
+            fix="let it hold what copy.deepcopy can copy, and tensors as buffers or by torch.nn.utils.parametrizations",
+        ) from error
 
     def own(value: Any) -> Any:
         return copy.deepcopy(value, memo) if any(id(one) in memo for one in members(value)) else value
@@ -48,6 +61,18 @@ def copied(module: Module) -> Module:
         )
         hook_gradients(other, *copy.deepcopy(gradient_hooks(parameter), memo))
     return made
+
+
+def uncopied(module: nn.Module, known: dict[int, Any]) -> str:
+    """Returns the place of the first attribute that cannot be copied, for a message. known: id -> copy."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            try:
+                if name != "_modules":
+                    copy.deepcopy(value, dict(known))
+            except Exception:
+                return ".".join(filter(None, (path, name)))
+    return "a part"
 
 
 def gradient_hooks(parameter: Tensor) -> tuple[list[Any], list[Any]]:

@@ -61,7 +61,6 @@ class Trial:
             (("closure",), f"choose an optimiser whose step needs no closure, e.g. {self.optim_setting}=sgd"),
             (("out of memory", "can't allocate memory"), f"lower {self.batch_setting}"),
             (("same device",), "register tensors of the model's own as buffers, which move with it"),
-            (("deepcopy protocol",), "use torch.nn.utils.parametrizations in place of tensors that are no parameters"),
         ):
             if any(piece in text for piece in pieces):
                 return fix

@@ -1,11 +1,13 @@
 """Copies of modules: what is shared with the original, and what is not."""
 
 import functools
+import threading
 
 import pytest
 import torch
 from torch import nn
 
+from nas.errors import SpaceError
 from nas.supernet.copying import copied
 
 
@@ -100,3 +102,13 @@ def test_parameters_of_a_copy_keep_their_attributes_and_the_hooks_on_their_gradi
     torch.testing.assert_close(copy.layer.weight.grad, torch.full((2, 2), 3.0))
     assert [one is copy.layer.weight for one in seen] == [True]
     assert model.layer.weight.grad is None
+
+
+def test_a_module_that_cannot_be_copied_is_told_with_what_it_holds():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].library = functools
+    assert copied(model)[0].library is functools
+    model[0].history = model[0].weight.sum()  # no parameter: it is copied without its history
+    model[0].locks = [threading.Lock()]
+    with pytest.raises(SpaceError, match=r"^0\.locks of the Sequential cannot be copied .*_thread\.lock"):
+        copied(model)
