@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.adapt.insertion import Maker, Place, fits
 from nas.adapt.makers import _check_fractions, computes_as, in_place_of, is_hooked, is_plain, share
 from nas.errors import SpaceError
+from nas.runtime.modes import evaluation_mode
 from nas.supernet.copying import copied
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -165,15 +166,12 @@ def inner_channels(module: nn.Module, place: Place | None = None) -> list[Channe
 
     module: that of the place, or a copy of it. place: None if it is not known what the module is given.
     """
-    modes = {part: part.training for part in module.modules()}
     try:
-        # As it ran in the place: in eval mode, with the arguments that were no tensors.
-        graph = _Tracer().trace(module.eval(), concrete_args=None if place is None else _plain_arguments(place))
+        with evaluation_mode(module):
+            # As it ran in the place: in eval mode, with the arguments that were no tensors.
+            graph = _Tracer().trace(module, concrete_args=None if place is None else _plain_arguments(place))
     except Exception:  # whatever a module's own code raises when it is given symbols for tensors
         return []
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     runs: dict[nn.Module, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nas.data.inputs import Inputs, each
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
+from nas.runtime.modes import evaluation_mode
 from nas.storage import atomic
 from nas.supernet.choice import Choice, Gate, choices, gates
 from nas.supernet.every_candidate import Condition, Part, keys_of, run_every_candidate
@@ -152,9 +153,7 @@ def measure(
     own: dict[tuple[Use | None, str | None], float] = {}
     of_place: dict[tuple[Choice | None, Shapes, str | None], float] = {}
     counts: Counter[tuple[Use | None, str | None]] = Counter()
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for (use, name, _), alike in parts.items():
             part, place = alike[0], (use, name)
             drawn = {key: names[key][0] for key in found} | dict(part.condition)
@@ -165,9 +164,6 @@ def measure(
             of_place |= {(one.choice, shapes_of(one.args, one.kwargs), name): taken for one in alike}
             counts[place] += len(alike)
             own[place] = own.get(place, taken) + (taken - own.get(place, taken)) * len(alike) / counts[place]
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     candidates: dict[Use, dict[str, float]] = {}
     for (use, name), milliseconds in own.items():
         if use is not None and name is not None:

@@ -13,6 +13,7 @@ from nas.errors import ConfigError
 from nas.methods.first_order import weights_frozen
 from nas.methods.sampler import Gates
 from nas.methods.supernet_score import Judge
+from nas.runtime.modes import put_modes
 from nas.runtime.nonfinite import ARCHITECTURE, Level, naming
 from nas.runtime.precision import take_step
 from nas.supernet.arch_params import ArchParams
@@ -77,10 +78,9 @@ class Tuning:
     def run(self, decided: Mapping[str, int | None], *, steps: int) -> None:
         judge, supernet = self.judge, self.judge.supernet
         # As in the search, in which parts of a model may be frozen in evaluation mode.
-        training = [module for module in supernet.modules() if module.training or not supernet.training]
+        modes = [(module, module.training or not supernet.training) for module in supernet.modules()]
         with undisturbed(supernet, seed=judge.noise):
-            for module in training:
-                module.training = True
+            put_modes(modes)
             while steps > 0:
                 epoch, start = divmod(self.done, judge.steps)
                 if self.recipe.lr_end is not None and self.optim is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nas.errors import SpaceError
 from nas.runtime.buffers import Buffers
+from nas.runtime.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,12 @@ class OutputForm:
         Restores the modes, the buffers and torch's random state.
         """
         given = first_tensor((*inputs, *named.values()))
-        modes, buffers = [(part, part.training) for part in module.modules()], Buffers(module)
+        buffers = Buffers(module)
         gpus = [given.device] if given.device.type == "cuda" else []
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=gpus):
-                module.eval()
+            with torch.no_grad(), torch.random.fork_rng(devices=gpus), evaluation_mode(module):
                 output = module(*copied(inputs), **{name: copied([value])[0] for name, value in named.items()})
         finally:
-            for part, mode in modes:
-                part.training = mode
             buffers.put_back()
         dtype = None if output.dtype == given.dtype else output.dtype
         if output.shape == given.shape and output.ndim:

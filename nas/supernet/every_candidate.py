@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nas.data.inputs import Inputs, each
+from nas.runtime.modes import evaluation_mode
 from nas.supernet.choice import Choice, choices
 
 # The draws under which a part of the network exists: one (choice key, candidate) for each choice around the part.
@@ -70,17 +71,14 @@ def run_every_candidate(model: nn.Module, inputs: Inputs, observe: Callable[[Par
 
         return forward
 
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         for choice, key in key_of.items():
             choice.forward = opened(choice, key)  # type: ignore[method-assign]
-        return observe(Part(condition, model, each(inputs), {}), functools.partial(model, *each(inputs)))
+        with evaluation_mode(model):
+            return observe(Part(condition, model, each(inputs), {}), functools.partial(model, *each(inputs)))
     finally:
         for choice in key_of:
             choice.__dict__.pop("forward", None)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def placed(model: nn.Module) -> Iterator[tuple[Condition, nn.Module]]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nas.runtime.buffers import Buffers
+from nas.runtime.modes import evaluation_mode
 
 
 @contextmanager
@@ -16,7 +17,6 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
     At the end restores the buffers, the modes and the generators. The code inside is responsible for weights and
     gradients.
     """
-    modes = [(module, module.training) for module in model.modules()]
     buffers = Buffers(model)
     gpus = sorted({weight.device.index for weight in model.parameters() if weight.device.type == "cuda"})
     with torch.random.fork_rng(devices=gpus):
@@ -25,10 +25,8 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
         for gpu in gpus:
             with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
-        model.eval()
         try:
-            yield
+            with evaluation_mode(model):
+                yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             buffers.put_back()

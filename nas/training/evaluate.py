@@ -13,6 +13,7 @@ from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import described
 from nas.runtime.buffers import Buffers
+from nas.runtime.modes import evaluation_mode
 from nas.spaces.darts import auxiliary_heads
 from nas.supernet.mac_counter import MacCounter
 from nas.training.metrics import Optional, single_sum
@@ -72,14 +73,11 @@ def score(
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode. Its modes are restored, and buffers that it changes in eval mode too."""
-    modes = [(module, module.training) for module in network.modules()]
     buffers = Buffers(network)
-    network.eval()
     try:
-        yield
+        with evaluation_mode(network):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         buffers.put_back()
 
 
