@@ -73,7 +73,8 @@ def inherit(network: nn.Module, weights: SupernetWeights, *, space: Space, spec:
 
     space: the searched one. What the supernet has not keeps its value, see `check_alike`.
     """
-    supernet = space.build(spec, affine=False)
+    supernet = space.build(spec, affine=False).train()  # as the search left it: see `put_modes`
+    network.train()
     try:
         checkpoint_file.restore(supernet, dict(weights.state), source=weights.source)
     except CheckpointError as error:  # the file is whole, so the search had another space

@@ -86,7 +86,7 @@ class Trained:
                 TaskState(task).load_state_dict(distributed.of_this_process(state["task"]))
             resized = space.resized(config["retrain"]["network"])
             with as_large_as(state["network"], source=source):
-                network = resized.network(spec, genotype)
+                network = resized.network(spec, genotype).train()  # as it was saved: see `put_modes`
             checkpoint_file.restore(network, state["network"], source=source)
             restore_unsaved(network, state.get("network_buffers", {}))
             sample = tuple(map(str, state.get("training_sample", ())))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import nas
 from nas.runtime.modes import evaluation_mode
 from nas.supernet.choice import Choice
 from nas.supernet.every_candidate import run_every_candidate
@@ -72,3 +73,21 @@ def test_every_candidate_runs_in_evaluation_mode_for_a_while():
 def test_a_network_that_merges_weights_in_evaluation_mode_saves_all():
     batch = torch.randn(8, 3), torch.arange(8) % 3
     try_small(Merging, batch, task=Classification(), step=TrainingStep())
+
+
+def in_evaluation():
+    return nn.Sequential(Merging(), nn.Tanh()).eval()
+
+
+def test_weights_are_loaded_in_the_mode_in_which_they_were_saved(tmp_path):
+    examples = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+    settings = {"epochs": 1, "batch_size": 8, "progress": False, "device": "cpu"}
+    run = tmp_path / "run"
+    net = nas.retrain(in_evaluation, None, examples, test=examples, directory=run, **settings)
+    assert nas.evaluate(run, examples, allow=[in_evaluation], device="cpu")["test_loss"] == net.result["test_loss"]
+
+    model = nn.Sequential(Merging(), Choice({"tanh": nn.Tanh(), "relu": nn.ReLU()}))
+    found = nas.search(model, examples, **settings, gap_batches=1)
+    still = {"optim": functools.partial(torch.optim.SGD, lr=0.0), "start": "supernet"} | settings
+    one, other = (nas.retrain(model.train(mode), found, examples, **still).network for mode in (True, False))
+    torch.testing.assert_close(one(examples[0]), other(examples[0]))
