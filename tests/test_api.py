@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import nas
 from nas.api.arguments import from_start
-from nas.errors import ConfigError, DataError, NasError, OutputError
+from nas.errors import ConfigError, DataError, NasError, OutputError, SpaceError
 from nas.methods import BestOf, CollapseMonitor
 from nas.methods.regulariser import Regulariser
 from nas.storage.run_directory import RunDirectory
@@ -1008,6 +1009,15 @@ def test_a_task_of_ones_own_that_fails_or_lacks_a_part_is_told():
     parts = {name: getattr(nas.training.Classification, name) for name in ("loss", "measure", "metric")}
     with pytest.raises(ConfigError, match="expected an object with loss, measure, metric, check"):
         SEARCH(task=type("Own", (), parts)())
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_a_torchscript_module_is_refused(called):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, which no longer develops it
+        scripted = nn.Sequential(nn.Flatten(), torch.jit.script(nn.Linear(3, 2)))
+    with pytest.raises(SpaceError, match="returned a TorchScript module at 1, expected plain modules; give the module"):
+        nas.retrain((lambda: scripted) if called else scripted, None, images(), **RETRAIN)
 
 
 def test_a_sampler_that_is_used_again_begins_anew():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -108,14 +109,20 @@ def check_new(model: nn.Module, name: str) -> None:
 
 
 def check_usable(model: nn.Module, name: str) -> None:
-    """Raises SpaceError for a lazy module, and for one whose `train` does not return it. name: of what made the
-    model."""
+    """Raises SpaceError for a lazy module, for one of TorchScript, whose parts cannot be put back or copied with what
+    they learn, and for one whose `train` does not return it. name: of what made the model."""
     if type(model).train is not nn.Module.train and model.train(model.training) is not model:
         raise SpaceError(
             f"train() of the {type(model).__name__} that space.factory {name} returned does not return the model, as "
             "torch's does",
             fix="end it with `return self`",
         )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SpaceError(
+                f"space.factory {name} returned a TorchScript module{path and f' at {path}'}, expected plain modules",
+                fix="give the module as it was before torch.jit.script or torch.jit.trace",
+            )
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise SpaceError(
