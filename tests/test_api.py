@@ -1011,6 +1011,14 @@ def test_a_task_of_ones_own_that_fails_or_lacks_a_part_is_told():
         SEARCH(task=type("Own", (), parts)())
 
 
+def test_hooks_on_gradients_are_not_recorded(capsys, monkeypatch):
+    runtime, model = nas.runtime.Runtime(device="cpu"), small(1, 2, affine=False)
+    monkeypatch.setattr(runtime, "cuda_graphs", True)  # as on a GPU
+    next(model.parameters()).register_hook(lambda gradient: 0.5 * gradient)
+    nas.search(model, images(), **SHORT | {"device": runtime})
+    assert "cuda_graphs cannot record hooks on the gradients of weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("called", [True, False])
 def test_a_torchscript_module_is_refused(called):
     with warnings.catch_warnings():

@@ -34,6 +34,7 @@ from nas.settings.building import callable_itself, complete
 from nas.spaces.space import Space
 from nas.storage import atomic
 from nas.supernet.arch_params import ArchParams
+from nas.supernet.copying import gradient_hooks
 from nas.supernet.genotype import Genotype
 from nas.training.batch_norm import synchronised
 from nas.training.distillation import attached
@@ -204,6 +205,8 @@ class SearchJob:
         others = "" if searcher is FirstOrder else f"needs a FirstOrder, got a {searcher.__name__}"
         if self.job.distillation is not None:
             others = "cannot record what a teacher needs to see"
+        if any(any(gradient_hooks(weight)) for weight in self.state.supernet.parameters()):
+            others = "cannot record hooks on the gradients of weights"
         if runtime.cuda_graphs and not others:
             from nas.methods.cuda_graphs.cuda_graphs import CudaGraphs  # here, as few runs need it
             from nas.methods.cuda_graphs.renewal import Renewal
