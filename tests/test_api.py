@@ -1011,6 +1011,13 @@ def test_a_task_of_ones_own_that_fails_or_lacks_a_part_is_told():
         SEARCH(task=type("Own", (), parts)())
 
 
+@pytest.mark.parametrize(("targets", "told"), [(torch.eye(2), True), (torch.ones(2, 2), False)])
+def test_one_hot_labels_that_are_learnt_as_values_are_warned_of(targets, told, capsys):
+    examples = images()[0].float(), targets.repeat(16, 1)
+    nas.retrain(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), None, examples, **RETRAIN)
+    assert ("look like one-hot labels" in capsys.readouterr().err) == told
+
+
 def test_hooks_on_gradients_are_not_recorded(capsys, monkeypatch):
     runtime, model = nas.runtime.Runtime(device="cpu"), small(1, 2, affine=False)
     monkeypatch.setattr(runtime, "cuda_graphs", True)  # as on a GPU

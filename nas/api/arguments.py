@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_type_hints
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nas.adapt.teacher import teacher_of
 from nas.data import given
-from nas.data.spec import DataSpec
+from nas.data.bundle import DataBundle
 from nas.errors import ConfigError
 from nas.formats.format import Format
 from nas.methods.deriver import Argmax, Deriver, TopPredecessors
@@ -28,6 +29,7 @@ from nas.training.job import Job, check_seed
 from nas.training.task import Classification, Regression, Task, check_targets
 from nas.training.trained import Trained
 
+LOOKED_AT = 64  # targets, to see what they are
 FORMATS = ("weights", "standalone", "program")
 # What the arguments are: numbers by their type, what objects need, and what is called to make a part.
 NUMBERS: Mapping[Any, tuple[type, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
@@ -98,7 +100,7 @@ def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
     runtime = runtime_on(arguments["device"])
     reading = given.Reading(classes=arguments["classes"], image_size=arguments["image_size"])
     data = given.training(train, reading, augment=arguments["augment"])
-    task = arguments["task"] or task_for(data.spec)
+    task = arguments["task"] or task_for(data)
     check_targets(task, data.spec, training=data.train)
     space, teacher = space_of(build_model), arguments["teacher"]
     return Job(
@@ -133,8 +135,22 @@ def space_of(build_model: Any) -> Space:
     )
 
 
-def task_for(spec: DataSpec) -> Task:
-    return Classification() if spec.class_names else Regression()
+def task_for(data: DataBundle) -> Task:
+    """Classification where there are class labels, else regression. Prints a warning of targets that look like labels
+    of another form."""
+    if data.spec.class_names:
+        return Classification()
+    first = torch.arange(min(LOOKED_AT, len(data.train)))
+    some = data.train.subset(first)  # whose worker processes end with it
+    _, targets = next(iter(some.batches([first], device=torch.device("cpu"))))
+    one_hot = targets.ndim == 2 and targets.shape[1] > 1 and ((targets == 0) | (targets == 1)).all()
+    if one_hot and (targets.sum(1) == 1).all() and distributed.first():
+        print(
+            f"warning: the targets have the shape {tuple(targets.shape[1:])} and look like one-hot labels, but without "
+            "a task they are values for a regression: give labels as integers, e.g. targets.argmax(1)",
+            file=sys.stderr,
+        )
+    return Regression()
 
 
 def deriver_of(space: Space) -> Deriver:
