@@ -1018,6 +1018,11 @@ def test_one_hot_labels_that_are_learnt_as_values_are_warned_of(targets, told, c
     assert ("look like one-hot labels" in capsys.readouterr().err) == told
 
 
+def test_a_network_without_parameters_is_refused():
+    with pytest.raises(SpaceError, match="derived network has no parameters, so nothing can learn; hold its weights"):
+        nas.retrain(nn.Flatten(), None, (torch.randn(16, 3), torch.arange(16) % 3), **RETRAIN)
+
+
 def test_hooks_on_gradients_are_not_recorded(capsys, monkeypatch):
     runtime, model = nas.runtime.Runtime(device="cpu"), small(1, 2, affine=False)
     monkeypatch.setattr(runtime, "cuda_graphs", True)  # as on a GPU

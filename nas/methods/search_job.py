@@ -99,8 +99,8 @@ class SearchJob:
         # In training mode, whatever mode the model is built in: its steps are the search's, as retraining's are.
         with job.buildable():
             supernet = job.runtime.place(job.space.supernet(job.data.spec)).train()
-        check_learns(supernet, what="the supernet")
         arch = ArchParams.from_model(supernet, init_std=self.options.init_std, generator=self.generator)
+        check_learns(supernet, what="the supernet")
         arch.to(job.runtime.device)
         self.state = state = SearchState(
             supernet=supernet,

@@ -159,15 +159,16 @@ def warn_of_parameters(what: str, part: Any, *, but: Collection[Tensor] = ()) ->
         )
 
 
-def frozen(network: nn.Module) -> bool:
-    """Whether the network has weights, none of which learns."""
-    learn = [weight.requires_grad for weight in network.parameters()]
-    return bool(learn) and not any(learn)
-
-
 def check_learns(network: nn.Module, *, what: str) -> None:
-    """Raises SpaceError for a network that has weights, all of them frozen. what: the network, for the message."""
-    if frozen(network):
+    """Raises SpaceError for a network without weights, or whose weights are all frozen. what: the network, for the
+    message."""
+    learn = [weight.requires_grad for weight in network.parameters()]
+    if not learn:
+        raise SpaceError(
+            f"{what} has no parameters, so nothing can learn",
+            fix="hold its weights as parameters, in modules that are attributes of the model or in an nn.ModuleList",
+        )
+    if not any(learn):
         raise SpaceError(
             f"all weights of {what} are frozen (requires_grad=False), so nothing can learn",
             fix="let some of them learn: parameter.requires_grad_(True)",

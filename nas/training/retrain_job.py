@@ -111,30 +111,29 @@ class RetrainJob:
             check_learns(network, what="the derived network")
             if options.average > 0:
                 check_averaged(network)
-            if next(network.parameters(), None) is not None:
-                optimizer = self.optimizer(network)
-                watched = {"network": network, "task": job.task, "augment": job.data.augment, "optim": optimizer}
-                numbers = UnsavedNumbers(watched | modules_of(job.task))
-                batch = next(self.loader.epoch(0))
+            optimizer = self.optimizer(network)
+            watched = {"network": network, "task": job.task, "augment": job.data.augment, "optim": optimizer}
+            numbers = UnsavedNumbers(watched | modules_of(job.task))
+            batch = next(self.loader.epoch(0))
 
-                def build() -> nn.Module:
-                    return job.runtime.place(self.space.network(job.data.spec, genotype))
+            def build() -> nn.Module:
+                return job.runtime.place(self.space.network(job.data.spec, genotype))
 
-                def then() -> None:
-                    numbers.say_which_changed()
-                    check_saves_all(network, build, inputs)
-                    check_one_example(network, (inputs, targets), job.task)
+            def then() -> None:
+                numbers.say_which_changed()
+                check_saves_all(network, build, inputs)
+                check_one_example(network, (inputs, targets), job.task)
 
-                with job.runtime.guard().on_trial():
-                    try_training(
-                        network,
-                        batch,
-                        task=job.training_task,
-                        optimizer=optimizer,
-                        step=self.step,
-                        decay=options.average,
-                        then=then,
-                    )
+            with job.runtime.guard().on_trial():
+                try_training(
+                    network,
+                    batch,
+                    task=job.training_task,
+                    optimizer=optimizer,
+                    step=self.step,
+                    decay=options.average,
+                    then=then,
+                )
 
     def started(self, genotype: Genotype, supernet: SupernetWeights | None = None) -> nn.Module:
         """The genotype's network as its training begins. supernet: whose weights it inherits, None for none."""
