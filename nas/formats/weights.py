@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from nas.data.custom import same
 from nas.formats.format import Artefact, Subject, UnavailableError
 
 FILE = "weights.safetensors"
@@ -44,4 +45,12 @@ def write_weights(network: nn.Module, directory: Path) -> None:
             )
     # Copies, because safetensors refuses tensors that share memory, e.g. those of a module that is used twice.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    network.train()
+    changed = [name for name, tensor in network.state_dict().items() if not same(tensor, state[name])]
+    network.eval()
+    if changed:
+        raise UnavailableError(
+            f"the network's own train() changes {changed[0]}, as LoRA that is merged for evaluation, so a file of its "
+            "weights gives another network"
+        )
     (directory / FILE).write_bytes(save(state, metadata={"format": "pt"}))

@@ -27,7 +27,7 @@ from nas.formats.format import TOLERANCE, Artefact, Subject, UnavailableError
 from nas.formats.onnx import Onnx, onnx_file
 from nas.formats.program import Program, write_program
 from nas.formats.standalone import Standalone
-from nas.formats.weights import Weights
+from nas.formats.weights import Weights, write_weights
 from nas.runtime.runtime import Runtime
 from nas.spaces.ops import Noise
 from nas.storage.command_line import pasted
@@ -588,3 +588,17 @@ def test_a_full_disk_is_an_error_of_pythons(write, spec, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_weights_that_are_merged_for_evaluation_are_not_written(tmp_path):
+    class Merging(nn.Linear):
+        def train(self, mode=True):
+            if self.training != mode:
+                self.weight.data += -1 if mode else 1
+            return super().train(mode)
+
+    network = nn.Sequential(Merging(2, 2)).eval()
+    with pytest.raises(UnavailableError, match=r"own train\(\) changes 0\.weight, as LoRA that is merged"):
+        write_weights(network, tmp_path)
+    assert not network.training
+    assert not list(tmp_path.iterdir())
