@@ -47,6 +47,14 @@ def matrix_vector(matrix: Shape, vector: Shape, *others: Any, **named: Any) -> i
     return 2 * math.prod(matrix)
 
 
+def added_matrix_vector(added: Shape, matrix: Shape, *others: Any, **named: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def added_matrices(added: Shape, one: Shape, other: Shape, *others: Any, **named: Any) -> int:
+    return 2 * math.prod(one) * other[-1]
+
+
 # Operators of torch that its own counter takes for free. The values count two operations for each multiply-accumulate.
 UNCOUNTED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
@@ -55,6 +63,8 @@ UNCOUNTED = {
     torch.ops.aten._trilinear: bilinear,
     torch.ops.aten.mv: matrix_vector,
     torch.ops.aten.dot: matrix_vector,
+    torch.ops.aten.addmv: added_matrix_vector,
+    torch.ops.aten.addbmm: added_matrices,
 }
 
 

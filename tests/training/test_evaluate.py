@@ -145,7 +145,8 @@ def test_macs_of_a_linear_layer(spec):
 
 class Product(nn.Module):
     def forward(self, x):
-        return x @ x[0, 0] + torch.dot(x[0, 0], x[0, 1])
+        products = x @ x[0, 0] + torch.dot(x[0, 0], x[0, 1])
+        return torch.addmv(products[0], x[0], x[0, 0]) + torch.addbmm(x[0] @ x[0].T, x, x.mT)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ class Product(nn.Module):
         (lambda: nn.LSTM(8, 6, batch_first=True), 1, 5 * 4 * 6 * (8 + 6)),
         (lambda: nn.GRU(8, 6, batch_first=True), 1, 5 * 3 * 6 * (8 + 6)),
         (lambda: nn.Bilinear(8, 8, 4), 2, 5 * 4 * 8 * 8),
-        (Product, 1, 5 * 8 + 8),
+        (Product, 1, 5 * 8 + 8 + 5 * 8 + 2 * 5 * 5 * 8),
     ],
 )
 def test_macs_of_layers_that_torch_takes_for_free(make, inputs, expected):
