@@ -1023,6 +1023,13 @@ def test_a_network_without_parameters_is_refused():
         nas.retrain(nn.Flatten(), None, (torch.randn(16, 3), torch.arange(16) % 3), **RETRAIN)
 
 
+def test_integers_are_no_values_to_score_a_regression_on():
+    inputs = torch.randn(16, 3)
+    net = nas.retrain(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), None, (inputs, torch.randn(16)), **RETRAIN)
+    with pytest.raises(DataError, match=r"has classes \('0', '1'\), expected \(\) .*; give the targets as floats"):
+        nas.evaluate(net, (inputs, torch.arange(16) % 2))
+
+
 def test_hooks_on_gradients_are_not_recorded(capsys, monkeypatch):
     runtime, model = nas.runtime.Runtime(device="cpu"), small(1, 2, affine=False)
     monkeypatch.setattr(runtime, "cuda_graphs", True)  # as on a GPU

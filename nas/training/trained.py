@@ -113,7 +113,9 @@ def scoring_loader(trained: Trained, data: DataBundle, runtime: Runtime, batch_s
         if got != expected:
             raise DataError(
                 f"the data set {data.spec.name} has {what} {got}, expected {expected} as in training",
-                fix="choose the data set that the network was trained on, or one with the same classes",
+                fix="give the targets as floats, as in training"
+                if what == "classes" and not expected
+                else "choose the data set that the network was trained on, or one with the same classes",
             )
     check_size(trained, data.spec)
     if not isinstance(trained.task, Regression) and len(data.test):  # regression takes integers as well
