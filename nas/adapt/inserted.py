@@ -16,6 +16,7 @@ from nas.adapt.trained_weights import load_weights, read_state
 from nas.data.inputs import each
 from nas.data.spec import DataSpec
 from nas.errors import CheckpointError, ConfigError, NasError, described
+from nas.runtime.runtime import device_of
 from nas.spaces.custom import Custom
 from nas.supernet.copying import copied
 from nas.supernet.genotype import Genotype
@@ -81,11 +82,10 @@ class Inserted(Custom):
         return self._with_choices(network, spec)
 
     def _with_choices(self, network: nn.Module, spec: DataSpec) -> nn.Module:
-        device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
         places: dict[str | type[nn.Module], list[Maker]] = {}
         # YAML reads the path 1 as a number.
         places |= {str(where): makers_of(where, makers) for where, makers in self.places.items()}
-        return insert(network, places, example=each(spec.zeros(device=device, batch=2)))
+        return insert(network, places, example=each(spec.zeros(device=device_of(network), batch=2)))
 
     @property
     def digests(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from nas.data.spec import ImageSpec
 from nas.errors import ConfigError
 from nas.formats.export_trained import EXAMPLES
 from nas.runtime import distributed
-from nas.runtime.runtime import Runtime
+from nas.runtime.runtime import Runtime, device_of
 from nas.settings.arguments import list_of, path_of
 from nas.training.job import Job
 from nas.training.scored import bundle_to_score
@@ -49,7 +49,7 @@ def score(trained: Trained, data: DataBundle, batch_size: int) -> dict[str, Any]
 
 def runtime_of(trained: Trained) -> Runtime:
     """Of the device that the network is on."""
-    return Runtime(device=str(next(trained.network.parameters(), torch.zeros(0)).device))
+    return Runtime(device=device_of(trained.network))
 
 
 def data_to_score(test: Any, trained: Trained) -> DataBundle:

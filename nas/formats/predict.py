@@ -15,7 +15,7 @@ from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import DataError, SpaceError, described
 from nas.formats.export import METADATA
 from nas.formats.load import from_export, load, read_metadata
-from nas.runtime.runtime import Runtime
+from nas.runtime.runtime import Runtime, device_of
 from nas.settings.allowed_targets import Allowed
 from nas.storage import checkpoint_file
 from nas.training.trained import Trained
@@ -51,7 +51,7 @@ class Predictor:
         square = spec.height == spec.width
         self.size = spec.image_size if spec.from_files else spec.height if square else None
         check_image_size(self.size)  # a file may ask for any
-        self._device = next(network.parameters(), torch.empty(0)).device
+        self._device = device_of(network)
         self._prepare = spec.preparation(None, self._device)
 
     @classmethod

@@ -6,7 +6,6 @@ The cost is the number of parameters or multiply-accumulates, or the latency.
 import hashlib
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from nas.data.inputs import Inputs
@@ -16,6 +15,7 @@ from nas.methods.cost import Cost, Expectation
 from nas.methods.counted_costs import macs, parameters
 from nas.methods.latency_table import LatencyTable
 from nas.methods.regulariser import Regulariser
+from nas.runtime.runtime import device_of
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
 from nas.training.schedule import Schedule
@@ -58,8 +58,7 @@ class CostTarget(Regulariser):
 def sketch(space: Space, spec: DataSpec, batch: int = 1) -> tuple[nn.Module, Inputs]:
     """The model at the size of retraining, with its choices, and a batch. Use inside ``space.sketching()``."""
     model = space.build(spec, affine=True)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return model, spec.zeros(device=device, batch=batch)
+    return model, spec.zeros(device=device_of(model), batch=batch)
 
 
 class Parameters(CostTarget):

@@ -23,6 +23,7 @@ from nas.methods.counted_costs import macs
 from nas.methods.latency_table import attributes, measure, shapes_of
 from nas.methods.within_cap import Limit, most_probable
 from nas.runtime import distributed
+from nas.runtime.runtime import device_of
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices
@@ -169,8 +170,7 @@ def largest_of(arch: ArchParams, space: Space, spec: DataSpec) -> Chosen:
     """The choices of the network with the most multiply-accumulates; of several, the one with earlier candidates."""
     with space.sketching():
         model = space.build(spec, affine=True)
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        cost = macs(model, spec.zeros(device=device, batch=1))
+        cost = macs(model, spec.zeros(device=device_of(model), batch=1))
     _, most = cost.reachable(arch.candidates)
     options = {
         key: {name: 1.0 / (1 + place) for place, name in enumerate(names)} for key, names in arch.candidates.items()

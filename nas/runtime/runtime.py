@@ -196,6 +196,11 @@ def processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Returns the device of the module's first tensor; the CPU for a module without tensors."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
 def synchronise(device: torch.device) -> None:
     """Waits until the device has finished all work."""
     if device.type == "cuda":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nas.errors import SpaceError
 from nas.runtime.buffers import Buffers
 from nas.runtime.modes import evaluation_mode
+from nas.runtime.runtime import device_of
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,5 @@ def settle(model: nn.Module, batch: Callable[[torch.device], tuple[Tensor, ...]]
     batch: returns the inputs on a device, with a batch size of at least 2.
     """
     if any(isinstance(module, DroppedTensor) and module.form is None for module in model.modules()):
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         with contextlib.suppress(Exception):  # an error recurs in the first real pass, which reports it
-            OutputForm.of(model, batch(device), {})
+            OutputForm.of(model, batch(device_of(model)), {})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nas.data.inputs import Inputs, each
 from nas.runtime import distributed
+from nas.runtime.runtime import device_of
 from nas.supernet.choice import Gate, choices, gates
 from nas.supernet.undisturbed import undisturbed
 
@@ -37,7 +38,7 @@ def idle_choices(model: nn.Module, inputs: Inputs) -> list[str]:
     and computes no gradient. Returns nothing if the model does not run in this way.
     """
     found = choices(model)
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     weights = {
         key: [torch.full((), 1 / len(sharing[0].names), device=device, requires_grad=True) for _ in sharing[0].names]
         for key, sharing in found.items()

@@ -14,6 +14,7 @@ from nas.data.spec import DataSpec
 from nas.errors import described
 from nas.runtime.buffers import Buffers
 from nas.runtime.modes import evaluation_mode
+from nas.runtime.runtime import device_of
 from nas.spaces.darts import auxiliary_heads
 from nas.supernet.mac_counter import MacCounter
 from nas.training.metrics import Optional, single_sum
@@ -100,10 +101,8 @@ def count_macs(network: nn.Module, spec: DataSpec) -> int:
 
     Counts convolutions and matrix products as torch's own FLOP counter does (two operations each).
     """
-    tensors = (*network.parameters(), *network.buffers())
-    device = tensors[0].device if tensors else torch.device("cpu")
     with MacCounter() as counter, evaluating(network):
-        network(*each(spec.zeros(device=device)))
+        network(*each(spec.zeros(device=device_of(network))))
     return counter.total
 
 

@@ -20,6 +20,7 @@ from nas.runtime.fused_step import zero_gradients
 from nas.runtime.nonfinite import RETRAINING, Guard, naming
 from nas.runtime.precision import Precision, take_step
 from nas.runtime.rng import random_state, set_random_state
+from nas.runtime.runtime import device_of
 from nas.spaces.cell import set_drop_path
 from nas.storage import checkpoint_file
 from nas.training.ema import Average
@@ -142,7 +143,7 @@ class RetrainState:
                 self.frozen.load_state_dict(state["frozen"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.metrics = state["metrics"]
-            self.meter.load_state_dict(state["meter"], device=next(self.network.parameters()).device)
+            self.meter.load_state_dict(state["meter"], device=device_of(self.network))
             set_random_state(state["random"])
 
 

@@ -17,7 +17,7 @@ from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import DataError, DivergenceError
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved
-from nas.runtime.runtime import Runtime, describe, peak_memory
+from nas.runtime.runtime import Runtime, describe, device_of, peak_memory
 from nas.settings.allowed_targets import Allowed
 from nas.settings.building import built
 from nas.spaces.space import Space
@@ -142,7 +142,7 @@ def check_size(trained: Trained, spec: DataSpec) -> None:
     """
     if spec.input_shapes == trained.spec.input_shapes:
         return
-    made = spec.zeros(device=next(trained.network.parameters()).device)
+    made = spec.zeros(device=device_of(trained.network))
     try:
         with torch.no_grad():
             trained.network(*each(made))

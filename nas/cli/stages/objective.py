@@ -10,6 +10,7 @@ from torch import nn
 from nas.cli.sweep import directions
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, DivergenceError
+from nas.runtime.runtime import device_of
 from nas.training.evaluate import Score, count_macs, count_parameters
 from nas.training.latency import latency
 from nas.training.task import Metric
@@ -96,8 +97,7 @@ class Objective:
 
 def milliseconds(network: nn.Module, spec: DataSpec) -> float:
     """Returns the median time of a forward pass of one example, in milliseconds."""
-    device = next(network.parameters()).device
-    return latency(network, spec.zeros(device=device), batch=1, seconds=SECONDS).median_ms
+    return latency(network, spec.zeros(device=device_of(network)), batch=1, seconds=SECONDS).median_ms
 
 
 MEASURED: dict[str, Callable[[nn.Module, DataSpec], float]] = {
