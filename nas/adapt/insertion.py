@@ -7,6 +7,7 @@ The first candidate of every choice is the module itself with its weights, so th
 was trained.
 """
 
+import contextlib
 import difflib
 import fnmatch
 import functools
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.adapt.insertion_checks import check_arguments, listed, maker_name, named, refuse_compiled, refuse_shared
-from nas.adapt.same_function import Example, called, outputs_of, refuse_changed, removed_hooks, same
+from nas.adapt.same_function import Example, called, outputs_of, refuse_changed, same
 from nas.errors import SpaceError, described
 from nas.runtime import distributed
 from nas.supernet.choice import Choice
@@ -277,10 +278,10 @@ def _observed(
 
         return note
 
-    with undisturbed(model, seed=0), torch.no_grad(), removed_hooks() as handles:
+    with undisturbed(model, seed=0), torch.no_grad(), contextlib.ExitStack() as hooks:
         for path in paths:
-            hook = watching(path)
-            handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
+            module = model.get_submodule(path)
+            hooks.enter_context(module.register_forward_hook(watching(path), with_kwargs=True))
         try:
             called(model, example)
         except Exception as error:  # whatever the model's own code raises

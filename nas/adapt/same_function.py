@@ -1,14 +1,13 @@
 """Checks that a network runs as before once choices stand in it."""
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from nas.errors import NasError, SpaceError, described
 from nas.supernet.choice import Choice, Gate, choices, gates
@@ -25,9 +24,9 @@ def refuse_changed(
     they cannot be compared."""
     ran: set[str] = set()
     found = choices(model)
-    with removed_hooks() as handles, gates(found, {key: Gate(None, 0) for key in found}):
+    with contextlib.ExitStack() as hooks, gates(found, {key: Gate(None, 0) for key in found}):
         for path, choice in made.items():
-            handles.append(choice.register_forward_pre_hook(functools.partial(_add, ran, path)))
+            hooks.enter_context(choice.register_forward_pre_hook(functools.partial(_add, ran, path)))
         try:
             outputs = outputs_of(model, example)
         except NasError:
@@ -74,13 +73,3 @@ def called(model: nn.Module, example: Example) -> Any:
     if isinstance(example, Tensor):
         return model(example)
     return model(**example) if isinstance(example, Mapping) else model(*example)
-
-
-@contextmanager
-def removed_hooks() -> Iterator[list[RemovableHandle]]:
-    handles: list[RemovableHandle] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()

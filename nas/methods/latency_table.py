@@ -1,5 +1,6 @@
 """Measures, writes and reads latency tables, which hold the time of each candidate on a device."""
 
+import contextlib
 import functools
 import math
 import statistics
@@ -194,12 +195,10 @@ def uses_inside(part: Part) -> list[tuple[Choice, Shapes]]:
         uses.append((choice, shapes_of(args, kwargs)))
 
     reachable = [module for module in part.module.modules() if isinstance(module, Choice)]
-    hooks = [choice.register_forward_pre_hook(note, with_kwargs=True) for choice in reachable]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for choice in reachable:
+            hooks.enter_context(choice.register_forward_pre_hook(note, with_kwargs=True))
         part.module(*part.args, **part.kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return uses
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from nas.data.inputs import Inputs, each
 from nas.errors import ConfigError, NasError, SpaceError, described
@@ -208,12 +207,14 @@ class Distilled:
                 self._inputs, self._versions = args, versions_of(args)
                 self._features.clear()
 
-        handle = network.register_forward_pre_hook(note, prepend=True)  # before one that copies the inputs
         try:
-            with noting(network, self.distillation.features, self._features):
+            # Before a hook that copies the inputs.
+            with (
+                network.register_forward_pre_hook(note, prepend=True),
+                noting(network, self.distillation.features, self._features),
+            ):
                 yield
         finally:
-            handle.remove()
             self._inputs = None
             self._features.clear()
 
@@ -232,7 +233,6 @@ def attached(task: Task, network: nn.Module) -> AbstractContextManager[None]:
 def noting(model: nn.Module, paths: Any, found: dict[str, Any]) -> Iterator[None]:
     """A context in which `found` gets the outputs of the modules at the paths, as they are returned: what follows may
     write into them, as nn.ReLU(inplace=True) does."""
-    handles: list[RemovableHandle] = []
 
     def noted(path: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -240,13 +240,10 @@ def noting(model: nn.Module, paths: Any, found: dict[str, Any]) -> Iterator[None
 
         return note
 
-    try:
+    with contextlib.ExitStack() as hooks:
         for path in dict.fromkeys(paths):
-            handles.append(model.get_submodule(path).register_forward_hook(noted(path)))
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(noted(path)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_paths(model: nn.Module, paths: Sequence[str], *, what: str) -> None:

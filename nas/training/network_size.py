@@ -56,16 +56,13 @@ def at_most(*, modules: int, numbers: int, error: NasError) -> Iterator[None]:
         # Called before the parameter's memory is written: the system allocates memory only then.
         count(numbers=0 if parameter is None or is_lazy(parameter) else parameter.numel())
 
-    handles = [
-        registration.register_module_module_registration_hook(on_module),
-        registration.register_module_parameter_registration_hook(on_parameter),
-    ]
     try:
-        yield
+        with (
+            registration.register_module_module_registration_hook(on_module),
+            registration.register_module_parameter_registration_hook(on_parameter),
+        ):
+            yield
     except RuntimeError as refused:  # of torch's allocator, which knows no other error
         if "allocate memory" not in str(refused):
             raise
         raise error from refused
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,5 +1,6 @@
 """Decides how the source treats each module of a network: as a layer of torch, a class, or nothing."""
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,13 +74,11 @@ def parts(network: nn.Module, examples: tuple[Tensor, ...]) -> Parts:
     for module in seen:
         if module._forward_hooks or module._forward_pre_hooks:
             raise UnsupportedError(f"a {type(module).__name__} has hooks, which no source shows")
-    hooks = [module.register_forward_hook(look, with_kwargs=True) for module in seen]
-    hooks += [module.register_forward_pre_hook(before, with_kwargs=True) for module in seen]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in seen:
+            hooks.enter_context(module.register_forward_hook(look, with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
         network(*examples)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
     found = Parts()
     for module, calls in seen.items():
