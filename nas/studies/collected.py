@@ -17,7 +17,7 @@ from nas.untrusted.plain_data import dict_in, from_yaml
 SIZE_LIMIT = 1_000_000  # bytes of a run's config.yaml; one takes about five thousand
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One search, and the retrainings of the cell that it derived.
 
@@ -58,55 +58,67 @@ def collect_run(
 ) -> Run:
     place = directory / directory_of(method, seed)
     job, result, manifest = dict_in(place / record), dict_in(place / "result.json"), dict_in(place / "manifest.json")
-    status = str(job.get("status", "not begun"))
     lines = read_lines(place / "metrics.jsonl")[0] if (place / "metrics.jsonl").is_file() else []
-    column = None if plan.benchmark is None else f"benchmark/{plan.benchmark.column}"
-    curve = {
-        line["epoch"] + 1: float(line[column])
-        for line in lines
-        if column is not None and line["stage"] == "search" and line.get(column) is not None
-    }
     searched = [line for line in lines if line["stage"] == "search"]
-    refused = str(job.get("refused") or "")
-    error = str(job.get("error") or refused)
-    retrained: dict[int, float] = {}
-    metric = dict_at(result, "metric")
-    seconds, retrainings = costs(manifest, lines), list[dict[str, Any]]()
+    column = None if plan.benchmark is None else f"benchmark/{plan.benchmark.column}"
+    run = Run(
+        method,
+        seed,
+        place,
+        status=str(job.get("status", "not begun")),
+        error=str(job.get("error") or job.get("refused") or ""),
+        genotype=dict_at(result, "genotype") or None,
+        curve={line["epoch"] + 1: float(line[column]) for line in searched if column and line.get(column) is not None},
+        seconds=costs(manifest, lines),
+        manifest=manifest,
+        epochs=epochs_of_images(manifest, search_settings(place), len(searched)),
+        metric=dict_at(result, "metric"),
+    )
     for one in () if plan.retrain is None else plan.retrain.seeds:
-        other = directory / directory_of(method, seed, one)
-        again, tests = dict_in(other / record), dict_in(other / "result.json")
-        score, metric = tested(tests), dict_at(tests, "metric") or metric
-        if of_retraining := dict_in(other / "manifest.json"):
-            retrainings.append(of_retraining)
-        if score is not None and again.get("status") == "finished" and not again.get("refused"):
-            retrained[one] = score
-        elif status == "finished" and not error:
-            why = again.get("error") or again.get("refused") or again.get("status", "not begun")
-            error = f"the retraining with seed {one} gave no score ({why})"
-        seconds["retraining"] += number(of_retraining.get("wall_seconds")) or 0.0
-    genotype = dict_at(result, "genotype") or None
-    value: float | None = None
-    if status != "finished" or refused:  # or it is the run of other settings
-        pass
-    elif plan.benchmark is not None:
-        if table is not None and genotype is not None:
-            try:
-                standing = table.look_up(Genotype.from_dict(genotype, source=str(place)))
-                value = standing[plan.benchmark.column].accuracy
-            except GenotypeError as lost:
-                error = error or str(lost)
-    elif plan.command == "run":
-        value = tested(result)
-    elif plan.retrain is None:
-        value = recalibrated(result)
-    elif len(retrained) == len(plan.retrain.seeds):
-        value = sum(retrained.values()) / len(retrained)
-    if status == "finished" and value is None:
-        error = error or "its result.json does not have what is compared"
-    return Run(
-        method, seed, place, status, error, value, genotype, curve, seconds, retrained,
-        manifest, retrainings, epochs_of_images(manifest, search_settings(place), len(searched)), metric,
-    )  # fmt: skip
+        add_retraining(run, one, directory / directory_of(method, seed, one), record=record)
+    if run.status != "finished":
+        return run
+    try:
+        if not job.get("refused"):  # or it is the run of other settings
+            run.value = value_of(plan, run, result, table)
+    except GenotypeError as lost:
+        run.error = run.error or str(lost)
+    if run.value is None:
+        run.error = run.error or "its result.json does not have what is compared"
+    return run
+
+
+def add_retraining(run: Run, seed: int, place: Path, *, record: str) -> None:
+    """Adds a retraining of what the run derived: its score, its time, and its manifest. place: its directory."""
+    job, result, manifest = dict_in(place / record), dict_in(place / "result.json"), dict_in(place / "manifest.json")
+    run.metric = dict_at(result, "metric") or run.metric
+    run.seconds["retraining"] += number(manifest.get("wall_seconds")) or 0.0
+    if manifest:
+        run.retrainings.append(manifest)
+    score = tested(result)
+    if score is not None and job.get("status") == "finished" and not job.get("refused"):
+        run.retrained[seed] = score
+    elif run.status == "finished" and not run.error:
+        why = job.get("error") or job.get("refused") or job.get("status", "not begun")
+        run.error = f"the retraining with seed {seed} gave no score ({why})"
+
+
+def value_of(plan: Plan, run: Run, result: Mapping[str, Any], table: NasBench201Table | None) -> float | None:
+    """Returns what the study compares of a finished run; None if it is missing.
+
+    Raises GenotypeError if the table does not have the derived cell.
+    """
+    if plan.benchmark is not None:
+        if table is None or run.genotype is None:
+            return None
+        found = table.look_up(Genotype.from_dict(run.genotype, source=str(run.directory)))
+        return found[plan.benchmark.column].accuracy
+    if plan.command == "run":
+        return tested(result)
+    if plan.retrain is None:
+        return recalibrated(result)
+    complete = len(run.retrained) == len(plan.retrain.seeds)
+    return sum(run.retrained.values()) / len(run.retrained) if complete else None
 
 
 def search_settings(place: Path) -> dict[str, Any]:
