@@ -71,73 +71,90 @@ class WithinCap:
 
 def most_probable(options: Mapping[str, Mapping[str, float]], limits: Sequence[Limit]) -> dict[str, str]:
     """The candidate of each choice. options: choice key -> candidate -> probability. See `WithinCap`."""
-    from scipy.optimize import Bounds, LinearConstraint, milp  # takes a third of a second, which most runs need not pay
-
     for limit in limits:
         least, most = limit.cost.reachable({key: tuple(names) for key, names in options.items()})
         if least > limit.bound:
             raise limit.refused(
                 "below the cheapest network of the space", least, most, fix="raise the cap, or add cheaper candidates"
             )
-    # A variable for each candidate, 1 where it is chosen; and one for each condition of several candidates, 1 where all
-    # of them are.
-    single = [frozenset([(key, name)]) for key in options for name in options[key]]
-    possible = frozenset().union(*single)
-    terms = dict.fromkeys(condition for limit in limits for condition in limit.cost.terms)
-    joint = [condition for condition in terms if len(condition) > 1 and condition <= possible]
-    place: dict[Condition, int] = {condition: number for number, condition in enumerate((*single, *joint))}
-
-    def row(coefficients: Mapping[Condition, float]) -> np.ndarray:
-        filled = np.zeros(len(place))
-        for condition, value in coefficients.items():
-            filled[place[condition]] = value
-        return filled
-
-    rows = [(row({frozenset([(key, name)]): 1 for name in options[key]}), 1.0, 1.0) for key in options]
-    for limit in limits:
-        paid = {condition: value for condition, value in limit.cost.terms.items() if condition in place}
-        largest = max(map(abs, paid.values()), default=0.0) or 1.0  # the solver's tolerances are absolute
-        left = limit.cap - limit.cost.terms.get(frozenset(), 0.0)
-        rows.append((row(paid) * (LARGEST / largest), -np.inf, left * (LARGEST / largest)))
-    for condition in place:
-        if len(condition) > 1:  # it is at most each of its parts, and at least their sum less (n - 1)
-            parts = [frozenset([pair]) for pair in condition]
-            rows += [(row({condition: 1, part: -1}), -np.inf, 0.0) for part in parts]
-            rows.append((row({condition: -1} | dict.fromkeys(parts, 1)), -np.inf, len(parts) - 1.0))
-    surprise = {
-        frozenset([(key, name)]): -math.log(max(p, sys.float_info.min))
-        for key, names in options.items()
-        for name, p in names.items()
-    }
+    program = _Program(options, limits)
     seen: set[Any] = set()
     while True:
-        matrix, lower, upper = (np.array(column) for column in zip(*rows, strict=True))
-        found = milp(
-            row(surprise),
-            constraints=LinearConstraint(matrix, lower, upper),
-            integrality=np.ones(len(place)),
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0.0},
-        )
-        if found.x is None:
-            names = " and ".join(f"cap.{limit.name}={limit.cap:,.10g}" for limit in limits)
-            raise ConfigError(f"no architecture within {names} was found ({found.message})", fix="raise one of them")
-        picked = [condition for condition in single if found.x[place[condition]] > 0.5]
-        chosen = {key: name for condition in picked for key, name in condition}
+        chosen = program.solved()
         missed = next((limit for limit in limits if limit.cost.of(chosen) > limit.bound), None)
         if missed is None:
             return chosen
         # Above a cap by no more than the solver's tolerance, which is too much.
-        coefficients, most = finer(chosen, missed, place, seen) or (
-            dict.fromkeys(picked, 1.0),
-            len(picked) - 1.0,
+        coefficients, most = finer(chosen, missed, program.column, seen) or (
+            dict.fromkeys((frozenset([pair]) for pair in chosen.items()), 1.0),
+            len(chosen) - 1.0,
         )
-        scale = max(map(abs, coefficients.values()))
-        rows.append((row(coefficients) * (LARGEST / scale), -np.inf, most * (LARGEST / scale)))
+        program.at_most(most, coefficients, scaled=True)
+
+
+class _Program:
+    """The integer program of `most_probable`, solved by HiGHS.
+
+    column: condition -> its variable. There is one for each candidate, 1 where it is chosen; and one for each condition
+    of several candidates, 1 where all of them are.
+    """
+
+    def __init__(self, options: Mapping[str, Mapping[str, float]], limits: Sequence[Limit]) -> None:
+        self.limits = limits
+        self.surprise = {
+            frozenset([(key, name)]): -math.log(max(p, sys.float_info.min))
+            for key, names in options.items()
+            for name, p in names.items()
+        }
+        possible = frozenset().union(*self.surprise)
+        terms = dict.fromkeys(condition for limit in limits for condition in limit.cost.terms)
+        joint = [condition for condition in terms if len(condition) > 1 and condition <= possible]
+        self.column: dict[Condition, int] = {condition: i for i, condition in enumerate((*self.surprise, *joint))}
+        self.rows = [
+            (self.row({frozenset([(key, name)]): 1 for name in names}), 1.0, 1.0) for key, names in options.items()
+        ]
+        for limit in limits:
+            paid = {condition: cost for condition, cost in limit.cost.terms.items() if condition in self.column}
+            self.at_most(limit.cap - limit.cost.terms.get(frozenset(), 0.0), paid, scaled=True)
+        for condition in joint:  # it is at most each of its parts, and at least their sum less (n - 1)
+            parts = [frozenset([pair]) for pair in condition]
+            for part in parts:
+                self.at_most(0.0, {condition: 1, part: -1})
+            self.at_most(len(parts) - 1.0, {condition: -1} | dict.fromkeys(parts, 1))
+
+    def row(self, coefficients: Mapping[Condition, float]) -> np.ndarray:
+        filled = np.zeros(len(self.column))
+        for condition, value in coefficients.items():
+            filled[self.column[condition]] = value
+        return filled
+
+    def at_most(self, most: float, coefficients: Mapping[Condition, float], *, scaled: bool = False) -> None:
+        """Adds the constraint that the sum of the variables, times their coefficients, is no more than `most`."""
+        largest = max(map(abs, coefficients.values()), default=0.0) or 1.0
+        scale = LARGEST / largest if scaled else 1.0  # the solver's tolerances are absolute
+        self.rows.append((self.row(coefficients) * scale, -np.inf, most * scale))
+
+    def solved(self) -> dict[str, str]:
+        """Returns the candidates of the smallest surprise. Raises ConfigError if there is no solution."""
+        from scipy.optimize import Bounds, LinearConstraint, milp  # takes a third of a second, which few runs need
+
+        matrix, lower, upper = (np.array(column) for column in zip(*self.rows, strict=True))
+        found = milp(
+            self.row(self.surprise),
+            constraints=LinearConstraint(matrix, lower, upper),
+            integrality=np.ones(len(self.column)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            names = " and ".join(f"cap.{limit.name}={limit.cap:,.10g}" for limit in self.limits)
+            raise ConfigError(f"no architecture within {names} was found ({found.message})", fix="raise one of them")
+        picked = [condition for condition in self.surprise if found.x[self.column[condition]] > 0.5]
+        return {key: name for condition in picked for key, name in condition}
 
 
 def finer(
-    chosen: Mapping[str, str], limit: Limit, place: Mapping[Condition, int], seen: set[Any]
+    chosen: Mapping[str, str], limit: Limit, column: Mapping[Condition, int], seen: set[Any]
 ) -> tuple[dict[Condition, float], float] | None:
     """What a limit says of the small costs where the large ones are those of an architecture above it: coefficients,
     and the most that their sum may be. None where all of this was said before.
@@ -148,7 +165,7 @@ def finer(
     as soon as one of L is not paid. Other large costs are left out: they would only add to the sum. seen: what was
     said.
     """
-    terms = {condition: cost for condition, cost in limit.cost.terms.items() if condition in place}
+    terms = {condition: cost for condition, cost in limit.cost.terms.items() if condition in column}
     least = min(abs(cost) for cost in terms.values() if cost)
     above = max(map(abs, terms.values())) / FINER
     while above > least:
