@@ -39,7 +39,6 @@ OBJECTS = {
     "deriver": ("__call__",),
     "task": ("loss", "measure", "metric", "check"),
     "benchmark": ("metrics", "check"),
-    "regulariser": ("items",),
 }
 MAKERS = ("searcher", "monitor", "weight_optim", "arch_optim", "optim", "saving", "tracker")
 
@@ -50,27 +49,26 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
     options: the class of the stage's numbers.
     """
     numbers = {name: NUMBERS[hint] for name, hint in get_type_hints(options).items() if hint in NUMBERS}
+    numbers["seed"] = NUMBERS[int]
     for name, value in arguments.items():
-        if name in numbers or name == "seed":
-            kind, expected = numbers.get(name, NUMBERS[int])
+        is_class = isinstance(value, type)
+        if name in numbers:
+            kind, expected = numbers[name]
             right, fix = isinstance(value, kind), f"give {expected}, e.g. {name}=1"
         elif name in OBJECTS and value is not None:
+            right = not is_class and all(hasattr(value, one) for one in OBJECTS[name])
             expected = f"an object with {', '.join(OBJECTS[name])}"
-            right = not isinstance(value, type) and all(hasattr(value, one) for one in OBJECTS[name])
-            fix = f"give {name}={value.__name__}(...)" if isinstance(value, type) else f"see nas.search for {name}"
-            if name == "task" and not isinstance(value, type):
+            fix = f"give {name}={value.__name__}(...)" if is_class else f"see nas.search for {name}"
+            if name == "task" and not is_class:
                 fix = "give nas.training.Custom(loss=..., metric=..., name=...), or a class like nas.training.task.Task"
-            if name == "regulariser":
-                expected, fix = "a dict of name -> object", "give e.g. regulariser={'mine': nas.methods.Entropy(...)}"
+        elif name == "regulariser" and value is not None:
+            right, expected = not is_class and hasattr(value, "items"), "a dict of name -> object"
+            fix = "give e.g. regulariser={'mine': nas.methods.Entropy(...)}"
         elif name in MAKERS:
             right, expected = callable(value), "a class or a function that makes it"
             fix = f"give the class, or functools.partial of the class and its arguments, as {name}"
         elif name == "hooks":  # not an iterator, which this check would exhaust
-            hooks = value if isinstance(value, list | tuple) else [None]
-            right = all(
-                hasattr(hook, "after_step") and hasattr(hook, "after_epoch") and not isinstance(hook, type)
-                for hook in hooks
-            )
+            right = isinstance(value, list | tuple) and all(map(is_hook, value))
             expected, fix = "a list of objects of nas.training.hooks.Hook", "give hooks=[MyHook()]"
         elif name == "may_change":
             list_of(value, name)
@@ -78,8 +76,12 @@ def check_arguments(options: type, arguments: Mapping[str, Any]) -> None:
         else:
             continue
         if not right:
-            got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            got = f"the class {value.__name__}" if is_class else f"a {type(value).__name__}"
             raise ConfigError(f"{name} is {got}, expected {expected}", fix=fix)
+
+
+def is_hook(value: Any) -> bool:
+    return hasattr(value, "after_step") and hasattr(value, "after_epoch") and not isinstance(value, type)
 
 
 def numbers_of(options: type, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,11 @@ def explain(error: Exception, config_name: str) -> str:
             f"the value in {given!r} has characters with a meaning of their own, expected it in quotes that reach "
             f"Hydra; write '{setting}=\"...\"'"
         )
-    text = " ".join(f"{error}\n{error.__cause__ or ''}".split())
+    return explain_text(" ".join(f"{error}\n{error.__cause__ or ''}".split()), config_name)
+
+
+def explain_text(text: str, config_name: str) -> str:
+    """Returns one line for what Hydra and OmegaConf write, which have a single class for many errors."""
     if "Config group override must be a string" in text:
         given = next((argument for argument in sys.argv[1:] if argument.endswith(("=null", "="))), "null")
         return without(given.rstrip("=").removesuffix("=null"), given, config_name)
@@ -51,8 +55,8 @@ def explain(error: Exception, config_name: str) -> str:
     plug_in = re.search(r"Could not (?:find|load) 'hydra/(?:launcher|sweeper)/([^']+)'", text)
     if plug_in and plug_in[1] in EXTRAS:
         return f"{plug_in[1]} is not installed; pip install 'gumbel-nas[{EXTRAS[plug_in[1]]}]'"
-    if several := re.search(r"Could not load '([^'/]+)/([^']+)'", text):  # one of those that are chosen of a group
-        group, got = several.groups()
+    if member := re.search(r"Could not load '([^'/]+)/([^']+)'", text):  # one of those that are chosen of a group
+        group, got = member.groups()
         known = ", ".join(sorted(path.stem for path in (configuration.directory() / group).glob("*.yaml")))
         return f"{group}={got} is not an option of {group}; expected one of {known}"
     if twice := re.search(r"Multiple values for ([^\s.]+)\. To override", text):
@@ -64,12 +68,12 @@ def explain(error: Exception, config_name: str) -> str:
     ):
         group, got, options = option.groups()
         return f"{group}={got} is not an option of {group}; expected one of {', '.join(options.split())}"
-    if several := re.search(
+    if placed := re.search(
         r"Could not override '([^'@]+)[^']*'\. Did you mean to override (?:one of )?([^?]+)\?", text
     ):
-        places = [place.strip() for place in several[2].split(",")]
+        places = [place.strip() for place in placed[2].split(",")]
         return (
-            f"{several[1]} is a group that is chosen by its place, expected one of {', '.join(places)}; write e.g. "
+            f"{placed[1]} is a group that is chosen by its place, expected one of {', '.join(places)}; write e.g. "
             f"{places[-1]}=..."
         )
     if group := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):

@@ -45,35 +45,17 @@ def points_of(
     largest network. times: measures files, for ``latency_ms``.
     Raises ConfigError for another cap than of `NAMES`, and for one below the smallest or above the largest network.
     """
-    columns: list[list[Limit]] = []
-    given: Any
-    for name, given in caps.items() if isinstance(caps, Mapping) else [(caps, None)]:
-        if name not in NAMES or not isinstance(caps, Mapping):
-            raise ConfigError(
-                f"cap has {name!r}, expected some of {', '.join(NAMES)}",
-                fix="set e.g. cap.macs=0.5, half of the largest",
-            )
-        if given is None:
-            continue
-        numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-        wrong = [one for one in numbers if isinstance(one, bool) or not isinstance(one, Real)]
-        if wrong or not numbers:
-            raise ConfigError(
-                f"cap.{name} is {given!r}, expected a number, or several",
-                fix=f"set e.g. cap.{name}=0.5, half of the largest",
-            )
-        make, (least, most) = kind_of(name, arch=arch, space=space, spec=spec, times=times)
-        limits = [make(float(number)) for number in dict.fromkeys(numbers)]
-        for limit in limits:
-            if not limit.bound >= least:
-                raise limit.refused(
-                    "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
-                )
-            if limit.cap - ROUNDING * abs(limit.cap) > most:
-                raise limit.refused(
-                    "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
-                )
-        columns.append(sorted(limits, key=lambda limit: -limit.cap))
+    unknown: list[Any] = [name for name in caps if name not in NAMES] if isinstance(caps, Mapping) else [caps]
+    if unknown:
+        raise ConfigError(
+            f"cap has {unknown[0]!r}, expected some of {', '.join(NAMES)}",
+            fix="set e.g. cap.macs=0.5, half of the largest",
+        )
+    columns = [
+        limits_of(name, given, arch=arch, space=space, spec=spec, times=times)
+        for name, given in caps.items()
+        if given is not None
+    ]
     if len(several := [column[0].name for column in columns if len(column) > 1]) > 1:
         raise ConfigError(
             f"cap has several numbers of {' and of '.join(several)}, expected several of one name alone",
@@ -82,6 +64,30 @@ def points_of(
     count = max((len(column) for column in columns), default=1)
     # Copies, as what is measured of a network is noted in its limits.
     return [[copy.copy(column[min(place, len(column) - 1)]) for column in columns] for place in range(count)]
+
+
+def limits_of(
+    name: str, given: Any, *, arch: ArchParams, space: Space, spec: DataSpec, times: FileClock | None
+) -> list[Limit]:
+    """The limits of one cap, the loosest first. given: a number, or several. Raises ConfigError as `points_of`."""
+    numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not numbers or any(isinstance(one, bool) or not isinstance(one, Real) for one in numbers):
+        raise ConfigError(
+            f"cap.{name} is {given!r}, expected a number, or several",
+            fix=f"set e.g. cap.{name}=0.5, half of the largest",
+        )
+    make, (least, most) = kind_of(name, arch=arch, space=space, spec=spec, times=times)
+    limits = [make(float(number)) for number in dict.fromkeys(numbers)]
+    for limit in limits:
+        if not limit.bound >= least:
+            raise limit.refused(
+                "below the smallest network of the space", least, most, fix=f"raise cap.{name}, or add candidates"
+            )
+        if limit.cap - ROUNDING * abs(limit.cap) > most:
+            raise limit.refused(
+                "above the largest network of the space", least, most, fix=f"lower cap.{name}, or leave it out"
+            )
+    return sorted(limits, key=lambda limit: -limit.cap)
 
 
 def kind_of(

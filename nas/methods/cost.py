@@ -39,11 +39,12 @@ class Cost:
         # Variable elimination decides the choices one after the other, each for every combination of the choices that
         # it interacts with. Only nested choices interact.
         total = self.terms.get(frozenset(), 0.0)
+        # Choices, and the costs of all combinations of their candidates.
         tables: list[tuple[tuple[str, ...], Tensor]] = []
         for condition, cost in self.terms.items():
             if condition and all(name in options.get(key, ()) for key, name in condition):
                 keys, names = zip(*sorted(condition), strict=True)
-                table = torch.zeros([len(options[key]) for key in keys], dtype=torch.float64)
+                table = zeros(options, keys)
                 table[tuple(options[key].index(name) for key, name in zip(keys, names, strict=True))] = cost
                 tables.append((keys, table))
         undecided = {key for keys, _ in tables for key in keys}
@@ -51,25 +52,30 @@ class Cost:
             together = {key: sorted({k for keys, _ in tables if key in keys for k in keys}) for key in undecided}
             sizes = {key: math.prod(len(options[k]) for k in together[key]) for key in sorted(undecided)}
             decided = min(sizes, key=sizes.__getitem__)
+            axes = together[decided]
             if sizes[decided] > LARGEST_TABLE:
                 raise SpaceError(
-                    f"the cost of {len(together[decided])} choices, {decided} among them, depends on all of them "
+                    f"the cost of {len(axes)} choices, {decided} among them, depends on all of them "
                     f"together, expected at most {LARGEST_TABLE:,} combinations, got {sizes[decided]:,}",
                     fix="nest fewer choices in one another, or leave the cost out of the regularisers",
                 )
-            axes = together[decided]
-            joint = torch.zeros([len(options[key]) for key in axes], dtype=torch.float64)
+            joint = zeros(options, axes)
             for keys, table in tables:
                 if decided in keys:
                     joint += table[tuple(slice(None) if key in keys else None for key in axes)]
-            tables = [entry for entry in tables if decided not in entry[0]]
-            rest, best = tuple(key for key in axes if key != decided), pick(joint, axes.index(decided))
-            if rest:
-                tables.append((rest, best))
+            best = pick(joint, axes.index(decided))
+            tables = [(keys, table) for keys, table in tables if decided not in keys]
+            if len(axes) > 1:
+                tables.append((tuple(key for key in axes if key != decided), best))
             else:
                 total += float(best)
             undecided.remove(decided)
         return total
+
+
+def zeros(options: Mapping[str, Sequence[str]], keys: Sequence[str]) -> Tensor:
+    """Returns a table with an axis for each choice, and an entry for each combination of their candidates."""
+    return torch.zeros([len(options[key]) for key in keys], dtype=torch.float64)
 
 
 class Expectation:
