@@ -137,7 +137,7 @@ class DataSpec:
         """
         kind = ImageSpec if {"mean", "std"} & values.keys() else DataSpec
         expected = {field.name for field in fields(kind)}
-        if not expected - SINCE <= set(values) <= expected:
+        if set(values) != expected:
             raise DataError(
                 f"a data spec has the keys {sorted(expected)}, got {sorted(values)}",
                 fix="write it with DataSpec.to_dict of this version",
@@ -258,9 +258,6 @@ def _text(value: Any) -> Any:
 def _tuple(value: Any, *kinds: type) -> tuple[Any, ...]:
     return tuple(_typed(item, *kinds) for item in _typed(value, list, tuple))
 
-
-# Fields that checkpoints and exports of 0.1.0 lack.
-SINCE = {"from_files", "image_size"}
 
 # Field of a spec -> the function that checks and converts its value from a file.
 _READ: dict[str, Callable[[Any], Any]] = {

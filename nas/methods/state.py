@@ -113,8 +113,8 @@ class SearchState:
         with checkpoint_file.taken_from(source):
             device = self.arch.logits.device
             checkpoint_file.restore(self.supernet, state["supernet"], source=source)
-            restore_unsaved(self.supernet, state.get("supernet_buffers", {}))
-            if buffers := state.get("buffers_of_processes"):
+            restore_unsaved(self.supernet, state["supernet_buffers"])
+            if buffers := state["buffers_of_processes"]:
                 restore_unsaved(self.supernet, distributed.of_this_process(buffers))
             checkpoint_file.restore(self.arch, state["arch"], source=source)
             self.weight_optim.load_state_dict(state["weight_optim"])
@@ -124,18 +124,17 @@ class SearchState:
             # A sampler of the user's own may have got a state since then.
             if isinstance(self.sampler, LossSampler) or (isinstance(self.sampler, Stateful) and state["sampler"]):
                 self.sampler.load_state_dict(state["sampler"])
-            for name, saved in state.get("others", {}).items():
+            for name, saved in state["others"].items():
                 if isinstance(one := self.others.get(name), Stateful):
                     one.load_state_dict(saved)
             for name, one in self._modules().items():
-                restore_unsaved(one, state.get("part_buffers", {}).get(name, {}))
-            if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
+                restore_unsaved(one, state["part_buffers"].get(name, {}))
+            if self.task is not None:
                 self.task.load_state_dict(distributed.of_this_process(state["task"]))
-            if self.generators is not None and "generators" in state:
+            if self.generators is not None:
                 self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
             self.generator.set_state(state["generator"])
-            if "frozen" in state:  # not in checkpoints of earlier releases
-                self.frozen.load_state_dict(state["frozen"])
+            self.frozen.load_state_dict(state["frozen"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.genotype = None if state["genotype"] is None else Genotype.from_dict(state["genotype"])
             self.collapsed, self.stopped, self.metrics = state["collapsed"], state["stopped"], state["metrics"]

@@ -41,7 +41,7 @@ class SupernetWeights:
         """From the checkpoint of a search. Raises CheckpointError for any other file."""
         saved = checkpoint_file.load(path, "search")
         with checkpoint_file.taken_from(path):
-            return cls(dict(saved["supernet"]), dict(saved.get("supernet_buffers", {})), str(path))
+            return cls(dict(saved["supernet"]), dict(saved["supernet_buffers"]), str(path))
 
 
 def checkpoint_beside(genotype: str | Path, *, resumes: bool = False) -> Path:

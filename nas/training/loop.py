@@ -125,22 +125,21 @@ class RetrainState:
         """Go on where `state` was taken. Raises CheckpointError, naming `source`, if it is of another network."""
         with checkpoint_file.taken_from(source):
             checkpoint_file.restore(self.result, state["network"], source=source)
-            restore_unsaved(self.result, state.get("network_buffers", {}))
+            restore_unsaved(self.result, state["network_buffers"])
             if self.average is not None:
                 checkpoint_file.restore(self.network, state["trained_network"], source=source)
-                restore_unsaved(self.network, state.get("trained_network_buffers", {}))
+                restore_unsaved(self.network, state["trained_network_buffers"])
                 self.average.updates = state["average_updates"]
-            if buffers := state.get("buffers_of_processes"):
+            if buffers := state["buffers_of_processes"]:
                 restore_unsaved(self.network, distributed.of_this_process(buffers))
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.guard.load_state_dict(state["guard"])
-            if self.task is not None and "task" in state:  # not in checkpoints of earlier releases
+            if self.task is not None:
                 self.task.load_state_dict(distributed.of_this_process(state["task"]))
-            if self.generators is not None and "generators" in state:
+            if self.generators is not None:
                 self.generators.load_state_dict(distributed.of_this_process(state["generators"]))
-            if "frozen" in state:
-                self.frozen.load_state_dict(state["frozen"])
+            self.frozen.load_state_dict(state["frozen"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.metrics = state["metrics"]
             self.meter.load_state_dict(state["meter"], device=device_of(self.network))

@@ -82,7 +82,7 @@ class Trained:
             plain_data.check(config)
             space: Space = built(config["space"], "space", allow=allow, source=source)
             task: Task = built(config["task"], "task", allow=allow, source=source)
-            if "task" in state:  # what its loss has learnt, by which it scores; not in checkpoints of earlier releases
+            if "task" in state:  # what its loss has learnt, by which it scores
                 TaskState(task).load_state_dict(distributed.of_this_process(state["task"]))
             resized = space.resized(config["retrain"]["network"])
             with as_large_as(state["network"], source=source):
