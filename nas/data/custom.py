@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.utils.data import IterableDataset
 
 from nas.data.bundle import DataBundle, Split
-from nas.data.inputs import Inputs, each, mapped
+from nas.data.inputs import Inputs, dtype_name, each, form, mapped
 from nas.data.spec import DataSpec
 from nas.data.split import MIB, StreamSplit, TensorSplit
 from nas.errors import ConfigError, DataError, described
@@ -69,7 +69,7 @@ class Custom:
             spec=DataSpec(
                 name=import_path(self.factory).rpartition(".")[2],
                 input_shapes=tuple(tuple(tensor.shape) for tensor in each(inputs)),
-                input_dtypes=tuple(name_of(tensor.dtype) for tensor in each(inputs)),
+                input_dtypes=tuple(dtype_name(tensor.dtype) for tensor in each(inputs)),
                 target_shape=tuple(target.shape),
                 class_names=class_names(
                     [split.labels for split in splits if split.labels is not None],
@@ -163,8 +163,8 @@ class Items:
 
     def __getitem__(self, index: int) -> tuple[Inputs, Tensor]:
         item = self._read(index)
-        if form(item) != form(self.like):
-            self._reject(index, form(item), f"{form(self.like)} as in the first training item")
+        if form_of(item) != form_of(self.like):
+            self._reject(index, form_of(item), f"{form_of(self.like)} as in the first training item")
         return item
 
     @property
@@ -234,11 +234,7 @@ def same(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def form(item: tuple[Inputs, Tensor]) -> str:
+def form_of(item: tuple[Inputs, Tensor]) -> str:
     """Returns the types and shapes of an item as text."""
-    *inputs, target = (f"{name_of(tensor.dtype)} {tuple(tensor.shape)}" for tensor in tensors(item))
+    *inputs, target = map(form, tensors(item))
     return f"({', '.join(inputs)}) with target {target}"
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nas.data.bundle import DataBundle, Split
-from nas.data.custom import Items, class_labels, class_names, map_style, name_of, rounded, unreadable
+from nas.data.custom import Items, class_labels, class_names, map_style, rounded, unreadable
 from nas.data.image_folder import ImageFolder
-from nas.data.inputs import Inputs, each, mapped
+from nas.data.inputs import Inputs, dtype_name, each, mapped
 from nas.data.spec import DataSpec, ImageSpec, Preparation
 from nas.data.split import MIB, StreamSplit, TensorSplit
 from nas.data.statistics import channel_statistics
@@ -175,7 +175,7 @@ def spec_of(
         if inputs.dtype == torch.uint8:
             mean, std = channel_statistics(images())
             return ImageSpec(**known, mean=mean, std=std)
-    return DataSpec(**known, input_dtypes=tuple(name_of(tensor.dtype) for tensor in each(inputs)))
+    return DataSpec(**known, input_dtypes=tuple(dtype_name(tensor.dtype) for tensor in each(inputs)))
 
 
 def some_images(items: Items) -> Iterator[Tensor]:
@@ -190,19 +190,19 @@ def prepared(inputs: Any, targets: Any, what: str) -> tuple[Inputs, Tensor]:
     if not isinstance(targets, Tensor):
         raise DataError(f"the targets of {what} are several tensors, expected one", fix="join them into one tensor")
 
-    for tensor in (*tensors(inputs), targets):
+    for tensor in (*each(inputs), targets):
         if strange := unreadable(tensor, is_target=tensor is targets):
             raise DataError(
                 f"{what} has {strange}, expected dense tensors, and targets of real numbers",
                 fix="give inputs.to_dense(), and complex targets as torch.view_as_real(targets)",
             )
-    lengths = {len(tensor) if tensor.ndim else 0 for tensor in (*tensors(inputs), targets)}
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in (*each(inputs), targets)}
     if len(lengths) > 1:
         raise DataError(
             f"the tensors of {what} have {', '.join(map(str, sorted(lengths)))} examples, expected equally many",
             fix="give a target for each input",
         )
-    moved = tuple(rounded(tensor.cpu()) for tensor in tensors(inputs))
+    moved = tuple(rounded(tensor.cpu()) for tensor in each(inputs))
     targets = targets.detach().cpu()
     if targets.is_floating_point():
         targets = targets.float()
@@ -217,10 +217,6 @@ def is_tensors(given: Any) -> bool:
     return isinstance(given, Tensor) or (
         isinstance(given, tuple) and bool(given) and all(isinstance(one, Tensor) for one in given)
     )
-
-
-def tensors(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return given if isinstance(given, tuple) else (given,)
 
 
 def digest(given: Sequence[Tensor]) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.data.inputs import Inputs, each
+from nas.data.inputs import Inputs, each, form
 from nas.errors import ConfigError, NasError, SpaceError, described
 from nas.supernet.choice import Choice
 from nas.supernet.every_candidate import run_every_candidate
@@ -70,7 +70,7 @@ class Distillation:
         except NasError:
             raise
         except Exception as error:  # whatever a user's own model raises
-            forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
+            forms = ", ".join(map(form, each(inputs)))
             raise SpaceError(
                 f"the teacher cannot take inputs of {forms} ({described(error)})",
                 fix="give a teacher that takes what the network takes",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from nas.data.inputs import dtype_name
 from nas.errors import ConfigError
 from nas.runtime import distributed
 from nas.supernet.copying import copied
@@ -83,7 +84,7 @@ def check_averaged(network: nn.Module) -> None:
     for name, weight in network.named_parameters():
         if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
             raise ConfigError(
-                f"retrain.average takes weights in float32 or wider, got {name} in {str(weight.dtype)[6:]}",
+                f"retrain.average takes weights in float32 or wider, got {name} in {dtype_name(weight.dtype)}",
                 fix="hold the weights in float32, e.g. with runtime.precision=bf16, or set retrain.average=0",
             )
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from nas.data.bundle import DataBundle
 from nas.data.custom import same
-from nas.data.inputs import Inputs, each, mapped
+from nas.data.inputs import Inputs, each, form, mapped
 from nas.data.loader import Loader
 from nas.errors import ConfigError, NasError, SpaceError, described
 from nas.runtime import distributed
@@ -216,7 +216,7 @@ def taking(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     except NasError:  # some of which are one of these, too
         raise
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        forms = ", ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in each(inputs))
+        forms = ", ".join(map(form, each(inputs)))
         where = place(model, error.__traceback__)
         raise SpaceError(
             f"the model cannot take inputs of {forms}: it fails{where} ({described(error)})",
