@@ -179,6 +179,16 @@ def largest_of(arch: ArchParams, space: Space, spec: DataSpec) -> Chosen:
     return dict(most_probable(options, [Limit("macs", opposite, -most)]))
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A derived network, timed as a file. over: the most by which a round was above the cap, as a factor. found: what
+    ``result.json`` says of it."""
+
+    chosen: Chosen
+    over: float
+    found: dict[str, Any]
+
+
 def met(
     limit: TimedLimit, derive: Callable[[], Chosen], *, arch: ArchParams, network: Callable[[Chosen], nn.Module]
 ) -> Chosen:
@@ -189,7 +199,7 @@ def met(
     the networks that meet the cap in all rounds of a measurement the most probable counts; the fastest, with a
     warning, if there is none.
     """
-    seen: list[tuple[Chosen, float, dict[str, Any]]] = []
+    seen: list[Timed] = []
     while len(seen) < MOST_DERIVED:
         try:
             chosen = derive()
@@ -197,7 +207,7 @@ def met(
             if not seen:
                 raise
             break
-        if any(chosen == other for other, _, _ in seen):
+        if any(chosen == one.chosen for one in seen):
             break
         predicted = limit.cost.of(chosen)
         measured = distributed.of_all(tried(limit, network(chosen)) if distributed.first() else None)[0]
@@ -208,26 +218,28 @@ def met(
         taken, over = measured
         limit.cap = distributed.of_all(limit.cap)[0]
         found = {"cap": limit.cap, "predicted": predicted, "measured": taken}
-        seen.append((chosen, over, found | ({} if limit.part is None else {"ratio": limit.part * taken / limit.cap})))
+        if limit.part is not None:
+            found["ratio"] = limit.part * taken / limit.cap
+        seen.append(Timed(chosen, over, found))
         limit.correct(over * limit.cap / (limit.table.of(chosen) or 1.0))
         least, _ = limit.cost.reachable(arch.candidates)
         if least > limit.cap:  # not even the fastest network is predicted to meet it: try that one
             limit.correct(limit.factor * limit.cap / least * (1 - 1e-9))
-    holding = [one for one in seen if one[1] <= 1]
     probs = arch.named_probs()
-    chosen, over, limit.found = (
-        max(holding, key=lambda one: sum(math.log(probs[key][name] or 1e-300) for key, name in one[0].items() if name))
-        if holding
-        else min(seen, key=lambda one: one[2]["measured"])
-    )
-    limit.cap = limit.found["cap"]
+
+    def log_probability(one: Timed) -> float:
+        return sum(math.log(probs[key][name] or 1e-300) for key, name in one.chosen.items() if name)
+
+    holding = [one for one in seen if one.over <= 1]
+    best = max(holding, key=log_probability) if holding else min(seen, key=lambda one: one.found["measured"])
+    limit.found, limit.cap = best.found, best.found["cap"]
     if not holding and distributed.first():
         print(
             f"warning: cap.{limit.name} is {limit.cap:.4g} ms, but the fastest of {len(seen)} derived networks takes "
             f"{limit.found['measured']:.4g} ms as a file: raise the cap, or add faster candidates",
             file=sys.stderr,
         )
-    return chosen
+    return best.chosen
 
 
 def tried(limit: TimedLimit, network: nn.Module) -> tuple[float, float] | str:

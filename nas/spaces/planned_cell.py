@@ -31,24 +31,26 @@ def run_planned(
     plan = living(operations, inputs=inputs, outputs=outputs)
     starts = shared_starts(operations, plan)
     nodes: dict[int, Any] = dict(enumerate(states))
-    started: dict[Any, Tensor] = {}
+    started: dict[Any, Tensor] = {}  # source and kind of a shared start -> its output
     for row, (incoming, (sources, needed)) in enumerate(zip(edges, plan, strict=True)):
-        if sources and needed:
-            terms, owned = [], []
-            for source in sources:
-                edge, operation, start = incoming[source], operations[row][source], starts.get((row, source))
-                if start is None:
-                    output = edge(nodes[source])
-                else:
-                    if (source, start.kind) not in started:
-                        started[source, start.kind] = start.module(nodes[source])
-                    output = cast(Choice, edge).instead(start.rest, started[source, start.kind])
-                terms.append(dropped(edge, output))
-                owned.append(owns_output(edge, operation, start))
-            known = None not in operations[row]
-            nodes[inputs + row] = summed(terms, owned) if known else functools.reduce(operator.add, terms)
-        elif needed:
+        if not needed:
+            continue
+        if not sources:
             none = operations[row][0]
             assert none is not None  # what enters from the cell's own input is `none`, or the node were not zeros
             nodes[inputs + row] = none(nodes[0])
+            continue
+        terms, owned = [], []
+        for source in sources:
+            edge, start = incoming[source], starts.get((row, source))
+            if start is None:
+                output = edge(nodes[source])
+            else:
+                if (source, start.kind) not in started:
+                    started[source, start.kind] = start.module(nodes[source])
+                output = cast(Choice, edge).instead(start.rest, started[source, start.kind])
+            terms.append(dropped(edge, output))
+            owned.append(owns_output(edge, operations[row][source], start))
+        known = None not in operations[row]
+        nodes[inputs + row] = summed(terms, owned) if known else functools.reduce(operator.add, terms)
     return [nodes[node] for node in outputs]

@@ -57,15 +57,7 @@ def entangle(candidates: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     Returns the candidates, where one that is itself a convolution is a new module.
     """
     entangled = dict(candidates)
-    alike: dict[Any, list[tuple[str, str, nn.Conv2d]]] = {}
-    for name, candidate in candidates.items():
-        parts = dict(candidate.named_modules())
-        structure = tuple((path, type(part)) for path, part in parts.items())
-        for path, part in parts.items():
-            if type(part) is nn.Conv2d and not isinstance(part.padding, str) and not is_watched(part):
-                kept = {key: value for key, value in settings(part).items() if key not in ("kernel_size", "padding")}
-                alike.setdefault((structure, path, *kept.values()), []).append((name, path, part))
-    for places in alike.values():
+    for places in alike(candidates):
         *smaller, (_, _, largest) = sorted(places, key=lambda place: place[2].weight[0, 0].numel())
         for name, path, conv in smaller:
             if conv.kernel_size == largest.kernel_size and conv.padding == largest.padding:
@@ -77,6 +69,19 @@ def entangle(candidates: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
                 else:
                     entangled[name] = shared
     return entangled
+
+
+def alike(candidates: Mapping[str, nn.Module]) -> list[list[tuple[str, str, nn.Conv2d]]]:
+    """Returns groups of (candidate, path, convolution), which may differ in the size of the kernel alone."""
+    found: dict[Any, list[tuple[str, str, nn.Conv2d]]] = {}
+    for name, candidate in candidates.items():
+        parts = dict(candidate.named_modules())
+        structure = tuple((path, type(part)) for path, part in parts.items())
+        for path, part in parts.items():
+            if type(part) is nn.Conv2d and not isinstance(part.padding, str) and not is_watched(part):
+                kept = {key: value for key, value in settings(part).items() if key not in ("kernel_size", "padding")}
+                found.setdefault((structure, path, *kept.values()), []).append((name, path, part))
+    return list(found.values())
 
 
 def is_centre(conv: nn.Conv2d, *, of: nn.Conv2d) -> bool:

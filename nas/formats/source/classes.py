@@ -197,14 +197,11 @@ class Classes:
                     arguments.append(Literal(parameters[column], value))
             return Name(parameters[column])
 
-        columns = zip(*(instance.literals() for instance in instances), strict=True)
-        filling = iter(
-            [
-                column[0] if same(values) else parameter(column[0].name, values)
-                for column in columns
-                for values in [[literal.value for literal in column]]
-            ]
-        )
+        terms: list[Literal | Name] = []
+        for column in zip(*(instance.literals() for instance in instances), strict=True):
+            values = [literal.value for literal in column]
+            terms.append(column[0] if same(values) else parameter(column[0].name, values))
+        filling = iter(terms)  # each call of `filled` takes as many as it needs
         start = filled(first.start, filling)
         members = [(name, filled(term, filling)) for name, term in first.members]
         buffers = [(name, filled(term, filling)) for name, term in first.buffers]

@@ -62,24 +62,28 @@ class _Writer:
                 graph.erase_node(node)
         in_order = mutates or any(in_place(node) for node in graph.nodes)
         for node in graph.nodes:
-            if node.op == "placeholder":
-                continue
+            if node.op != "placeholder":
+                self._write(node, in_order=in_order)
+
+    def _write(self, node: fx.Node, *, in_order: bool) -> None:
+        """Writes the statement of a node, or keeps its expression for the only statement that uses it."""
+        expression = self._expression(node)
+        returned = node.op == "output" or [user.op for user in node.users] == ["output"]
+        start = "return " if returned else f"{node.name} = "
+        while length(start + ast.unparse(expression)) > LENGTH and (unnamed := self._unnamed(node)):
+            self._assign(unnamed[0])
             expression = self._expression(node)
-            returned = node.op == "output" or [user.op for user in node.users] == ["output"]
-            start = "return " if returned else f"{node.name} = "
-            while length(start + ast.unparse(expression)) > LENGTH and (unnamed := self._unnamed(node)):
-                self._assign(unnamed[0])
-                expression = self._expression(node)
-            if node.op == "output":
-                self.body.append(ast.Return(expression))
-            elif not node.users:
-                self.body.append(ast.Expr(expression))
-            else:
-                self._pending[node] = expression
-                (user, *others) = node.users
-                shared = bool(others) or uses(user, node) > 1 or (in_order and user is not node.next)
-                if shared and not is_name(expression):
-                    self._assign(node)
+        if node.op == "output":
+            self.body.append(ast.Return(expression))
+        elif not node.users:
+            self.body.append(ast.Expr(expression))
+        else:
+            self._pending[node] = expression
+            user = next(iter(node.users))
+            once = len(node.users) == 1 and uses(user, node) == 1
+            kept_in_order = not in_order or user is node.next
+            if not (once and kept_in_order) and not is_name(expression):
+                self._assign(node)
 
     def _unnamed(self, node: fx.Node) -> list[fx.Node]:
         """Returns the nodes that `node` uses and that have no name yet, in the order of computation."""
