@@ -214,29 +214,29 @@ def _followed(
     of: dict[fx.Node, Channels | None],
     found: list[Channels],
     root: nn.Module,
-    runs: dict[nn.Module, int],
+    runs: Mapping[nn.Module, int],
 ) -> Channels | None:
     """The channels of a node's output; None where they are not known. What an unknown node reads has to stay."""
     inputs = [of[one] for one in node.all_input_nodes]
-    first = inputs[0] if inputs else None
+    first = inputs[0].all() if inputs and inputs[0] is not None else None
+    has_places = first is not None and first.places == 2
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        pools = isinstance(module, POOLS) and first is not None and first.all().places != 2
-        if computes_as(module, ALIKE) and not pools:
+        if computes_as(module, ALIKE) and (first is None or has_places or not isinstance(module, POOLS)):
             return first
         if runs[module] == 1:
             if isinstance(module, Layer) and is_plain(module):
                 return _through_layer(module, first, found)
-            if first is not None and _norms(module, first.all()):
-                first.all().along.append(module)
+            if first is not None and _norms(module, first):
+                first.along.append(module)
                 if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-                    first.all().block = math.lcm(first.all().block, module.num_channels // module.num_groups)
+                    first.block = math.lcm(first.block, module.num_channels // module.num_groups)
                 return first
     elif node.op in ("call_function", "call_method"):
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if name in ALIKE_FUNCTIONS or (name in POOL_FUNCTIONS and first is not None and first.all().places == 2):
+        if name in ALIKE_FUNCTIONS or (name in POOL_FUNCTIONS and has_places):
             return _together(inputs)
-        if name == "mean" and _over_places(node) and (first is None or first.all().places == 2):
+        if name == "mean" and _over_places(node) and (first is None or has_places):
             return first
     for one in inputs:
         if one is not None:
@@ -255,13 +255,12 @@ def _norms(module: nn.Module, channels: Channels) -> bool:
 
 def _through_layer(layer: Layer, first: Channels | None, found: list[Channels]) -> Channels | None:
     groups, axis = getattr(layer, "groups", 1), -1 if isinstance(layer, nn.Linear) else 1
-    read = None if first is None else first.all()
-    if groups > 1 and read is not None and groups == layer.weight.shape[0] == read.count and read.axis == axis:
-        read.along.append(layer)  # depthwise
-        return read
-    if read is not None:
-        read.read.append(layer)
-        read.fixed |= groups > 1 or read.axis != axis or layer.weight.shape[1] != read.count
+    if groups > 1 and first is not None and groups == layer.weight.shape[0] == first.count and first.axis == axis:
+        first.along.append(layer)  # depthwise
+        return first
+    if first is not None:
+        first.read.append(layer)
+        first.fixed |= groups > 1 or first.axis != axis or layer.weight.shape[1] != first.count
     written = Channels(layer.weight.shape[0], axis, layer.weight.ndim - 2, written=[layer], fixed=groups > 1)
     found.append(written)
     return written

@@ -101,17 +101,7 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
     found = rows(directory, command=sweep.command[0])
     if not found:
         return 0
-    from nas.cli.report import Shown, show
-
-    what = next((row.what for row in found if row.value is not None), "")
-    table = Shown("job", "settings", what or "value", "ended", title=f"{len(found)} jobs, best first" if what else None)
-    for row in found:
-        status = "killed or still running" if row.status == "running" else row.status
-        ended = (f"{status}: {row.error}" if row.error else status) + (", of an earlier command" if row.other else "")
-        value = "" if row.value is None else f"{row.value:.6g}" + (f" ({row.what})" if row.what != what else "")
-        table.add_row(str(row.number), row.settings, value, ended)
-    print()
-    show(table)
+    show_rows(found)
     listed = [
         {
             "number": row.number, "settings": row.settings, "status": row.status, "directory": str(row.directory),
@@ -135,3 +125,17 @@ def end(command: str, *, again: tuple[str, str] | None = None) -> int:
             f"{f', with {repeats} also with those that have failed' if failed else ''}."
         )
     return left
+
+
+def show_rows(found: list[Row]) -> None:
+    from nas.cli.report import Shown, show
+
+    what = next((row.what for row in found if row.value is not None), "")
+    table = Shown("job", "settings", what or "value", "ended", title=f"{len(found)} jobs, best first" if what else None)
+    for row in found:
+        status = "killed or still running" if row.status == "running" else row.status
+        ended = (f"{status}: {row.error}" if row.error else status) + (", of an earlier command" if row.other else "")
+        value = "" if row.value is None else f"{row.value:.6g}" + (f" ({row.what})" if row.what != what else "")
+        table.add_row(str(row.number), row.settings, value, ended)
+    print()
+    show(table)

@@ -76,28 +76,11 @@ class Task:
 
     def run_or_explain(self, cfg: DictConfig, directory: Path, job: Job | None) -> float | list[float] | None:
         """Returns the result of the run, or prints one line about what went wrong and exits."""
-        from hydra.core.hydra_config import HydraConfig
         from omegaconf.errors import OmegaConfBaseException
 
-        made, self.begun = directory, False
+        self.begun = False
         try:
-            look_here(cfg)
-            refuse_several_options(HydraConfig.get().overrides.task)
-            if unknown := next(schemas.added(cfg), None):
-                raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
-            if (unread := cfg.get("experiment")) is not None:
-                raise ConfigError(
-                    f"the settings of the preset experiment={HydraConfig.get().runtime.choices.get('experiment')} are "
-                    f"those of a group, which nothing reads, got {unread!s:.80}",
-                    fix="begin its file with the line # @package _global_",
-                )
-            paths.anchored(cfg)
-            chosen = sweep.prepare(cfg, f"nas-{self.config_name}")
-            if job is not None:
-                job.command.extend(chosen)
-                sys.argv = list(job.command)
-            if not self.shared:
-                torchrun.refuse_several(f"nas-{self.config_name}")
+            self.prepare(cfg, job)
             return self.run(cfg, directory) if job is None else self.run_job(cfg, job)
         except (NasError, OmegaConfBaseException) as error:
             if self.debug:
@@ -133,9 +116,31 @@ class Task:
         finally:
             # Hydra makes the directory before we can look at the configuration: a mistake shall leave nothing. Of
             # several processes each tries, as torchrun ends the others when the first of them is gone.
-            names.release(made)
-            if made in self.absent or made != self.base:  # not one that the user has made
-                names.remove_if_empty(made, above=self.absent)
+            names.release(directory)
+            if directory in self.absent or directory != self.base:  # not one that the user has made
+                names.remove_if_empty(directory, above=self.absent)
+
+    def prepare(self, cfg: DictConfig, job: Job | None) -> None:
+        """Checks the configuration as a whole, and completes it. Raises ConfigError for a mistake."""
+        from hydra.core.hydra_config import HydraConfig
+
+        look_here(cfg)
+        refuse_several_options(HydraConfig.get().overrides.task)
+        if unknown := next(schemas.added(cfg), None):
+            raise ConfigError(f"{unknown} is not a setting", fix=suggestion(unknown, self.config_name))
+        if (unread := cfg.get("experiment")) is not None:
+            raise ConfigError(
+                f"the settings of the preset experiment={HydraConfig.get().runtime.choices.get('experiment')} are "
+                f"those of a group, which nothing reads, got {unread!s:.80}",
+                fix="begin its file with the line # @package _global_",
+            )
+        paths.anchored(cfg)
+        chosen = sweep.prepare(cfg, f"nas-{self.config_name}")
+        if job is not None:
+            job.command.extend(chosen)
+            sys.argv = list(job.command)
+        if not self.shared:
+            torchrun.refuse_several(f"nas-{self.config_name}")
 
     def failed(self, message: str, code: int, job: Job | None) -> float | None:
         """Prints the message and exits.

@@ -1,6 +1,7 @@
 """Draws an architecture: its cells, and a list of its other choices."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from nas.drawing.architecture import Cell, in_words, parted
 from nas.drawing.canvas import (
@@ -58,72 +59,89 @@ def pill_text(name: str, probability: float | None) -> str:
     return short(name) if probability is None else f"{short(name)} {probability:.0%}"
 
 
+@dataclass(frozen=True)
+class _Line:
+    """The line of a cell's nodes. first: x of node 0. unit: from node to node. y: of all nodes."""
+
+    first: float
+    unit: float
+    y: float
+
+    @property
+    def top(self) -> float:
+        return self.y - NODE_HEIGHT / 2
+
+    def x(self, node: float) -> float:
+        return self.first + self.unit * node
+
+    def port(self, node: int, others: list[int], other: int) -> float:
+        """The x where an edge meets a node. A longer edge ends nearer to the middle of the node."""
+        ordered = sorted(others, key=lambda one: -abs(one - node))
+        side = 1 if other > node else -1
+        return self.x(node) + side * (NODE_WIDTH / 2 - 6) * (ordered.index(other) + 1) / (len(ordered) + 0.6)
+
+
 def draw_cell(cell: Cell, probabilities: Probabilities) -> Picture:
     """Draws the nodes on a line, and each edge as an arc over it. Longer arcs are higher, so that no labels overlap."""
-
-    def probability(edge: tuple[int, int]) -> float | None:
-        name = cell.edges[edge]
-        return None if name is None else probabilities.get(cell.keys[edge], {}).get(name)
-
-    texts = {edge: pill_text(name, probability(edge)) for edge, name in cell.edges.items() if name is not None}
+    shares = {
+        edge: None if name is None else probabilities.get(cell.keys[edge], {}).get(name)
+        for edge, name in cell.edges.items()
+    }
+    texts = {edge: pill_text(name, shares[edge]) for edge, name in cell.edges.items() if name is not None}
     pills = {edge: text_width(text, LABEL) + 14 for edge, text in texts.items()}
     unit = max([NODE_WIDTH + 40, *(width + 10 for width in pills.values())])
     side = max(NODE_WIDTH / 2, max(pills.values(), default=0) / 2 - unit / 2) + 18
     longest = max(node - source for source, node in cell.edges)
-    line = 38 + longest * LEVEL + PILL / 2 + 12 + NODE_HEIGHT / 2  # y of the nodes
+    line = _Line(side, unit, 38 + longest * LEVEL + PILL / 2 + 12 + NODE_HEIGHT / 2)
     computed = [node for node in cell.nodes if node not in cell.inputs]
     last = len(cell.nodes) - 1
     below = 34 + 7 * len(computed) if cell.concatenated else 18
     width = 2 * side + unit * (last + (0.85 if cell.concatenated else 0))
-    picture = Picture(width, line + NODE_HEIGHT / 2 + below, cell.title)
+    picture = Picture(width, line.y + NODE_HEIGHT / 2 + below, cell.title)
     picture.description = f"{cell.title}: " + in_words({f"{a} to {b}": name for (a, b), name in cell.edges.items()})
     picture.shapes.append(Box(0, 0, width, picture.height, "panel", 10))
     picture.shapes.append(Text(16, 20, short(cell.title, 40), "muted", 12, "start", bold=True))
 
-    def x(node: int) -> float:
-        return side + unit * node
-
-    def port(node: int, others: list[int], other: int, side: int) -> float:
-        """The x where an edge meets a node. A longer edge ends nearer to the middle of the node."""
-        ordered = sorted(others, key=lambda one: -abs(one - node))
-        return x(node) + side * (NODE_WIDTH / 2 - 6) * (ordered.index(other) + 1) / (len(ordered) + 0.6)
-
     labels: list[Shape] = []
-    top = line - NODE_HEIGHT / 2
     # Dropped edges are drawn first, so that other edges cover them.
     for edge, name in sorted(cell.edges.items(), key=lambda item: item[1] is not None):
         source, node = edge
-        start = port(source, [b for a, b in cell.edges if a == source], node, 1)
-        end = port(node, [a for a, b in cell.edges if b == node], source, -1)
+        start = line.port(source, [b for a, b in cell.edges if a == source], node)
+        end = line.port(node, [a for a, b in cell.edges if b == node], source)
         height = (node - source) * LEVEL + 12
-        control = top - height * 4 / 3
-        points = [(start, top), (start, control), (end, control), (end, top - (0 if name is None else 6))]
+        control = line.top - height * 4 / 3
+        points = [(start, line.top), (start, control), (end, control), (end, line.top - (0 if name is None else 6))]
         if name is None:
             picture.shapes.append(Curve(points, "faint", 1.2, dashed=True, title=f"{source} to {node}: dropped"))
             continue
-        share = probability(edge)
+        share = shares[edge]
         colour = f"{kind(name)} line"
         said = f"{source} to {node}: {name}" + ("" if share is None else f", probability {share:.3f}")
         thickness = 2.2 if share is None else 1 + 5 * min(1.0, max(0.0, share))
-        picture.shapes.append(Curve(points, colour, thickness, title=said))
-        picture.shapes.append(Triangle(((end - 4.5, top - 8), (end + 4.5, top - 8), (end, top)), colour))
-        middle, pill = (start + end) / 2, pills[edge]
-        labels.append(Box(middle - pill / 2, top - height - PILL / 2, pill, PILL, kind(name), PILL / 2, title=said))
-        labels.append(Text(middle, top - height, texts[edge], "white", LABEL))
+        arrow = ((end - 4.5, line.top - 8), (end + 4.5, line.top - 8), (end, line.top))
+        picture.shapes += [Curve(points, colour, thickness, title=said), Triangle(arrow, colour)]
+        left, middle = (start + end - pills[edge]) / 2, (start + end) / 2
+        labels.append(Box(left, line.top - height - PILL / 2, pills[edge], PILL, kind(name), PILL / 2, title=said))
+        labels.append(Text(middle, line.top - height, texts[edge], "white", LABEL))
     picture.shapes += labels
 
-    out = x(last) + 0.85 * unit
     if cell.concatenated:
-        for index, node in enumerate(reversed(computed)):
-            depth = line + NODE_HEIGHT / 2 + 10 + 7 * index
-            corners = [(x(node), line), (x(node), depth), ((x(node) + out) / 2, depth), (out, depth), (out, line)]
-            picture.shapes.append(Curve(corners, "faint", 1.4))  # five points, as four points make a Bezier curve
-        node_box(picture, out, line, "out", computed=False)
-        picture.shapes.append(Text(16, picture.height - 16, "out: all nodes concatenated", "muted", 10, "start"))
+        draw_output(picture, line, computed, out=line.x(last) + 0.85 * unit)
     for node in cell.nodes:
         named = f"in {node}" if node in cell.inputs else "out" if node == last and not cell.concatenated else str(node)
-        node_box(picture, x(node), line, named, computed=node in computed)
+        node_box(picture, line.x(node), line.y, named, computed=node in computed)
     return picture
+
+
+def draw_output(picture: Picture, line: _Line, computed: list[int], *, out: float) -> None:
+    """Draws the output of a cell that concatenates its nodes, and the lines from them. out: its x."""
+    for index, node in enumerate(reversed(computed)):
+        depth = line.y + NODE_HEIGHT / 2 + 10 + 7 * index
+        x = line.x(node)
+        corners = [(x, line.y), (x, depth), ((x + out) / 2, depth), (out, depth), (out, line.y)]
+        picture.shapes.append(Curve(corners, "faint", 1.4))  # five points, as four points make a Bezier curve
+    node_box(picture, out, line.y, "out", computed=False)
+    picture.shapes.append(Text(16, picture.height - 16, "out: all nodes concatenated", "muted", 10, "start"))
 
 
 def node_box(picture: Picture, x: float, y: float, text: str, *, computed: bool) -> None:

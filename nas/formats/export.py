@@ -62,30 +62,7 @@ def export(
         with workplace(directory) as work:
             staging = work / "files"
             staging.mkdir()
-            (staging / GENOTYPE).write_text(genotype.to_json(), encoding="utf-8")
-            artefacts, left_out = written(subject, formats, staging)
-            complete: dict[str, Any] = {
-                "format": FORMAT,
-                "version": VERSION,
-                **metadata,
-                "sha256": {path.name: digest(path) for path in sorted(staging.iterdir())},
-                "left_out": left_out,
-            }
-            atomic.write_json(staging / METADATA, complete)  # nas.load needs it
-            differences = compared(subject, artefacts, staging)
-            complete["artefacts"] = {
-                artefact.file: {
-                    "about": artefact.about,
-                    "needs": list(artefact.needs),
-                    "code": artefact.code,
-                    **({"warning": artefact.warning} if artefact.warning else {}),
-                    "largest_difference_to_network": differences[artefact.file],
-                    **artefact.facts,
-                }
-                for artefact in artefacts
-            }
-            atomic.write_json(staging / METADATA, complete)
-            (staging / CARD).write_text(model_card(complete, genotype), encoding="utf-8")
+            left_out = staged(subject, formats, genotype, metadata, staging)
             # The metadata come last: if they are there, all files are there.
             names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == METADATA, name))
             (directory / METADATA).unlink(missing_ok=True)
@@ -102,6 +79,37 @@ def export(
             fix="free some space, or set hydra.run.dir elsewhere",
         ) from error
     return Exported([directory / name for name in names], left_out)
+
+
+def staged(
+    subject: Subject, formats: Mapping[str, Format], genotype: Genotype, metadata: Mapping[str, Any], staging: Path
+) -> dict[str, str]:
+    """Writes all files of an export to an empty directory, and compares them. Returns format -> why it is left out."""
+    (staging / GENOTYPE).write_text(genotype.to_json(), encoding="utf-8")
+    artefacts, left_out = written(subject, formats, staging)
+    complete: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        **metadata,
+        "sha256": {path.name: digest(path) for path in sorted(staging.iterdir())},
+        "left_out": left_out,
+    }
+    atomic.write_json(staging / METADATA, complete)  # nas.load needs it
+    differences = compared(subject, artefacts, staging)
+    complete["artefacts"] = {
+        artefact.file: {
+            "about": artefact.about,
+            "needs": list(artefact.needs),
+            "code": artefact.code,
+            **({"warning": artefact.warning} if artefact.warning else {}),
+            "largest_difference_to_network": differences[artefact.file],
+            **artefact.facts,
+        }
+        for artefact in artefacts
+    }
+    atomic.write_json(staging / METADATA, complete)
+    (staging / CARD).write_text(model_card(complete, genotype), encoding="utf-8")
+    return left_out
 
 
 def written(subject: Subject, formats: Mapping[str, Format], directory: Path) -> tuple[list[Artefact], dict[str, str]]:

@@ -220,31 +220,24 @@ def read_metrics(run: RunFiles, points: int) -> None:
     """Reads the metrics in two passes: the first counts lines, the second parses only those that are shown."""
     path, damaged = run.path / "metrics.jsonl", 0
     stages: list[str] = []
+    found: dict[str, dict[int, Line]] = {stage: {} for stage in STAGES}
     try:
         with regular_file.opened(path, limit=SIZE_LIMIT) as stream:
             while (line := stream.readline(LONGEST)) and len(stages) < LINES:
                 stages.append(stage_of(line))
         if line:
             run.damaged.append(f"metrics.jsonl has more than {LINES:,} lines; the others are left out.")
-        counts = {stage: stages.count(stage) for stage in STAGES}
-        # Every second line is kept, or every fourth and so on, so that the lines of several runs are of equal epochs.
-        steps = {stage: 1 << max(0, math.ceil(math.log2(max(1, count) / points))) for stage, count in counts.items()}
-        seen = dict.fromkeys(STAGES, 0)
-        found: dict[str, dict[int, Line]] = {stage: {} for stage in STAGES}
+        shown = shown_lines(stages, points)
         with regular_file.opened(path) as stream:
-            for stage in stages:
+            for index, stage in enumerate(stages):
                 content = stream.readline(LONGEST)
-                if not stage:
-                    damaged += 1
+                if stage and index not in shown:
                     continue
-                index, seen[stage] = seen[stage], seen[stage] + 1
-                if index % steps[stage] and index != counts[stage] - 1:
-                    continue
-                line_ = parsed(content.decode("utf-8", errors="replace"))
-                if line_ is None or not content.endswith(b"\n"):
+                read = parsed(content.decode("utf-8", errors="replace")) if stage else None
+                if read is None or not content.endswith(b"\n"):
                     damaged += 1
                 else:
-                    found[line_["stage"]][line_["epoch"]] = line_
+                    found[read["stage"]][read["epoch"]] = read
     except FileNotFoundError:
         if run.manifest:
             run.damaged.append("metrics.jsonl is missing: there are no curves.")
@@ -255,7 +248,21 @@ def read_metrics(run: RunFiles, points: int) -> None:
     if damaged:
         run.damaged.append(f"metrics.jsonl: {damaged} damaged {'line is' if damaged == 1 else 'lines are'} left out.")
     run.lines = {stage: [of[epoch] for epoch in sorted(of)] for stage, of in found.items() if of}
-    run.logged = {stage: counts[stage] for stage in run.lines}
+    run.logged = {stage: stages.count(stage) for stage in run.lines}
+
+
+def shown_lines(stages: Sequence[str], points: int) -> set[int]:
+    """Returns the numbers of the lines that are shown. stages: of all lines.
+
+    Of each stage that is every line, or every second, every fourth and so on, so that the lines of several runs are of
+    equal epochs; and the last line.
+    """
+    shown: set[int] = set()
+    for stage in STAGES:
+        lines = [index for index, one in enumerate(stages) if one == stage]
+        step = 1 << max(0, math.ceil(math.log2(max(1, len(lines)) / points)))
+        shown |= {*lines[::step], *lines[-1:]}
+    return shown
 
 
 def stage_of(line: bytes) -> str:
