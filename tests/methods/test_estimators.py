@@ -44,10 +44,8 @@ def make(sampler, kind=FirstOrder, seed=2, **sgd):
         kind,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=sampler,
         weight_optim=torch.optim.SGD(supernet.parameters(), **{"lr": 0.1, **sgd}),
-        arch_optim=torch.optim.SGD(arch.parameters(), lr=1.0),
         generator=torch.Generator().manual_seed(seed),
     )
 

@@ -14,7 +14,6 @@ from nas.methods.sampler import GDAS, Gates, Softmax, gumbel_noise
 from nas.methods.tuning import Recipe, Tuning
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
-from nas.training.task import Classification
 
 
 class Fixed:
@@ -43,13 +42,11 @@ def make(supernet, *, lr=0.05, momentum=0.9, weight_decay=1e-2, arch_lr=0.1, ini
         FirstOrder,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=kwargs.pop("sampler", Fixed()),
         weight_optim=torch.optim.SGD(
             supernet.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
         ),
         arch_optim=torch.optim.Adam(arch.parameters(), lr=arch_lr, betas=(0.5, 0.999), weight_decay=1e-3),
-        generator=torch.Generator().manual_seed(2),
         **kwargs,
     )
 

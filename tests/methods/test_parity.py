@@ -32,7 +32,6 @@ from nas.spaces.published import PUBLISHED
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices, gates
 from nas.training.schedule import CosineByEpoch, Linear, LinearByEpoch, learning_rate, progress
-from nas.training.task import Classification
 
 TAU = 0.7
 ALIVE = (0, 2, 3)  # seeds of draws; seed 1 draws `none` on every way to the output, where all gradients are 0
@@ -347,7 +346,6 @@ def second_order(ops, method):
         SecondOrder,
         supernet=network,
         arch=arch,
-        task=Classification(),
         sampler=Softmax(),
         weight_optim=optim,
         arch_optim=torch.optim.SGD(arch.parameters(), lr=0.0),

@@ -13,7 +13,6 @@ from nas.methods.second_order import SecondOrder
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
 from nas.training.schedule import Constant, Linear
-from nas.training.task import Classification
 
 
 class Small(nn.Module):
@@ -118,11 +117,7 @@ def searcher_of(kind, sampler, regulariser):
         kind,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=sampler,
-        weight_optim=torch.optim.SGD(supernet.parameters(), lr=0.1),
-        arch_optim=torch.optim.SGD(arch.parameters(), lr=1.0),
-        generator=torch.Generator().manual_seed(2),
         regulariser=regulariser,
     )
 

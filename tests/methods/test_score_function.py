@@ -63,11 +63,8 @@ def make(sampler, kind=FirstOrder, model=Small, arch_lr=1.0, **arguments):
         kind,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=sampler,
-        weight_optim=torch.optim.SGD(supernet.parameters(), lr=0.1),
         arch_optim=torch.optim.SGD(arch.parameters(), lr=arch_lr),
-        generator=torch.Generator().manual_seed(2),
         **arguments,
     )
 

@@ -36,8 +36,6 @@ def make(supernet, *, method, sampler=None, task=None, arch=None, **sgd):
         sampler=sampler or Softmax(),
         weight_optim=torch.optim.SGD(supernet.parameters(), **{"lr": 0.1, **sgd}),
         # A plain step of length 1: the gradient is what the logits moved by.
-        arch_optim=torch.optim.SGD(arch.parameters(), lr=1.0),
-        generator=torch.Generator().manual_seed(2),
         method=method,
     )
 
@@ -208,7 +206,6 @@ def test_settings_that_cannot_work():
             SecondOrder,
             supernet=network,
             arch=arch,
-            task=Classification(),
             sampler=Softmax(),
             weight_optim=torch.optim.Adam(network.parameters()),
             arch_optim=torch.optim.Adam(arch.parameters()),

@@ -27,7 +27,6 @@ from nas.spaces.nas_bench_201 import NasBench201
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, Gate, gates
 from nas.training.held_objects import Stateful
-from nas.training.task import Classification
 
 
 def layer(*after):
@@ -60,11 +59,9 @@ def searcher_of(
         kind,
         supernet=model.train(),
         arch=arch,
-        task=Classification(),
         sampler=copy.deepcopy(sampler) or GDAS(),  # each search has a state of its own
         weight_optim=optim(model.parameters(), lr=0.1, **options),
         arch_optim=torch.optim.Adam(arch.parameters(), lr=0.1),
-        generator=torch.Generator().manual_seed(2),
         precision=precision,
         scaler=precision.scaler(),
         guard=Guard(OnNonfinite("skip")),

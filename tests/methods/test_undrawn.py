@@ -14,7 +14,6 @@ from nas.methods.sampler import Gates, read_on_host
 from nas.methods.undrawn import UndrawnDecay
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice, choices
-from nas.training.task import Classification
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 0.01
 
@@ -52,7 +51,6 @@ def searcher(supernet, plan, *, undrawn, **sgd):
         FirstOrder,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=Planned(plan),
         weight_optim=torch.optim.SGD(supernet.parameters(), **settings),
         arch_optim=torch.optim.SGD(arch.parameters(), lr=0.0),
@@ -190,7 +188,6 @@ def test_settings_that_cannot_work(undrawn, optimizer, message):
             FirstOrder,
             supernet=supernet,
             arch=arch,
-            task=Classification(),
             sampler=Planned([]),
             weight_optim=optimizer(supernet.parameters(), lr=0.1),
             arch_optim=torch.optim.SGD(arch.parameters(), lr=0.1),

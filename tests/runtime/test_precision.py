@@ -32,7 +32,6 @@ def searcher(space, spec, precision, *, sampler=None, cls=FirstOrder):
         cls,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=sampler or GDAS(),
         weight_optim=torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9),
         arch_optim=torch.optim.Adam(arch.parameters(), lr=0.01),

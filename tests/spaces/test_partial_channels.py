@@ -22,7 +22,6 @@ from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import LEFT_OUT, Choice, Gate, choices, gates
 from nas.supernet.freezing import freeze
 from nas.training.evaluate import count_parameters
-from nas.training.task import Classification
 
 
 class Scale(nn.Module):
@@ -171,7 +170,6 @@ def searcher(spec, cls=FirstOrder, sampler=None, *, parts=2, **options):
         cls,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=sampler or Softmax(),
         weight_optim=torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3),
         arch_optim=torch.optim.SGD(arch.parameters(), lr=0.0),

@@ -128,7 +128,6 @@ def searched(kind, sampler, **options):
         task=TASK,
         sampler=sampler,
         weight_optim=sgd(model.parameters()),
-        arch_optim=torch.optim.SGD(arch.parameters(), lr=1.0),
         generator=generator,
         **options,
     )

@@ -9,7 +9,6 @@ from searchers import build_searcher
 from nas.methods.cuda_graphs.replayed_module import replay
 from nas.methods.first_order import FirstOrder
 from nas.supernet.arch_params import ArchParams
-from nas.training.task import Classification
 
 CPU = torch.device("cpu")
 
@@ -47,7 +46,6 @@ def searcher(supernet, sampler, recorder=None, device=CPU, precision=None):
         FirstOrder,
         supernet=supernet,
         arch=arch,
-        task=Classification(),
         sampler=sampler,
         weight_optim=torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9),
         arch_optim=torch.optim.Adam(arch.parameters(), lr=0.1),
