@@ -1,6 +1,5 @@
 """Differentiable architecture search that trains one sampled network a step."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,38 +12,31 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Name -> the package or module that has it. Importing this package takes no time: torch alone takes a second.
-_public = {
-    "evaluate": "api",
-    "export": "api",
-    "retrain": "api",
-    "search": "api",
-    "insert": "adapt",
-    "ArchParams": "supernet",
-    "Choice": "supernet",
-    "Genotype": "supernet",
-    "freeze": "supernet",
-    "gates": "supernet",
-    "Dirichlet": "methods",
-    "GDAS": "methods",
-    "GumbelSoftmax": "methods",
-    "ScoreFunction": "methods",
-    "Softmax": "methods",
-    "StraightThrough": "methods",
-    "Uniform": "methods",
-}
-_rooms = ("adapt", "data", "errors", "formats", "methods", "runtime", "spaces", "storage", "supernet", "training")
-__all__ = ["__version__", "load", *sorted(_public), *_rooms]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _rooms:
-        return importlib.import_module(f"nas.{name}")
-    return lazy("nas", _public, name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# Importing this package takes no time: torch alone takes a second.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "evaluate": "api",
+        "export": "api",
+        "retrain": "api",
+        "search": "api",
+        "insert": "adapt",
+        "ArchParams": "supernet",
+        "Choice": "supernet",
+        "Genotype": "supernet",
+        "freeze": "supernet",
+        "gates": "supernet",
+        "Dirichlet": "methods",
+        "GDAS": "methods",
+        "GumbelSoftmax": "methods",
+        "ScoreFunction": "methods",
+        "Softmax": "methods",
+        "StraightThrough": "methods",
+        "Uniform": "methods",
+    },
+    modules=("adapt", "data", "errors", "formats", "methods", "runtime", "spaces", "storage", "supernet", "training"),
+)
+__all__ += ["__version__", "load"]
 
 
 def load(

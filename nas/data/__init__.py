@@ -3,35 +3,27 @@
 Importing this package imports only torch. The `load` of a family imports what only this family needs.
 """
 
-from typing import Any
-
 from nas.lazy import lazy
 
-_public = {
-    "DataBundle": "bundle",
-    "Split": "bundle",
-    "Custom": "custom",
-    "Digits": "digits",
-    "ImageFolder": "image_folder",
-    "Loader": "loader",
-    "search_batches": "loader",
-    "RandAugment": "policy",
-    "TrivialAugment": "policy",
-    "DataSpec": "spec",
-    "ImageSpec": "spec",
-    "Synthetic": "synthetic",
-    "Cifar10": "torchvision_sets",
-    "Cifar100": "torchvision_sets",
-    "FashionMnist": "torchvision_sets",
-    "SVHN": "torchvision_sets",
-    "Augment": "transforms",
-}
-__all__ = sorted(_public)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy(__name__, _public, name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "DataBundle": "bundle",
+        "Split": "bundle",
+        "Custom": "custom",
+        "Digits": "digits",
+        "ImageFolder": "image_folder",
+        "Loader": "loader",
+        "search_batches": "loader",
+        "RandAugment": "policy",
+        "TrivialAugment": "policy",
+        "DataSpec": "spec",
+        "ImageSpec": "spec",
+        "Synthetic": "synthetic",
+        "Cifar10": "torchvision_sets",
+        "Cifar100": "torchvision_sets",
+        "FashionMnist": "torchvision_sets",
+        "SVHN": "torchvision_sets",
+        "Augment": "transforms",
+    },
+)
