@@ -6,8 +6,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nas.cli import paths
+from nas.report.run_files import mapping, number
 from nas.storage import atomic
-from nas.studies.collected import Run, dict_at, number
+from nas.studies.collected import Run
 from nas.studies.parts import NORMS, TAUS
 from nas.studies.plan import Plan
 
@@ -27,9 +28,9 @@ def composed(plan: Plan, method: str) -> DictConfig:
 
 def whole(found: Mapping[str, Any]) -> bool:
     """Says whether a file has what a report shows. Anybody may have written it."""
-    of = [dict_at(found, norms) for norms in NORMS]
+    of = [mapping(found.get(norms)) for norms in NORMS]
     values = [one.get(name, "") for one in of for name in TAUS]
-    values += [value for one in of for value in dict_at(one, "precision_at").values()]
+    values += [value for one in of for value in mapping(one.get("precision_at")).values()]
     return all("cells" in one and isinstance(one.get("precision_at"), dict) for one in of) and all(
         value is None or number(value) is not None for value in values
     )

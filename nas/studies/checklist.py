@@ -6,8 +6,9 @@ The manifests and configurations of the runs answer it. Each answer is yes, or n
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from nas.report.run_files import mapping
 from nas.settings.dotted import leaves
-from nas.studies.collected import Run, dict_at
+from nas.studies.collected import Run
 from nas.studies.plan import Plan
 
 SEVERAL = 4  # seeds
@@ -105,7 +106,7 @@ def same(configs: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> Answe
 
 
 def machines(manifests: Sequence[Mapping[str, Any]]) -> Answer:
-    kinds = {str((m.get("device"), m.get("platform"), sorted(dict_at(m, "versions").items()))) for m in manifests}
+    kinds = {str((m.get("device"), m.get("platform"), sorted(mapping(m.get("versions")).items()))) for m in manifests}
     if not manifests:
         return "no", "no run left a manifest"
     return yes(len(kinds) == 1, str(manifests[0].get("device")) if len(kinds) == 1 else f"{len(kinds)} kinds")

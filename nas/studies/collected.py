@@ -1,12 +1,12 @@
 """Reads what the jobs of a study left in their directories: values, curves, costs and manifests."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nas.errors import GenotypeError
+from nas.report.run_files import mapping, number
 from nas.spaces.nas_bench_201_table import NasBench201Table
 from nas.storage.metrics_log import read_lines
 from nas.studies.plan import Plan, directory_of
@@ -67,12 +67,12 @@ def collect_run(
         place,
         status=str(job.get("status", "not begun")),
         error=str(job.get("error") or job.get("refused") or ""),
-        genotype=dict_at(result, "genotype") or None,
+        genotype=mapping(result.get("genotype")) or None,
         curve={line["epoch"] + 1: float(line[column]) for line in searched if column and line.get(column) is not None},
         seconds=costs(manifest, lines),
         manifest=manifest,
         epochs=epochs_of_images(manifest, search_settings(place), len(searched)),
-        metric=dict_at(result, "metric"),
+        metric=mapping(result.get("metric")),
     )
     for one in () if plan.retrain is None else plan.retrain.seeds:
         add_retraining(run, one, directory / directory_of(method, seed, one), record=record)
@@ -91,7 +91,7 @@ def collect_run(
 def add_retraining(run: Run, seed: int, place: Path, *, record: str) -> None:
     """Adds a retraining of what the run derived: its score, its time, and its manifest. place: its directory."""
     job, result, manifest = dict_in(place / record), dict_in(place / "result.json"), dict_in(place / "manifest.json")
-    run.metric = dict_at(result, "metric") or run.metric
+    run.metric = mapping(result.get("metric")) or run.metric
     run.seconds["retraining"] += number(manifest.get("wall_seconds")) or 0.0
     if manifest:
         run.retrainings.append(manifest)
@@ -127,7 +127,7 @@ def search_settings(place: Path) -> dict[str, Any]:
         config = from_yaml(regular_file.read(place / "config.yaml", limit=SIZE_LIMIT))
     except (OSError, ValueError):
         return {}
-    return dict_at(config, "search") if isinstance(config, dict) else {}
+    return mapping(mapping(config).get("search"))
 
 
 def epochs_of_images(manifest: Mapping[str, Any], search: Mapping[str, Any], epochs: int) -> float:
@@ -136,8 +136,8 @@ def epochs_of_images(manifest: Mapping[str, Any], search: Mapping[str, Any], epo
     With half of the images for the weights, and an architecture step a weight step, that is once an epoch; with
     search.one_level=true it is twice. search: its settings, which may have fewer architecture steps, see `Order`.
     """
-    used = dict_at(manifest, "search_epoch")
-    examples, whole = number(used.get("examples")), number(dict_at(manifest, "data").get("train"))
+    used = mapping(manifest.get("search_epoch"))
+    examples, whole = number(used.get("examples")), number(mapping(manifest.get("data")).get("train"))
     if not examples or not whole:
         return epochs
     steps, every = (max(1, int(number(value) or 1)) for value in (used.get("batches"), search.get("arch_every")))
@@ -147,24 +147,12 @@ def epochs_of_images(manifest: Mapping[str, Any], search: Mapping[str, Any], epo
 
 
 def tested(result: Mapping[str, Any]) -> float | None:
-    return number(result.get(f"test_{dict_at(result, 'metric').get('name')}"))
+    return number(result.get(f"test_{mapping(result.get('metric')).get('name')}"))
 
 
 def recalibrated(result: Mapping[str, Any]) -> float | None:
     """Returns the score of the derived operations inside the supernet; None if it was not measured."""
-    return number(dict_at(result, "discretisation_gap").get("recalibrated"))
-
-
-def dict_at(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the dict under a name in what a file holds; {} if there is something else."""
-    inner = found.get(name)
-    return inner if isinstance(inner, dict) else {}
-
-
-def number(value: Any) -> float | None:
-    """Returns a finite number of a file as a float; None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    return number(mapping(result.get("discretisation_gap")).get("recalibrated"))
 
 
 def costs(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> dict[str, float]:
@@ -178,7 +166,7 @@ def costs(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> dict[str,
         rate = number(line.get("seconds_per_step"))
         if rate is not None:
             stage = "search" if line["stage"] == "search" else "retraining"
-            found[stage] += rate * (number(dict_at(manifest, f"{line['stage']}_epoch").get("batches")) or 0.0)
+            found[stage] += rate * (number(mapping(manifest.get(f"{line['stage']}_epoch")).get("batches")) or 0.0)
     whole = number(manifest.get("wall_seconds")) or 0.0
     found["selection"] = max(0.0, whole - found["search"] - found["retraining"])
     return found
