@@ -1,4 +1,4 @@
-"""Differentiable architecture search that trains one sampled network a step."""
+"""Differentiable neural architecture search for PyTorch. Each step trains one sampled network."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,11 +45,11 @@ def load(
     """The trained network, in eval mode: ``nas.load("runs/my_run")``.
 
     path: the directory of a run or of an export, or a ``retrain/checkpoint.pt``.
-    allow: what of your own the network may be built from: packages (``my_package``), full import paths, or the
-    functions and classes themselves; as ``allow_targets`` of the commands.
-    device: ``cpu``, ``cuda``, ..., or ``auto`` for a GPU where there is one.
-    Nothing that is in the files is run. Raises CheckpointError for files that are damaged, of another project or
-    version, or do not belong together; ConfigError if they name a package that is not allowed.
+    allow: your own code that the network may be built from: packages (``my_package``), full import paths, or the
+    functions and classes themselves. It is ``allow_targets`` of the commands.
+    device: ``cpu``, ``cuda``, ..., or ``auto`` for a GPU if there is one.
+    No code in the files is run. Raises CheckpointError for files that are damaged, of another project or version, or do
+    not belong together, and ConfigError if they name a package that is not allowed.
     """
     from nas.formats import load  # here, so that importing the package takes no time
     from nas.runtime.rng import put_back

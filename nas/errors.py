@@ -77,5 +77,5 @@ class WorkerLostError(NasError):
 
 
 def described(error: BaseException) -> str:
-    """An error of somebody else's code, on one line that is not too long."""
+    """Returns an error of other code as one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

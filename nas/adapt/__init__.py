@@ -1,4 +1,4 @@
-"""Choices put into networks that already have weights, and derivations that hold a cap."""
+"""Inserts choices into trained networks, and distils from a teacher."""
 
 from nas.lazy import lazy
 

@@ -59,7 +59,7 @@ class FileTimes:
 
 
 def saved_times(resumed: Path | None) -> Mapping[str, Any] | None:
-    """What the checkpoint of a search has of its times. None if it cannot be read, which the search tells itself."""
+    """Returns the times in the checkpoint of a search; None if it cannot be read, which the search reports later."""
     if resumed is None:
         return None
     with contextlib.suppress(CheckpointError):
@@ -88,7 +88,7 @@ class Bound(nn.Module):
 
 
 def session(content: bytes, inputs: Inputs) -> Callable[[], Any]:
-    """What runs the content of an ONNX file on one thread of the CPU. inputs: on the CPU."""
+    """Returns a function that runs an ONNX file on one thread of the CPU. inputs: on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -74,7 +74,7 @@ class Insertion:
 def insertions(
     model: nn.Module, places: Mapping[str | type[nn.Module], Maker | Sequence[Maker]], *, example: Example
 ) -> list[Insertion]:
-    """What `insert` would do with the same arguments. The network is left as it is."""
+    """Returns what `insert` would do with the same arguments. Does not change the network."""
     return [
         Insertion(place.path, type(place.module).__name__, tuple(candidates))
         for place, candidates in _planned(model, places, example)
@@ -311,7 +311,7 @@ def _observed(
 
 
 def version(output: Any) -> int:
-    """How often a tensor was written into; 0 where that is not counted."""
+    """The number of in-place writes to a tensor; 0 for an inference tensor, which does not count them."""
     return output._version if isinstance(output, Tensor) and not output.is_inference() else 0
 
 

@@ -1,4 +1,4 @@
-"""What `nas.adapt.insert` refuses before it looks at any place: wrong arguments, and modules it cannot replace."""
+"""Checks the arguments of `nas.adapt.insert`, and refuses modules that it cannot replace."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,7 +71,7 @@ def listed(makers: Any) -> list[Any]:
 
 
 def maker_name(maker: Any) -> str:
-    """What a message calls a maker: ``narrower`` for what narrower(0.5) returns."""
+    """The name of a maker in messages: ``narrower`` for what narrower(0.5) returns."""
     if getattr(maker, "__module__", "").startswith("nas.adapt."):
         return str(maker.__qualname__.partition(".")[0])
     return str(getattr(maker, "__name__", type(maker).__name__))

@@ -72,7 +72,7 @@ class Channels:
         return torch.stack(squares).sum(0).sqrt()
 
     def width(self, fraction: float, multiple_of: int) -> int:
-        """How many channels are kept of a fraction of them: a multiple of the number, and whole blocks."""
+        """Returns how many channels a fraction keeps: a multiple of `multiple_of`, and whole blocks."""
         return min(self.count, share(fraction, self.count, math.lcm(multiple_of, self.block)))
 
     def largest(self, kept: int) -> Tensor:
@@ -267,7 +267,7 @@ def _through_layer(layer: Layer, first: Channels | None, found: list[Channels]) 
 
 
 def _together(inputs: list[Channels | None]) -> Channels | None:
-    """Of a sum or product of tensors: their channels are one. One tensor that is unknown fixes those of the others."""
+    """Merges the channels of the terms of a sum or product. A term whose channels are unknown fixes the others."""
     whole = [one.all() for one in inputs if one is not None]
     for one in whole:
         if len(whole) < len(inputs) or any(

@@ -1,4 +1,4 @@
-"""Who teaches a network that is searched or trained: the network that the choices were put into, or another one."""
+"""The teacher of a search or a training: the network before choices were inserted, or another network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -126,7 +126,7 @@ class Teacher:
 
 
 def original(space: Space, spec: DataSpec, seed: int) -> nn.Module:
-    """The network that the choices of a space were put into. Raises SpaceError for choices that nobody put there."""
+    """The network before choices were inserted. Raises SpaceError if `nas.insert` did not insert them."""
     options = space.options(spec)
     made = [key for key, names in options.items() if KEEP not in names]
     if made:
@@ -140,7 +140,7 @@ def original(space: Space, spec: DataSpec, seed: int) -> nn.Module:
 
 
 def teacher_of(given: Any) -> Teacher:
-    """The teacher that a person gives in Python. Raises ConfigError for anything else."""
+    """The teacher that is given in Python. Raises ConfigError for anything else."""
     if isinstance(given, Teacher):
         return given
     if isinstance(given, nn.Module | Trained):

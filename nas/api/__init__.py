@@ -6,16 +6,21 @@
     nas.export(net, "out")
     nas.load("out")
 
-build_model: a space, such as ``nas.spaces.NasBench201(cells=1)``; a function or class that builds a module with
-`nas.Choice` modules in it (see `nas.spaces.Custom` for the arguments it may ask for); or such a module itself, as
-`nas.insert` returns it, which is copied with the weights that it has.
+build_model: one of
+- a space, such as ``nas.spaces.NasBench201(cells=1)``;
+- a function or class that builds a module with `nas.Choice` modules in it; `nas.spaces.Custom` lists the arguments that
+  it may take;
+- such a module itself, e.g. from `nas.insert`. The module is copied, with its weights.
 
-train, test: a map-style data set of (input, target); a pair (inputs, targets) of tensors; the path of a folder with a
-folder of images for each class; or a data set family such as ``nas.data.Digits()``, of which the split is taken. Inputs
-that are uint8 of shape (C, H, W) with class labels are images, and are normalised.
+train, test: one of
+- a map-style data set of (input, target);
+- a pair (inputs, targets) of tensors;
+- the path of a folder with a folder of images for each class;
+- a data set family such as ``nas.data.Digits()``, whose training or test split is used.
+Inputs that are uint8 of shape (C, H, W) with class labels are images, and are normalised.
 
-Errors are exceptions of `nas.errors`, which name the arguments. A run has the process to itself while it lasts: it sets
-seeds, threads and determinism, and puts them back at its end.
+Errors are exceptions of `nas.errors`, which name the arguments. During a run, seeds, threads and determinism of the
+process are those of the run. They are restored at its end. So one process makes one run at a time.
 """
 
 import functools
@@ -121,28 +126,31 @@ def search(
     progress: bool = True,
     hooks: Sequence[Hook] = (),
 ) -> Found:
-    """Search for an architecture. build_model, train: see `nas.api`.
+    """Search for an architecture. Raises exceptions of `nas.errors`.
 
-    epochs, batch_size, ..., gap_batches: see `SearchOptions`. sampler, ..., lr: see `SearchParts`; a class, or a
-    functools.partial of one, makes the parts that need more than their own arguments, e.g.
-    ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``. deriver: None for the space's own.
-    cap: the most that the derived network may have, of ``parameters`` (trainable ones), ``macs`` (multiply-accumulates
-    for one example), ``bytes`` (of the weights) and ``latency_ms`` (milliseconds of the ONNX file on one thread of this
-    CPU), e.g. ``{"macs": 2e6}``, or a part of the largest network's, ``{"macs": 0.5}``. The default deriver and
-    `nas.methods.BestOf` hold it. Several numbers, ``{"macs": [0.3, 0.5, 0.7]}``, derive a network for each from the one
-    search: see `Found.front`.
-    network: fields of the space that a retraining will change, for the sizes that are reported.
-    task: None for classification where targets are integers, else regression.
-    teacher: a trained module, whose outputs are learnt beside the targets; ``original``, the model that `nas.insert`
-    has put choices into, with its weights; or ``nas.adapt.Teacher(...)``, which has shares, and features to be learnt.
-    augment: what training batches go through, ``nas.data.Augment(...)`` for images. classes: names by label.
-    image_size: of a folder's images.
-    device: ``auto``, ``cpu``, ``cuda:1``, or a ``nas.runtime.Runtime(...)``, which also says threads and precision.
-    directory: where the run leaves its files, a new one; None for none. resume: True to go on with the run that is in
-    the directory, if one is; or the directory of a run that is there. may_change: arguments that may differ from the
-    run's then. saving: when checkpoints are written, tracker: of the metrics; both for a run with a directory.
+    build_model, train: see `nas.api`.
+    epochs, batch_size, ..., gap_batches: see `SearchOptions`.
+    sampler, ..., lr: see `SearchParts`. Parts that need other objects of the search are given as a class, or as a
+    functools.partial of a class, e.g. ``weight_optim=functools.partial(torch.optim.SGD, lr=0.1)``.
+    deriver: None for the default of the space.
+    cap: the largest size of the derived network: ``parameters`` (trainable), ``macs`` (multiply-accumulates for one
+    example), ``bytes`` (of the weights) or ``latency_ms`` (of the ONNX file on one thread of this CPU), e.g.
+    ``{"macs": 2e6}``. A number below 1 is a fraction of the largest network's, e.g. ``{"macs": 0.5}``. The default
+    deriver and `nas.methods.BestOf` hold caps. Several numbers, e.g. ``{"macs": [0.3, 0.5, 0.7]}``, derive one network
+    each from the same search: see `Found.front`.
+    network: the fields of the space that the retraining will change; the reported sizes are of that network.
+    task: None for classification if targets are integers, and for regression otherwise.
+    teacher: for distillation: a trained module; ``original``, the model before `nas.insert`, with its weights; or
+    ``nas.adapt.Teacher(...)``, which also sets weights and features.
+    augment: the augmentation of training batches, ``nas.data.Augment(...)`` for images. classes: names by label.
+    image_size: of the images of a folder.
+    device: ``auto``, ``cpu``, ``cuda:1``, or a ``nas.runtime.Runtime(...)``, which also sets threads and precision.
+    directory: a new directory for the files of the run; None writes no files.
+    resume: True continues the run in the directory if there is one. The directory of a run continues that run.
+    may_change: arguments that may differ from those of the run that is continued.
+    saving, tracker: when checkpoints are saved, and how metrics are logged, in a run with a directory.
     hooks: see `nas.training.hooks.Hook`.
-    After Ctrl-C, a run with a directory saves its state first. Raises exceptions of `nas.errors`.
+    After Ctrl-C, a run with a directory saves its state before it stops.
     """
     given_here = dict(locals())  # first, when there is nothing but the arguments
     with named_as_arguments(), own_process(), given_back(given_here):
@@ -220,18 +228,17 @@ def retrain(
     progress: bool = True,
     hooks: Sequence[Hook] = (),
 ) -> Trained:
-    """Train the network of a genotype; the network of the last epoch counts.
+    """Train the network of a genotype. Returns the network after the last epoch; it can be called like a module.
 
-    build_model: as in `search`; or a model without choices, or what `retrain` returned, for further training.
-    genotype: one, or what `search` returned, or its published name, its text, or the path of its file. None for a model
-    without choices, which is trained as it is.
-    start: what the training begins with: ``scratch``, the weights with which the network is built, which are those of a
-    model that has some; or ``supernet``, the weights that the search left, with recalibrated batch norms. `genotype` is
-    then what `search` returned, or the path of the genotype.json in the directory of the search.
-    test: for the final score, which the result then has as `result`; training does not see it.
-    epochs, ..., validation: see `RetrainOptions`. With validation, the result has a validation score.
-    optim, lr, policy: see `RetrainParts`. The others as in `search`.
-    Returns the network with what it takes to use it; it is called as the network is.
+    build_model: as in `search`; or a model without choices, or the result of `retrain`, to train it further.
+    genotype: a genotype, the result of `search`, a published name, a text, or the path of a file. None for a model
+    without choices.
+    start: ``scratch`` starts from the weights with which the network is built; a model that is given with weights keeps
+    them. ``supernet`` starts from the weights of the search, with recalibrated batch norms; `genotype` is then the
+    result of `search`, or the path of the genotype.json in the directory of the search.
+    test: a test split for the final score, which is in `result`. The training does not use it.
+    epochs, ..., validation: see `RetrainOptions`. With validation, `result` has a validation score.
+    optim, lr, policy: see `RetrainParts`. The other arguments: as in `search`.
     """
     given_here = dict(locals())  # as in `search`
     with named_as_arguments(), own_process(), given_back(given_here):
@@ -280,10 +287,10 @@ def evaluate(
     allow: Sequence[str | Callable[..., Any]] = (),
     device: str | torch.device | Runtime = "auto",
 ) -> dict[str, Any]:
-    """The score of a trained network on a test split: what ``result.json`` holds, e.g. ``test_accuracy``.
+    """Score a trained network on a test split. Returns the entries of ``result.json``, e.g. ``test_accuracy``.
 
-    net: what `retrain` returned, or the directory of a run, or a ``retrain/checkpoint.pt``. test: see `nas.api`.
-    allow, device: as in `nas.load`, for a network that is loaded.
+    net: the result of `retrain`, the directory of a run, or a ``retrain/checkpoint.pt``. test: see `nas.api`.
+    allow, device: as in `nas.load`, if the network is loaded.
     """
     with named_as_arguments(), own_modes():
         trained = opened(net, allow=allow, device=device)
@@ -298,10 +305,11 @@ def export(
     test: Any = None,
     allow: Sequence[str | Callable[..., Any]] = (),
 ) -> Exported:
-    """Write a trained network as files that run without this project, each compared with the network first.
+    """Write a trained network as files that run without this project. Each file is first compared with the network.
 
     net, allow: as in `evaluate`. directory: a new one. formats: names (``weights``, ``standalone``, ``program``,
-    ``onnx``, ``bfloat16``), or name -> format. test: for the scores that the files state; None for those of `net`.
+    ``onnx``, ``bfloat16``), or name -> format. test: the test split whose scores the files state; None for the scores
+    that `net` has.
     """
     with named_as_arguments(), own_modes():
         place, trained = path_of(directory, "directory"), opened(net, allow=allow, device="cpu")

@@ -96,7 +96,7 @@ def numbers_of(options: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def job_of(build_model: Any, train: Any, arguments: Mapping[str, Any]) -> Job:
-    """What both stages share, from the arguments of `nas.search` or `nas.retrain`."""
+    """The `Job` that the arguments of `nas.search` or `nas.retrain` describe."""
     seed = int(arguments["seed"])  # of NumPy its text, of which other seeds are made, is another
     check_seed(seed)
     runtime = runtime_on(arguments["device"])
@@ -156,12 +156,12 @@ def task_for(data: DataBundle) -> Task:
 
 
 def deriver_of(space: Space) -> Deriver:
-    """What a space derives by: two edges into each node in the DARTS space, all edges elsewhere."""
+    """The default deriver: keeps two edges into each node in the DARTS space, and all edges in other spaces."""
     return TopPredecessors() if space.name == Darts.name else Argmax()
 
 
 def from_start(lr: Any) -> Callable[..., Any]:
-    """Returns what makes a schedule from the optimiser's learning rate.
+    """Returns a function that makes a schedule from the optimiser's learning rate.
 
     A schedule that is made already, and a function of one argument that is not called ``start``, are schedules
     themselves. Raises ConfigError for schedulers of torch.

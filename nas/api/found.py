@@ -1,4 +1,4 @@
-"""What a search leaves, and what a retraining takes of it."""
+"""The result of a search, and the arguments that a retraining takes from it."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from nas.training.inheritance import SupernetWeights, checkpoint_beside
 
 @dataclass(frozen=True)
 class Found:
-    """What a search leaves. result: as in ``result.json``. metrics: of the last epoch, as in ``metrics.jsonl``.
+    """The result of a search. result: as in ``result.json``. metrics: of the last epoch, as in ``metrics.jsonl``.
     stopped: why the search ended before its last epoch, None if it did not. supernet: its weights, for `retrain`.
     front: what several caps gave, one for each, the loosest first; each can be given to `retrain`."""
 
@@ -43,7 +43,9 @@ def genotype_of(given: Genotype | Found | str | None, space: Space) -> Genotype:
 
 
 def supernet_of(genotype: Genotype | Found | str | None, *, resumes: bool) -> Callable[[], SupernetWeights]:
-    """What gives the weights of the search that a genotype is of. Raises ConfigError if nothing does."""
+    """Returns a function that loads the weights of the search that derived a genotype.
+
+    Raises ConfigError if there are none."""
     if not isinstance(genotype, Genotype | Found | None):
         return functools.partial(SupernetWeights.load, checkpoint_beside(genotype, resumes=resumes))
     supernet = genotype.supernet if isinstance(genotype, Found) else None

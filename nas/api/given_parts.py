@@ -1,4 +1,4 @@
-"""The objects that a person gives to a run: the run leaves their states as they were, so that the next begins alike."""
+"""Restores the states of the objects that a run is given, so that the next run begins with the same states."""
 
 import contextlib
 import copy

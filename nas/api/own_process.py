@@ -1,4 +1,4 @@
-"""A run has the process to itself while it lasts: what it sets for the whole process is put back at its end."""
+"""Restores at the end of a run what the run sets for the whole process, e.g. seeds and threads."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What a run from Python records of itself, and where."""
+"""The settings, directory and metrics that a run from Python records."""
 
 import contextlib
 import sys
@@ -26,7 +26,7 @@ from nas.training.records import Records, description
 
 
 def recorded_settings(job: Job, train: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run records of itself: named as the settings of the commands, where they have it."""
+    """The settings that a run records, under the names that the commands use."""
     data = train
     if isinstance(train, str | Path):
         data = ImageFolder(root=str(Path(train).expanduser().absolute()), image_size=arguments["image_size"])
@@ -100,7 +100,7 @@ def resumed_directory(directory: Any, resume: Any) -> Path | None:
 
 
 def directory_of(directory: Any, resume: Any) -> tuple[Path | None, bool]:
-    """Where a run writes, and whether it goes on with what is there."""
+    """Returns the directory of a run, and whether the run continues the one that is there."""
     if isinstance(resume, bool):
         if directory is None:
             if resume:

@@ -1,4 +1,4 @@
-"""A trained network that somebody gives, and what it is scored on, or compared on."""
+"""Opens trained networks, and prepares the data on which they are scored."""
 
 import sys
 from collections.abc import Sequence
@@ -48,12 +48,12 @@ def score(trained: Trained, data: DataBundle, batch_size: int) -> dict[str, Any]
 
 
 def runtime_of(trained: Trained) -> Runtime:
-    """Of the device that the network is on."""
+    """The runtime of the device that the network is on."""
     return Runtime(device=device_of(trained.network))
 
 
 def data_to_score(test: Any, trained: Trained) -> DataBundle:
-    """The test split that somebody gave, for a network. Raises DataError for labels that are no classes."""
+    """The given test split, prepared for a network. Raises DataError for labels that are no classes."""
     data = split_to_score(test, trained)
     check_targets(trained.task, data.spec, test=data.test)
     return data

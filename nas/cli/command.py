@@ -1,4 +1,4 @@
-"""Where all commands begin: Hydra, the command line, a sweep's table, and which exit code which mistake has."""
+"""The entry point of all commands: starts Hydra, prints the table of a sweep, and sets the exit code."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""How a command ends: its exit codes, and one line on standard error."""
+"""Exit codes of the commands, and errors of one line on standard error."""
 
 import contextlib
 import os

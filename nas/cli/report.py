@@ -170,7 +170,7 @@ def classes_table(result: dict[str, Any], columns: list[str]) -> Shown:
 
 
 def show_choices(supernet: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """What a search would choose between, and the sizes of the smallest and the largest network."""
+    """Prints the choices of a search, and the sizes of the smallest and the largest network."""
     table = Shown("choice", "in place of", "candidates")
     for key, sharing in choices(supernet).items():
         table.add_row(key, type(sharing[0].candidates[0]).__name__, ", ".join(sharing[0].names))

@@ -1,4 +1,4 @@
-"""How well the supernet of a study's job ranks cells, by a benchmark's table."""
+"""Compares the ranks that a supernet gives to cells with the ranks in a benchmark's table."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -62,7 +62,7 @@ def rows(directory: Path, *, command: str | None = None) -> list[Row]:
 
 
 def standing(directory: Path) -> tuple[str, float | None, bool]:
-    """Returns by what a run is ranked, its value, and whether higher is better.
+    """Returns the name and the value of the number that ranks a run, and whether higher is better.
 
     That is the objective; without one, a score on examples that the network has not seen; without that, the test score.
     """

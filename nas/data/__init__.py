@@ -1,6 +1,6 @@
 """Data sets. A family (`digits`, `image_folder`, ...) loads a `DataBundle`; a `Loader` makes batches of one split.
 
-Importing this package imports only torch. The `load` of a family imports what only this family needs.
+Importing this package imports only torch. `load` imports what only that family needs.
 """
 
 from nas.lazy import lazy

@@ -246,7 +246,7 @@ def composed(name: str) -> str:
 
 
 def _refuse_alike(folder: Path, names: tuple[str, ...]) -> None:
-    """Raises DataError if a person cannot tell the names of two class folders apart."""
+    """Raises DataError if the names of two class folders look the same."""
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(composed(name), name)) != name:

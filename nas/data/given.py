@@ -1,4 +1,4 @@
-"""Data as a person has them in Python: a map-style data set, tensors, an image folder's path, or a data set family."""
+"""Data that are given in Python: a map-style data set, tensors, an image folder's path, or a data set family."""
 
 import hashlib
 import sys
@@ -35,7 +35,7 @@ class Family(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How what a person gives is read.
+    """How given data are read.
 
     classes: names by label; None: "0", "1", ... up to the largest label. image_size: of the images in a folder, which
     are scaled and cropped to a square of this side; None: they have one size. memory_limit_mb: items of a data set that
@@ -49,7 +49,7 @@ class Reading:
 
 
 def training(given: Any, reading: Reading, *, augment: Augment | Preparation | None = None) -> DataBundle:
-    """The training data that somebody gave, with an empty test split.
+    """The given training data, with an empty test split.
 
     given: a map-style data set of (input, target); a pair (inputs, targets) of tensors; the path of a folder with a
     folder of images for each class; or a data set family, of which the training split is taken. Inputs that are uint8
@@ -82,8 +82,8 @@ def training(given: Any, reading: Reading, *, augment: Augment | Preparation | N
 
 
 def to_score(given: Any, spec: DataSpec, reading: Reading) -> DataBundle:
-    """What a trained network is to be scored on, as the test split. spec: of its training. given: as in `training`, but
-    for folders and families."""
+    """The data on which a trained network is scored, as the test split. spec: of its training. given: as in `training`,
+    but no folder and no family."""
     bundle = of_examples(given, replace(reading, classes=spec.class_names or None), what="test")
     return replace(bundle, train=bundle.train.subset(torch.arange(0)), test=bundle.train)
 

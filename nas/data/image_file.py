@@ -61,7 +61,7 @@ GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;
 
 @dataclass(frozen=True)
 class Header:
-    """What is known about an image before its pixels are decoded."""
+    """The header of an image: what is known before its pixels are decoded."""
 
     width: int
     height: int

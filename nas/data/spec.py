@@ -18,7 +18,7 @@ Preparation = Callable[[Inputs, Generator], Inputs]
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What a network, and an exported artefact, must know about its data.
+    """The shapes, types and classes of data, for a network and for an exported artefact.
 
     input_shapes: the shape of each input of one example. input_dtypes: the type of each input, e.g. ``float32``.
     target_shape: the shape of one target; () for a class label or a number.
@@ -150,7 +150,7 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec(DataSpec):
-    """What a network must know about images with class labels: one input (C, H, W), stored as uint8 pixels.
+    """The description of images with class labels: one input (C, H, W), stored as uint8 pixels.
 
     mean, std: one value per channel, of pixels scaled to [0, 1].
     from_files: whether the pixels were read by nas.data.image_file.

@@ -1,4 +1,4 @@
-"""A chart of several networks: how good each is by what it costs."""
+"""Draws a chart of several networks: the score of each against its cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -89,7 +89,7 @@ def draw_table(
     first, last = epochs[0], epochs[-1]
 
     def x(index: float) -> float:
-        """Where the stretch of the epoch at an index begins."""
+        """The x at which the stretch of the epoch at an index begins."""
         if index >= len(epochs):
             return left + STRIP
         return left + STRIP * (epochs[int(index)] - first) / max(1, last + 1 - first)

@@ -28,7 +28,7 @@ GENOTYPE, METADATA, CARD = "genotype.json", "metadata.json", "MODEL_CARD.md"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     paths: of all files. left_out: format -> why the network cannot be exported in this format.
     """

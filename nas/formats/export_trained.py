@@ -110,7 +110,7 @@ def export_trained(
 
 
 def anywhere(config: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Returns the settings of a group without paths on this machine, which nobody else has."""
+    """Returns the settings of a group without paths on this machine."""
     return {name: None if f"{group}.{name}" in PLACES else one for name, one in config[group].items()}
 
 

@@ -161,7 +161,7 @@ def shown(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def origin(manifest: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """What is recorded of the run that trained the network."""
+    """Yields what is recorded of the run that trained the network, e.g. its command and seed."""
     if manifest is None:
         yield "Run", "not recorded: the checkpoint was not in the directory of its run"
         return

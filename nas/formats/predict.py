@@ -1,4 +1,4 @@
-"""What a trained network says of image files, read exactly as its training read them."""
+"""Predicts the classes of image files, which are read exactly as in the training."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ class Predictor:
 
     @classmethod
     def open(cls, path: str | Path, *, allow: Allowed, device: str) -> "Predictor":
-        """Of an export, a run or a checkpoint. Raises as `nas.load` does."""
+        """Opens the network of an export, a run or a checkpoint. Raises the errors of `nas.load`."""
         path = Path(path).expanduser()
         if (path / METADATA).is_file():
             source = path / METADATA

@@ -1,4 +1,4 @@
-"""Exports the network as Python that a person can read, edit and train without this project."""
+"""Exports the network as Python code that can be read, edited and trained without this project."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The search methods: searchers, samplers, regularisers and derivers."""
+"""The search: steps, samplers, regularisers, derivers, caps and costs."""
 
 from nas.lazy import lazy
 

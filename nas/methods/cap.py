@@ -1,4 +1,4 @@
-"""Caps on the derived network: what they are, how a search is pulled below them, and which derivers hold them."""
+"""Caps on size and latency of the derived network: the search is pulled below them, and the deriver holds them."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +93,7 @@ def limits_of(
 def kind_of(
     name: str, *, arch: ArchParams, space: Space, spec: DataSpec, times: FileClock | None
 ) -> tuple[Callable[[float], Limit], tuple[float, float]]:
-    """What makes a limit of a number, and the lowest and the highest that a network of the space has."""
+    """Returns a function that makes a limit of a number, and the lowest and the highest cost in the space."""
     if name == TIME:
         if times is None:
             raise ConfigError(f"cap.{name} needs a clock for exported files", fix="give SearchParts file_times")
@@ -107,7 +107,7 @@ def kind_of(
 
 
 def ranges(*, arch: ArchParams, space: Space, spec: DataSpec) -> dict[str, tuple[float, float]]:
-    """name of a cap -> the lowest and the highest that a network of the space has."""
+    """Returns name of a cap -> (lowest, highest) cost of a network of the space."""
     with space.sketching():
         model, inputs = sketch(space, spec)
         costs = {name: count(model, inputs) for name, (_, count) in CAPS.items()}

@@ -38,7 +38,7 @@ class Point:
         }
 
     def paid(self, name: str) -> float:
-        """What the network has of a capped thing: measured if that is known, else predicted."""
+        """The cost of the network by the name of a cap: measured if that is known, else predicted."""
         found = self.cap[name]
         value: float = found.get("measured", found["predicted"])
         return value

@@ -73,7 +73,7 @@ class Derivation:
 
 
 def decided(deriver: Deriver, arch: ArchParams, judge: Callable[[int | None], Judge]) -> dict[str, str | None]:
-    """What a deriver decides after the last epoch. judge: as in `Derivation`."""
+    """Returns the choices that a deriver makes after the last epoch. judge: as in `Derivation`."""
     if isinstance(deriver, JudgingDeriver):
         asked = judge(deriver.batches)
         chosen = deriver.judged(arch, asked)

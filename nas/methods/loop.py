@@ -49,7 +49,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a search goes over its epochs.
+    """The epochs of a search and their schedules.
 
     temperature: by epoch; the first epoch has exactly its start, the last exactly its end.
     lr: of the weights, by step or by epoch.

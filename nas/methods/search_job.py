@@ -156,7 +156,7 @@ class SearchJob:
         return Sum(terms) if terms else None
 
     def _loaders(self) -> tuple[Loader, Loader, Loader]:
-        """Of the weights' split, of the architecture's, and of the latter without augmentation."""
+        """Returns loaders of the weights' split, the architecture's split, and the latter without augmentation."""
         job, options = self.job, self.options
         if options.one_level:
             weight_split = arch_split = job.data.train
@@ -188,7 +188,7 @@ class SearchJob:
         return Order(warmup_epochs=options.warmup_epochs, arch_every=options.arch_every, arch_first=options.arch_first)
 
     def _measurements(self) -> list[Hook]:
-        """What looks at the search after each epoch."""
+        """The hooks that measure the search after each epoch."""
         found: list[Hook] = [
             Collapse(self.monitor),
             Regularisers(self.regulariser, epochs=self.options.epochs),
@@ -344,7 +344,7 @@ class SearchJob:
         return self.judge(batches, start=max(0, len(self.validation_loader) - batches))
 
     def result(self, genotype: Genotype) -> dict[str, Any]:
-        """What ``result.json`` holds of a search."""
+        """The part of ``result.json`` that a search writes."""
         return {
             "metric": asdict(self.job.task.metric),
             "derived_parameters": self.derived.parameters(genotype),
@@ -357,7 +357,7 @@ class SearchJob:
         }
 
     def looked_up(self, genotype: Genotype) -> dict[str, Any]:
-        """What the benchmark knows of the derived network, for ``result.json``; empty without a benchmark."""
+        """The benchmark's entries for the derived network, for ``result.json``; empty without a benchmark."""
         return {} if self.job.benchmark is None else {"benchmark": self.job.benchmark.report(genotype)}
 
     def gap_result(self, **retrained: float) -> dict[str, Any]:

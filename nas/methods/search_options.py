@@ -1,4 +1,4 @@
-"""What a search is made of: its numbers and its objects."""
+"""The numbers and the objects that a search is made of."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

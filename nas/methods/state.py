@@ -1,4 +1,4 @@
-"""What a search changes: its state, as a checkpoint of it holds it."""
+"""The state of a search: everything that changes during it, and that a checkpoint holds."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from nas.training.task_state import TaskState
 
 @dataclass
 class SearchState:
-    """All that a search changes: what a checkpoint of it holds.
+    """Everything that changes during a search, and that a checkpoint holds.
 
     metric: the task's. sampler: draws fresh gates for every step. generator: its randomness, on the CPU. In the middle
     of an epoch, `step` steps of it are done and measured by the meters. There is no best genotype beside the last one:

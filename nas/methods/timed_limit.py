@@ -192,7 +192,9 @@ class Timed:
 def met(
     limit: TimedLimit, derive: Callable[[], Chosen], *, arch: ArchParams, network: Callable[[Chosen], nn.Module]
 ) -> Chosen:
-    """What `derive` derives within the limit, corrected until its file meets the cap. Sets `found` of the limit.
+    """Derives a network whose file meets the cap: derives, measures, corrects the limit, and repeats.
+
+    Sets `found` of the limit.
 
     derive: reads the limit. network: of choices. After each measurement the prediction has the value that was measured;
     so a miss gives a faster network, and a network that is faster than predicted gives way to a more probable one. Of
@@ -243,8 +245,9 @@ def met(
 
 
 def tried(limit: TimedLimit, network: nn.Module) -> tuple[float, float] | str:
-    """What `TimedLimit.measured` gives, or why it cannot: the networks of the table could be exported, but this one is
-    another, and a search that has ended is not to be lost."""
+    """Returns the result of `TimedLimit.measured`, or the reason if the network cannot be exported or run.
+
+    A search that has ended must not be lost for it."""
     try:
         return limit.measured(network)
     except NasError as error:

@@ -1,4 +1,4 @@
-"""Pages that show runs: one self-contained HTML file. Reads files only; imports neither torch nor hydra."""
+"""Writes HTML pages of runs, each in one file. Only reads the files of runs; imports neither torch nor hydra."""
 
 from nas.lazy import lazy
 

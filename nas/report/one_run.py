@@ -76,7 +76,7 @@ def overview(run: RunFiles) -> Html:
 
 
 def in_the_benchmark(run: RunFiles) -> Html | None:
-    """What a benchmark's table says of the derived cell: accuracy and rank in each of its columns."""
+    """Shows the accuracy and the rank of the derived cell in each column of the benchmark's table."""
     pairs: list[tuple[str, object]] = []
     for column, found in mapping(mapping(run.result.get("benchmark")).get("columns")).items():
         accuracy, rank, of = (number(mapping(found).get(name)) for name in ("accuracy", "rank", "of"))

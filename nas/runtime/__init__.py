@@ -1,4 +1,4 @@
-"""Device, processes, precision, seeds, nonfinite numbers and user functions."""
+"""How a run computes: device, processes, precision, seeds, numbers that are not finite, and functions of the user."""
 
 from nas.lazy import lazy
 

@@ -1,1 +1,1 @@
-"""Makes objects from YAML: schemas, dotted names, checks of signatures, allowed targets."""
+"""Builds objects from YAML: schemas, dotted names, checks of signatures, and the import paths that are allowed."""

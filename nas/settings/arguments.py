@@ -1,4 +1,4 @@
-"""Settings of a command line and the arguments of Python that they are: errors name those that a person wrote."""
+"""Translates settings of the command line to arguments of Python, so that errors name what the user wrote."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -150,7 +150,7 @@ def made_of(node: Any, allow: Allowed) -> Any:
 
 
 def complete(part: Any, **arguments: Any) -> Any:
-    """What a class, a function, or a partial of one gives for the arguments that are left.
+    """Calls a class, a function, or a partial of one with the arguments that are left.
 
     Raises ConfigError, naming it, if it does not take them.
     """

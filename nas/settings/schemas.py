@@ -26,7 +26,7 @@ class SearchLoop:
 
 @dataclass
 class Keep:
-    """What the networks of a space keep: how many edges of a group (None: all), and which candidates are excluded."""
+    """The number of edges that a derived network keeps of a group (None: all), and the excluded candidates."""
 
     count: int | None = MISSING
     exclude: list[str] = MISSING
@@ -160,7 +160,7 @@ class DrawConfig:
 
 @dataclass
 class PredictConfig:
-    """Of nas-predict. images: a text or a list of texts."""
+    """The settings of nas-predict. images: a text or a list of texts."""
 
     export: str = MISSING
     images: Any = MISSING

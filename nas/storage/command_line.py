@@ -1,4 +1,4 @@
-"""Writes commands and settings so that a person can paste them into a shell."""
+"""Writes commands and settings in a form that can be pasted into a shell."""
 
 import re
 import shlex

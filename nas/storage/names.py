@@ -74,7 +74,7 @@ def claimed(directory: Path) -> Path:
 
 
 def claim(directory: Path) -> bool:
-    """Claims a directory. Returns whether nobody had claimed it before."""
+    """Claims a directory. Returns False if it is already claimed."""
     while True:
         try:
             directory.mkdir(parents=True, exist_ok=True)

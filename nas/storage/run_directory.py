@@ -184,7 +184,7 @@ def recorded(path: Path) -> dict[str, Any] | None:
 
 
 def found_data(path: Path) -> dict[str, Any]:
-    """What the run in a directory found of its data set, as `nas.data.survey` has it; empty where it is not there."""
+    """The facts about the data set in the manifest of a run, see `nas.data.survey`; empty if there are none."""
     try:
         found = read_manifest(path).get("data")
     except OutputError:
@@ -277,7 +277,7 @@ def commit() -> str | None:
 
 
 def command_line() -> list[str]:
-    """Returns the command of this process as a person types it, also after ``python -m nas.cli.run``."""
+    """Returns the command of this process as a user types it, also after ``python -m nas.cli.run``."""
     started = Path(sys.argv[0])
     module = started.parts[-3:-1] == ("nas", "cli")
     return [f"nas-{started.stem}" if module else started.name, *sys.argv[1:]]

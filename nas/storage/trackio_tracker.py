@@ -9,7 +9,7 @@ from nas.storage.forwarded import Forwarded
 
 
 class Trackio(Forwarded):
-    """Where it keeps them is said by its own environment variable, TRACKIO_DIR."""
+    """Logs to Trackio. The environment variable TRACKIO_DIR sets its directory."""
 
     package = "trackio"
 

@@ -10,8 +10,9 @@ from nas.storage.forwarded import Forwarded
 
 
 class WandB(Forwarded):
-    """mode: ``online``, or ``offline`` for files that ``wandb sync`` sends later. Who and where is said by ``wandb
-    login`` and the client's own environment variables."""
+    """mode: ``online``, or ``offline`` for files that ``wandb sync`` sends later.
+
+    ``wandb login`` and the environment variables of the client choose the account and the server."""
 
     package = "wandb"
 

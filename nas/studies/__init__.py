@@ -1,1 +1,1 @@
-"""Studies: methods x seeds, baselines, statistics, and tables that list every run."""
+"""Studies compare methods over seeds, with baselines and statistics. Their tables list every run."""

@@ -45,7 +45,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class SupernetCheck:
-    """How many random cells of each supernet are compared with the benchmark, and on how many batches."""
+    """The number of random cells that are compared with the benchmark for each supernet, and of batches."""
 
     cells: int = 100
     batches: int = 4

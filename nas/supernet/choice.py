@@ -24,7 +24,7 @@ from nas.supernet.unregistered import refuse_unregistered
 
 @dataclass(frozen=True)
 class Gate:
-    """What one choice does during one step.
+    """The weights, or the drawn candidate, of one choice in one step.
 
     weights: (K,) factor of each candidate's output, or None when only one runs; () for an edge that is left out.
     drawn: the only candidate that runs, or None when all of them run.
@@ -170,7 +170,7 @@ class Choice(nn.Module):
         return output
 
     def _zeros(self, *inputs: Any, **named: Any) -> Tensor:
-        """Of the form of the output. The first candidate runs once for each form of the input."""
+        """Returns zeros of the output's shape and type. Runs the first candidate once for each form of input."""
         given = first_tensor((*inputs, *named.values()))
         known = given.shape, given.dtype
         if known not in self._forms:
@@ -275,8 +275,8 @@ def begins_in_place(module: nn.Module) -> bool:
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """Those among what a call is given, in lists and dicts too, but for those of inference mode, which count no
-    writing."""
+    """Returns the tensors among the arguments of a call, also in lists and dicts. Leaves out inference tensors, which
+    do not count in-place writes."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):

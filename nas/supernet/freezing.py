@@ -1,4 +1,4 @@
-"""Makes a plain network of a supernet: each choice is replaced by what was chosen."""
+"""Makes a plain network of a supernet: replaces each choice by its chosen candidate."""
 
 from collections.abc import Mapping
 

@@ -104,8 +104,8 @@ def outputs(
     drawn: Mapping[str, str],
     hooks: Sequence[tuple[Choice, Callable[[Choice], RemovableHandle]]] = (),
 ) -> list[Tensor]:
-    """What the model returns with these candidates drawn, elsewhere the first, in eval mode but for its dropouts.
-    hooks: choices, with what hooks them."""
+    """Returns the model's outputs with these candidates drawn, and the first candidates elsewhere. The model runs in
+    eval mode, but its dropouts in training mode. hooks: choices, with functions that register a hook on them."""
     found = choices(model)
     by_key = {
         key: Gate(None, sharing[0].names.index(drawn.get(key, sharing[0].names[0]))) for key, sharing in found.items()

@@ -1,4 +1,4 @@
-"""Trains one network: loop, tasks, metrics, schedules, evaluation."""
+"""Trains one network: loop, tasks, metrics, schedules and evaluation."""
 
 from nas.lazy import lazy
 

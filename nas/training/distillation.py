@@ -30,7 +30,7 @@ NAMED = 4  # paths that an error lists
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What a network learns from a teacher.
+    """How a network learns from a teacher.
 
     teacher: in eval mode, frozen, on the device of the run. classes: the number of classes; 0 if the outputs are no
     scores of classes.
@@ -118,7 +118,7 @@ class Distillation:
         return self.teacher(*inputs)
 
     def term(self, outputs: Tensor, inputs: Sequence[Any], features: Mapping[str, Tensor]) -> Tensor:
-        """What is added to (1 - share) times the task's loss, for a pass of the network. features: of the pass."""
+        """The distillation loss, added to (1 - share) times the task's loss. features: of this pass of the network."""
         theirs: dict[str, Any] = {}
         with noting(self.teacher, self.features.values(), theirs):
             taught = self.teach(inputs)
@@ -150,7 +150,7 @@ def digest_of(state: Mapping[str, Any]) -> str:
 
 
 def versions_of(values: Sequence[Any]) -> list[int]:
-    """How often each tensor has been written into."""
+    """Returns the number of in-place writes to each tensor."""
     return [value._version for value in values if isinstance(value, Tensor) and not value.is_inference()]
 
 

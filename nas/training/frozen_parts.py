@@ -1,4 +1,4 @@
-"""Which weights of a model learn, and which of its modules are in training mode: a hook may change both on the way."""
+"""Saves which weights learn, and which modules are in training mode: a hook may change both during a stage."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class FrozenParts:
-    """What has changed since the construction, for a checkpoint. A model that is built otherwise keeps the rest."""
+    """The changes since the construction, for a checkpoint. Everything else stays as the model is built."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -23,7 +23,7 @@ STARTS = (SCRATCH, SUPERNET)
 
 @dataclass(frozen=True)
 class SupernetWeights:
-    """What a search leaves of its supernet.
+    """The weights of a searched supernet.
 
     state: the state dict. buffers: those that a state dict leaves out. source: where they are from, for messages.
     """
@@ -104,7 +104,7 @@ def check_fits(given: Mapping[str, Any], network: nn.Module) -> None:
 
 
 def shape(value: Any) -> tuple[int, ...]:
-    """Of a value of a state dict; () for one that is no tensor."""
+    """The shape of a value of a state dict; () for a value that is not a tensor."""
     return tuple(getattr(value, "shape", ()))
 
 

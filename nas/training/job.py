@@ -1,4 +1,4 @@
-"""What the stages of a run have in common: what is searched and trained, on what, and the checks that both make."""
+"""The parts that search and retraining share: space, task, data, device, and checks of them."""
 
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -37,7 +37,7 @@ MODULES, BYTES_PER_NUMBER = 1_000_000, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every stage of a run shares.
+    """The parts that search and retraining share.
 
     data: a stage reads the training split alone. benchmark: looks up what a search derives; None for none.
     progress: whether the stages print what they do. distillation: what networks learn from a teacher; None without one.

@@ -85,7 +85,7 @@ class RetrainState:
 
     @property
     def result(self) -> nn.Module:
-        """What is scored, exported and loaded again: the average if there is one, else the network itself."""
+        """The network that is scored, exported and loaded again: the moving average if there is one."""
         return self.network if self.average is None else self.average.network
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class RetrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """What a training step consists of.
+    """The settings of a training step.
 
     auxiliary_weight: of the auxiliary head's loss, where there is one; grad_clip: norm, 0 for none.
     label_smoothing: probability that the loss, though not the metric, spreads evenly over all classes.
@@ -193,7 +193,7 @@ class TrainingStep:
         return StepResult(watch.loss, metric, len(targets), taken.norm, taken.skipped, state.scaler.is_enabled())
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, task: Task | WeighedLoss) -> Tensor:
-        """Of what a network returned: an auxiliary head adds a weighted second loss."""
+        """The loss of the outputs. An auxiliary head adds a second loss, with a weight."""
         targets = self.seen(targets, outputs)
         if isinstance(outputs, tuple):
             return task.loss(outputs[0], targets) + self.auxiliary_weight * task.loss(outputs[1], targets)
@@ -208,7 +208,7 @@ class TrainingStep:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainPlan:
-    """How retraining goes over its epochs. lr: by step or by epoch. drop_path: the rate by epoch."""
+    """The epochs of a retraining and their schedules. lr: by step or by epoch. drop_path: the rate by epoch."""
 
     epochs: int
     lr: Schedule | CosineByEpoch

@@ -38,7 +38,7 @@ class Mistakes:
         self._kept = rows[rows[:, 0].topk(min(self._most, len(rows))).indices]
 
     def found(self, split: Split, spec: ImageSpec) -> list[dict[str, Any]]:
-        """What ``mistakes.json`` holds: the worst first, each with its picture as a PNG in base64.
+        """Returns the content of ``mistakes.json``: the worst first, each with its picture as a PNG in base64.
 
         Empty where the images are not grey or of three colours.
         """

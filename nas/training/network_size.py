@@ -1,4 +1,4 @@
-"""Limits the size of a network that is built from somebody else's description, by the size of its weights."""
+"""Limits the size of a network that is built from an untrusted description, by the size of its weights."""
 
 import threading
 from collections.abc import Iterator

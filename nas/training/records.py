@@ -1,4 +1,4 @@
-"""What the stages of a run leave: checkpoints, metrics, a profile of the steps, progress for a person."""
+"""Opens the records of a stage: checkpoints, metrics, a profile of the steps, and a progress bar."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ LONGEST = 100  # characters of a value
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """Where the stages of a run leave what they make.
+    """The records of a run, which its stages write to.
 
     directory: of the run; None: nothing is written. tracker: of the metrics. saving: makes the checkpoints of a stage.
     settings: of the run, as plain data: every checkpoint holds them, and a run that goes on is compared with them.
@@ -48,7 +48,7 @@ class Records:
     hooks: Sequence[Hook] = ()
 
     def stage(self, name: str) -> "StageRecords":
-        """Those of one stage, ``search`` or ``retrain``, in its subdirectory."""
+        """Returns the records of one stage, ``search`` or ``retrain``, in its subdirectory."""
         out = self.directory
         if out is None:
             return StageRecords(self, name)
@@ -101,7 +101,7 @@ CONTENTS = {
 
 
 class StageRecords:
-    """Those of one stage. checkpoints: None where nothing is written."""
+    """The records of one stage. checkpoints: None if the run writes nothing."""
 
     def __init__(self, records: Records, stage: str, checkpoints: Checkpoints | None = None) -> None:
         self._records = records

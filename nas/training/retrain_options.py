@@ -1,4 +1,4 @@
-"""What a retraining is made of: its numbers and its objects."""
+"""The numbers and the objects that a retraining is made of."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -21,7 +21,7 @@ class Scorable(Protocol):
         ...
 
     def is_trained_on(self, trained_on: str) -> bool:
-        """Whether what is held out of this place leaves the very examples of the training, as in a moved folder."""
+        """Whether the examples that are not held out here are exactly the training examples, as in a moved folder."""
         ...
 
 

@@ -45,7 +45,7 @@ class Metric:
 
 
 class Task(Protocol):
-    """What a network is trained for. No method may wait for the device.
+    """A loss and a metric. No method may wait for the device.
 
     outputs: what the network returned for a batch. targets: of the batch.
     output: describes the network's output, for users of an exported network.

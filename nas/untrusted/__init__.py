@@ -1,1 +1,1 @@
-"""Reads files, data and text from untrusted sources: regular files, plain data, text to display."""
+"""Reads files from untrusted sources. Accepts regular files and plain data only, and escapes text for display."""

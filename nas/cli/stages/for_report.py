@@ -1,4 +1,4 @@
-"""What a run leaves for its report besides its result: changed settings, the worst mistakes, a latency."""
+"""Writes facts for the report of a run: changed settings, the worst mistakes, a latency."""
 
 import functools
 from dataclasses import asdict

@@ -31,7 +31,7 @@ from nas.training.task import Task, check_targets
 
 @dataclass(frozen=True, kw_only=True)
 class Setup(Job):
-    """What all stages of a run share. A stage reads `cfg` while it is built; nothing reads it later."""
+    """The objects that all stages of a run share. A stage reads `cfg` while it is built; nothing reads it later."""
 
     cfg: DictConfig
     opening: "Opening"
@@ -111,7 +111,7 @@ class Setup(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What the configuration says about the run's directory.
+    """The settings of the run's directory.
 
     settings, text: the whole configuration, as plain data and as YAML. changed: the settings that differ from the
     defaults. objective: whether a sweeper receives one.

@@ -25,7 +25,7 @@ class Part(Enum):
 
 @dataclass
 class Parts:
-    """What each module is.
+    """How the source treats each module.
 
     of: module -> its part. inputs: the names of the arguments of each CLASS; none if it only runs its children one
     after the other, as nn.Sequential does. same: each NOTHING that gives back its first argument as it was.
@@ -38,7 +38,7 @@ class Parts:
 
 @dataclass
 class _Calls:
-    """What a module did when the network ran.
+    """The calls of a module when the network ran.
 
     names: of its arguments; None for a call with other arguments than tensors.
     """
