@@ -39,20 +39,7 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
     run that ``given.may_change`` does not name, or if the number of processes differs. Raises GenotypeError for another
     genotype.
     """
-    if read_manifest(Path(given.resume)).get("made_in") is not None:
-        raise ConfigError(
-            f"the run in {given.resume} was made in Python, expected one of a command",
-            fix="go on in Python: give its directory as resume=... to the function that made it",
-        )
-    stored = read_yaml(Path(given.resume) / "config.yaml")
-    if is_dataclass(schema := OmegaConf.get_type(given)):  # what is of another type than settings are is refused here
-        try:
-            stored = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), stored))
-        except OmegaConfBaseException as error:
-            raise ConfigError(
-                f"{given.resume}/config.yaml is not a configuration of this command ({described(error)})",
-                fix="give the directory that a run of this command left",
-            ) from error
+    stored = stored_settings(given)
     check_processes(read_manifest(Path(given.resume)), torchrun.started(), may_change=given.may_change)
     before, now, default = map(settings_of, (stored, given, untouched))
     named = [override.partition("=")[0].lstrip("+~").rpartition("@")[2].replace("/", ".") for override in overrides]
@@ -85,6 +72,26 @@ def resumed(given: DictConfig, untouched: DictConfig, overrides: Sequence[str]) 
         if asked or OmegaConf.select(stored, setting) is not None:
             OmegaConf.update(stored, setting, asked, force_add=True)
     return stored
+
+
+def stored_settings(given: DictConfig) -> DictConfig:
+    """Returns the configuration of the run in ``given.resume``. Raises ConfigError if it is none of this command."""
+    if read_manifest(Path(given.resume)).get("made_in") is not None:
+        raise ConfigError(
+            f"the run in {given.resume} was made in Python, expected one of a command",
+            fix="go on in Python: give its directory as resume=... to the function that made it",
+        )
+    stored = read_yaml(Path(given.resume) / "config.yaml")
+    schema = OmegaConf.get_type(given)
+    if not is_dataclass(schema):
+        return stored
+    try:
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), stored))
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{given.resume}/config.yaml is not a configuration of this command ({described(error)})",
+            fix="give the directory that a run of this command left",
+        ) from error
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:

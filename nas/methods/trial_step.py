@@ -61,36 +61,21 @@ def try_search(
         if learns:
             searcher.arch_step(arch_batch, weight_batch, temperature)
 
-    def check(module: nn.Module, inputs: object, outputs: object) -> None:
-        if not isinstance(outputs, Tensor):
-            raise SpaceError(
-                f"in training the model returns a {type(outputs).__name__}, expected one tensor as in evaluation",
-                fix="return no auxiliary outputs in a search; a derived network, which is built with affine=True, "
-                "may return a pair of the outputs and the auxiliary outputs, see retrain.auxiliary_weight",
-            )
-
     with (
         all_put_back(objects, device=device),
         synchronised(supernet),
         attached(searcher.task, supernet),
         SEARCH.explained(supernet, searcher.precision),
-        supernet.register_forward_hook(check),
+        supernet.register_forward_hook(refuse_auxiliary),
     ):
         searcher.guard = Quiet()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
             seed_layers(torch.initial_seed())  # as in the search, where each process draws numbers of its own
-            each_drawn = list(each_candidate(searcher, temperature))
-            if each_drawn:
-                searcher.weight_optim.zero_grad(set_to_none=True)
-                for drawn in each_drawn:
-                    searcher.add_weight_gradient(two_of(weight_batch), drawn)
-                # One step for all of them: in small networks it takes as long as a pass.
-                take_step(searcher.weight_optim, searcher.scaler, max_norm=searcher.grad_clip)
-            if not each_drawn or device.type == "cuda":
-                # To warm up. On a CPU the passes above have done so; a GPU's libraries choose kernels for each shape.
-                step()
+            has_run = try_each_candidate(searcher, weight_batch, temperature)
+            if not has_run or device.type == "cuda":  # a GPU's libraries choose kernels for each shape
+                step()  # to warm up
             synchronise(device)
             numbers = UnsavedNumbers(watched)
             started = time.perf_counter()
@@ -103,6 +88,29 @@ def try_search(
         if learns and searcher.arch.logits.grad is None and not isinstance(searcher.sampler, Uniform):
             say_that_logits_rest(searcher.sampler)
         return Measured(seconds, peak_memory(device), device)
+
+
+def refuse_auxiliary(module: nn.Module, inputs: object, outputs: object) -> None:
+    if not isinstance(outputs, Tensor):
+        raise SpaceError(
+            f"in training the model returns a {type(outputs).__name__}, expected one tensor as in evaluation",
+            fix="return no auxiliary outputs in a search; a derived network, which is built with affine=True, "
+            "may return a pair of the outputs and the auxiliary outputs, see retrain.auxiliary_weight",
+        )
+
+
+def try_each_candidate(searcher: FirstOrder, batch: Batch, temperature: float) -> bool:
+    """Takes a weight step on two examples with each candidate. Returns False if the sampler runs all candidates in
+    every step, so that there is nothing to try."""
+    each_drawn = list(each_candidate(searcher, temperature))
+    if not each_drawn:
+        return False
+    searcher.weight_optim.zero_grad(set_to_none=True)
+    for drawn in each_drawn:
+        searcher.add_weight_gradient(two_of(batch), drawn)
+    # One step for all of them: in small networks it takes as long as a pass.
+    take_step(searcher.weight_optim, searcher.scaler, max_norm=searcher.grad_clip)
+    return True
 
 
 def say_that_logits_rest(sampler: object) -> None:

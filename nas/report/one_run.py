@@ -109,14 +109,17 @@ def asked_for(run: RunFiles) -> list[tuple[str, object]]:
             pairs.append((stage, said))
         elif done:
             pairs.append((stage, f"{done:,} epochs"))
-    if text(run.manifest.get("search_stopped")):
-        pairs.append(("stopped", text(run.manifest.get("search_stopped"))))
-    if number(run.manifest.get("seed")) is not None:
-        pairs.append(("seed", str(run.manifest["seed"])))
-    if text(run.manifest.get("device")):
-        pairs.append(("device", text(run.manifest.get("device"))))
-    if text(run.manifest.get("started")):
-        pairs.append(("started", text(run.manifest.get("started")).replace("T", " ")))
+    recorded = run.manifest
+    pairs += [
+        (name, said)
+        for name, said in (
+            ("stopped", text(recorded.get("search_stopped"))),
+            ("seed", "" if number(recorded.get("seed")) is None else str(recorded["seed"])),
+            ("device", text(recorded.get("device"))),
+            ("started", text(recorded.get("started")).replace("T", " ")),
+        )
+        if said
+    ]
     if command := [one for one in items(run.manifest.get("command")) if isinstance(one, str)]:
         pairs.append(("command", el("code", pasted(command))))
     return pairs

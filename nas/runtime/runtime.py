@@ -1,6 +1,7 @@
 """The device, threads, determinism and memory format of a run."""
 
 import hashlib
+import itertools
 import os
 import platform
 import sys
@@ -198,7 +199,8 @@ def processor() -> str:
 
 def device_of(module: nn.Module) -> torch.device:
     """Returns the device of the module's first tensor; the CPU for a module without tensors."""
-    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def synchronise(device: torch.device) -> None:

@@ -29,20 +29,8 @@ def report(
     known: dict[str, Any] = {"name": plan.name, "commit": commit, "compared": what_is_compared(plan, runs)}
     random: dict[str, dict[int, float]] = {}
     if baselines is not None:
-        population = baselines.all_cells()
-        random[RANDOM_CELL] = baselines.random_cells()
-        known["all_cells"] = {"n": len(population), "mean": float(population.mean()), "std": float(population.std())}
-        epochs = max((run.epochs for run in runs), default=0)
-        cells = baselines.cells_at_cost(epochs)
-        if cells is not None:
-            random["random search"] = baselines.random_search(cells)
-        if baselines.benchmark.chosen_by is not None:
-            known["random_search"] = {
-                "cells": cells or 0,
-                "chosen_by": baselines.benchmark.chosen_by,
-                "search_epochs": epochs,
-            }
-        known["drawn_cells"] = baselines.drawn_cells()
+        random, facts = of_table(baselines, epochs=max((run.epochs for run in runs), default=0))
+        known |= facts
     values |= {name: list(of.values()) for name, of in random.items()}
     known["methods"] = {name: statistics.described(of) for name, of in values.items()}
     known["comparisons"] = statistics.compared(values)
@@ -60,6 +48,22 @@ def report(
     known["supernet"] = dict(agreement)
     known["checklist"] = checklist(plan, runs, configs, baselines=random.keys())
     return known
+
+
+def of_table(baselines: Baselines, *, epochs: float) -> tuple[dict[str, dict[int, float]], dict[str, Any]]:
+    """Returns baseline -> seed -> value, and what the report says of the table. epochs: see `Run.epochs`."""
+    population = baselines.all_cells()
+    random = {RANDOM_CELL: baselines.random_cells()}
+    known: dict[str, Any] = {
+        "all_cells": {"n": len(population), "mean": float(population.mean()), "std": float(population.std())}
+    }
+    cells = baselines.cells_at_cost(epochs)
+    if cells is not None:
+        random["random search"] = baselines.random_search(cells)
+    chosen_by = baselines.benchmark.chosen_by
+    if chosen_by is not None:
+        known["random_search"] = {"cells": cells or 0, "chosen_by": chosen_by, "search_epochs": epochs}
+    return random, known | {"drawn_cells": baselines.drawn_cells()}
 
 
 def primary(names: Sequence[str], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
