@@ -2,7 +2,6 @@
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,16 +11,13 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_result
     from nas.cli.resume import resolved_again
-    from nas.cli.stages.for_report import one_latency, write_mistakes
+    from nas.cli.stages.final_score import FinalScore
     from nas.cli.stages.objective import Objective
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.setup import Setup
     from nas.spaces.published import resolve
     from nas.storage import atomic
     from nas.training.inheritance import SupernetWeights, checkpoint_beside
-    from nas.training.mistakes import Mistakes
-    from nas.training.records import genotype_texts, scores
-    from nas.training.trained import check_finite, final_result, scoring_loader, validation_result
 
     setup = Setup.from_config(cfg, directory)
     objective = Objective.from_config(cfg, setup.task.metric)
@@ -41,23 +37,11 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         trained = retrain.run(genotype, out, tracker, supernet=supernet)
         if not out.writes:
             return None  # of several processes the first does the rest
-        # First what a sweeper is given: the test split is read after that.
-        validated = retrain.validated(trained)
-        measured = {} if objective is None else objective.measured(lambda: trained.network, setup.data.spec, validated)
-        before = validation_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
-
-        def write(found: dict[str, Any]) -> None:
-            atomic.write_json(out.path / "result.json", found | before)
-
-        loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
-        result = final_result(trained, loader, setup.data.spec, look=mistakes.add, write=write)
-        tracker.finish(scores(result), texts=genotype_texts(genotype))
-        check_finite(result)
-        write_mistakes(mistakes, setup.data, out.path)
-        out.record(latency=one_latency(trained, loader))
-    show_result(result)
+        final = FinalScore(setup, retrain, trained, objective, out)
+        final.finish(tracker, genotype, final.result)
+    show_result(final.result)
     print(f"\nEverything is in {directory}")
-    return None if objective is None else objective.value(measured)
+    return None if objective is None else objective.value(final.measured)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """nas-run: searches, derives, retrains, evaluates and exports in one command."""
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -11,17 +10,14 @@ from nas.cli.command import command
 def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
     from nas.cli.report import show_cap, show_choices, show_export, show_gap, show_result, show_search, show_standings
     from nas.cli.stages.export import build_formats
-    from nas.cli.stages.for_report import one_latency, write_mistakes
+    from nas.cli.stages.final_score import FinalScore
     from nas.cli.stages.objective import Objective
     from nas.cli.stages.retrain import RetrainStage
     from nas.cli.stages.search import SearchStage, refuse_several_caps
     from nas.cli.stages.setup import Setup
     from nas.formats.export_trained import export_trained
     from nas.settings.configuration import to_plain
-    from nas.storage import atomic
-    from nas.training.mistakes import Mistakes
-    from nas.training.records import genotype_texts, scores
-    from nas.training.trained import check_finite, final_result, scoring_loader, test_score, validation_result
+    from nas.training.trained import test_score
 
     setup = Setup.from_config(cfg, directory)
     objective = Objective.from_config(cfg, setup.task.metric)
@@ -40,29 +36,18 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         trained = retrain.run(genotype, out, tracker, supernet=search.weights)
         if not out.writes:
             return None  # of several processes the first does the rest
-        # First what a sweeper is given: the test split is read after that.
-        validated = retrain.validated(trained)
-        measured = {} if objective is None else objective.measured(lambda: trained.network, setup.data.spec, validated)
-        before = validation_result(validated, setup.task.metric) | ({"objective": measured} if measured else {})
-
-        def write(found: dict[str, Any]) -> None:
-            atomic.write_json(out.path / "result.json", found | before)
-
-        loader, mistakes = scoring_loader(trained, setup.data, setup.runtime), Mistakes()
-        result = {**final_result(trained, loader, setup.data.spec, look=mistakes.add, write=write), **search.ending()}
+        final = FinalScore(setup, retrain, trained, objective, out)
+        result = final.result | search.ending()
         result |= search.derived.cap_result(genotype, measured=result)
         complete = result | search.looked_up(genotype) | search.gap_result(retrained_test=test_score(result))
-        write(complete)  # first: not every network can be exported
-        tracker.finish(scores(result), texts=genotype_texts(genotype))
-        check_finite(result)
-        write_mistakes(mistakes, setup.data, out.path)
-        out.record(latency=one_latency(trained, loader))
+        final.write(complete)  # first: not every network can be exported
+        final.finish(tracker, genotype, result)
         show_result(result)
         show_cap(complete)
         show_gap(complete)
         exported = export_trained(
             trained,
-            loader,
+            final.loader,
             formats=formats,
             result=result,
             run=out.path,
@@ -71,7 +56,7 @@ def run(cfg: DictConfig, directory: Path) -> float | list[float] | None:
         )
     show_export(exported)
     print(f"\nEverything is in {directory}")
-    return None if objective is None else objective.value(measured)
+    return None if objective is None else objective.value(final.measured)
 
 
 def main() -> None:
