@@ -254,12 +254,7 @@ def retrain(
                 fix="give what nas.search returned, or a genotype",
             )
         retrain_job.check(chosen)
-        to_score: DataBundle | None = None
-        if test is not None and distributed.first():  # now, as a mistake in it is not to end a training of hours
-            untrained = retrain_job.space.network(job.data.spec, chosen).eval()
-            stand_in = Trained(untrained, chosen, job.data.spec, job.task, {}, job.data.trained_on, job.data.sample)
-            to_score = data_to_score(test, stand_in)
-            scoring_loader(stand_in, to_score, Runtime(device="cpu"))
+        to_score = checked_test_data(test, retrain_job, chosen) if test is not None and distributed.first() else None
         made = {field.name: plain(getattr(parts, field.name)) for field in fields(RetrainParts)}
         settings = recorded_settings(job, train, given_here) | {"retrain": asdict(options) | made}
         with opened_records(job, settings, given_here) as records:
@@ -277,6 +272,16 @@ def retrain(
                     atomic.write_json(out.path / "result.json", dict(trained.result or {}))
             records.tracker.finish(scores(trained.result or {}), texts=genotype_texts(chosen))
         return trained
+
+
+def checked_test_data(test: Any, retrain_job: RetrainJob, genotype: Genotype) -> DataBundle:
+    """The data of the final score, checked before the training: a mistake in them must not end a training of hours."""
+    job = retrain_job.job
+    untrained = retrain_job.space.network(job.data.spec, genotype).eval()
+    stand_in = Trained(untrained, genotype, job.data.spec, job.task, {}, job.data.trained_on, job.data.sample)
+    found = data_to_score(test, stand_in)
+    scoring_loader(stand_in, found, Runtime(device="cpu"))
+    return found
 
 
 def evaluate(

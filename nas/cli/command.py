@@ -87,22 +87,7 @@ def launched(launch: Callable[[], None], task: Task, *, again: tuple[str, str] |
     sweep.home.clear()
     with torchrun.left_at_once(), torchrun.one_voice():
         try:
-            try:
-                with parallel.signals_reach_jobs():
-                    launch()
-            except JobFailedError as failed:
-                if not sweep.home:
-                    sys.exit(failed.code)
-            except Exception as error:
-                # Of the jobs, as one whose process was killed; or of a cluster. Each job that ran has left its record.
-                if not sweep.home or task.debug or isinstance(error, HydraException | OmegaConfBaseException):
-                    raise
-                begun = any(sweep.home[0].rglob(sweep.RECORD))
-                tell(f"the sweep {'has ended early' if begun else 'could not begin'}: {explain_lost(error)}")
-                sweep_table.end(f"nas-{task.config_name}", again=again)
-                sys.exit(USER_ERROR)
-            if sweep.home and sweep_table.end(f"nas-{task.config_name}", again=again):
-                sys.exit(USER_ERROR)
+            launch_jobs(launch, task, again=again)
         except KeyboardInterrupt:
             if not sweep.home:
                 fail(NOTHING_DONE, INTERRUPTED)
@@ -120,6 +105,29 @@ def launched(launch: Callable[[], None], task: Task, *, again: tuple[str, str] |
             fail(explain(error, task.config_name), USER_ERROR)
         finally:
             sweep.discard(task.base, task.absent)
+
+
+def launch_jobs(launch: Callable[[], None], task: Task, *, again: tuple[str, str] | None) -> None:
+    """Calls `launch`, and prints the table of a sweep, also if the launcher has failed. Exits if a job has failed."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with parallel.signals_reach_jobs():
+            launch()
+    except JobFailedError as failed:
+        if not sweep.home:
+            sys.exit(failed.code)
+    except Exception as error:
+        # Of the jobs, as one whose process was killed; or of a cluster. Each job that ran has left its record.
+        if not sweep.home or task.debug or isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        begun = any(sweep.home[0].rglob(sweep.RECORD))
+        tell(f"the sweep {'has ended early' if begun else 'could not begin'}: {explain_lost(error)}")
+        sweep_table.end(f"nas-{task.config_name}", again=again)
+        sys.exit(USER_ERROR)
+    if sweep.home and sweep_table.end(f"nas-{task.config_name}", again=again):
+        sys.exit(USER_ERROR)
 
 
 def options(arguments: Sequence[str]) -> list[str]:
