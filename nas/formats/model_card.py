@@ -25,11 +25,35 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield ""
     yield f"# {markdown(metadata['title'])}"
     yield ""
-    searched = "search" in metadata["settings"]  # in the run itself; otherwise the genotype was given
+    searched = "search" in metadata["settings"]
     found = ", found by differentiable architecture search" if searched else ""
     yield f"A network of the search space {code(genotype.space)}{found}."
     yield ""
     yield from intended_use(data, results)
+    yield from results_of(metadata, searched=searched)
+    yield from input_and_output(metadata)
+    yield from how_it_came_about(metadata, genotype)
+    yield from how_to_load(metadata)
+
+
+def intended_use(data: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
+    tested = code(results.get("data", data["name"]))
+    yield "## Intended use"
+    yield ""
+    if data["class_names"]:
+        yield (
+            f"To tell {len(data['class_names'])} classes apart, in examples like those of {tested}. It names one of "
+            "these classes for every input, also for one that shows none of them."
+        )
+    else:
+        yield f"To predict the targets of {tested} from inputs like those of its examples."
+    yield "Its scores hold for such examples only: measure it on examples of your own before you rely on it."
+    yield ""
+
+
+def results_of(metadata: Mapping[str, Any], *, searched: bool) -> Iterator[str]:
+    """searched: whether the run searched, too; otherwise the genotype was given."""
+    data, results = metadata["data"], metadata["results"]
     yield "## Results"
     yield ""
     if not any(name.startswith("test_") for name in results):
@@ -46,6 +70,10 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield from (f"| {markdown(name.replace('_', ' '))} | {value} |" for name, value in shown(results))
     yield ""
     yield from per_class(results)
+
+
+def input_and_output(metadata: Mapping[str, Any]) -> Iterator[str]:
+    data = metadata["data"]
     yield "## Input and output"
     yield ""
     yield f"- Input: {metadata['input']}. Of one example: {', '.join(map(str, data['input_shapes']))}."
@@ -60,6 +88,9 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
         called = "`read` makes the input of an image file" if "orientation" in reading else "`prepare` makes the input"
         yield f"From an image to the input, with numpy{' and Pillow' if 'orientation' in reading else ''}: {called}."
         yield from ("", *fenced("python", reading["code"].rstrip()), "")
+
+
+def how_it_came_about(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
     yield "## How it came about"
     yield ""
     yield from training_images(metadata)
@@ -68,6 +99,10 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
         yield from ("", f"Settings of the {stage}:", "", *fenced("json", json.dumps(settings, indent=2)))
     yield from ("", "The architecture (`genotype.json`):", "")
     yield from (f"- {code(key)}: {markdown(name)}" for key, name in genotype.choices.items() if name is not None)
+
+
+def how_to_load(metadata: Mapping[str, Any]) -> Iterator[str]:
+    data, reading = metadata["data"], metadata.get("preprocessing")
     yield from ("", "## How to load it", "")
     inputs = "x is the input, a tensor" if len(data["input_shapes"]) == 1 else "x1, x2, ... are the inputs, tensors"
     yield f"Start Python in the directory of this file; {inputs}, and y is the output. This very code ran in a fresh"
@@ -85,21 +120,6 @@ def lines(metadata: Mapping[str, Any], genotype: Genotype) -> Iterator[str]:
         yield from (f"{sentence(f'{k} {v:g}'.replace('_', ' '))}" for k, v in artefact.items() if k not in known)
     for name, reason in metadata["left_out"].items():
         yield from ("", f"Not there: {name}, because {markdown(reason)}.")
-
-
-def intended_use(data: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
-    tested = code(results.get("data", data["name"]))
-    yield "## Intended use"
-    yield ""
-    if data["class_names"]:
-        yield (
-            f"To tell {len(data['class_names'])} classes apart, in examples like those of {tested}. It names one of "
-            "these classes for every input, also for one that shows none of them."
-        )
-    else:
-        yield f"To predict the targets of {tested} from inputs like those of its examples."
-    yield "Its scores hold for such examples only: measure it on examples of your own before you rely on it."
-    yield ""
 
 
 def per_class(results: Mapping[str, Any]) -> Iterator[str]:
