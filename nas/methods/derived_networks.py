@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nas.methods.cap import points_of, ranges
-from nas.methods.timed_limit import Chosen, FileClock, TimedLimit, met
+from nas.methods.timed_limit import Chosen, FileClock, TimedLimit, derive_within
 from nas.methods.within_cap import Limit
 from nas.spaces.space import Space
 from nas.supernet.arch_params import ArchParams
@@ -41,9 +41,10 @@ class Derived:
         """The genotype's network, not trained."""
         return self.job.runtime.place(self.space.network(self.job.data.spec, genotype))
 
-    def met(self, derive: Callable[[], Chosen], limits: Sequence[Limit] | None = None) -> Chosen:
-        """What `derive` derives, such that its file meets a cap on its time, if there is one: see
-        `nas.methods.timed_limit.met`. limits: None for those of the loosest caps."""
+    def derive_within(self, derive: Callable[[], Chosen], limits: Sequence[Limit] | None = None) -> Chosen:
+        """Derives a network. If a limit is on time, its file meets the cap, see `timed_limit.derive_within`.
+
+        limits: None for those of the loosest caps."""
         timed = timed_of(self.limits if limits is None else limits)
         if timed is None:
             return derive()
@@ -52,7 +53,7 @@ class Derived:
             with torch.random.fork_rng(devices=[]):
                 return self.space.network(self.job.data.spec, Genotype(self.space.name, chosen)).eval()
 
-        return met(timed, derive, arch=self.arch, network=network)
+        return derive_within(timed, derive, arch=self.arch, network=network)
 
     def parameters(self, genotype: Genotype) -> int:
         """The number of parameters of the genotype's network."""

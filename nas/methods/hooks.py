@@ -22,8 +22,9 @@ class Derivation:
     """Derives a genotype after each epoch. Stops a collapsed search if the monitor's `stop` is set.
 
     space: the name of the space. judge: makes a judge that scores on a given number of batches, for a `JudgingDeriver`,
-    which decides once, after the last epoch. warmup_epochs: the number of first epochs without the monitor. met: called
-    after the last epoch with what derives; derives by it, perhaps several times, and decides.
+    which decides once, after the last epoch. warmup_epochs: the number of first epochs without the monitor.
+    within: called after the last epoch with a function that derives. Calls it once or several times, and returns the
+    decision, see `nas.methods.timed_limit.derive_within`.
     """
 
     def __init__(
@@ -34,10 +35,10 @@ class Derivation:
         monitor: CollapseMonitor,
         judge: Callable[[int | None], Judge],
         warmup_epochs: int = 0,
-        met: Callable[[Callable[[], dict[str, str | None]]], dict[str, str | None]] = lambda derive: derive(),
+        within: Callable[[Callable[[], dict[str, str | None]]], dict[str, str | None]] = lambda derive: derive(),
     ) -> None:
         self._space = space
-        self._met = met
+        self._within = within
         self._deriver = deriver
         self._monitor = monitor
         self._judge = judge
@@ -58,7 +59,7 @@ class Derivation:
         state.metrics["genotype_changes"] = state.genotype.differing(self._before)
 
     def _decided(self, state: SearchState) -> Genotype:
-        return Genotype(self._space, self._met(lambda: decided(self._deriver, state.arch, self._judge)))
+        return Genotype(self._space, self._within(lambda: decided(self._deriver, state.arch, self._judge)))
 
     def _watch(self, state: SearchState, chosen: Mapping[str, str | None]) -> None:
         """Warns once if a limit of the monitor has been exceeded for `patience` epochs."""

@@ -85,7 +85,7 @@ class SearchJob:
             monitor=self.monitor,
             judge=self.judge,
             warmup_epochs=options.warmup_epochs,
-            met=self.derived.met,
+            within=self.derived.derive_within,
         )
         self.measurements = self._measurements()
         self.last_hooks: list[Hook] = []
@@ -332,7 +332,7 @@ class SearchJob:
         for limits in self.derived.points if len(self.derived.points) > 1 else []:
             if limits is not self.derived.limits:
                 derive = functools.partial(decided, self._holding(limits), self.state.arch, self.judge)
-                genotype = Genotype(self.job.space.name, self.derived.met(derive, limits))
+                genotype = Genotype(self.job.space.name, self.derived.derive_within(derive, limits))
             caps = self.derived.cap_result(genotype, limits=limits)["cap"]
             found.append(Point(genotype, caps, self.derived.parameters(genotype), self.validated(genotype)))
         return found

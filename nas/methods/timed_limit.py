@@ -189,7 +189,7 @@ class Timed:
     found: dict[str, Any]
 
 
-def met(
+def derive_within(
     limit: TimedLimit, derive: Callable[[], Chosen], *, arch: ArchParams, network: Callable[[Chosen], nn.Module]
 ) -> Chosen:
     """Derives a network whose file meets the cap: derives, measures, corrects the limit, and repeats.
@@ -212,7 +212,7 @@ def met(
         if any(chosen == one.chosen for one in seen):
             break
         predicted = limit.cost.of(chosen)
-        measured = distributed.of_all(tried(limit, network(chosen)) if distributed.first() else None)[0]
+        measured = distributed.of_all(measured_or_reason(limit, network(chosen)) if distributed.first() else None)[0]
         if isinstance(measured, str):
             if distributed.first():
                 print(f"warning: cap.{limit.name} is not measured: {measured}", file=sys.stderr)
@@ -244,7 +244,7 @@ def met(
     return best.chosen
 
 
-def tried(limit: TimedLimit, network: nn.Module) -> tuple[float, float] | str:
+def measured_or_reason(limit: TimedLimit, network: nn.Module) -> tuple[float, float] | str:
     """Returns the result of `TimedLimit.measured`, or the reason if the network cannot be exported or run.
 
     A search that has ended must not be lost for it."""

@@ -13,7 +13,7 @@ from nas.data import given
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
 from nas.methods.timed_limit import Clock as PartClock
-from nas.methods.timed_limit import TimedLimit, largest_of, met
+from nas.methods.timed_limit import TimedLimit, derive_within, largest_of
 from nas.methods.within_cap import WithinCap
 from nas.training.evaluate import count_parameters
 from nas.training.hooks import Hook
@@ -60,7 +60,7 @@ def limit_of(cap, measured, *, part=None):
 
 def derived(limit, logits=(0.0, 1.0, 2.0, 3.0)):
     made = arch(*logits)
-    chosen = met(limit, lambda: WithinCap([limit])(made), arch=made, network=lambda chosen: chosen["a"])
+    chosen = derive_within(limit, lambda: WithinCap([limit])(made), arch=made, network=lambda chosen: chosen["a"])
     return chosen["a"], limit.times.timed
 
 
@@ -254,7 +254,7 @@ def test_where_corrected_caps_leave_no_architecture_the_best_so_far_is_kept(caps
             raise ConfigError("no architecture", fix="raise a cap")
         return WithinCap([limit])(made)
 
-    assert met(limit, derive, arch=made, network=lambda chosen: chosen["a"]) == {"a": "middle"}
+    assert derive_within(limit, derive, arch=made, network=lambda chosen: chosen["a"]) == {"a": "middle"}
     assert len(asked) == 2
     assert "the fastest of 1 derived networks takes 20 ms" in capsys.readouterr().err
 
