@@ -1,9 +1,11 @@
-"""Sets evaluation mode for a while."""
+"""Sets evaluation mode for a while, and leaves a model as it was."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
+
+from nas.runtime.buffers import Buffers
 
 
 @contextmanager
@@ -15,6 +17,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         put_modes(modes)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """As `evaluation_mode`. Also restores the buffers, which some models change in evaluation mode."""
+    buffers = Buffers(model)
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        buffers.put_back()
 
 
 def put_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:

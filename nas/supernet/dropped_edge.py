@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import SpaceError
-from nas.runtime.buffers import Buffers
-from nas.runtime.modes import evaluation_mode
+from nas.runtime.modes import evaluating
 from nas.runtime.runtime import device_of
 
 
@@ -39,13 +38,9 @@ class OutputForm:
         Restores the modes, the buffers and torch's random state.
         """
         given = first_tensor((*inputs, *named.values()))
-        buffers = Buffers(module)
         gpus = [given.device] if given.device.type == "cuda" else []
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=gpus), evaluation_mode(module):
-                output = module(*copied(inputs), **{name: copied([value])[0] for name, value in named.items()})
-        finally:
-            buffers.put_back()
+        with torch.no_grad(), torch.random.fork_rng(devices=gpus), evaluating(module):
+            output = module(*copied(inputs), **{name: copied([value])[0] for name, value in named.items()})
         dtype = None if output.dtype == given.dtype else output.dtype
         if output.shape == given.shape and output.ndim:
             return cls(dtype=dtype)

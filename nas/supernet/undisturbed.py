@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from nas.runtime.buffers import Buffers
-from nas.runtime.modes import evaluation_mode
+from nas.runtime.modes import evaluating
 
 
 @contextmanager
@@ -17,16 +16,11 @@ def undisturbed(model: nn.Module, *, seed: int) -> Iterator[None]:
     At the end restores the buffers, the modes and the generators. The code inside is responsible for weights and
     gradients.
     """
-    buffers = Buffers(model)
     gpus = sorted({weight.device.index for weight in model.parameters() if weight.device.type == "cuda"})
-    with torch.random.fork_rng(devices=gpus):
+    with torch.random.fork_rng(devices=gpus), evaluating(model):
         # Not torch.manual_seed, which also seeds generators that fork_rng does not restore.
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
-        try:
-            with evaluation_mode(model):
-                yield
-        finally:
-            buffers.put_back()
+        yield

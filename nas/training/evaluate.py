@@ -1,7 +1,6 @@
 """Scores a network, and counts its parameters and multiply-accumulates."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +11,7 @@ from nas.data.inputs import each
 from nas.data.loader import Loader
 from nas.data.spec import DataSpec
 from nas.errors import described
-from nas.runtime.buffers import Buffers
-from nas.runtime.modes import evaluation_mode
+from nas.runtime.modes import evaluating
 from nas.runtime.runtime import device_of
 from nas.spaces.darts import auxiliary_heads
 from nas.supernet.mac_counter import MacCounter
@@ -69,17 +67,6 @@ def score(
     found = Score(float(metric) / examples, loss.result(), examples)
     scored(found)
     return replace(found, measures=measures.results())
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode. Its modes are restored, and buffers that it changes in eval mode too."""
-    buffers = Buffers(network)
-    try:
-        with evaluation_mode(network):
-            yield
-    finally:
-        buffers.put_back()
 
 
 def counted_parameters(network: nn.Module) -> Iterator[nn.Parameter]:

@@ -17,13 +17,14 @@ from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import DataError, DivergenceError
 from nas.runtime import distributed
 from nas.runtime.buffers import restore_unsaved
+from nas.runtime.modes import evaluating
 from nas.runtime.runtime import Runtime, describe, device_of, peak_memory
 from nas.settings.allowed_targets import Allowed
 from nas.settings.building import built
 from nas.spaces.space import Space
 from nas.storage import checkpoint_file
 from nas.supernet.genotype import Genotype
-from nas.training.evaluate import Score, count_parameters, evaluating, macs_or_reason, score
+from nas.training.evaluate import Score, count_parameters, macs_or_reason, score
 from nas.training.inheritance import SUPERNET
 from nas.training.latency import latency
 from nas.training.network_size import as_large_as

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 import nas
-from nas.runtime.modes import evaluation_mode
+from nas.runtime.modes import evaluating, evaluation_mode
 from nas.supernet.choice import Choice
 from nas.supernet.every_candidate import run_every_candidate
 from nas.supernet.undisturbed import undisturbed
-from nas.training.evaluate import evaluating
 from nas.training.loop import TrainingStep
 from nas.training.task import Classification
 from nas.training.trial_training import try_small
