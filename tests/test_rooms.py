@@ -9,7 +9,6 @@ from nas.settings.names import TARGETS
 ROOT = Path(nas.__file__).parent
 # A module imports from its own room, and from rooms of a smaller number.
 LEVEL = {
-    "lazy": 0,
     "untrusted": 0,
     "errors": 1,
     "drawing": 2,
@@ -75,7 +74,7 @@ def test_hydra_is_imported_in_settings_and_cli_alone():
 
 
 def test_reports_read_files():
-    allowed = {"report", "untrusted", "errors", "drawing", "settings", "storage", "lazy", "__version__"}
+    allowed = {"report", "untrusted", "errors", "drawing", "settings", "storage", "__version__"}
     others = {room(other) for name, tree in MODULES.items() if room(name) == "report" for other in imported(tree)
               if other.startswith("nas.")}  # fmt: skip
     assert others <= allowed

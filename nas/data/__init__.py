@@ -3,27 +3,6 @@
 Importing this package imports only torch. `load` imports what only that family needs.
 """
 
-from nas.lazy import lazy
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "DataBundle": "bundle",
-        "Split": "bundle",
-        "Custom": "custom",
-        "Digits": "digits",
-        "ImageFolder": "image_folder",
-        "Loader": "loader",
-        "search_batches": "loader",
-        "RandAugment": "policy",
-        "TrivialAugment": "policy",
-        "DataSpec": "spec",
-        "ImageSpec": "spec",
-        "Synthetic": "synthetic",
-        "Cifar10": "torchvision_sets",
-        "Cifar100": "torchvision_sets",
-        "FashionMnist": "torchvision_sets",
-        "SVHN": "torchvision_sets",
-        "Augment": "transforms",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,14 +1,5 @@
 """The file formats of an exported network, one format per module."""
 
-from nas.lazy import lazy
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "BFloat16": "bfloat16",
-        "Onnx": "onnx",
-        "Program": "program",
-        "Standalone": "standalone",
-        "Weights": "weights",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

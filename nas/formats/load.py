@@ -1,6 +1,7 @@
 """Loads a trained network in one line, from a run, a checkpoint or an export."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ from nas.data.spec import DataSpec
 from nas.errors import CheckpointError, described
 from nas.formats.export import FORMAT, GENOTYPE, METADATA, VERSION
 from nas.formats.weights import FILE as WEIGHTS
+from nas.runtime.rng import put_back
 from nas.runtime.runtime import Runtime
 from nas.settings.allowed_targets import Allowed
-from nas.settings.arguments import list_of, path_of
+from nas.settings.arguments import list_of, named_as_arguments, path_of
 from nas.settings.building import built
 from nas.spaces.darts import auxiliary_heads
 from nas.spaces.space import Space
 from nas.storage import checkpoint_file
-from nas.supernet.genotype import SIZE_LIMIT as GENOTYPE_LIMIT
-from nas.supernet.genotype import Genotype
+from nas.supernet.genotype import SIZE_LIMIT as GENOTYPE_LIMIT, Genotype
 from nas.training.network_size import as_large_as
 from nas.training.trained import Trained
 from nas.untrusted import plain_data, regular_file
@@ -28,8 +29,24 @@ SIZE_LIMIT = 10_000_000  # bytes of the metadata; a thousand classes take about 
 FIX = "give the directory of a run or of an export, or a retrain/checkpoint.pt"
 
 
-def load(path: str | Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:
-    """See `nas.load`."""
+def load(
+    path: str | Path, *, allow: Sequence[str | Callable[..., Any]] = (), device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The trained network, in eval mode: ``nas.load("runs/my_run")``.
+
+    path: the directory of a run or of an export, or a ``retrain/checkpoint.pt``.
+    allow: your own code that the network may be built from: packages (``my_package``), full import paths, or the
+    functions and classes themselves. It is ``allow_targets`` of the commands.
+    device: ``cpu``, ``cuda``, ..., or ``auto`` for a GPU if there is one.
+    No code in the files is run. Raises CheckpointError for files that are damaged, of another project or version, or do
+    not belong together, and ConfigError if they name a package that is not allowed.
+    """
+    with named_as_arguments(), put_back():
+        return loaded(path, allow=allow, device=device)
+
+
+def loaded(path: str | Path, *, allow: Allowed, device: str | torch.device) -> nn.Module:
+    """Does what `load` does, for commands: errors name their settings."""
     path, allow = path_of(path, "path"), list_of(allow, "allow")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", fix=FIX)

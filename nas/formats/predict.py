@@ -14,7 +14,7 @@ from nas.data.image_file import EXTENSIONS, check_image_size, pillow_warnings, r
 from nas.data.spec import DataSpec, ImageSpec
 from nas.errors import DataError, SpaceError, described
 from nas.formats.export import METADATA
-from nas.formats.load import from_export, load, read_metadata
+from nas.formats.load import from_export, loaded, read_metadata
 from nas.runtime.runtime import Runtime, device_of
 from nas.settings.allowed_targets import Allowed
 from nas.storage import checkpoint_file
@@ -66,7 +66,7 @@ class Predictor:
             return cls(network, spec)
         file = path / "retrain" / "checkpoint.pt" if path.is_dir() else path
         if not file.is_file():
-            load(path, allow=allow, device=device)  # which says what is missing
+            loaded(path, allow=allow, device=device)  # which says what is missing
         trained = Trained.load(file, allow=list(allow), runtime=Runtime(device=device))
         return cls(trained.network, trained.spec)
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from nas.formats.format import TOLERANCE, Artefact, Subject, UnavailableError
 from nas.formats.source.source import source
 from nas.formats.source.unsupported import UnsupportedError
-from nas.formats.weights import FILE as WEIGHTS
-from nas.formats.weights import write_weights
+from nas.formats.weights import FILE as WEIGHTS, write_weights
 from nas.supernet.copying import copied
 
 FILE = "model.py"

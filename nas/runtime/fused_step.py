@@ -5,8 +5,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim import optimizer as torch_optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, optimizer as torch_optimizer
 
 # Whether all parameters of an optimiser are of one device and type, by the optimisers that have been asked for.
 ALIKE: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()

@@ -20,8 +20,7 @@ from nas.errors import ConfigError, OutputError, WorkerLostError
 from nas.runtime import distributed
 from nas.runtime.runtime import Runtime
 from nas.settings.dotted import among
-from nas.storage import atomic, forks, names
-from nas.storage import lock as locks
+from nas.storage import atomic, forks, lock as locks, names
 from nas.storage.command_line import setting
 from nas.storage.signals import Interrupted
 from nas.untrusted import plain_data, regular_file

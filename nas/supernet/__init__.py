@@ -1,15 +1,5 @@
 """The mechanism of a search: choices, gates, architecture parameters and genotypes."""
 
-from nas.lazy import lazy
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "ArchParams": "arch_params",
-        "Choice": "choice",
-        "choices": "choice",
-        "freeze": "freezing",
-        "gates": "choice",
-        "Genotype": "genotype",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

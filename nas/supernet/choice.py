@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError, SpaceError
-from nas.supernet.dropped_edge import OutputForm, first_tensor
-from nas.supernet.dropped_edge import copied as copies
+from nas.supernet.dropped_edge import OutputForm, copied as copies, first_tensor
 from nas.supernet.hard_gate import HardGate, transformed
 from nas.supernet.recomputation import refuse_reentrant
 from nas.supernet.unregistered import refuse_unregistered

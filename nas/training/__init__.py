@@ -1,20 +1,5 @@
 """Trains one network: loop, tasks, metrics, schedules and evaluation."""
 
-from nas.lazy import lazy
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "Constant": "schedule",
-        "Cosine": "schedule",
-        "CosineByEpoch": "schedule",
-        "Exponential": "schedule",
-        "Linear": "schedule",
-        "LinearByEpoch": "schedule",
-        "OneCycle": "schedule",
-        "Step": "schedule",
-        "Classification": "task",
-        "Custom": "task",
-        "Regression": "task",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,8 +18,7 @@ import time
 import traceback
 
 import torch
-from cuda.bindings import driver as cu
-from cuda.bindings import nvrtc
+from cuda.bindings import driver as cu, nvrtc
 
 PLACES, OPS, WORK, SHAPE = 240, 5, 8, (64, 16, 32, 32)
 STREAM = torch.cuda.Stream()

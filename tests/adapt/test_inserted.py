@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 from custom_models import residual
-from hostile_files import call, listed, nested, number, packed, text
-from hostile_files import name as global_name
+from hostile_files import call, listed, name as global_name, nested, number, packed, text
 from safetensors.torch import save_file, save_model
 from torch import nn
 

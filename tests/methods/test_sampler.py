@@ -19,8 +19,7 @@ from nas.methods.sampler import (
     gumbel_noise,
 )
 from nas.supernet.arch_params import ArchParams
-from nas.supernet.choice import Choice
-from nas.supernet.choice import gates as choice_gates
+from nas.supernet.choice import Choice, gates as choice_gates
 
 
 def gumbel(seed):

@@ -12,8 +12,7 @@ from nas.adapt.file_times import saved_times
 from nas.data import given
 from nas.errors import ConfigError
 from nas.methods.cost import Cost
-from nas.methods.timed_limit import Clock as PartClock
-from nas.methods.timed_limit import TimedLimit, derive_within, largest_of
+from nas.methods.timed_limit import Clock as PartClock, TimedLimit, derive_within, largest_of
 from nas.methods.within_cap import WithinCap
 from nas.training.evaluate import count_parameters
 from nas.training.hooks import Hook

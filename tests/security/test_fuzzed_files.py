@@ -16,8 +16,7 @@ import zipfile
 import hostile_files
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 
 import nas
 from nas.errors import NasError

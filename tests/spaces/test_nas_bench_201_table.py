@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from nas.cli import evaluate
-from nas.cli import search as nas_search
+from nas.cli import evaluate, search as nas_search
 from nas.cli.stages.search import SearchStage
 from nas.cli.stages.setup import Setup
 from nas.errors import ConfigError, DataError, GenotypeError

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import custom_models
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from omegaconf import OmegaConf
 
 from nas.data.spec import ImageSpec

@@ -14,8 +14,7 @@ from nas.errors import ConfigError
 from nas.report.strips import Strip, strips
 from nas.spaces.nas_bench_201_notation import from_text, to_text
 from nas.spaces.nas_bench_201_table import EDGES, OPS
-from nas.studies.as_markdown import markdown
-from nas.studies.as_markdown import table as table_of
+from nas.studies.as_markdown import markdown, table as table_of
 from nas.studies.as_page import study_page
 from nas.studies.baselines import DRAWN, Baselines
 from nas.studies.checklist import checklist

@@ -14,8 +14,7 @@ from nas.methods.undrawn import UndrawnDecay
 from nas.spaces.darts import Darts
 from nas.spaces.edge_ops import EdgeOps
 from nas.spaces.nas_bench_201 import NasBench201
-from nas.spaces.op_sets import darts as darts_ops
-from nas.spaces.op_sets import nas_bench_201 as bench_ops
+from nas.spaces.op_sets import darts as darts_ops, nas_bench_201 as bench_ops
 from nas.spaces.ops import DilConv, ReLUConvBN, SepConv, Zero
 from nas.supernet.choice import Choice, Gate, choices, gates
 from nas.supernet.entanglement import CentreConv2d, entangle, separate, shares_weights
