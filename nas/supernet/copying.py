@@ -36,11 +36,24 @@ def copied(module: Module) -> Module:
     known = dict(memo)
     try:
         made = copy.deepcopy(module, memo)
+        fill_functions(functions, memo)
+        for parameter in module.parameters():
+            if (other := memo.get(id(parameter))) is None:  # of a module that copies itself in another way
+                continue
+            vars(other).update(
+                {name: copy.deepcopy(it, memo) for name, it in vars(parameter).items() if not hasattr(other, name)}
+            )
+            hook_gradients(other, *copy.deepcopy(gradient_hooks(parameter), memo))
     except Exception as error:  # of any object's own code
         raise SpaceError(
             f"{uncopied(module, known)} of the {type(module).__name__} cannot be copied ({described(error)})",
             fix="let it hold what copy.deepcopy can copy, and tensors as buffers or by torch.nn.utils.parametrizations",
         ) from error
+    return made
+
+
+def fill_functions(functions: Iterable[FunctionType], memo: dict[int, Any]) -> None:
+    """Gives the copies of functions the variables, the defaults and the attributes that the functions have."""
 
     def own(value: Any) -> Any:
         return copy.deepcopy(value, memo) if any(id(one) in memo for one in members(value)) else value
@@ -53,23 +66,18 @@ def copied(module: Module) -> Module:
         function.__defaults__ = one.__defaults__ and tuple(map(own, one.__defaults__))
         function.__kwdefaults__ = one.__kwdefaults__ and {name: own(it) for name, it in one.__kwdefaults__.items()}
         function.__dict__.update({name: own(it) for name, it in one.__dict__.items()})
-    for parameter in module.parameters():
-        if (other := memo.get(id(parameter))) is None:  # of a module that copies itself in another way
-            continue
-        vars(other).update(
-            {name: copy.deepcopy(it, memo) for name, it in vars(parameter).items() if not hasattr(other, name)}
-        )
-        hook_gradients(other, *copy.deepcopy(gradient_hooks(parameter), memo))
-    return made
 
 
 def uncopied(module: nn.Module, known: dict[int, Any]) -> str:
     """Returns the place of the first attribute that cannot be copied, for a message. known: id -> copy."""
     for path, part in module.named_modules():
-        for name, value in vars(part).items():
+        places = {name: value for name, value in vars(part).items() if name != "_modules"}
+        for name, parameter in part.named_parameters(recurse=False):
+            places |= {f"{name}.{attribute}": value for attribute, value in vars(parameter).items()}
+            places[f"{name}'s gradient hook"] = gradient_hooks(parameter)
+        for name, value in places.items():
             try:
-                if name != "_modules":
-                    copy.deepcopy(value, dict(known))
+                copy.deepcopy(value, dict(known))
             except Exception:
                 return ".".join(filter(None, (path, name)))
     return "a part"

@@ -112,3 +112,21 @@ def test_a_module_that_cannot_be_copied_is_told_with_what_it_holds():
     model[0].locks = [threading.Lock()]
     with pytest.raises(SpaceError, match=r"^0\.locks of the Sequential cannot be copied .*_thread\.lock"):
         copied(model)
+
+
+def test_a_parameter_that_holds_what_cannot_be_copied_is_told_with_its_place():
+    class Counter:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def hook(self, gradient):
+            return gradient
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].bias.lock = threading.Lock()
+    with pytest.raises(SpaceError, match=r"^1\.bias\.lock of the Sequential cannot be copied .*_thread\.lock"):
+        copied(model)
+    del model[1].bias.lock
+    model[0].weight.register_hook(Counter().hook)
+    with pytest.raises(SpaceError, match=r"^0\.weight's gradient hook of the Sequential cannot be copied"):
+        copied(model)
