@@ -75,6 +75,8 @@ class TorchvisionSet:
 
     def _read(self) -> list[tuple[Tensor, Tensor, Sequence[str]]]:
         """Returns the training split and the test split."""
+        import torchvision.datasets  # noqa: F401  # here, as a torchvision that cannot be imported is no damaged file
+
         path, title, files = path_of(self.root, "data.root"), self.title, self.files
         for file in path.glob(files + "*" * files.endswith("/")):
             if not file.is_file():  # torchvision would wait for a pipe without end

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 import struct
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -259,3 +260,11 @@ def test_a_pipe_in_place_of_a_file_is_one_line(tmp_path: Path, family: Any, name
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match=f"{name} is no regular file"):
         family(root=str(tmp_path)).load()
+
+
+def test_a_torchvision_that_cannot_be_imported_is_not_told_as_a_damaged_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(ImportError, match="torchvision"):
+        Cifar10(root=str(tmp_path)).load()
