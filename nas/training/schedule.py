@@ -262,15 +262,15 @@ def values(schedule: Any, what: str, *, points: int) -> list[float]:
 
 # The learning rates that an optimiser's parameter groups were made with. A checkpoint replaces the groups, by those of
 # an earlier release or of other settings; and an optimiser around another one may have no hooks that put rates back.
-INITIAL: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()
+# By the first parameter of each group, as a hook may remove groups and add others.
+INITIAL: WeakKeyDictionary[Optimizer, dict[Tensor | None, float]] = WeakKeyDictionary()
 
 
 def keep_ratios(optimizer: Optimizer) -> list[float]:
     """Returns the learning rates that an optimiser's parameter groups were made with, for `set_lr`. Called first when
     it is made."""
-    rates = INITIAL.setdefault(optimizer, [])
-    rates += [float(group["lr"]) for group in optimizer.param_groups[len(rates) :]]
-    return rates
+    rates = INITIAL.setdefault(optimizer, {})
+    return [rates.setdefault(next(iter(group["params"]), None), float(group["lr"])) for group in optimizer.param_groups]
 
 
 def initial_lr(optimizer: Optimizer) -> float:

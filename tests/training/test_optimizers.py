@@ -226,6 +226,15 @@ def test_ratios_survive_a_checkpoint(earlier):
     assert rates(resumed) == [0.1, pytest.approx(0.01)]
 
 
+def test_groups_keep_their_rates_when_others_are_removed_and_added():
+    optimizer = grouped(0.2, 0.4, 0.1)
+    keep_ratios(optimizer)
+    del optimizer.param_groups[0]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 0.8})
+    set_lr(optimizer, 0.04)
+    assert rates(optimizer) == pytest.approx([0.04, 0.01, 0.08])
+
+
 class Around(torch.optim.Optimizer):
     """Steps by another optimiser, and does not call the constructor of torch's, as Lookahead of timm does not."""
 
