@@ -47,18 +47,18 @@ class ScoreFunction:
         """Returns a scalar whose gradient is the logits' gradient of the step. losses: (networks,)."""
         logits = arch.masked()
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        log_probs = wide.log_softmax(dim=-1)
         indices = indices_of(drawn)
-        # The advantages sum to 0, so a choice of which all networks have drawn one candidate gets no gradient. What the
-        # advantages' rounding errors leave of it would be a whole step for Adam, before it has seen larger gradients.
+        # The advantages sum to 0, so log p = logit - logsumexp can do without its last term, and a choice of which all
+        # networks have drawn one candidate gets no gradient. What the advantages' rounding errors leave of both would
+        # be a whole step for Adam, before it has seen larger gradients.
         alike = (indices == indices[0]).all(dim=0)
-        scores = torch.stack([log_probs.gather(-1, row[:, None])[:, 0].masked_fill(alike, 0).sum() for row in indices])
+        scores = torch.stack([wide.gather(-1, row[:, None])[:, 0].masked_fill(alike, 0).sum() for row in indices])
         residuals = losses.detach().to(scores)
         known = torch.zeros_like(scores[0])
         if self.effects is not None:
             effects = self.effects.effects(wide)
             residuals = residuals - torch.stack([effects.gather(-1, row[:, None]).sum() for row in indices])
-            known = (log_probs.exp() * effects).sum()
+            known = (wide.softmax(dim=-1) * effects).sum()
         # L_i - mean_{j != i} L_j = n / (n - 1) (L_i - mean L); the mean over the n networks leaves 1 / (n - 1).
         advantages = (residuals - residuals.mean()) / (len(drawn) - 1)
         return (advantages * scores).sum() + known

@@ -114,7 +114,7 @@ def test_the_mean_is_the_exact_gradient_of_the_expected_loss(samples, control):
 
 
 @pytest.mark.parametrize("samples", [2, 3])
-def test_a_choice_that_all_networks_have_decided_alike_learns_nothing(samples):
+def test_candidates_that_no_network_has_drawn_and_choices_that_all_decide_alike_learn_nothing(samples):
     """Rounding errors of the advantages would be whole steps of Adam at the beginning."""
     searcher, met = make(ScoreFunction(samples=samples), arch_lr=0.0), 0
     for _ in range(40):
@@ -124,6 +124,8 @@ def test_a_choice_that_all_networks_have_decided_alike_learns_nothing(samples):
         indices = indices_of(drawn)
         alike = (indices == indices[0]).all(dim=0)
         assert torch.equal(found.abs().sum(dim=1) == 0, alike)
+        undrawn = nn.functional.one_hot(indices, found.shape[1]).sum(dim=0) == 0
+        assert not found[undrawn].any()
         met += int(alike.sum())
     assert met
 
