@@ -47,6 +47,7 @@ class Derivation:
         self._before: Genotype | None = None  # of the epoch before
 
     def __call__(self, state: SearchState, last: bool) -> Genotype:
+        state.agree_to_stop()  # a hook may have ended the search after a step
         chosen = self._deriver(state.arch)
         if state.epoch >= self._warmup_epochs:
             self._watch(state, chosen)
@@ -96,6 +97,7 @@ class Stopped(Hook):
         self._measurements = measurements
 
     def after_epoch(self, state: Any) -> None:
+        state.agree_to_stop()
         if state.stopped is not None and not self._derivation.has_decided:
             self._derivation.decide(state)
             Hooks(self._measurements).after_epoch(state)

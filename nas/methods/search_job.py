@@ -57,6 +57,7 @@ class SearchJob:
     """
 
     def __init__(self, job: Job, options: SearchOptions, parts: SearchParts, *, retrained: Space) -> None:
+        distributed.check_same({f"search.{name}": value for name, value in asdict(options).items()})
         self.job = job
         self.options = options
         self.retrained_space = retrained

@@ -75,6 +75,10 @@ class SearchState:
         """Whether a search of so many epochs is over."""
         return self.epoch == epochs or self.stopped is not None
 
+    def agree_to_stop(self) -> None:
+        """Ends the search in all processes if a hook has ended it in one of them. They call it together."""
+        self.stopped = next((reason for reason in distributed.of_all(self.stopped) if reason is not None), None)
+
     def state_dict(self) -> dict[str, Any]:
         """Raises DivergenceError if it is not finite: it is not to be saved over one that is."""
         self.guard.check(WEIGHTS, self.supernet.parameters(), naming(self.supernet))

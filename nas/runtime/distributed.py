@@ -243,6 +243,23 @@ def of_this_process(states: Sequence[Any]) -> Any:
     return states[number if number < len(states) else 0]
 
 
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError, in every process, for a value that is not the same in all processes. Otherwise they would
+    wait for each other without end, or compute nonsense.
+
+    values: name -> plain data, with the same names in all processes.
+    """
+    each = of_all({name: repr(value) for name, value in values.items()})
+    for name in values:
+        found = list(dict.fromkeys(of[name] for of in each))
+        if len(found) > 1:
+            raise ConfigError(
+                f"{name} differs between the {len(each)} processes, got {' and '.join(one[:60] for one in found[:2])}, "
+                "expected the same in all",
+                fix="start all processes with the same settings, data and files, on devices of one kind",
+            )
+
+
 def check_equal_gates(tensors: Iterable[Tensor]) -> None:
     """Raises DivergenceError, in every process, unless the tensors are the same in all processes, bit for bit.
 

@@ -60,6 +60,9 @@ class Job:
                 f"task.metric is {self.task.metric!r:.80}, expected a nas.training.task.Metric",
                 fix='set metric = Metric("score", higher_is_better=True) in the class',
             )
+        runtime = self.runtime
+        given = {"seed": self.seed, "device": runtime.device.type, "precision": runtime.precision.name}
+        distributed.check_same({**given, "the digest of the training examples": (self.data.trained_on or "")[:12]})
         # Now, as the checks of a stage may use the task.
         object.__setattr__(self, "task_state", TaskState(self.task, augment=self.data.augment))
 

@@ -9,6 +9,7 @@ from typing import Any
 from nas.data.bundle import DataBundle
 from nas.data.loader import Loader
 from nas.errors import ConfigError, DataError, GenotypeError
+from nas.runtime import distributed
 from nas.settings.building import complete
 from nas.settings.dotted import FETCH, LINKS, OF_SEARCH, OWN, PLACES, among, leaves
 from nas.settings.names import NAME
@@ -127,7 +128,9 @@ class StageRecords:
         seen: see `nas.training.job.Job.seen`. check: is given what was saved, and where, before the state takes it.
         """
         records, kept = self._records, self._checkpoints
-        if kept is not None and (saved := kept.newest()) is not None:
+        saved = None if kept is None else kept.newest()
+        distributed.check_same({"the checkpoint to go on from": saved and (saved["epoch"], saved["step"])})
+        if kept is not None and saved is not None:
             records.check_unchanged(saved, data, seen, kept.path)
             if check is not None:
                 check(saved, kept.path)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class RetrainJob:
     """Checks and builds all it can in its constructor; `train` trains the network of a genotype."""
 
     def __init__(self, job: Job, options: RetrainOptions, parts: RetrainParts) -> None:
+        distributed.check_same({f"retrain.{name}": value for name, value in asdict(options).items()})
         self.job = job
         self.options = options
         self.parts = parts
@@ -169,6 +171,7 @@ class RetrainJob:
         supernet: gives the weights of the search, asked for where training begins with them.
         """
         job, options = self.job, self.options
+        distributed.check_same({"the genotype": genotype.to_dict()})
         job.runtime.start(job.seed)  # so that the stage gives the same whether or not a search came before it
         stage = records.stage("retrain")
         if stage.begun:

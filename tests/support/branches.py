@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from searchers import build_searcher
 from torch import nn
 
+import nas
 from nas.cli import torchrun
 from nas.errors import DivergenceError
 from nas.methods.first_order import FirstOrder
@@ -28,6 +29,7 @@ from nas.runtime.runtime import seed_layers
 from nas.spaces.cell import DropPath, set_drop_path
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Choice
+from nas.training.hooks import Hook
 from nas.training.loop import RetrainState, TrainingStep
 from nas.training.task import Custom
 
@@ -85,6 +87,14 @@ class Noisy(nn.Module):
         self.seen.lerp_(x.mean(0), 0.1)
         self.drawn.append((*noise, *mask.flatten().tolist(), *path.flatten().tolist()))
         return self.out(self.into(x - self.seen).tanh() * mask * path * sum(noise))
+
+
+class StopsInTheSecond(Hook):
+    def __init__(self, moment):
+        setattr(self, moment, functools.partial(self.stop, moment))
+
+    def stop(self, moment, state):
+        state.stopped = moment if distributed.share().index else None
 
 
 def batches():
@@ -177,6 +187,15 @@ def main(directory, expected):
             assert torch.equal(model.experts[2].weight, initial["experts.2.weight"])  # no weight decay without examples
             assert not torch.equal(model.wide[0].weight, initial["wide.0.weight"])
             distributed.check_equal_weights(dict(model.named_parameters()))
+
+        # A hook of the second process alone ends the search, in the middle of an epoch or after it.
+        inputs, targets = next(batches())
+        for moment in ("after_step", "after_epoch"):
+            hooks = [StopsInTheSecond(moment)]
+            options = {"epochs": 3, "batch_size": 4, "task": TASK, "device": "cpu", "hooks": hooks}
+            found = nas.search(Experts().float(), (inputs, targets), **options)
+            assert found.stopped == moment
+            assert len(set(distributed.of_all(found.genotype.to_json()))) == 1
 
         # One weight of one process differs by one bit.
         weights = {"a": torch.zeros(3), "b": torch.arange(9.0).bfloat16(), "c": torch.ones(2, dtype=torch.complex64)}

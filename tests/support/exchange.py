@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nas.cli import torchrun
-from nas.errors import DivergenceError
+from nas.errors import ConfigError, DivergenceError
 from nas.runtime import distributed
 from nas.runtime.buffers import of_processes
 from nas.runtime.precision import Precision, take_step
@@ -81,6 +81,10 @@ def main(directory):
         ):
             with pytest.raises(DivergenceError, match="the 2 processes no longer draw the same gates"):
                 distributed.check_equal_gates(different)
+
+        distributed.check_same({"seed": 1, "size": None})
+        with pytest.raises(ConfigError, match=r"size differs between the 2 processes, got \(0, 2\) and \(1, 2\), exp"):
+            distributed.check_same({"seed": 1, "size": (rank, 2)})
 
         downloaded = directory / "downloaded"
         with distributed.first_on_machine_first():
