@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import threading
 import warnings
 
 import numpy as np
@@ -220,6 +221,26 @@ class Patience(Hook):
 
     def load_state_dict(self, state):
         self.epochs = state["epochs"]
+
+
+def test_one_thread_makes_a_run_at_a_time():
+    refused = []
+
+    class Other(Hook):
+        def after_epoch(self, state):
+            nas.retrain(small, state.genotype, images(), **RETRAIN)  # in the same thread
+
+            def run():
+                with pytest.raises(ConfigError, match="another thread of this process makes a run") as caught:
+                    nas.search(small, images(), **SHORT)
+                refused.append(caught)
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+
+    nas.search(small, images(), hooks=[Other()], **SHORT)
+    assert refused
 
 
 def test_a_hook_may_end_a_search_which_then_decides_as_after_its_last_epoch(tmp_path):

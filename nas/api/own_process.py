@@ -4,12 +4,44 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 import torch
 
+from nas.errors import ConfigError
 from nas.runtime import distributed, rng
 from nas.storage.signals import Interrupted
+
+
+class Running:
+    """lock: held by the thread that makes a run, which may make another inside of it, e.g. in a hook."""
+
+    lock = threading.RLock()
+
+    @classmethod
+    def renew(cls) -> None:
+        cls.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=Running.renew)  # the thread that holds it is not in the new process
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Raises ConfigError if another thread makes a run: runs share random generators, threads and determinism."""
+    lock = Running.lock
+    if not lock.acquire(blocking=False):
+        raise ConfigError(
+            "another thread of this process makes a run, expected one run at a time, as runs share torch's global "
+            "random generators",
+            fix="make the runs one after another, or each in a process of its own",
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -31,7 +63,7 @@ def own_modes() -> Iterator[None]:
 @contextlib.contextmanager
 def own_process() -> Iterator[None]:
     """Puts back what `Runtime.start` sets: seeds, threads, determinism. A signal, once the state is saved, ends the
-    program as it does without this project. Inside, modes are those of `own_modes`."""
+    program as it does without this project. Inside, modes are those of `own_modes`, and no other thread makes a run."""
     started = os.environ.get("WORLD_SIZE", "1")
     if started.isdecimal() and int(started) > distributed.world():
         print(
@@ -39,19 +71,20 @@ def own_process() -> Iterator[None]:
             "torchrun -m nas.cli.run shares every batch between them",
             file=sys.stderr,
         )
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled, benchmarks = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark  # type: ignore[attr-defined]
-    try:
-        with own_modes():
-            yield
-    except Interrupted as stop:
-        if stop.received == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise SystemExit(128 + stop.received) from None
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = benchmarks
-        torch.set_num_threads(threads)
+    with alone():
+        threads = torch.get_num_threads()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        filled, benchmarks = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark  # type: ignore[attr-defined]
+        try:
+            with own_modes():
+                yield
+        except Interrupted as stop:
+            if stop.received == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + stop.received) from None
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+            torch.backends.cudnn.benchmark = benchmarks
+            torch.set_num_threads(threads)
