@@ -223,6 +223,12 @@ class Patience(Hook):
         self.epochs = state["epochs"]
 
 
+@pytest.mark.parametrize("deriver", [lambda arch: {}[0], functools.partial(BestOf, samples=2)])
+def test_a_deriver_that_fails_is_told_before_the_search(deriver):
+    with pytest.raises(ConfigError, match=r"the deriver fails \((KeyError: 0|TypeError: .*)\); correct its __call__"):
+        nas.search(small, images(), deriver=deriver, **SHORT)
+
+
 def test_one_thread_makes_a_run_at_a_time():
     refused = []
 

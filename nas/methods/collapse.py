@@ -30,8 +30,10 @@ class CollapseMonitor:
                     f"monitor.{name} is a fraction of the derived choices in [0, 1], got {limit:g}",
                     fix=f"set monitor.{name} to e.g. 0.5, or null for no limit",
                 )
-        if patience < 1:
-            raise ConfigError(f"monitor.patience must be at least 1, got {patience}", fix="set monitor.patience=1")
+        if patience < 1 or patience != int(patience):  # the warning comes when the count equals it
+            raise ConfigError(
+                f"monitor.patience must be a whole number of at least 1, got {patience}", fix="set monitor.patience=1"
+            )
         self.kinds = kinds
         self.skips = skips
         self.parameter_free = parameter_free

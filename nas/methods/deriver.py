@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from nas.errors import ConfigError, SpaceError
+from nas.errors import ConfigError, NasError, SpaceError, described
 from nas.methods.supernet_score import Judge
 from nas.supernet.arch_params import ArchParams
 
@@ -31,6 +31,18 @@ class JudgingDeriver(Deriver, Protocol):
     def batches(self) -> int | None: ...
 
     def judged(self, arch: ArchParams, judge: Judge) -> dict[str, str | None]: ...
+
+
+def tried(deriver: Deriver, arch: ArchParams) -> dict[str, str | None]:
+    """Returns what a deriver derives when it is called first. Raises ConfigError if it fails."""
+    try:
+        return deriver(arch)
+    except NasError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the deriver fails ({described(error)})", fix="correct its __call__(arch), or give an object of its class"
+        ) from error
 
 
 def check_excluded(deriver: Deriver, arch: ArchParams) -> None:

@@ -14,7 +14,7 @@ from nas.methods.cap import TIME, Pull, holding
 from nas.methods.collapse import CollapseMonitor
 from nas.methods.cost_regularisers import Latency
 from nas.methods.derived_networks import Derived, timed_of
-from nas.methods.deriver import check_excluded
+from nas.methods.deriver import check_excluded, tried
 from nas.methods.discretisation_gap import Gap
 from nas.methods.exponentiated_gradient import ExponentiatedGradient
 from nas.methods.first_order import FirstOrder
@@ -74,7 +74,7 @@ class SearchJob:
             job.benchmark.check(job.space.options(job.data.spec))
         check_excluded(self.deriver, self.state.arch)
         # A deriver that does not suit the space, or the benchmark, is found now, not after the first epoch.
-        self.first = Genotype(job.space.name, self.deriver(self.state.arch))
+        self.first = Genotype(job.space.name, tried(self.deriver, self.state.arch))
         for limits in self.derived.points[1:]:  # that no architecture may hold together
             self._holding(limits)(self.state.arch)
         self.derived.describe(self.first)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, described
 
 Schedule = Callable[[float], float]
 
@@ -209,14 +209,15 @@ class Step:
 
 
 def positive(schedule: Schedule, what: str, *, points: int = 65) -> Schedule:
-    """Returns the schedule if it is above 0 at all of `points` points.
+    """Returns the schedule if it is finite and above 0 at all of `points` points.
 
     Raises ConfigError, naming `what` (a setting, e.g. ``temperature``), otherwise.
     """
-    lowest = min(values(schedule, what, points=points))
-    if not lowest > 0:
+    strange = [value for value in values(schedule, what, points=points) if not 0 < value < math.inf]
+    if strange:
         raise ConfigError(
-            f"{what} must be > 0 throughout, got {lowest:g}", fix=f"set it to e.g. 0.1, as {what}.end=0.1"
+            f"{what} must be finite and > 0 throughout, got {min(strange):g}",
+            fix=f"set it to e.g. 0.1, as {what}.end=0.1",
         )
     return schedule
 
@@ -243,7 +244,10 @@ def values(schedule: Any, what: str, *, points: int) -> list[float]:
             f"{what} is {got}, expected a function of the progress in [0, 1]",
             fix="give e.g. nas.training.schedule.Linear(0.1, 0.1)",
         )
-    found = [schedule(progress(i, points)) for i in range(points)]
+    try:
+        found = [schedule(progress(i, points)) for i in range(points)]
+    except Exception as error:
+        raise ConfigError(f"{what} fails ({described(error)})", fix="correct the schedule and its numbers") from error
     for value in found:
         if not isinstance(value, Real | Tensor):
             raise ConfigError(

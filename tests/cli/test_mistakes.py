@@ -73,11 +73,11 @@ MISTAKES = {
     ),
     "negative temperature": (
         ("temperature.end=-1",),
-        "temperature must be > 0 throughout, got -1; set it to e.g. 0.1, as temperature.end=0.1",
+        "temperature must be finite and > 0 throughout, got -1; set it to e.g. 0.1, as temperature.end=0.1",
     ),
     "temperature of zero": (
         ("temperature=constant", "temperature.value=0"),
-        "temperature must be > 0 throughout, got 0; set it to e.g. 0.1, as temperature.end=0.1",
+        "temperature must be finite and > 0 throughout, got 0; set it to e.g. 0.1, as temperature.end=0.1",
     ),
     "search batch too large": (
         ("search.batch_size=100",),

@@ -240,7 +240,10 @@ MISTAKES = {
         "monitor.skips is a fraction of the derived choices in [0, 1], got 2; set monitor.skips to e.g. 0.5, or null "
         "for no limit",
     ),
-    "patience": (("monitor.patience=0",), "monitor.patience must be at least 1, got 0; set monitor.patience=1"),
+    "patience": (
+        ("monitor.patience=0",),
+        "monitor.patience must be a whole number of at least 1, got 0; set monitor.patience=1",
+    ),
 }
 
 

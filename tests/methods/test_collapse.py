@@ -1,9 +1,11 @@
 """The collapse monitor, and how it finds the kinds of candidates from their modules."""
 
 import custom_models
+import pytest
 import torch
 from torch import nn
 
+from nas.errors import ConfigError
 from nas.methods.collapse import CollapseMonitor
 from nas.methods.operation_kinds import Counts, Kinds, kinds_of
 from nas.spaces.custom import Custom
@@ -140,6 +142,12 @@ def test_limits_are_exceeded_and_not_reached():
     assert monitor.exceeded(counts(0, 8)) == "8 of 10 derived operations have no parameters, more than 70%"
     assert monitor.exceeded(counts(0, 0, kept=0)) is None
     assert CollapseMonitor(kinds=NOTHING, skips=None, parameter_free=None).exceeded(counts(10, 10)) is None
+
+
+def test_patience_is_a_whole_number():
+    """The warning comes in the epoch in which the count equals it."""
+    with pytest.raises(ConfigError, match=r"monitor.patience must be a whole number of at least 1, got 2\.5"):
+        CollapseMonitor(kinds=NOTHING, patience=2.5)
 
 
 def test_patience_counts_epochs_in_a_row_and_is_reached_once():

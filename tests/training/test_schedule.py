@@ -156,18 +156,23 @@ def test_progress_never_leaves_its_range():
         (Cosine(start=1.0, end=0.0), "0"),
         (Cosine(start=1.0, end=0.1, warmup=0.1), "0"),
         (Constant(value=math.nan), "nan"),
+        (Constant(value=math.inf), "inf"),
     ],
 )
-def test_positive_refuses_what_touches_zero(schedule, lowest):
-    with pytest.raises(
-        ConfigError, match=rf"temperature must be > 0 throughout, got {lowest}; set it .*temperature\.end=0\.1"
-    ):
+def test_positive_refuses_what_touches_zero_or_is_not_finite(schedule, lowest):
+    problem = rf"temperature must be finite and > 0 throughout, got {lowest}; set it .*temperature\.end=0\.1"
+    with pytest.raises(ConfigError, match=problem):
         positive(schedule, "temperature")
 
 
 def test_positive_returns_the_schedule_itself():
     schedule = Linear(start=10.0, end=0.1)
     assert positive(schedule, "temperature") is schedule
+
+
+def test_a_schedule_that_fails_is_named():
+    with pytest.raises(ConfigError, match=r"temperature fails \(TypeError: .*\); correct the schedule"):
+        positive(Linear(start="a", end=1.0), "temperature")
 
 
 def test_a_schedule_that_counts_its_calls_is_refused():
