@@ -6,7 +6,6 @@ continues killed ones.
 
 import contextlib
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from nas.cli import torchrun
 from nas.errors import ConfigError
 from nas.storage import atomic, names
 from nas.storage.command_line import hydra_value
@@ -67,7 +67,7 @@ def begin(config: DictConfig, *, varied: Collection[str] = ()) -> None:
     assert isinstance(task, list)
     given = any(override.startswith("hydra.sweep.dir=") for override in overrides)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else see `in_sweep`
+    alone = torchrun.started() == 1  # else see `in_sweep`
     if alone:
         directory = directory if given else names.claimed(directory)
         home[:] = [directory]
@@ -115,7 +115,7 @@ def in_sweep() -> bool:
     Under torchrun it is not: processes would start the next job at different times.
     """
     mode = hydra().mode
-    return mode is not None and mode.name == "MULTIRUN" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return mode is not None and mode.name == "MULTIRUN" and torchrun.started() == 1
 
 
 def optimises() -> bool:
@@ -241,9 +241,14 @@ def prepare(cfg: DictConfig, command: str) -> list[str]:
     """In a sweep that optimises, chooses an objective and holds out examples for it. Changes `cfg` in place.
 
     Returns what it has set, as on a command line. Raises ConfigError if no examples can be held out: the sweeper would
-    receive the test score.
+    receive the test score, or if there are several processes: each would have a sweeper, and one an objective.
     """
     chosen: list[str] = []
+    if optimises() and (processes := torchrun.started()) > 1:
+        raise ConfigError(
+            f"a sweep that optimises works in one process, got {processes}",
+            fix="start it without torchrun, and jobs side by side by a launcher, e.g. hydra/launcher=joblib",
+        )
     if "objective" not in cfg:
         return chosen
     if optimises() and cfg.objective is None:

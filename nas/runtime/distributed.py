@@ -254,7 +254,7 @@ def check_same(values: Mapping[str, Any]) -> None:
         found = list(dict.fromkeys(of[name] for of in each))
         if len(found) > 1:
             raise ConfigError(
-                f"{name} differs between the {len(each)} processes, got {' and '.join(one[:60] for one in found[:2])}, "
+                f"the {len(each)} processes differ in {name}, got {' and '.join(one[:60] for one in found[:2])}, "
                 "expected the same in all",
                 fix="start all processes with the same settings, data and files, on devices of one kind",
             )

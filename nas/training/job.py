@@ -61,8 +61,13 @@ class Job:
                 fix='set metric = Metric("score", higher_is_better=True) in the class',
             )
         runtime = self.runtime
-        given = {"seed": self.seed, "device": runtime.device.type, "precision": runtime.precision.name}
-        distributed.check_same({**given, "the digest of the training examples": (self.data.trained_on or "")[:12]})
+        given: dict[str, Any] = {"seed": self.seed, "device": runtime.device.type, "precision": runtime.precision.name}
+        if distributed.world() > 1:
+            train, labels = self.data.train, self.data.train.labels
+            # Not all data have a digest. The labels show another order, as of a random split without a seed.
+            known = [] if labels is None else distributed.digest_each([labels]).tolist()
+            given["the training examples"] = [len(train), *known, (self.data.trained_on or "")[:12]]
+        distributed.check_same(given)
         # Now, as the checks of a stage may use the task.
         object.__setattr__(self, "task_state", TaskState(self.task, augment=self.data.augment))
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from cli.conftest import TINY, Outcome
 from launch import torchrun
+from omegaconf import OmegaConf
 
+from nas.cli import sweep as sweep_of_jobs
 from nas.cli.torchrun import left_at_once, refuse_several
 from nas.errors import ConfigError
 from nas.storage.names import absent, remove_if_empty
@@ -216,6 +218,13 @@ def test_commands_that_one_process_does_are_refused_to_several(monkeypatch: pyte
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="nas-export works in one process, got 2; start it without torchrun"):
         refuse_several("nas-export")
+
+
+def test_a_sweep_that_optimises_is_refused_to_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_of_jobs, "optimises", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a sweep that optimises works in one process, got 2; start it without tor"):
+        sweep_of_jobs.prepare(OmegaConf.create(), "nas-run")
 
 
 def test_a_process_of_several_is_left_at_once_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:

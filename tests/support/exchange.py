@@ -83,7 +83,7 @@ def main(directory):
                 distributed.check_equal_gates(different)
 
         distributed.check_same({"seed": 1, "size": None})
-        with pytest.raises(ConfigError, match=r"size differs between the 2 processes, got \(0, 2\) and \(1, 2\), exp"):
+        with pytest.raises(ConfigError, match=r"the 2 processes differ in size, got \(0, 2\) and \(1, 2\), exp"):
             distributed.check_same({"seed": 1, "size": (rank, 2)})
 
         downloaded = directory / "downloaded"
