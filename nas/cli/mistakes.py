@@ -55,7 +55,8 @@ def explain_text(text: str, config_name: str) -> str:
     plug_in = re.search(r"Could not (?:find|load) 'hydra/(?:launcher|sweeper)/([^']+)'", text)
     if plug_in and plug_in[1] in EXTRAS:
         return f"{plug_in[1]} is not installed; pip install 'gumbel-nas[{EXTRAS[plug_in[1]]}]'"
-    if member := re.search(r"Could not load '([^'/]+)/([^']+)'", text):  # one of those that are chosen of a group
+    # Hydra has another message for a wrong name in a list, as in formats=[weights,onx].
+    if member := re.search(r"Could not load '([^'/]+)/([^']+)'", text):
         group, got = member.groups()
         known = ", ".join(sorted(path.stem for path in (configuration.directory() / group).glob("*.yaml")))
         return f"{group}={got} is not an option of {group}; expected one of {known}"
