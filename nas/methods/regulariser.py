@@ -6,14 +6,18 @@ spec (the `DataSpec`). A checkpoint holds what its `state_dict` returns, for its
 """
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from nas.errors import ConfigError, NasError, described
+from nas.methods.exponentiated_gradient import ExponentiatedGradient
+from nas.runtime import distributed
 from nas.settings.building import complete
 from nas.supernet.arch_params import ArchParams
 from nas.training.schedule import Schedule
@@ -121,3 +125,16 @@ class BetaDecay(Regulariser):
 
     def __call__(self, arch: ArchParams, progress: float) -> Tensor:
         return self.weight(progress) * arch.masked().logsumexp(dim=-1).mean()
+
+
+def warn_of_no_effect(terms: Mapping[str, object], optimizer: Optimizer) -> None:
+    """Prints a warning of a term that the optimiser of the logits takes no notice of. terms: by the names of their
+    settings."""
+    without = [name for name, term in terms.items() if isinstance(term, BetaDecay)]
+    if without and isinstance(optimizer, ExponentiatedGradient) and distributed.first():
+        # Its gradient is theta / choices, so the same for all candidates once it is divided by theta.
+        print(
+            f"warning: {without[0]} has no effect with exponentiated gradients, which normalise it away; leave it "
+            "out, or set optim@arch_optim=adam",
+            file=sys.stderr,
+        )

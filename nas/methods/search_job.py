@@ -16,13 +16,12 @@ from nas.methods.cost_regularisers import Latency
 from nas.methods.derived_networks import Derived, timed_of
 from nas.methods.deriver import check_excluded, tried
 from nas.methods.discretisation_gap import Gap
-from nas.methods.exponentiated_gradient import ExponentiatedGradient
 from nas.methods.first_order import FirstOrder
 from nas.methods.front import Point
 from nas.methods.hooks import Collapse, Derivation, Description, DiscretisationGap, Regularisers, Stopped, decided
 from nas.methods.loop import Order, Plan, search
 from nas.methods.model_check import check_model
-from nas.methods.regulariser import BetaDecay, Sum, made
+from nas.methods.regulariser import Sum, made, warn_of_no_effect
 from nas.methods.search_options import SearchOptions, SearchParts
 from nas.methods.state import SearchState
 from nas.methods.supernet_score import Judge
@@ -132,14 +131,7 @@ class SearchJob:
             precision=job.runtime.precision,
         )
         terms = {f"regulariser.{name}": term for name, term in (self.regulariser or Sum({})).terms.items()}
-        rest = [name for name, term in terms.items() if isinstance(term, BetaDecay)]
-        if rest and isinstance(state.arch_optim, ExponentiatedGradient) and distributed.first():
-            # Its gradient is theta / choices, so the same for all candidates once it is divided by theta.
-            print(
-                f"warning: {rest[0]} has no effect with exponentiated gradients, which normalise it away; leave it "
-                "out, or set optim@arch_optim=adam",
-                file=sys.stderr,
-            )
+        warn_of_no_effect(terms, state.arch_optim)
         if type(self.searcher).__module__.startswith("nas."):  # one of the user's own may train more
             for what, part in {"sampler": self.sampler, **terms}.items():
                 if not isinstance(part, Pull):  # of a cap: one on time has the largest network, which is timed alone
