@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nas.data.inputs import form
 from nas.errors import ConfigError, DivergenceError
 from nas.supernet.arch_params import ArchParams
 from nas.supernet.choice import Gate
@@ -179,8 +180,7 @@ def check_drawn(gates: Any, sampler: Sampler, shape: torch.Size) -> None:
     got = f"a {type(gates).__name__}"
     if isinstance(gates, Gates):
         forms = (
-            f"{str(one.dtype)[6:]} {tuple(one.shape)}" if isinstance(one, Tensor) else f"a {type(one).__name__}"
-            for one in (gates.weights, gates.drawn)
+            form(one) if isinstance(one, Tensor) else f"a {type(one).__name__}" for one in (gates.weights, gates.drawn)
         )
         got = "gates with weights, drawn of {} and {}".format(*forms)
     raise ConfigError(

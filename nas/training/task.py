@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.data.bundle import Split
+from nas.data.inputs import form
 from nas.data.labels import IGNORED, check_labels
 from nas.data.spec import DataSpec
 from nas.errors import ConfigError, DataError, NasError, SpaceError, described
@@ -241,9 +242,8 @@ def check_value(
     except Exception as error:  # a user's own function may raise any error
         if may_fail:
             return
-        forms = " and ".join(f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" for tensor in given)
         raise ConfigError(
-            f"task.{what} fails on {of} of {forms} ({described(error)})",
+            f"task.{what} fails on {of} of {' and '.join(map(form, given))} ({described(error)})",
             fix=f"correct task.{what} or its arguments; --debug shows where it stopped",
         ) from error
     if value is None and what == "weights":  # all are equal
